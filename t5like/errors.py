@@ -1,0 +1,33 @@
+"""How a run ends badly: one exception class per exit code. `main.py` prints the message, no traceback.
+
+ 0 target reached          2 wrong config or usage      3 data        4 checkpoint or storage
+ 5 numerics                75 pre-empted, state saved: run again      124 stalled (watchdog)
+"""
+
+
+class Failure(Exception):
+  """An error whose message is one paragraph for people: what, where, and what would work."""
+  exit_code = 1
+
+
+class ConfigError(Failure):
+  exit_code = 2
+
+
+class DataError(Failure):
+  exit_code = 3
+
+
+class CheckpointError(Failure):
+  exit_code = 4
+
+
+class NumericsError(Failure):
+  exit_code = 5
+
+
+class Preempted(Failure):
+  exit_code = 75
+
+
+STALLED = 124  # the watchdog leaves without unwinding, so it has a number only
