@@ -1,0 +1,43 @@
+"""The front door: python main.py [train|prepare|inspect|generate] --config=FILE.py[:VARIANT] ..."""
+import os
+import sys
+
+from absl import flags
+
+flags.DEFINE_string('config', None, 'Config file, with a variant after a colon if it has any.')
+flags.DEFINE_string('workdir', None, 'Where a run leaves everything; default runs/CONFIG.')
+flags.DEFINE_bool('print_config', False, 'Show every value and every derived number, and end.')
+flags.DEFINE_bool('debug', False, 'Show where an error was raised.')
+flags.DEFINE_integer('step', 0, 'inspect: the step whose batch is shown.')
+flags.DEFINE_integer('rows', 2, 'inspect: how many rows of it.')
+flags.DEFINE_multi_string('prompt', None, 'generate: text to continue; may be given several times.')
+flags.DEFINE_integer('tokens', 128, 'generate: how many at most.')
+flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token each time.')
+flags.DEFINE_integer('top_k', 40, 'generate: sample from the k likeliest; 0 from all.')
+flags.DEFINE_float('top_p', 1.0, 'generate: sample from the likeliest that hold this share.')
+flags.DEFINE_integer('seed', 0, 'generate: other seeds give other text.')
+flags.DEFINE_string('coordinator', '', 'host:port of process 0, where the cluster does not say.')
+flags.DEFINE_integer('num_processes', 0, 'With --coordinator.')
+flags.DEFINE_integer('process_id', 0, 'With --coordinator.')
+
+
+def main(argv):
+  from t5like import commands
+  from t5like.errors import ConfigError, Failure
+  overrides = [a[len('--config.'):] for a in argv if a.startswith('--config.')]
+  try:
+    try:
+      rest = flags.FLAGS([a for a in argv if not a.startswith('--config.')])[1:]
+    except flags.Error as e:
+      raise ConfigError(f'{e} (python main.py --help lists the flags.)') from e
+    commands.run(rest, flags.FLAGS, overrides)
+  except Failure as e:
+    if '--debug' in argv:
+      raise
+    print(f'\n{e}' if e.exit_code == 75 else f'\nERROR: {e}', file=sys.stderr, flush=True)
+    # No clean-up: with peers, the distributed runtime would wait for all of them to leave.
+    os._exit(e.exit_code)
+
+
+if __name__ == '__main__':
+  main(sys.argv)

@@ -1,0 +1,39 @@
+"""t5like: pre-training of transformers in JAX, for TPU pods and for laptops."""
+from setuptools import find_packages, setup
+
+setup(
+    name='t5like',
+    version='0.1.0',
+    description='Pre-trains encoder, decoder and encoder-decoder transformers in JAX and Flax',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['t5like', 't5like.*']),
+    python_requires='>=3.11,<3.14',
+    install_requires=[
+        # JAX 0.11 and later need Python 3.12; on 3.11 this resolves to 0.10.
+        'jax>=0.10.0,<0.13',
+        'flax>=0.12.6,<0.13',
+        'optax>=0.2.6,<0.3',
+        'orbax-checkpoint>=0.12.6,<0.13',  # the v1 interface, whose names change between minors
+        'tensorflow-datasets>=4.9.9,<5',
+        'importlib_resources',  # TFDS imports it without asking for it
+        'array_record>=0.8.1,<0.9',
+        'grain>=0.2.18,<0.3',
+        'sentencepiece>=0.2.0,<0.3',
+        'ml_collections>=1.0,<2',
+        'absl-py>=2.0,<3',
+        'etils[epath]>=1.9,<2',
+        'numpy>=2.0,<3',
+        'rich>=13,<16',
+        'tensorboardX>=2.6,<3',
+        'zstandard>=0.22,<1',
+    ],
+    extras_require={
+        'test': ['pytest>=8,<10', 'hypothesis>=6.100,<7', 'ruff>=0.6'],
+        'tpu': ['jax[tpu]>=0.10.0,<0.13'],
+        'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
+        'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
+        'tensorboard': ['tensorboard'],
+    },
+)

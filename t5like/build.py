@@ -1,0 +1,74 @@
+"""From a config to the pieces of a run: data, vocabulary, model, optimizer and compiled steps."""
+import jax
+
+from t5like import config as config_lib
+from t5like import optim, sharding, step as step_lib
+from t5like.data import prepare, store as store_lib
+from t5like.errors import ConfigError, DataError
+from t5like.model import transformer
+
+
+def open_data(config, say=print):
+  """The prepared dataset of a config; prepared now when this is the only process."""
+  folder = prepare.folder(config)
+  if not (folder / 'manifest.json').exists():
+    if jax.process_count() > 1:
+      raise DataError(f'no prepared dataset in {folder}: run python main.py prepare with this '
+                      'config once, on one machine, before training on many.')
+    prepare.prepare(config, say)
+  return store_lib.open_store(folder)
+
+
+def with_vocabulary(config, vocabulary):
+  """The config with every size known; ConfigError when the model cannot hold the vocabulary."""
+  config = config_lib.resolve(config)
+  size, asked = vocabulary.size, config.model.vocab_size
+  if not asked:
+    with config.unlocked():
+      config.model.vocab_size = -(-size // 128) * 128
+  elif asked < size:
+    raise ConfigError(f'model.vocab_size={asked}, but the vocabulary has {size} pieces, ids up to '
+                      f'{size - 1}: set at least {size} ({-(-size // 128) * 128} is a multiple of 128).')
+  return config
+
+
+def build_model(config):
+  """Model of a resolved config; checks params_expected. Needs a mesh in force."""
+  model = transformer.build(transformer.ModelConfig(**config.model))
+  count = transformer.count_params(model)
+  if config.params_expected and count != config.params_expected:
+    raise ConfigError(f'params_expected={config.params_expected:,}, but this model has {count:,} '
+                      'parameters. Correct the model section, or set params_expected to 0.')
+  return model, count
+
+
+def build_step(config, model, total_steps, mesh):
+  """(tx, train_step, eval_step, learning_rate) of a config whose schedule ends at total_steps.
+
+  The steps are compiled when first called; train_step(state, batch) takes the state's memory.
+  """
+  learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
+  tx = optim.build(config.optimizer, learning_rate)
+  rows = config.batch_size // config.microbatches // sharding.batch_shards(mesh)
+  if rows * config.microbatches * sharding.batch_shards(mesh) != config.batch_size:
+    pieces = config.microbatches * sharding.batch_shards(mesh)
+    raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
+                      f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
+  vocab = config.model.vocab_size // mesh.shape['tensor']
+  chunks = step_lib.num_chunks(config.loss.chunks, config.data.seq_len, rows, vocab)
+  sums = step_lib.make_sums(model, config.loss, chunks)
+  train_step = step_lib.make_train_step(
+      sums, tx, seed=config.seed, microbatches=config.microbatches, clip_norm=config.optimizer.clip_norm)
+  return tx, jax.jit(train_step, donate_argnums=0), jax.jit(sums), learning_rate
+
+
+def sizes(config):
+  """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
+  mesh = jax.make_mesh((1,) * len(sharding.AXES), sharding.AXES,
+                       axis_types=(jax.sharding.AxisType.Explicit,) * len(sharding.AXES),
+                       devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    model, count = build_model(config)
+  flops = transformer.flops_per_token(model.config, count, config.data.seq_len)
+  return dict(parameters=count, flops_per_token=flops, flops_per_step=flops * config.batch_size
+              * config.data.seq_len, flops_in_all=flops * config.stop.tokens)

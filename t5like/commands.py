@@ -1,0 +1,95 @@
+"""What `main.py` can be asked to do. Heavy imports wait until the config is known to be right."""
+import difflib
+import pathlib
+
+from t5like import config as config_lib
+from t5like.errors import ConfigError
+
+
+def run(args, flags, overrides):
+  """Runs the command `args` names (train when there is none) with absl's parsed flags."""
+  name, *extra = args or ['train']
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    raise ConfigError(f'main.py {name}: no such command.' + (f' Did you mean {near[0]}?' if near else '')
+                      + f' There are {", ".join(COMMANDS)}.')
+  if extra:
+    raise ConfigError(f'main.py {name} {" ".join(extra)}: what follows the command must be flags, such '
+                      'as --config=configs/decoder_tiny.py or --config.batch_size=16.')
+  if name == 'generate':
+    return _generate(flags)
+  if not flags.config:
+    raise ConfigError(f'--config is missing: try python main.py {name} '
+                      '--config=configs/decoder_tiny.py')
+  config = config_lib.load(flags.config, overrides)
+  if flags.print_config:
+    return _print_config(config)
+  return COMMANDS[name](config, flags)
+
+
+def _name(flags):
+  """'decoder_tiny' from configs/decoder_tiny.py, 'decoder_tiny-smoke' from its variant."""
+  file, _, variant = flags.config.partition(':')
+  return pathlib.Path(file).stem + (f'-{variant}' if variant else '')
+
+
+def _train(config, flags):
+  from t5like import workdir as workdir_lib
+  workdir = flags.workdir or f'runs/{_name(flags)}'
+  for key, old, new in workdir_lib.check_config(workdir, config):
+    print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
+  done = workdir_lib.read_result(workdir, config)
+  if done:
+    print(f'{workdir}: {done["reason"]} after {done["step"]:,} steps, {done["tokens"]:,} tokens, with '
+          f'validation nll {done["validation"]["nll"]:.4f}. Nothing left to do; a larger '
+          '--config.stop.tokens goes on, another --workdir starts afresh.')
+    return
+  from t5like import sharding
+  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+  from t5like import train
+  train.train(config, workdir, _name(flags))
+
+
+def _prepare(config, flags):
+  from t5like.data import prepare
+  prepare.prepare(config)
+
+
+def _inspect(config, flags):
+  from t5like import build
+  from t5like.data import inspect
+  inspect.show(build.open_data(config), config, flags.step, flags.rows)
+
+
+def _generate(flags):
+  if not flags.workdir:
+    raise ConfigError('--workdir is missing: the folder of a trained model, such as '
+                      'runs/decoder_tiny.')
+  from t5like import load, metrics
+  model = load.load(flags.workdir)
+  prompts = flags.prompt or ['']
+  texts = model.generate(prompts, tokens=flags.tokens, temperature=flags.temperature,
+                         top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed)
+  for prompt, text in zip(prompts, texts):
+    metrics.Screen('', 0).sample(prompt, text)
+
+
+def _print_config(config):
+  from rich.console import Console
+  from t5like import build, metrics
+  console = Console(highlight=False, soft_wrap=True)
+  config = config_lib.resolve(config)
+  for key, value, changed in config_lib.describe(config):
+    console.print(f'{key:32} {value!r}', style='bold' if changed else 'dim', markup=False)
+  console.print('\nDerived', style='bold underline')
+  derived = config_lib.derived(config)
+  if config.model.vocab_size:
+    derived.update(build.sizes(config))
+  for key, value in derived.items():
+    text = f'{value:,} ({metrics.short(value)})' if isinstance(value, int) else f'{value:.4g}'
+    console.print(f'{key:32} {text}', markup=False)
+  if not config.model.vocab_size:
+    console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
+
+
+COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, generate=_generate)

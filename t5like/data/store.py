@@ -1,0 +1,165 @@
+"""The prepared dataset on disk: checks that it is whole, and reads any window of tokens.
+
+`prepare` cuts the tokens of each shard into blocks of `manifest['block']` tokens, one record each,
+all full but the last. A record is a tf.train.Example that TFDS can read; the tokens are its last
+bytes (see shards.py), so that reading one is a slice and costs no parsing.
+"""
+
+import bisect
+import functools
+import json
+import pathlib
+import types
+
+import numpy as np
+
+from t5like.data import vocabulary
+from t5like.errors import DataError
+
+FORMAT = 1  # of the folder; raise it when files written by older code cannot be read any more
+MANIFEST = 'manifest.json'  # written last: a folder that has it is complete
+
+
+def open_store(folder):
+  """Returns the Store in `folder` (str or path); DataError when anything is missing."""
+  folder = pathlib.Path(folder)
+  command = 'python main.py prepare --config=...'
+  try:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+  except FileNotFoundError:
+    if folder.is_dir() and any(folder.iterdir()):
+      raise DataError(f'prepare did not finish in {folder}; run it again, finished parts are kept: '
+                      f'{command}') from None
+    raise DataError(f'There is no prepared dataset in {folder}; run: {command}') from None
+  except ValueError as error:
+    raise DataError(f'{folder / MANIFEST} is damaged ({error}): delete the folder and run: '
+                    f'{command}') from error
+  if manifest.get('format') != FORMAT:
+    raise DataError(f'{folder} has format {manifest.get("format")}, this version of t5like reads '
+                    f'format {FORMAT}: delete the folder and run: {command}')
+  if broken := broken_files(folder, manifest):
+    raise DataError(f'{len(broken)} files of {folder} are not as prepare left them, first '
+                    f'{broken[0]}; to make them again, run: {command}')
+  return Store(folder, manifest)
+
+
+def broken_files(folder, manifest):
+  """Returns what is wrong with the shards and the vocabulary of a folder, a str per file."""
+  shards = [shard for split in manifest['splits'].values() for shard in split['shards']]
+  broken = []
+  for file, size in [(manifest['vocabulary']['file'], None)] + [
+      (shard['file'], shard['size']) for shard in shards]:
+    try:
+      found = (folder / file).stat().st_size
+    except FileNotFoundError:
+      broken.append(f'{file} (missing)')
+      continue
+    if size not in (None, found):
+      broken.append(f'{file} ({found} bytes instead of {size})')
+  return broken
+
+
+class Store:
+  """A prepared dataset.
+
+  manifest: the content of manifest.json        splits: names, such as ['train', 'validation']
+  fingerprint: sha256 of tokens and vocabulary  vocabulary: the Vocabulary that made the tokens
+  """
+
+  def __init__(self, folder, manifest):
+    self.folder, self.manifest = folder, manifest
+    self.fingerprint = manifest['fingerprint']
+    self.splits = list(manifest['splits'])
+
+  @functools.cached_property
+  def vocabulary(self):
+    made = self.manifest['vocabulary']
+    spec = types.SimpleNamespace(name=made['name'], sentinels=made['num_sentinels'])
+    loaded = vocabulary.load(spec, self.folder / made['file'])
+    if loaded.fingerprint != made['fingerprint']:
+      raise DataError(f'{self.folder / made["file"]} is not the vocabulary that made the tokens '
+                      'beside it: delete the folder and run prepare again.')
+    return loaded
+
+  def __getstate__(self):
+    return {k: v for k, v in self.__dict__.items() if k != 'vocabulary'}
+
+  def windows(self, split, length, stride=None, tail=False):
+    """Returns the Windows of `length` tokens, `stride` (default: `length`) apart, of a split.
+
+    Windows do not cross shards. With `tail`, tokens after a shard's last window make one more, if
+    it has a token that no window before it has (and that is not only a target: `length - stride`
+    tokens are shared by neighbours), padded with -1. DataError for an unknown split, or one too
+    small for a window.
+    """
+    if split not in self.manifest['splits']:
+      raise DataError(f'{self.folder} has no split {split!r}; it has {", ".join(self.splits)}.')
+    shards = self.manifest['splits'][split]['shards']
+    paths = [str(self.folder / shard['file']) for shard in shards]
+    windows = Windows(paths, [shard['tokens'] for shard in shards], self.manifest['block'],
+                      self.manifest['dtype'], length, stride or length, tail)
+    if not len(windows):
+      sizes = ' + '.join(str(shard['tokens']) for shard in shards)
+      raise DataError(f'The split {split!r} of {self.folder} has {sizes} tokens: not one window of '
+                      f'{length}. Lower data.seq_len, give more text, or '
+                      + ('raise data.validation_fraction.' if split == 'validation' else
+                         'lower data.shards.'))
+    return windows
+
+
+class Windows:
+  """Random access to windows of tokens: w[i] is int32 [length]. Thread-safe, pickles small."""
+
+  def __init__(self, paths, tokens, block, dtype, length, stride, tail):
+    """`paths`, `tokens`: file and number of tokens of each shard."""
+    self._paths, self._tokens = paths, tokens
+    self._stamps = [pathlib.Path(path).stat().st_mtime_ns for path in paths]
+    self._block, self._dtype = block, np.dtype(dtype).newbyteorder('<')
+    self._length, self._stride = length, stride
+    self._ends = np.cumsum([self._count(n, tail) for n in tokens]).tolist()
+
+  def _count(self, tokens, tail):
+    full = max(0, (tokens - self._length) // self._stride + 1)
+    left = tokens - full * self._stride
+    return full + (tail and left > max(0, self._length - self._stride))
+
+  def __len__(self):
+    return self._ends[-1]
+
+  def __getitem__(self, i):
+    """Returns int32 [length]; DataError for a damaged record."""
+    if not 0 <= i < self._ends[-1]:
+      raise IndexError(f'window {i} of {self._ends[-1]}')
+    shard = bisect.bisect_right(self._ends, i)
+    start = (int(i) - (self._ends[shard - 1] if shard else 0)) * self._stride
+    stop = min(start + self._length, self._tokens[shard])
+    window = np.full(self._length, -1, np.int32)
+    done = start
+    while done < stop:
+      record, offset = divmod(done, self._block)
+      tokens = self._read(shard, record)[offset:offset + stop - done]
+      window[done - start:done - start + len(tokens)] = tokens
+      done += len(tokens)
+    return window
+
+  def _getitems(self, indices):
+    """Returns a list of int32 [length]. Grain asks for whole batches by this name."""
+    # One record at a time: reading them together is slower (array_record 0.8.6, 5 to 30 instead
+    # of 6 us per record), as it starts threads.
+    return [self[i] for i in indices]
+
+  def _read(self, shard, record):
+    path = self._paths[shard]
+    try:
+      content = _reader(path, self._stamps[shard]).read([record])[0]
+      size = self._block * self._dtype.itemsize
+      return np.frombuffer(content, self._dtype, self._block, len(content) - size)
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise DataError(f'Record {record} of {path} is damaged ({str(error)[:150]}): delete this '
+                      'shard and run prepare again, the others are kept.') from error
+
+
+@functools.lru_cache(128)
+def _reader(path, stamp):  # `stamp`: a file that was made again needs a new reader
+  from array_record.python import array_record_module
+  return array_record_module.ArrayRecordReader(path, 'readahead_buffer_size:0,max_parallelism:0')

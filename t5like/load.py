@@ -1,0 +1,48 @@
+"""A trained model from its workdir, ready to use."""
+import dataclasses
+from typing import Any
+
+import jax
+
+from t5like import build, decode, sharding, workdir as workdir_lib
+from t5like.checkpoint import Checkpoints
+from t5like.data import vocabulary as vocabulary_lib
+from t5like.errors import CheckpointError, ConfigError
+
+
+@dataclasses.dataclass
+class Loaded:
+  """A model with its parameters: `generate` text, or call `model.apply(params, batch)` under `mesh`."""
+  config: Any
+  mesh: Any
+  model: Any
+  params: Any
+  vocabulary: Any
+  step: int
+
+  def generate(self, prompts, **kwargs):
+    """Continuations of the prompts, as strings; the arguments are those of `decode.generate`."""
+    data = self.config.data
+    with jax.set_mesh(self.mesh):
+      try:
+        return decode.generate(self.model, self.params, self.vocabulary, prompts, context=data.seq_len,
+                               document_mask=data.document_mask, **kwargs)
+      except ValueError as e:
+        raise ConfigError(f'--prompt: {e}') from e
+
+
+def load(workdir, step=None):
+  """Loaded model of the newest (or given) checkpoint in a workdir, on one device of this machine."""
+  config = workdir_lib.read_config(workdir)
+  vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
+  config = build.with_vocabulary(config, vocabulary)
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+  with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
+    steps = checkpoints.steps
+    if not steps or (step is not None and step not in steps):
+      raise CheckpointError(f'--workdir={workdir} has no checkpoint{"" if step is None else f" of {step}"}'
+                            f' yet; it has {steps or "none"}.')
+    model, _ = build.build_model(config)
+    abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+    step = steps[-1] if step is None else step
+    return Loaded(config, mesh, model, checkpoints.params(step, abstract), vocabulary, step)

@@ -1,0 +1,191 @@
+"""Numbers out of a run: rates, files, and what a person sees.
+
+MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter and token plus full
+attention (`transformer.flops_per_token`), over the peak of the devices' matrix units. On a CPU,
+whose peak is not published per model, it is the share of what one large matrix product reaches.
+"""
+import json
+import math
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+# Peak dense bf16 FLOP/s of one JAX device; vendors' data sheets.
+PEAK_FLOPS = {
+    'TPU v3': 61.5e12, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12,
+    'TPU v5p': 459e12, 'TPU v6 lite': 918e12, 'TPU v6e': 918e12, 'TPU7x': 1153.5e12,
+    'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
+}
+
+
+def peak_flops(dtype='float32'):
+  """FLOP/s that all devices of the run could reach, and the name of where the figure is from."""
+  device = jax.devices()[0]
+  matches = [k for k in PEAK_FLOPS if device.device_kind.startswith(k)]
+  if matches:
+    best = max(matches, key=len)
+    return PEAK_FLOPS[best] * jax.device_count(), f'{best} data sheet'
+  return _measured_flops(dtype) * jax.process_count(), f'measured {dtype} matrix product'
+
+
+def _measured_flops(dtype, n=1024):
+  """FLOP/s of an n x n matrix product on one device: virtual CPU devices share the same cores."""
+  x = jax.device_put(jnp.ones((n, n), dtype), jax.local_devices()[0])
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(x, x))
+  seconds = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(product(x, x))
+    seconds.append(time.perf_counter() - start)
+  return 2 * n ** 3 / min(seconds)
+
+
+def summary(sums, bytes_per_token):
+  """Means of a validation from its sums: nll (nats), perplexity, accuracy, bits_per_byte, tokens."""
+  count = max(sums['weights'], 1)
+  nll = sums['nll'] / count
+  return dict(nll=nll, perplexity=math.exp(min(nll, 700)), accuracy=sums['hits'] / count,
+              bits_per_byte=nll / math.log(2) / bytes_per_token, tokens=int(sums['weights']))
+
+
+def short(n):
+  """1234567 -> '1.23M'."""
+  for unit in ('', 'k', 'M', 'B', 'T'):
+    if abs(n) < 999.5 or unit == 'T':
+      return f'{n:.3g}{unit}' if unit or n != int(n) else f'{int(n)}'
+    n /= 1000
+
+
+def duration(seconds):
+  """3725 -> '1:02:05'."""
+  m, s = divmod(int(seconds), 60)
+  h, m = divmod(m, 60)
+  return f'{h}:{m:02}:{s:02}' if h else f'{m}:{s:02}'
+
+
+class Files:
+  """metrics.jsonl and TensorBoard events in a workdir; lines after `step` (lost work) are dropped."""
+
+  def __init__(self, workdir, step, tensorboard):
+    self.path = epath.Path(workdir) / 'metrics.jsonl'
+    lines = self.path.read_text().splitlines() if self.path.exists() else []
+    self.kept = [l for l in lines if _step_of(l) <= step]
+    self.remote = '://' in str(workdir)
+    if len(self.kept) < len(lines):
+      self._rewrite()
+    self.file = None if self.remote else open(self.path, 'a', buffering=1, encoding='utf-8')
+    self.board = None
+    if tensorboard:
+      from tensorboardX import SummaryWriter
+      self.board = SummaryWriter(str(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+
+  def _rewrite(self):
+    new = self.path.parent / 'metrics.jsonl.tmp'
+    new.write_text(''.join(l + '\n' for l in self.kept))
+    new.replace(self.path)
+
+  def write(self, step, values):
+    """One line of numbers, with the time in seconds since 1970."""
+    line = json.dumps(dict(step=step, time=round(time.time(), 3), **values))
+    if self.remote:
+      self.kept.append(line)  # object stores cannot append: written whole by `flush`
+    else:
+      self.file.write(line + '\n')
+    if self.board:
+      for name, value in values.items():
+        self.board.add_scalar(name, value, step)
+
+  def text(self, step, name, text):
+    if self.board:
+      self.board.add_text(name, text, step)
+
+  def flush(self):
+    if self.remote:
+      self._rewrite()
+    if self.board:
+      self.board.flush()
+
+  def close(self):
+    self.flush()
+    if self.file:
+      self.file.close()
+    if self.board:
+      self.board.close()
+
+
+def _step_of(line):
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    return sys.maxsize  # cut off by a crash
+
+
+class Rate:
+  """Tokens per second of training alone: `pause` leaves out validations, saves and the like."""
+
+  def __init__(self):
+    self.tokens, self.since, self.latest = 0, None, 0.0
+
+  def add(self, tokens):
+    self.tokens += tokens
+
+  def pause(self):
+    self.since = None
+
+  def start(self):
+    self.tokens, self.since = 0, time.perf_counter()
+
+  def take(self):
+    """The rate since the last `take` or `start`; that of before, when a pause came in between."""
+    if self.since is not None and self.tokens:
+      self.latest = self.tokens / (time.perf_counter() - self.since)
+    self.start()
+    return self.latest
+
+
+class Screen:
+  """Progress for people: a live bar on a terminal, a line now and then elsewhere."""
+
+  SECONDS_BETWEEN_LINES = 10
+
+  def __init__(self, name, total_tokens, quiet=False):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    self.name, self.total, self.bar, self.last_line = name, total_tokens, None, 0.0
+    if self.console.is_terminal and not quiet:
+      self.bar = Progress(
+          TextColumn('[bold]{task.description}'), BarColumn(bar_width=24),
+          TextColumn('[progress.percentage]{task.percentage:>3.0f}%  {task.fields[text]}'),
+          console=self.console)
+      self.task = self.bar.add_task(name, total=total_tokens, text='starting')
+      self.bar.start()
+
+  def say(self, text):
+    self.console.print(text, markup=False)
+
+  def show(self, step, tokens, values):
+    """`values`: nll, tokens_per_second, mfu (of training, the latest)."""
+    rate, left = values['tokens_per_second'], max(0, self.total - tokens)
+    text = f'step {step:,}  loss {values["nll"]:.3f}  {short(left)} tokens left'
+    if rate:  # not known at the first step, which compiles
+      text += f'  {short(rate)} tokens/s  MFU {values["mfu"]:.0%}  ETA {duration(left / rate)}'
+    if self.bar:
+      self.bar.update(self.task, completed=tokens, text=text)
+    elif time.monotonic() - self.last_line >= self.SECONDS_BETWEEN_LINES:
+      self.last_line = time.monotonic()
+      self.say(f'{tokens / self.total:4.0%}  {text}')
+
+  def sample(self, prompt, text):
+    """A continuation under its prompt, set off from everything else."""
+    from rich.panel import Panel
+    from rich.text import Text
+    self.console.print(Panel(Text(prompt, 'bold') + Text(text), title='sample', title_align='left'))
+
+  def close(self):
+    if self.bar:
+      self.bar.stop()

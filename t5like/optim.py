@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules: optax by name, with the settings of `config.optimizer`."""
+import difflib
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5like.errors import ConfigError
+
+
+def schedule(spec, learning_rate, total_steps):
+  """Function of the step (int, from 0) that gives the learning rate; `spec` is config.schedule.
+
+  All begin with a linear warm-up, `learning_rate * (step + 1) / warmup_steps`. Then, with t the share
+  of the remaining steps that are done and f = final_scale:
+    constant  1                   cosine  f + (1 - f) (1 + cos(pi t)) / 2    linear  1 - (1 - f) t
+    wsd       1, falling linearly to f over the last decay_fraction of all steps
+    rsqrt     sqrt(timescale / max(step, timescale))  (T5: timescale 10,000, no warm-up, peak 0.01)
+  """
+  warmup, f = spec.warmup_steps, spec.final_scale
+  decay_steps = max(1, round(spec.decay_fraction * total_steps))
+
+  def shape(step):
+    t = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0, 1)
+    if spec.name == 'cosine':
+      return f + (1 - f) * (1 + jnp.cos(jnp.pi * t)) / 2
+    if spec.name == 'linear':
+      return 1 - (1 - f) * t
+    if spec.name == 'wsd':
+      left = jnp.clip((total_steps - step) / decay_steps, 0, 1)
+      return f + (1 - f) * left
+    if spec.name == 'rsqrt':
+      return jnp.sqrt(spec.timescale / jnp.maximum(step, spec.timescale))
+    return jnp.float32(1)
+
+  def value(step):
+    step = jnp.asarray(step, jnp.float32)
+    return learning_rate * shape(step) * jnp.minimum(1, (step + 1) / max(1, warmup))
+  return value
+
+
+def path_name(path):
+  """'stack/blocks/attention/q/w' from a key path of jax.tree_util."""
+  return '/'.join(str(k.key if hasattr(k, 'key') else k) for k in path)
+
+
+def decay_mask(pattern):
+  """Function of params that marks which decay: those whose path matches the regex."""
+  def mask(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(re.search(pattern, path_name(path))), params)
+  return mask
+
+
+def build(spec, learning_rate):
+  """optax transformation of `config.optimizer`; `learning_rate` is a number or a schedule.
+
+  b1, b2, eps and weight_decay are handed on to optimizers that take them, `extra` to the one named.
+  Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
+  """
+  names = {n: f for module in (optax.contrib, optax) for n, f in vars(module).items()
+           if inspect.isfunction(f) and 'learning_rate' in inspect.signature(f).parameters}
+  if spec.name not in names:
+    near = difflib.get_close_matches(spec.name, names, n=1)
+    raise ConfigError(f'optimizer.name={spec.name!r}: optax has no such optimizer.'
+                      + (f' Did you mean {near[0]!r}?' if near else '')
+                      + f' It has {", ".join(sorted(names))}.')
+  make = names[spec.name]
+  takes = inspect.signature(make).parameters
+  extra = dict(spec.extra)
+  for key in extra:
+    if key not in takes:
+      near = difflib.get_close_matches(key, takes, n=1)
+      raise ConfigError(f'optimizer.extra.{key}: optax.{spec.name} has no such argument.'
+                        + (f' Did you mean {near[0]!r}?' if near else '')
+                        + f' It takes {", ".join(takes)}.')
+  kwargs = {k: spec[k] for k in ('b1', 'b2', 'eps', 'weight_decay') if k in takes}
+  for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
+    if key in takes:
+      kwargs[key] = decay_mask(spec.decay_mask)
+  return make(learning_rate, **{**kwargs, **extra})

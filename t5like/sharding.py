@@ -1,0 +1,117 @@
+"""Where every array lives: the alphabet of dimensions, the mesh, and the rules that join them.
+
+A letter names a dimension everywhere: in variable suffixes (`q_BTNH`), in einsum strings and in the
+rules below.
+
+  B batch          T query / decoder positions   S key / encoder positions   D model
+  N query heads    K key-value heads             H head size                 F feed-forward
+  V vocabulary     L layers
+
+Meshes have explicit axes: an array's sharding is part of its type, so `jax.eval_shape` knows it and
+a layout that cannot work is an error while tracing, on any machine.
+"""
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from t5like.errors import ConfigError
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# The mesh axis of each dimension; a letter that is not listed is on every device in full.
+AT_REST = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+IN_USE = {'B': ('data', 'fsdp'), 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+
+
+def at_rest(dims):
+  """PartitionSpec of stored parameters and optimizer state: spread over fsdp too."""
+  return P(*map(AT_REST.get, dims))
+
+
+def in_use(dims):
+  """PartitionSpec of activations, and of parameters while a layer works with them."""
+  return P(*map(IN_USE.get, dims))
+
+
+def gather(w, dims, dtype):
+  """A stored parameter as its layer needs it: cast first, so that fewer bytes travel over fsdp."""
+  return jax.sharding.reshard(w.astype(dtype), in_use(dims))
+
+
+def einsum(equation, x, w, **kwargs):
+  """`jnp.einsum` whose result is laid out as the letters after `->` say."""
+  return jnp.einsum(equation, x, w, out_sharding=in_use(equation.split('->')[1]), **kwargs)
+
+
+def make_mesh(mesh, devices=None):
+  """Mesh of the sizes in `config.mesh`. Raises ConfigError when they do not fit the devices."""
+  devices = jax.devices() if devices is None else devices
+  sizes = [mesh[axis] for axis in AXES]
+  given = math.prod(s for s in sizes if s != -1)
+  asked = ' '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
+  if -1 in sizes:
+    if len(devices) % given:
+      raise ConfigError(f'{asked}: {len(devices)} devices are present, which {given} does not '
+                        f'divide. Give sizes whose product divides {len(devices)}.')
+    sizes[sizes.index(-1)] = len(devices) // given
+  elif given != len(devices):
+    raise ConfigError(f'{asked} makes {given} devices, but {len(devices)} are present '
+                      f'({jax.process_count()} processes). Set one of them to -1 to use them all.')
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def batch_shards(mesh):
+  """Number of pieces that the batch dimension is cut into."""
+  return math.prod(mesh.shape[axis] for axis in IN_USE['B'])
+
+
+def to_global(mesh, batch):
+  """Rows of this process (numpy, [B / processes, ...]) to global arrays [B, ...] on the mesh."""
+  sharding = NamedSharding(mesh, P(IN_USE['B']))
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def start_processes(coordinator='', num_processes=0, process_id=0):
+  """Joins the processes of this run; call before anything touches a device.
+
+  It is called on one process too, because JAX's preemption service, which lets all hosts agree on
+  the step at which SIGTERM stops them, lives in the distributed runtime. TPU pods and SLURM describe
+  themselves; elsewhere give coordinator='host:port', num_processes and process_id.
+  """
+  if jax.distributed.is_initialized():
+    return
+  if coordinator:
+    jax.distributed.initialize(coordinator, num_processes, process_id,
+                               cluster_detection_method='deactivate')
+    return
+  try:
+    jax.distributed.initialize()  # a cluster that describes itself
+  except (ValueError, RuntimeError) as e:
+    if 'before any JAX' in str(e):  # a notebook that has used JAX already: no preemption service
+      return
+    jax.distributed.initialize(f'127.0.0.1:{_free_port()}', 1, 0,
+                               cluster_detection_method='deactivate')
+
+
+def _free_port():
+  import socket
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def virtual_devices(n):
+  """Lets this process see n CPU devices; call before JAX is imported by anyone (tests, notebooks)."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={n}'.strip()
+
+
+def abstract(fn, mesh):
+  """What `fn()` would return, as shapes, dtypes and shardings; nothing is computed."""
+  def with_mesh(x):
+    spec = x.sharding.spec if x.sharding is not None else P()  # scalars carry none
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+  return jax.tree.map(with_mesh, jax.eval_shape(fn))

@@ -1,0 +1,137 @@
+"""The loss, and the only training step. Knows batches, not architectures or optimizers.
+
+A loss is made of sums over tokens and divided once, after micro-batches and devices are added up:
+every token of the global batch weighs the same however the batch is cut.
+"""
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5like.sharding import IN_USE
+
+LOGITS_BYTES = 2 ** 27  # per device; larger logits are made in pieces
+
+
+def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
+  """(nll_BT, loss_BT, hit_BT) from fp32 logits; nats, nats and bool.
+
+  nll is -log p(target). The loss adds z_loss * log(Z)^2 and smooths the target (probability
+  1 - label_smoothing, the rest shared by the other symbols), less the entropy of that smoothed
+  distribution, so that its least value is 0 (T5X, losses.py; Szegedy et al. 2016).
+  """
+  V = logits_BTV.shape[-1]
+  log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+  # A masked sum, not a gather: the vocabulary may be spread over devices.
+  is_target_BTV = targets_BT[:, :, None] == jnp.arange(V)[None, None, :]
+  target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), -1)
+  nll_BT = loss_BT = log_z_BT - target_BT
+  if label_smoothing:
+    high, low = 1 - label_smoothing, label_smoothing / (V - 1)
+    entropy = -(high * jnp.log(high) + (V - 1) * low * jnp.log(low + 1e-20))
+    others_BT = jnp.sum(logits_BTV, -1) - target_BT
+    loss_BT = log_z_BT - high * target_BT - low * others_BT - entropy
+  if z_loss:
+    loss_BT = loss_BT + z_loss * jnp.square(log_z_BT)
+  return nll_BT, loss_BT, target_BT >= jnp.max(logits_BTV, -1)
+
+
+def num_chunks(asked, seq_len, rows, vocab_size):
+  """Pieces of the sequence whose logits are made at once; `rows` and `vocab_size` per device.
+
+  asked 0: the fewest that divide seq_len and keep fp32 logits within LOGITS_BYTES.
+  """
+  if asked:
+    return asked
+  fits = lambda n: rows * (seq_len // n) * vocab_size * 4 <= LOGITS_BYTES
+  return next((n for n in range(1, seq_len) if seq_len % n == 0 and fits(n)), seq_len)
+
+
+def make_sums(model, loss, chunks=1):
+  """Returns sums(params, batch, key) -> dict of fp32 scalars: loss, nll, hits, weights.
+
+  All are sums over the batch's tokens, each times its weight (weights: the plain sum).
+  """
+  def of_hidden(params, x_BTD, targets_BT, weights_BT):
+    nll_BT, loss_BT, hit_BT = cross_entropy(
+        model.logits(params, x_BTD), targets_BT, loss.label_smoothing, loss.z_loss)
+    return dict(loss=jnp.sum(loss_BT * weights_BT), nll=jnp.sum(nll_BT * weights_BT),
+                hits=jnp.sum(hit_BT * weights_BT), weights=jnp.sum(weights_BT))
+
+  def sums(params, batch, key=None):
+    x_BTD = model.hidden(params, batch, key)
+    targets_BT, weights_BT = batch['targets'], batch['weights']
+    if chunks == 1:
+      return of_hidden(params, x_BTD, targets_BT, weights_BT)
+
+    @jax.checkpoint  # logits are made again in the backward pass, so only one piece exists at a time
+    def add_chunk(total, chunk):
+      return jax.tree.map(jnp.add, total, of_hidden(params, *chunk)), None
+    zero = dict.fromkeys(('loss', 'nll', 'hits', 'weights'), jnp.float32(0))
+    pieces = tuple(_split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
+    return jax.lax.scan(add_chunk, zero, pieces)[0]
+  return sums
+
+
+def _split(x, axis, n):
+  """[.., n * m, ..] -> [n, .., m, ..] along an axis that is not spread over devices."""
+  return jnp.moveaxis(x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1:]), axis, 0)
+
+
+def _microbatch(x, n):
+  """[n * m, ..] -> [n, m, ..]: piece i takes the rows i, i + n, ..., so no row changes its device."""
+  return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+
+
+def init_state(model, tx, seed):
+  """{params, opt_state, step, guard}: all that a step reads and writes, all arrays."""
+  params = model.init(jax.random.key(seed))
+  return dict(params=params, opt_state=tx.init(params), step=jnp.int32(0),
+              guard=dict(bad_steps=jnp.int32(0), bad_in_a_row=jnp.int32(0)))
+
+
+def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
+  """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
+
+  A step whose loss, gradient or update is not finite changes nothing but the counters in `guard`.
+  metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
+  and the guard's counters, fp32 or int32 scalars.
+  """
+  def grads_and_sums(params, batch, key):
+    def loss_sum(params, batch, key):
+      s = sums(params, batch, key)
+      return s['loss'], s
+    grad = jax.value_and_grad(loss_sum, has_aux=True)
+    if microbatches == 1:
+      (_, s), grads = grad(params, batch, key)
+      return grads, s
+
+    def add(total, i_batch):
+      i, piece = i_batch
+      (_, s), grads = grad(params, piece, jax.random.fold_in(key, i))
+      return jax.tree.map(jnp.add, total, (grads, s)), None
+    pieces = jax.tree.map(lambda x: _microbatch(x, microbatches), batch)
+    first, rest = jax.tree.map(lambda x: x[0], pieces), jax.tree.map(lambda x: x[1:], pieces)
+    (_, s), grads = grad(params, first, jax.random.fold_in(key, 0))
+    return jax.lax.scan(add, (grads, s), (jnp.arange(1, microbatches), rest))[0]
+
+  def train_step(state, batch):
+    params, opt_state = state['params'], state['opt_state']
+    key = jax.random.fold_in(jax.random.key(seed), state['step'])
+    grads, s = grads_and_sums(params, batch, key)
+    count = jnp.maximum(s['weights'], 1)
+    grad_norm = optax.global_norm(grads) / count
+    scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, 1e-30)) if clip_norm else 1
+    grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
+    updates, new_opt_state = tx.update(grads, opt_state, params)
+    update_norm = optax.global_norm(updates)
+    # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
+    ok = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+    guard = dict(bad_steps=state['guard']['bad_steps'] + ~ok,
+                 bad_in_a_row=jnp.where(ok, 0, state['guard']['bad_in_a_row'] + 1))
+    new_state = dict(params=keep(optax.apply_updates(params, updates), params),
+                     opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
+    metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
+                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard)
+    return new_state, metrics
+  return train_step

@@ -1,0 +1,312 @@
+"""The loop: from a config to a trained, checkpointed, evaluated model.
+
+Metrics of a step are fetched after the next one is dispatched, so devices never wait for the host.
+"""
+import collections
+import importlib.metadata
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t5like import build, config as config_lib, decode, metrics, sharding
+from t5like import step as step_lib, workdir as workdir_lib
+from t5like.checkpoint import Checkpoints
+from t5like.data import pipeline
+from t5like.errors import ConfigError, NumericsError, Preempted
+from t5like.model import transformer
+from t5like.watchdog import Watchdog
+
+
+def train(config, workdir, name, devices=None):
+  """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, ...}.
+
+  `devices`: those to use, all by default. Raises Preempted after SIGTERM or stop.wall_time, with the state saved: the same call goes on from
+  there. Other Failures leave the newest checkpoint as it was.
+  """
+  store = build.open_data(config)
+  watchdog = Watchdog(config.watchdog.start)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  keep = dict(keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+  try:
+    with jax.set_mesh(mesh), Checkpoints(workdir, **keep) as checkpoints:
+      run = Run(config, store, workdir, name, mesh, checkpoints, watchdog)
+      try:
+        return run.finish(run.loop())
+      finally:
+        run.close()
+  finally:
+    watchdog.close()
+
+
+class Stopper:
+  """Decides when a run is done, from validations and the clock."""
+
+  def __init__(self, spec):
+    self.spec, self.best, self.waited = spec, float('inf'), 0
+    self.target = config_lib.parse_target(spec.target) if spec.target else None
+    self.started = time.monotonic()
+
+  def after_validation(self, values):
+    """The reason to stop, or None."""
+    if self.target:
+      name, op, value = self.target
+      reached = {'<=': values[name] <= value, '<': values[name] < value,
+                 '>=': values[name] >= value, '>': values[name] > value}[op]
+      if reached:
+        return f'converged: stop.target {self.spec.target} reached with {values[name]:.4f}'
+    self.waited = 0 if values['nll'] < self.best else self.waited + 1
+    self.best = min(self.best, values['nll'])
+    if self.spec.patience and self.waited >= self.spec.patience:
+      return (f'converged: no lower validation nll than {self.best:.4f} in the last {self.waited} '
+              'validations (stop.patience)')
+    return None
+
+  def to_meta(self):
+    return dict(best=None if self.best == float('inf') else self.best, waited=self.waited)
+
+  def restore(self, meta):
+    self.best = float('inf') if meta['best'] is None else meta['best']
+    self.waited = meta['waited']
+
+  def out_of_time(self):
+    """True once stop.wall_time has passed; process 0's clock counts."""
+    if not self.spec.wall_time:
+      return False
+    over = time.monotonic() - self.started >= self.spec.wall_time
+    if jax.process_count() > 1:
+      over = bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
+    return over
+
+
+class Run:
+  """One start of a run: its state on the devices, its counters on the host."""
+
+  def __init__(self, config, store, workdir, name, mesh, checkpoints, watchdog):
+    self.asked, self.store, self.workdir, self.mesh = config, store, workdir, mesh
+    self.config = config = build.with_vocabulary(config, store.vocabulary)
+    self.checkpoints, self.watchdog = checkpoints, watchdog
+    self.main = jax.process_index() == 0
+    self.tokens_per_step = config.batch_size * config.data.seq_len
+    self.step = self.tokens = self.examples_seen = 0
+    self.saved_step = -1
+    self.validation = None  # the newest one's metrics
+    self.save_late = False  # a save that waits for a finite step
+    self.pending = self.last = None  # metrics of the newest step: on the devices, fetched
+    self.window = collections.Counter()  # sums since the last line in metrics.jsonl
+    self.waited = 0.0  # seconds that the devices may have waited for data, likewise
+    self.stopper, self.rate = Stopper(config.stop), metrics.Rate()
+    self.screen = metrics.Screen(name, config.stop.tokens, quiet=not self.main)
+    self.model, self.num_params = build.build_model(config)
+    self.state = self._start_state()
+    _, self.train_step, self.eval_step, self.learning_rate = self._build()
+    flops = transformer.flops_per_token(self.model.config, self.num_params, config.data.seq_len)
+    peak, self.peak_source = metrics.peak_flops(config.model.dtype)
+    self.mfu = lambda rate: rate * flops / peak
+    self.files = None
+    if self.main:
+      workdir_lib.write_config(workdir, self.asked)
+      store.vocabulary.save(workdir_lib.vocabulary_path(workdir))
+      self.files = metrics.Files(workdir, self.step, config.log.tensorboard)
+
+  @property
+  def steps_left(self):
+    return max(0, -(-(self.config.stop.tokens - self.tokens) // self.tokens_per_step))
+
+  def _build(self):
+    return build.build_step(self.config, self.model, self.step + self.steps_left, self.mesh)
+
+  def _start_state(self):
+    """The newest checkpoint's state, or a fresh one; sets the counters."""
+    tx = self._build()[0]  # the schedule may end elsewhere yet, but the state's structure is right
+    init = lambda: step_lib.init_state(self.model, tx, self.config.seed)
+    abstract = sharding.abstract(init, self.mesh)
+    found = self.checkpoints.restore(abstract, self.screen.say)
+    if found is None:
+      return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+    state, meta = found
+    where = f'the checkpoint of step {meta["step"]} in {self.workdir}'
+    config_lib.check_resumable(config_lib.from_json(meta['config']), self.asked, where)
+    if meta['data'] != self.store.fingerprint and 'data' not in self.config.allow_changed.split(','):
+      raise ConfigError(
+          f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
+          f'{self.store.fingerprint[:12]} in {self.store.folder}). Give the dataset it was trained on, '
+          'another --workdir, or --config.allow_changed=data to go on with the new data.')
+    self.tokens, self.examples_seen = meta['tokens'], meta['examples_seen']
+    self.step = self.saved_step = meta['step']
+    self.validation = meta['validation']
+    self.stopper.restore(meta['stopper'])
+    self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
+    return state
+
+  def introduce(self):
+    c, data = self.config, self.store.manifest['splits']['train']
+    self.screen.say(
+        f'{c.model.name} of {self.num_params:,} parameters on {jax.device_count()} x '
+        f'{jax.devices()[0].device_kind} ({", ".join(f"{k} {v}" for k, v in self.mesh.shape.items())})\n'
+        f'{metrics.short(c.stop.tokens)} tokens: {self.step + self.steps_left:,} steps of '
+        f'{c.batch_size} x {c.data.seq_len}, {c.stop.tokens / max(1, data["tokens"]):.2g} epochs of '
+        f'{self.store.folder}\n'
+        f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
+        f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
+
+  def loop(self):
+    """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
+    self.introduce()
+    started, first = time.monotonic(), True
+    with pipeline.train_batches(self.store, self.config, self.examples_seen,
+                                jax.process_index(), jax.process_count()) as batches:
+      while self.steps_left:
+        self._step(batches)
+        if first:
+          self._collect()
+          self.screen.say(f'First step, compilation included: {time.monotonic() - started:.0f} s')
+          self.rate.start()
+          first = False
+        reason = self._between_steps()
+        if reason:
+          return reason
+    return 'stop.tokens reached'
+
+  def _step(self, batches):
+    before = time.perf_counter()
+    batch = sharding.to_global(self.mesh, next(batches))
+    self.waited += time.perf_counter() - before
+    with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
+      self.state, new = self.train_step(self.state, batch)
+    self.step += 1
+    self.tokens += self.tokens_per_step
+    self.examples_seen += self.config.batch_size
+    self._collect()
+    self.pending = (self.step, self.tokens, new)
+    self.watchdog.arm(self.config.watchdog.step)
+
+  def _collect(self):
+    """Fetches and reports the metrics of the newest step that is not reported yet."""
+    if self.pending is None:
+      return
+    (step, tokens, values), self.pending = self.pending, None
+    self.last = values = {k: v.item() for k, v in jax.device_get(values).items()}
+    if values['bad_in_a_row'] >= self.config.guard.max_bad_steps:
+      raise NumericsError(
+          f'{values["bad_in_a_row"]} steps in a row had a loss, gradient or update that is not finite '
+          f'(guard.max_bad_steps), the last being step {step}; none of them changed the parameters. '
+          'The newest checkpoint is finite. A lower optimizer.learning_rate, a longer '
+          'schedule.warmup_steps, loss.z_loss=1e-4 or model.qk_norm=True often help.')
+    self.rate.add(self.tokens_per_step)
+    if not values['bad_in_a_row']:
+      w = values['weights']
+      self.window.update(weights=w, loss=w * values['loss'], nll=w * values['nll'],
+                         accuracy=w * values['accuracy'])
+    if step % self.config.log.every == 0 and self.window['weights']:
+      self._report(step, tokens, values)
+
+  def _report(self, step, tokens, values):
+    means = {k: self.window[k] / self.window['weights'] for k in ('loss', 'nll', 'accuracy')}
+    rate = self.rate.take()
+    speed = dict(tokens_per_second=rate, mfu=self.mfu(rate))
+    self.screen.show(step, tokens, dict(means, **speed))
+    if self.files:
+      self.files.write(step, dict(
+          tokens=tokens, **means, **speed, grad_norm=values['grad_norm'],
+          update_norm=values['update_norm'], learning_rate=float(self.learning_rate(step - 1)),
+          bad_steps=values['bad_steps'], data_wait=self.waited))
+    self.window, self.waited = collections.Counter(), 0.0
+
+  def _between_steps(self):
+    """Validates, saves and looks for reasons to stop, all of which are due at few steps."""
+    c = self.config
+    validation_due = c.evaluate.every and self.step % c.evaluate.every == 0
+    save_due = c.checkpoint.every and self.step % c.checkpoint.every == 0 or self.save_late
+    ending = self._ending()
+    reason = None
+    if validation_due or save_due or ending:
+      self._collect()
+      self.rate.pause()
+    if validation_due:
+      reason = self.stopper.after_validation(self.validate())
+    if (save_due or ending) and not reason:
+      self.save()
+    if ending:
+      self.checkpoints.wait()
+      raise Preempted(f'{ending}: stopped after step {self.step:,} with the state of step '
+                      f'{self.saved_step:,} saved in {self.workdir}. The same command goes on.')
+    return reason
+
+  def _ending(self):
+    """Why the process has to end though the work is not done, or None. All hosts agree."""
+    if multihost_utils.reached_preemption_sync_point(self.step):
+      return 'Pre-empted (SIGTERM)'
+    if self.steps_left and self.stopper.out_of_time():
+      return f'stop.wall_time={self.config.stop.wall_time:g} s is over'
+    return None
+
+  def validate(self):
+    """Metrics of the validation set: nll (nats), perplexity, accuracy, bits_per_byte."""
+    if self.validation and self.validation['step'] == self.step:
+      return self.validation
+    manifest = self.store.manifest['splits']['validation']
+    sums = []
+    for batch in pipeline.evaluation_batches(self.store, self.config, 'validation',
+                                             jax.process_index(), jax.process_count()):
+      sums.append(self.eval_step(self.state['params'], sharding.to_global(self.mesh, batch)))
+      self.watchdog.arm(self.config.watchdog.step)
+    total = {k: sum(s[k].item() for s in jax.device_get(sums)) for k in ('nll', 'hits', 'weights')}
+    values = metrics.summary(total, manifest['bytes'] / manifest['tokens'])
+    self.screen.say(
+        f'step {self.step:,}  validation nll {values["nll"]:.4f}  perplexity {values["perplexity"]:.2f}  '
+        f'accuracy {values["accuracy"]:.1%}  bits per byte {values["bits_per_byte"]:.4f}  '
+        f'({metrics.short(total["weights"])} tokens)')
+    if self.files:
+      self.files.write(self.step, {f'validation/{k}': v for k, v in values.items()})
+      self.files.flush()
+    self.validation = dict(values, step=self.step)
+    return self.validation
+
+  def save(self):
+    """Saves the newest step, unless it was not finite: then the next finite one."""
+    self.save_late = bool(self.last and self.last['bad_in_a_row'])
+    if self.save_late or self.saved_step == self.step:
+      return
+    versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
+    meta = dict(step=self.step, tokens=self.tokens, examples_seen=self.examples_seen,
+                validation=self.validation, stopper=self.stopper.to_meta(),
+                config=config_lib.to_json(self.asked), data=self.store.fingerprint,
+                vocabulary=self.store.vocabulary.fingerprint, versions=versions)
+    self.checkpoints.save(self.step, self.state, meta)
+    self.saved_step = self.step
+    self.watchdog.arm(self.config.watchdog.step)
+
+  def finish(self, reason):
+    """The last validation, checkpoint and samples; records that the run is done."""
+    self._collect()
+    values = self.validate()
+    self.save()
+    self.checkpoints.wait()
+    self.watchdog.arm(self.config.watchdog.start)  # decoding compiles too
+    self._sample()
+    result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values)
+    if self.main:
+      workdir_lib.write_result(self.workdir, self.config, **result)
+    self.screen.close()
+    self.screen.say(f'Done: {reason} after {self.step:,} steps, {metrics.short(self.tokens)} tokens. '
+                    f'Validation nll {values["nll"]:.4f}.')
+    return result
+
+  def _sample(self):
+    s = self.config.sample
+    if not s.prompts or jax.process_count() > 1:
+      return
+    texts = decode.generate(
+        self.model, self.state['params'], self.store.vocabulary, s.prompts,
+        context=self.config.data.seq_len, document_mask=self.config.data.document_mask, tokens=s.tokens,
+        temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=self.config.seed)
+    for prompt, text in zip(s.prompts, texts):
+      self.screen.sample(prompt, text)
+      self.files.text(self.step, 'sample', f'{prompt}|{text}')
+
+  def close(self):
+    self.screen.close()
+    if self.files:
+      self.files.close()

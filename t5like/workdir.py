@@ -1,0 +1,72 @@
+"""What a run leaves in its workdir beside checkpoints, and what a second start reads from it first.
+
+  config.json    the config of the run, as it was given
+  vocabulary     the vocabulary's file, so that the model can be used without the dataset
+  result.json    why and where the run ended; only once its target was reached
+  metrics.jsonl  a line of numbers per log interval and validation (see metrics.py)
+"""
+import json
+
+from etils import epath
+
+from t5like import config as config_lib
+from t5like.errors import CheckpointError, ConfigError
+
+
+def _write(path, text):
+  """Whole or not at all."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.parent / f'{path.name}.tmp'
+    new.write_text(text)
+    new.replace(path)
+  except OSError as e:
+    raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may '
+                          'write to.') from e
+
+
+def _read(path):
+  try:
+    return path.read_text()
+  except FileNotFoundError:
+    return None
+
+
+def read_config(workdir):
+  """The config of the run in `workdir`; ConfigError when there is none."""
+  text = _read(epath.Path(workdir) / 'config.json')
+  if text is None:
+    raise ConfigError(f'--workdir={workdir} holds no run (no config.json there). Train one first: '
+                      'python main.py --config=configs/decoder_tiny.py --workdir=...')
+  return config_lib.from_json(text)
+
+
+def vocabulary_path(workdir):
+  return epath.Path(workdir) / 'vocabulary'
+
+
+def check_config(workdir, config):
+  """Refuses a workdir that another config made; returns the differences that are allowed."""
+  path = epath.Path(workdir) / 'config.json'
+  text = _read(path)
+  if text is None:
+    return []
+  return config_lib.check_resumable(config_lib.from_json(text), config, str(path))
+
+
+def write_config(workdir, config):
+  _write(epath.Path(workdir) / 'config.json', config_lib.to_json(config))
+
+
+def read_result(workdir, config):
+  """The result of a run that has reached the target this config asks for, else None."""
+  text = _read(epath.Path(workdir) / 'result.json')
+  result = json.loads(text) if text else None
+  if result and result['stop'] == json.loads(json.dumps(config.stop.to_dict())):
+    return result
+  return None
+
+
+def write_result(workdir, config, **result):
+  _write(epath.Path(workdir) / 'result.json',
+         json.dumps(dict(stop=config.stop.to_dict(), **result), indent=2) + '\n')
