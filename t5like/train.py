@@ -102,7 +102,7 @@ class Run:
     self.state = self._start_state()
     _, self.train_step, self.eval_step, self.learning_rate = self._build()
     flops = transformer.flops_per_token(self.model.config, self.num_params, config.data.seq_len)
-    peak, self.peak_source = metrics.peak_flops(config.model.dtype)
+    peak, self.peak_source = metrics.peak_flops(mesh, config.model.dtype)
     self.mfu = lambda rate: rate * flops / peak
     self.files = None
     if self.main:
@@ -143,8 +143,8 @@ class Run:
   def introduce(self):
     c, data = self.config, self.store.manifest['splits']['train']
     self.screen.say(
-        f'{c.model.name} of {self.num_params:,} parameters on {jax.device_count()} x '
-        f'{jax.devices()[0].device_kind} ({", ".join(f"{k} {v}" for k, v in self.mesh.shape.items())})\n'
+        f'{c.model.name} of {self.num_params:,} parameters on {self.mesh.size} x '
+        f'{self.mesh.devices.flat[0].device_kind} ({", ".join(f"{k} {v}" for k, v in self.mesh.shape.items())})\n'
         f'{metrics.short(c.stop.tokens)} tokens: {self.step + self.steps_left:,} steps of '
         f'{c.batch_size} x {c.data.seq_len}, {c.stop.tokens / max(1, data["tokens"]):.2g} epochs of '
         f'{self.store.folder}\n'

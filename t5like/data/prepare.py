@@ -285,13 +285,14 @@ def _manifest(config, texts, plan, marks, vocab):
 
 def _finish(target, manifest):
   """Makes the folder complete: TFDS's description, then the manifest, and nothing else."""
+  kept = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
+  for file in target.glob('tokens-*'):
+    if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
+      file.unlink()
   shards.write_tfds_metadata(target, manifest)
   _write_json(target / store.MANIFEST, manifest)
-  kept = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
-  for file in target.iterdir():
-    if file.match('part-*.json') or file.match('*.tmp') or file.name == 'plan.json' or (
-        file.match('tokens-*') and file.name not in kept):
-      file.unlink()
+  for file in [*target.glob('part-*.json'), *target.glob('*.tmp'), target / 'plan.json']:
+    file.unlink()
 
 
 # --- Small things -------------------------------------------------------------------------------

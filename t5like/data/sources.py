@@ -181,10 +181,10 @@ def _tfds(name, rest, data, split):
   base = split.partition('[')[0]
   if base not in info.splits:
     raise DataError(f'{key}={split!r} is not a split of {folder}, which has '
-                    f'{", ".join(info.splits)}.')
+                    f'{", ".join(sorted(info.splits))}.')
   if data.field not in info.features:
     raise DataError(f'data.field={data.field!r} is not a feature of {folder}, which has '
-                    f'{", ".join(info.features)}.')
+                    f'{", ".join(sorted(info.features))}.')
   paths = info.splits[base].filepaths
   missing = [path for path in paths if not path.exists()]
   if missing:

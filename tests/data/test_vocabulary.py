@@ -38,7 +38,8 @@ def english(tmp_path_factory):
   return vocabulary.train(spec(size=305), texts, path)
 
 
-AWKWARD = st.text(st.sampled_from('ab \t\n\r\0\u2581\u2028é日😀<>_extra_id0123456789/s'), max_size=40)
+AWKWARD = st.text(st.sampled_from('ab \t\n\r\0\u2581\u2028é日😀<>_extra_id0123456789/s'),
+                  max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
@@ -104,7 +105,7 @@ def test_sample_is_even_bounded_and_in_short_pieces():
 
 
 def test_imported_model_gets_sentinels_above_as_t5_has_them(tmp_path):
-  inside = vocabulary.train(spec(size=280, sentinels=0), [' '.join(WORDS)], tmp_path / 'own')
+  inside = vocabulary.train(spec(size=288, sentinels=0), [' '.join(WORDS)], tmp_path / 'own')
   assert inside.num_sentinels == 0
   imported = vocabulary.train(spec(path=str(tmp_path / 'own')), None, tmp_path / 'copy')
   assert imported.size == inside.size + 10

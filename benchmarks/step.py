@@ -1,0 +1,157 @@
+"""Tokens/s and MFU of the train step of a config, on whatever device is here.
+
+    python benchmarks/step.py --config=configs/gpt2_124m.py [--config.batch_size=8 ...]
+    python benchmarks/step.py --compare
+
+--compare times three ways to train the same 10M decoder (6 layers, 384 wide, context 256, batch 16,
+fp32 on CPU) in turns in one process: our whole loop (data, metrics, logging), our step alone on a
+fixed batch, and a decoder in plain JAX (benchmarks/plain_jax.py). Quote the ratios.
+"""
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+from benchmarks import plain_jax  # noqa: E402
+from t5like import build, config as config_lib, metrics, sharding, step as step_lib, train  # noqa: E402
+from t5like.checkpoint import Checkpoints  # noqa: E402
+from t5like.data import pipeline  # noqa: E402
+from t5like.model import transformer  # noqa: E402
+from t5like.watchdog import Watchdog  # noqa: E402
+
+STEPS, ROUNDS = 5, 7  # steps timed at a time, times
+
+
+def random_batch(config, rows):
+  """A batch of random tokens in one segment each."""
+  shape = rows, config.data.seq_len
+  tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, *shape), np.int32)
+  positions = np.tile(np.arange(shape[1], dtype=np.int32), (rows, 1))
+  return dict(inputs=tokens[0], targets=tokens[1], positions=positions,
+              segments=np.ones(shape, np.int32), weights=np.ones(shape, np.float32))
+
+
+def timed(run):
+  """Seconds per call of `run`, which returns something to wait for, over STEPS calls."""
+  start = time.perf_counter()
+  for _ in range(STEPS):
+    last = run()
+  jax.block_until_ready(last)
+  return (time.perf_counter() - start) / STEPS
+
+
+def environment():
+  return (f'{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, '
+          f'jax {jax.__version__}, Python {sys.version.split()[0]}')
+
+
+def one_config(config):
+  config = config_lib.resolve(config)
+  if not config.model.vocab_size:
+    raise SystemExit('give --config.model.vocab_size: the vocabulary of this config is not made yet')
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh):
+    model, count = build.build_model(config)
+    tx, train_step, *_ = build.build_step(config, model, 1000, mesh)
+    state = jax.jit(lambda: step_lib.init_state(model, tx, 0))()
+    batch = sharding.to_global(mesh, random_batch(config, config.batch_size // jax.process_count()))
+    start = time.perf_counter()
+    compiled = train_step.lower(state, batch).compile()
+    print(f'{count:,} parameters; compiled in {time.perf_counter() - start:.1f} s; {environment()}')
+    box = [state]
+
+    def run():
+      box[0], values = compiled(box[0], batch)
+      return values
+    timed(run)
+    seconds = [timed(run) for _ in range(ROUNDS)]
+  tokens = config.batch_size * config.data.seq_len
+  flops = transformer.flops_per_token(model.config, count, config.data.seq_len)
+  peak, source = metrics.peak_flops(mesh, config.model.dtype)
+  for name, s in (('median', statistics.median(seconds)), ('best', min(seconds))):
+    print(f'{name:6} {s * 1e3:9.1f} ms/step  {tokens / s:12,.0f} tokens/s  MFU {tokens / s * flops / peak:.1%}')
+  print(f'MFU counts 6 N + attention (PaLM), of {source}')
+
+
+def small_decoder():
+  from configs.base import base
+  c = base()
+  c.data.update(source='markov:26', validation='tail', seq_len=256, document_mask=False,
+                directory=os.path.join(tempfile.gettempdir(), 't5like-benchmark'))
+  c.vocabulary.update(name='characters', specials=False)
+  c.model.update(vocab_size=1024, d_model=384, num_layers=6, num_heads=6, d_ff=1024, dtype='float32')
+  c.batch_size = 16
+  c.stop.tokens = 10 ** 9
+  c.evaluate.every = c.checkpoint.every = 0
+  config_lib.validate(c)
+  return c
+
+
+def compare():
+  config = small_decoder()
+  store = build.open_data(config, say=lambda _: None)
+  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
+    watchdog = Watchdog(3600)
+    run = train.Run(config, store, folder, 'benchmark', mesh, checkpoints, watchdog)
+    run.screen.console.quiet = True
+    fixed = sharding.to_global(mesh, random_batch(run.config, config.batch_size))
+    state = [jax.tree.map(lambda x: x.copy(), run.state)]
+
+    def step_alone():
+      state[0], values = run.train_step(state[0], fixed)
+      return values
+
+    m = run.model.config
+    params = plain_jax.init(jax.random.key(0), m.num_layers, m.d_model, m.num_heads, m.d_ff, m.vocab_size)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4, b2=0.95, weight_decay=0.1))
+    plain, step = [params, tx.init(params)], plain_jax.make_step(tx)
+    inputs, targets = (jax.device_put(np.asarray(fixed[k]), jax.devices()[0]) for k in ('inputs', 'targets'))
+
+    def plain_step():
+      plain[0], plain[1], value = step(*plain, inputs, targets)
+      return value
+
+    with pipeline.train_batches(run.store, run.config) as batches:
+      def loop():
+        run._step(batches)
+        run._between_steps()
+        return run.pending[2]
+      ways = dict(loop=loop, step=step_alone, plain=plain_step)
+      for way in ways.values():
+        timed(way)
+      seconds = {name: [] for name in ways}
+      for _ in range(ROUNDS):
+        for name, way in ways.items():
+          seconds[name].append(timed(way))
+    run.close()
+    watchdog.close()
+  print(f'{run.num_params:,} parameters, {config.batch_size} x {config.data.seq_len} tokens; {environment()}')
+  tokens = config.batch_size * config.data.seq_len
+  for name, s in seconds.items():
+    print(f'{name:6} {statistics.median(s) * 1e3:8.1f} ms/step (best {min(s) * 1e3:.1f})  '
+          f'{tokens / statistics.median(s):10,.0f} tokens/s')
+  for a, b in (('loop', 'step'), ('loop', 'plain')):
+    ratio = statistics.median(y / x for x, y in zip(seconds[a], seconds[b]))
+    print(f'speed of {a} / speed of {b}: {ratio:.3f} (median of {ROUNDS} pairs)')
+
+
+def main(argv):
+  from absl import flags
+  flags.DEFINE_string('config', None, 'Config file.')
+  flags.DEFINE_bool('compare', False, 'Compare our loop, our step and plain JAX.')
+  flags.FLAGS([a for a in argv if not a.startswith('--config.')])
+  if flags.FLAGS.compare or not flags.FLAGS.config:
+    return compare()
+  one_config(config_lib.load(flags.FLAGS.config, [a[9:] for a in argv if a.startswith('--config.')]))
+
+
+if __name__ == '__main__':
+  main(sys.argv)

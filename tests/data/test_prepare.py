@@ -1,0 +1,304 @@
+"""prepare: the same bytes every time, also after a kill; splits; what changed; TFDS reads it."""
+
+import gzip
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs.base import base
+from t5like.data import prepare, sources, store
+from t5like.errors import ConfigError, DataError
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUIET = dict(say=lambda line: None)
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Writes 4 files of 250 documents and returns configs that read them."""
+  draw = np.random.RandomState(0)
+  words = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta']
+  for f in range(4):
+    with open(tmp_path / f'{f}.jsonl', 'w') as file:
+      for i in range(250):
+        text = ' '.join(draw.choice(words, draw.randint(1, 60))) + f' {f} {i}'
+        file.write(json.dumps(dict(text=text if i != 7 else ' \n')) + '\n')
+
+  def config(vocabulary='bytes', **keys):
+    c = base()
+    c.data.update(dict(source=f'jsonl:{tmp_path}/*.jsonl', directory=str(tmp_path / 'prepared'),
+                       validation_fraction=0.1, shards=4) | keys)
+    c.vocabulary.update(name=vocabulary, sentinels=3)
+    return c
+
+  return config
+
+
+def documents(folder, split):
+  """Decodes every document of a split, from EOS to EOS."""
+  data = store.open_store(folder)
+  tokens = np.concatenate([row[row >= 0] for row in data.windows(split, 500, tail=True)])
+  ends = np.flatnonzero(tokens == data.vocabulary.eos_id)
+  assert ends[-1] == len(tokens) - 1
+  return [data.vocabulary.decode(part) for part in np.split(tokens, ends + 1)[:-1]]
+
+
+def hashes(folder):
+  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_every_document_is_there_once_in_order_and_the_manifest_counts_it(make):
+  c = make()
+  said = []
+  folder = prepare.prepare(c, said.append)
+  texts = [text for text, _ in sources.open_source(c).documents() if text.strip()]
+  hashed = {t: int(hashlib.sha256(t.encode()).hexdigest()[:16], 16) / 2**64 for t in texts}
+  expected = dict(train=[t for t in texts if hashed[t] >= 0.1],
+                  validation=[t for t in texts if hashed[t] < 0.1])
+  manifest = store.open_store(folder).manifest
+  assert manifest['dropped'] == 4 and '4 empty documents dropped' in said
+  for split, wanted in expected.items():
+    assert documents(folder, split) == wanted
+    entry = manifest['splits'][split]
+    assert entry['documents'] == len(wanted) and len(entry['shards']) == 4
+    assert entry['bytes'] == sum(len(t.encode()) for t in wanted)
+    assert entry['tokens'] == entry['bytes'] + len(wanted)
+    for shard in entry['shards']:
+      assert hashlib.sha256((folder / shard['file']).read_bytes()).hexdigest() == shard['sha256']
+  assert manifest['dtype'] == 'uint16' and manifest['max_id'] == ord('z') + 3
+  assert not [p for p in folder.iterdir() if 'part' in p.name or '.tmp' in p.name]
+
+
+def test_preparing_again_does_nothing_and_elsewhere_gives_the_same_bytes(make, tmp_path):
+  folder = prepare.prepare(make(), **QUIET)
+  before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+  said = []
+  assert prepare.prepare(make(), said.append) == folder
+  assert said == [f'{folder}: prepared already.']
+  assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+  other = prepare.prepare(make(directory=str(tmp_path / 'other')), **QUIET)
+  assert hashes(other) == hashes(folder)
+
+
+@pytest.mark.parametrize('calls', [1, 3, 5])
+def test_killed_prepare_continues_to_the_same_bytes(make, tmp_path, calls):
+  """The child dies by SIGKILL in the middle of a part, `calls` batches in."""
+  c = make(directory=str(tmp_path / 'killed'))
+  child = (
+      'import os, sys, signal; from configs.base import base; '
+      'from t5like.data import prepare, shards, vocabulary\n'
+      'c = base(); c.data.update(source=sys.argv[1], directory=sys.argv[2], shards=4, '
+      'validation_fraction=0.1); c.vocabulary.update(name="bytes", sentinels=3)\n'
+      'shards.BATCH = 20_000; encode, calls = vocabulary.Bytes.encode_batch, [0]\n'
+      'def die(self, texts):\n'
+      '  calls[0] += 1\n'
+      '  if calls[0] > int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n'
+      '  return encode(self, texts)\n'
+      'vocabulary.Bytes.encode_batch = die; prepare.prepare(c)\n')
+  died = subprocess.run([sys.executable, '-c', child, c.data.source, c.data.directory, str(calls)],
+                        cwd=ROOT, capture_output=True, text=True)
+  assert died.returncode == -9, died.stderr
+  folder = prepare.folder(c)
+  done = sorted(p.name for p in folder.glob('part-*.json'))
+  assert list(folder.glob('*.tmp')) and len(done) < 4
+  with pytest.raises(DataError, match='prepare did not finish in .*run it again'):
+    store.open_store(folder)
+  kept = {p: p.stat().st_ino for p in folder.glob('tokens-*') if p.suffix != '.tmp'}
+  assert len(kept) == 2 * len(done)
+  prepare.prepare(c, **QUIET)
+  assert all(p.stat().st_ino == inode for p, inode in kept.items())
+  whole = prepare.prepare(make(directory=str(tmp_path / 'whole')), **QUIET)
+  assert hashes(whole) == hashes(folder)
+
+
+def test_interrupted_then_changed_source_starts_anew(make, tmp_path):
+  c = make('characters')
+  folder = prepare.folder(c)
+
+  def stop(line):
+    if line.startswith('part 2'):
+      raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt):
+    prepare.prepare(c, stop)
+  with open(tmp_path / '3.jsonl', 'a') as f:
+    f.write('{"text": "Ω"}\n')
+  prepare.prepare(c, **QUIET)
+  assert 'Ω' in documents(folder, 'train') + documents(folder, 'validation')
+
+
+def test_changed_source_is_refused(make, tmp_path):
+  folder = prepare.prepare(make(), **QUIET)
+  content = (tmp_path / '2.jsonl').read_bytes()
+  (tmp_path / '2.jsonl').write_bytes(content + b'{"text": "more"}\n')
+  with pytest.raises(DataError, match='has changed .*2.jsonl.*delete that folder'):
+    prepare.prepare(make(), **QUIET)
+  (tmp_path / '2.jsonl').unlink()
+  with pytest.raises(DataError, match='1 differences, first .*2.jsonl: gone'):
+    prepare.prepare(make(), **QUIET)
+  for file in tmp_path.glob('*.jsonl'):
+    file.unlink()
+  said = []
+  assert prepare.prepare(make(), said.append) == folder
+  assert 'its source is not here any more' in said[0]
+
+
+def test_lost_and_broken_shards_are_made_again(make):
+  folder = prepare.prepare(make(), **QUIET)
+  before = hashes(folder)
+  inodes = {p.name: p.stat().st_ino for p in folder.glob('tokens-*')}
+  (folder / 'tokens-train.array_record-00001-of-00004').unlink()
+  with open(folder / 'tokens-validation.array_record-00002-of-00004', 'ab') as f:
+    f.write(b'x')
+  prepare.prepare(make(), **QUIET)
+  assert hashes(folder) == before
+  for name, inode in inodes.items():
+    if '-00000-' in name or '-00003-' in name:
+      assert (folder / name).stat().st_ino == inode
+
+
+def test_tail_validation_is_the_end_of_each_document(make):
+  c = make(validation='tail', shards=1)
+  folder = prepare.prepare(c, **QUIET)
+  texts = [text for text, _ in sources.open_source(c).documents() if text.strip()]
+  cuts = [int(len(t) * 0.9) for t in texts]
+  assert documents(folder, 'train') == [t[:k] for t, k in zip(texts, cuts)]
+  assert documents(folder, 'validation') == [t[k:] for t, k in zip(texts, cuts)]
+
+
+def test_max_documents_and_shards(make):
+  c = make(max_documents=300, shards=2)
+  folder = prepare.prepare(c, **QUIET)
+  entry = store.open_store(folder).manifest['splits']
+  assert sum(split['documents'] for split in entry.values()) == 298  # 2 are empty
+  assert len(entry['train']['shards']) == 2
+  texts = [t for t, _ in list(sources.open_source(c).documents())[:300] if t.strip()]
+  assert sorted(documents(folder, 'train') + documents(folder, 'validation')) == sorted(texts)
+
+
+def test_tfds_reads_the_folder(make):
+  import tensorflow_datasets as tfds
+  folder = prepare.prepare(make(shards=2), **QUIET)
+  data = store.open_store(folder)
+  for split in data.splits:
+    records = tfds.builder_from_directory(folder).as_data_source(split)
+    theirs = np.concatenate([r['tokens'][:r['n']] for r in records])
+    assert records[0]['tokens'].shape == (4096,) and records[0]['tokens'].dtype == np.uint16
+    ours = np.concatenate([row[row >= 0] for row in data.windows(split, 1000, tail=True)])
+    assert np.array_equal(theirs, ours)
+  assert 'tensorflow' not in sys.modules
+
+
+def test_tfds_dataset_with_its_own_validation_split(make, tmp_path):
+  import tensorflow_datasets as tfds
+
+  class Notes(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('2.1.0')
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(
+          dict(body=tfds.features.Text())))
+
+    def _split_generators(self, manager):
+      return {'train': self._generate_examples(90), 'dev': self._generate_examples(10)}
+
+    def _generate_examples(self, count):
+      for i in range(count):
+        yield i, dict(body=f'note {i} of {count}')
+
+  Notes(data_dir=tmp_path / 'tfds', file_format='array_record').download_and_prepare()
+  keys = dict(source='tfds:notes', field='body', tfds_dir=str(tmp_path / 'tfds'), shards=3)
+  folder = prepare.prepare(make(validation='dev', **keys), **QUIET)
+  assert sorted(documents(folder, 'validation')) == sorted(f'note {i} of 10' for i in range(10))
+  assert sorted(documents(folder, 'train')) == sorted(f'note {i} of 90' for i in range(90))
+  with pytest.raises(ConfigError, match="data.validation='dev' names a split"):
+    prepare.prepare(make(validation='dev'), **QUIET)
+
+
+def test_python_docs_with_a_small_sentencepiece(make):
+  c = make('sentencepiece', source='python_docs', max_documents=100, shards=0)
+  c.vocabulary.update(size=512, normalization='identity', train_characters=100_000)
+  folder = prepare.prepare(c, **QUIET)
+  texts = documents(folder, 'train') + documents(folder, 'validation')
+  assert sorted(texts) == sorted([t for t, _ in sources.open_source(c).documents()][:100])
+  assert store.open_store(folder).manifest['licence'] == 'PSF-2.0'
+
+
+def test_imported_vocabulary_is_copied_and_watched(make, tmp_path):
+  c = make('sentencepiece')
+  c.vocabulary.update(size=320)
+  model = prepare.prepare(c, **QUIET) / 'vocabulary'
+  shutil.copy(model, tmp_path / 'my.model')
+  c.vocabulary.path = str(tmp_path / 'my.model')
+  folder = prepare.prepare(c, **QUIET)
+  assert (folder / 'vocabulary').read_bytes() == model.read_bytes()
+  (tmp_path / 'my.model').write_bytes(b'other')
+  with pytest.raises(DataError, match='has changed since'):
+    prepare.prepare(c, **QUIET)
+
+
+def test_large_vocabularies_take_int32(make, tmp_path):
+  (tmp_path / 'wide.txt').write_text(''.join(map(chr, range(32, 0xD800))) +
+                                     ''.join(map(chr, range(0xE000, 0x14000))), encoding='utf-8')
+  c = make('characters', source=f'text:{tmp_path}/wide.txt', validation='tail', shards=0)
+  data = store.open_store(prepare.prepare(c, **QUIET))
+  assert data.manifest['dtype'] == 'int32' and data.vocabulary.size > 65536
+  tokens = np.concatenate([row[row >= 0] for row in data.windows('train', 777, tail=True)])
+  size = int((data.vocabulary.size - 3) * 0.9)
+  assert np.array_equal(tokens[:-1], np.arange(size) + 3) and data.manifest['max_id'] > 65536
+
+
+def test_characters_without_specials_cover_validation_too(make, tmp_path):
+  (tmp_path / 'a.txt').write_text('abcabc' * 50 + 'XYZ')
+  c = make('characters', source=f'text:{tmp_path}/a.txt', validation='tail')
+  c.vocabulary.specials = False
+  data = store.open_store(prepare.prepare(c, **QUIET))
+  assert data.vocabulary.size == 6 and data.vocabulary.eos_id is None
+  rows = [list(data.windows(split, 10, tail=True)) for split in ('train', 'validation')]
+  tokens = np.concatenate(sum(rows, []))
+  assert data.vocabulary.decode(tokens[tokens >= 0]) == 'abcabc' * 50 + 'XYZ'
+
+
+def test_text_that_cannot_be_used(make, tmp_path):
+  (tmp_path / 'empty.txt').write_text(' \n')
+  for name in ('bytes', 'characters', 'sentencepiece'):
+    with pytest.raises(DataError, match="empty.txt' holds no text: 1 documents"):
+      prepare.prepare(make(name, source=f'text:{tmp_path}/empty.txt'), **QUIET)
+  (tmp_path / 'one.txt').write_text('only one')
+  for name in ('bytes', 'sentencepiece'):
+    with pytest.raises(DataError, match="all of it went to validation.*data.validation='tail'"):
+      prepare.prepare(make(name, source=f'text:{tmp_path}/one.txt', validation_fraction=1.0),
+                      **QUIET)
+  said = []
+  folder = prepare.prepare(make(source=f'text:{tmp_path}/one.txt', validation_fraction=1e-9),
+                           said.append)
+  assert store.open_store(folder).splits == ['train']
+  assert any('There is no validation text' in line for line in said)
+  (tmp_path / 'bad.json').write_text('{"text": "\\ud800"}\n')
+  with pytest.raises(DataError, match='bad.json:1 holds .*surrogate'):
+    prepare.prepare(make(source=f'jsonl:{tmp_path}/bad.json'), **QUIET)
+
+
+def test_folder_differs_with_what_changes_tokens_only(make):
+  name = prepare.folder(make()).name
+  assert name.startswith('jsonl-tmp') and prepare.folder(make(seq_len=7, workers=2)).name == name
+  others = [dict(field='x'), dict(validation='tail'), dict(validation_fraction=0.2), dict(shards=1),
+            dict(max_documents=5), dict(split='x'), dict(source='python_docs')]
+  c = make()
+  c.vocabulary.sentinels = 4
+  names = {prepare.folder(make(**keys)).name for keys in others} | {prepare.folder(c).name}
+  assert len(names - {name}) == len(others) + 1
+
+
+def test_gz_gives_the_same_tokens_as_plain(make, tmp_path):
+  plain = prepare.prepare(make(), **QUIET)
+  (tmp_path / 'packed').mkdir()
+  for file in tmp_path.glob('*.jsonl'):
+    (tmp_path / 'packed' / f'{file.name}.gz').write_bytes(gzip.compress(file.read_bytes()))
+  packed = prepare.prepare(make(source=f'jsonl:{tmp_path}/packed/*'), **QUIET)
+  assert (store.open_store(packed).fingerprint == store.open_store(plain).fingerprint)

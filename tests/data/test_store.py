@@ -1,0 +1,172 @@
+"""The store: windows cover every token once, damage is named, reading is fast."""
+
+import concurrent.futures
+import itertools
+import json
+import pickle
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.base import base
+from t5like.data import prepare, store
+from t5like.errors import DataError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Three shards of digits, two of them several blocks long."""
+  path = tmp_path_factory.mktemp('store')
+  for name, size in (('a', 10_000), ('b', 40), ('c', 4095)):
+    (path / f'{name}.txt').write_text(''.join(str(i % 7) for i in range(size)))
+  c = base()
+  c.data.update(source=f'text:{path}/*.txt', directory=str(path), shards=3, validation='tail',
+                validation_fraction=0.1)
+  c.vocabulary.update(name='bytes', sentinels=0)
+  return prepare.prepare(c, lambda line: None)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  return tmp_path
+
+
+def shard_tokens(data, split):
+  """What the text files say should be in each shard."""
+  size = {'a': 10_000, 'b': 40, 'c': 4095}
+  for n in size.values():
+    ids = np.array([ord(str(i % 7)) + 3 for i in range(n)])
+    cut = int(n * 0.9)
+    yield np.append(ids[:cut] if split == 'train' else ids[cut:], 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 5000), overlap=st.integers(0, 1), split=st.sampled_from(
+    ['train', 'validation']))
+def test_windows_with_tail_hold_each_token_once(folder, length, overlap, split):
+  data = store.open_store(folder)
+  stride, length = length, length + overlap
+  rows = list(data.windows(split, length, stride, tail=True))
+  assert all(row.dtype == np.int32 and row.shape == (length,) for row in rows)
+  # A token counts where it is predicted: not as the first of windows that overlap by one.
+  expected = [token for tokens in shard_tokens(data, split) for token in tokens[overlap:]]
+  found = np.concatenate([row[overlap:] for row in rows])
+  assert np.array_equal(found[found >= 0], expected)
+  assert sum(bool((row < 0).any()) for row in rows) <= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 3000), stride=st.integers(1, 5000))
+def test_window_i_starts_at_i_strides_of_its_shard(folder, length, stride):
+  data = store.open_store(folder)
+  expected = [tokens[i:i + length] for tokens in shard_tokens(data, 'train')
+              for i in range(0, len(tokens) - length + 1, stride)]
+  windows = data.windows('train', length, stride)
+  assert len(windows) == len(expected)
+  order = np.random.RandomState(0).permutation(len(windows))[:50]
+  for i, row in zip(order, windows._getitems(order)):
+    assert np.array_equal(row, expected[i]) and np.array_equal(row, windows[int(i)])
+
+
+def test_windows_outside_are_an_index_error(folder):
+  windows = store.open_store(folder).windows('train', 100)
+  for i in (-1, len(windows)):
+    with pytest.raises(IndexError, match=f'window {i} of {len(windows)}'):
+      windows[i]
+  assert len(list(windows)) == len(windows)
+
+
+def test_too_small_a_split_says_how_small(folder):
+  data = store.open_store(folder)
+  with pytest.raises(DataError, match=r"'validation' .* has 1001 \+ 5 \+ 411 tokens: not one "
+                     'window of 2000.*raise data.validation_fraction'):
+    data.windows('validation', 2000)
+  assert len(data.windows('validation', 2000, tail=True)) == 3
+  with pytest.raises(DataError, match="no split 'test'; it has train, validation"):
+    data.windows('test', 10)
+
+
+def test_windows_pickle_small_and_read_from_many_threads(folder):
+  data = store.open_store(folder)
+  data.vocabulary  # noqa: B018  loaded, and not pickled
+  assert len(pickle.dumps(data)) < 10_000
+  windows = data.windows('train', 33)
+  expected = np.stack(list(windows))
+  content = pickle.dumps(windows)
+  assert len(content) < 2000
+  again = pickle.loads(content)
+  store._reader.cache_clear()  # so that threads open the readers
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for rows in pool.map(lambda _: np.stack(list(again)), range(16)):
+      assert np.array_equal(rows, expected)
+  assert pickle.loads(pickle.dumps(data)).vocabulary.size == 259
+
+
+def test_missing_and_unfinished_folders(folder, tmp_path):
+  with pytest.raises(DataError, match=f'no prepared dataset in {tmp_path}/x; run: python main.py'):
+    store.open_store(tmp_path / 'x')
+  (tmp_path / 'plan.json').write_text('{}')
+  with pytest.raises(DataError, match='prepare did not finish in'):
+    store.open_store(tmp_path)
+
+
+def test_damaged_folders(copy):
+  manifest = json.loads((copy / 'manifest.json').read_text())
+  shard = copy / 'tokens-train.array_record-00001-of-00003'
+  content = shard.read_bytes()
+  shard.write_bytes(content[:-1])
+  with pytest.raises(DataError, match=f'first {shard.name} .* instead of {len(content)}'):
+    store.open_store(str(copy))
+  shard.unlink()
+  with pytest.raises(DataError, match=rf'{shard.name} \(missing\); .*prepare --config'):
+    store.open_store(copy)
+  shard.write_bytes(content)
+  (copy / 'manifest.json').write_text(json.dumps(manifest | dict(format=99)))
+  with pytest.raises(DataError, match='has format 99, this version of t5like reads format 1'):
+    store.open_store(copy)
+  (copy / 'manifest.json').write_text('{')
+  with pytest.raises(DataError, match='manifest.json is damaged'):
+    store.open_store(copy)
+
+
+def test_another_vocabulary_is_refused(copy):
+  (copy / 'vocabulary').write_text('{"kind": "bytes", "sentinels": 5}')
+  with pytest.raises(DataError, match='not the vocabulary that made the tokens'):
+    store.open_store(copy).vocabulary  # noqa: B018
+  (copy / 'vocabulary').unlink()
+  with pytest.raises(DataError, match=r'vocabulary \(missing\)'):
+    store.open_store(copy)
+
+
+def test_a_damaged_record_is_named_and_the_others_are_read(copy):
+  shard = copy / 'tokens-train.array_record-00000-of-00003'
+  content = bytearray(shard.read_bytes())
+  at = content.find(np.uint16([53, 54, 55]).tobytes(), 9000)
+  content[at + 100] ^= 1  # in the second record
+  shard.write_bytes(content)
+  windows = store.open_store(copy).windows('train', 400)
+  assert len(windows[9]) == 400
+  with pytest.raises(DataError, match=f'Record 1 of {shard} is damaged .*delete this shard'):
+    windows[12]
+  assert len(windows[21]) == len(windows[9]) == 400
+
+
+def test_random_windows_are_read_in_60_us(tmp_path):
+  c = base()
+  c.data.update(source='markov:26', directory=str(tmp_path), validation='tail')
+  c.vocabulary.update(name='bytes')
+  data = store.open_store(prepare.prepare(c, lambda line: None))
+  windows = data.windows('train', 1025, 1024)
+  order = np.random.RandomState(0).permutation(len(windows))[:1024].tolist()
+  costs = []
+  for _ in range(5):
+    start = time.process_time()
+    for batch in itertools.zip_longest(*[iter(order)] * 16):
+      windows._getitems(batch)
+    costs.append((time.process_time() - start) / len(order))
+  assert min(costs) < 60e-6, f'{min(costs) * 1e6:.0f} us per window'

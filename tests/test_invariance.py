@@ -1,0 +1,105 @@
+"""The same training whatever the machine: meshes, micro-batches, workers, scan, remat, restarts."""
+import jax
+import numpy as np
+import pytest
+
+from t5like import train
+from t5like.checkpoint import Checkpoints
+from t5like.errors import Preempted
+from tests import tiny
+
+
+def losses(config, workdir, devices=1):
+  train.train(config, workdir, 'test', jax.devices()[:devices])
+  return [round(line['loss'], 5) for line in tiny.metrics(workdir)[0]]
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """Losses of the plain run: one device, one micro-batch, one reading thread, scan, no remat."""
+  folder = tmp_path_factory.mktemp('plain')
+  result = losses(tiny.config(folder), folder / 'run')
+  assert len(result) == 6 and result[-1] < result[0]
+  return result
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2)],
+                         ids=lambda m: 'x'.join(map(str, m)))
+def test_meshes(mesh, plain, tmp_path):
+  data, fsdp, tensor = mesh
+  c = tiny.config(tmp_path, mesh=dict(data=data, fsdp=fsdp, tensor=tensor))
+  np.testing.assert_allclose(losses(c, tmp_path / 'run', 8), plain, atol=1.01e-5)
+
+
+@pytest.mark.parametrize('change', [
+    dict(microbatches=2), dict(microbatches=4), dict(data=dict(workers=1)), dict(data=dict(workers=4)),
+    dict(model=dict(scan_layers=False)), dict(model=dict(remat='full')), dict(model=dict(remat='minimal')),
+    dict(loss=dict(chunks=4)), dict(model=dict(remat='full'), microbatches=2, mesh=dict(data=2, fsdp=2, tensor=2)),
+], ids=str)
+def test_ways_to_compute(change, plain, tmp_path):
+  devices = 8 if 'mesh' in change else 1
+  got = losses(tiny.config(tmp_path, **change), tmp_path / 'run', devices)
+  np.testing.assert_allclose(got, plain, atol=1.01e-5)
+
+
+def test_other_seeds_and_data_orders_differ(plain, tmp_path):
+  assert losses(tiny.config(tmp_path, seed=1), tmp_path / 'run')[0] != plain[0]
+
+
+def final_state(config, workdir):
+  """(step, every array of the newest checkpoint as bytes)."""
+  with Checkpoints(workdir) as checkpoints:
+    step = checkpoints.steps[-1]
+    parts = checkpoints._orbax.load_checkpointables(step, dict(params=None, opt_state=None, train=None))
+  return step, [np.asarray(x).tobytes() for x in jax.tree.leaves(parts)]
+
+
+@pytest.mark.parametrize('devices, mesh', [(1, dict(fsdp=1)), (8, dict(data=2, fsdp=2, tensor=2))])
+def test_resumed_twice_is_bit_identical_to_never_stopped(devices, mesh, tmp_path, monkeypatch):
+  """Stopped after steps 4 and 7 of 10, with dropout on: losses, norms and every array are equal."""
+  options = dict(model=dict(dropout=0.1), mesh=mesh, checkpoint=dict(every=0))
+  straight = tiny.config(tmp_path, steps=10, **options)
+  train.train(straight, tmp_path / 'straight', 'test', jax.devices()[:devices])
+
+  def ending_at(stop):
+    return lambda run: 'test' if run.step == stop else None
+  for stop in (4, 7):
+    monkeypatch.setattr(train.Run, '_ending', ending_at(stop))
+    with pytest.raises(Preempted, match=f'after step {stop}'):
+      train.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
+  monkeypatch.undo()
+  train.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
+
+  noise = {'time', 'tokens_per_second', 'mfu', 'data_wait'}
+  lines = [[{k: v for k, v in line.items() if k not in noise} for line in kind]
+           for w in ('straight', 'stopped') for kind in tiny.metrics(tmp_path / w)]
+  assert len(lines[0]) == 10
+  assert lines[0] == lines[2]  # training: json keeps every digit of a float
+  assert lines[1] == lines[3]  # validations
+  assert final_state(straight, tmp_path / 'straight') == final_state(straight, tmp_path / 'stopped')
+
+
+def test_resume_on_another_mesh(tmp_path, monkeypatch):
+  """The state is the same; later losses agree to 5 decimals."""
+  c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=0))
+  train.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
+  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 5 else None)
+  with pytest.raises(Preempted):
+    train.train(c, tmp_path / 'moved', 'test', jax.devices()[:1])
+  monkeypatch.undo()
+  c.mesh.update(data=2, fsdp=2, tensor=2)
+  train.train(c, tmp_path / 'moved', 'test', jax.devices())
+  a, b = (np.array([l['loss'] for l in tiny.metrics(tmp_path / w)[0]]) for w in ('straight', 'moved'))
+  np.testing.assert_array_equal(a[:5], b[:5])
+  np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_another_batch_size_goes_on_from_the_same_sample(tmp_path, monkeypatch):
+  c = tiny.config(tmp_path, steps=6, checkpoint=dict(every=0))
+  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  with pytest.raises(Preempted):
+    train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  monkeypatch.undo()
+  c.batch_size = 8
+  result = train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  assert result['step'] == 3 + 6 and result['tokens'] == 6 * 16 * 32

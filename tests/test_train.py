@@ -1,0 +1,253 @@
+"""Runs as a user starts them: what is left behind, why they end, and what they refuse."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from t5like import load, train, workdir as workdir_lib
+from t5like.checkpoint import Checkpoints
+from t5like.errors import CheckpointError, ConfigError, NumericsError, Preempted
+from t5like.train import Stopper
+from t5like.watchdog import Watchdog
+from tests import tiny
+from tests.conftest import ROOT
+
+
+def run(config, workdir):
+  return train.train(config, workdir, 'test', jax.devices()[:1])
+
+
+def test_leaves_a_model_metrics_events_and_a_result(tmp_path, capsys):
+  c = tiny.config(tmp_path, steps=8, log=dict(tensorboard=True), sample=dict(prompts=('the ',), tokens=8))
+  result = run(c, tmp_path / 'run')
+  out = capsys.readouterr().out
+  assert result['reason'] == 'stop.tokens reached' and result['tokens'] == c.stop.tokens
+  steps, validations = tiny.metrics(tmp_path / 'run')
+  assert [l['step'] for l in steps] == list(range(1, 9))
+  assert {'loss', 'nll', 'accuracy', 'grad_norm', 'learning_rate', 'tokens', 'tokens_per_second', 'mfu',
+          'bad_steps'} <= set(steps[0])
+  assert [l['step'] for l in validations] == [4, 8]
+  last = validations[-1]
+  assert np.isclose(last['validation/perplexity'], np.exp(last['validation/nll']))
+  assert list((tmp_path / 'run' / 'tensorboard').glob('events*'))
+  with Checkpoints(tmp_path / 'run') as checkpoints:
+    assert checkpoints.steps == [4, 8]
+  assert 'sample' in out and 'the ' in out and 'Done: stop.tokens reached' in out
+  model = load.load(tmp_path / 'run')
+  a, b = (model.generate(['the ', 'of'], tokens=40, seed=s) for s in (0, 1))
+  assert a != b and a == model.generate(['the ', 'of'], tokens=40, seed=0)
+
+
+def test_bits_per_byte_and_nll_agree_with_a_hand_computation(tmp_path):
+  """One validation by hand: every token of the split once, in nats, over its bytes of text."""
+  c = tiny.config(tmp_path, evaluate=dict(batches=0))
+  result = run(c, tmp_path / 'run')
+  model = load.load(tmp_path / 'run')
+  from t5like import build
+  from t5like.data import objectives
+  store = build.open_data(c)
+  windows = store.windows('validation', c.data.seq_len, stride=c.data.seq_len, tail=True)
+  batch = objectives.causal(np.stack([windows[i] for i in range(len(windows))]), document_mask=True, eos_id=1)
+  with jax.set_mesh(model.mesh):
+    logits = np.asarray(jax.jit(model.model.apply)(model.params, jax.device_put(batch)), np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  nll = -np.take_along_axis(log_p, batch['targets'][..., None], -1)[..., 0]
+  total = float((nll * batch['weights']).sum())
+  split = store.manifest['splits']['validation']
+  assert batch['weights'].sum() == split['tokens'] == result['validation']['tokens']
+  assert np.isclose(result['validation']['nll'], total / split['tokens'], rtol=1e-5)
+  assert np.isclose(result['validation']['bits_per_byte'], total / np.log(2) / split['bytes'], rtol=1e-5)
+
+
+def test_converges_by_target_and_by_patience(tmp_path):
+  c = tiny.config(tmp_path, steps=50, stop=dict(target='nll <= 5.4'), evaluate=dict(every=2))
+  result = run(c, tmp_path / 'target')
+  assert result['reason'].startswith('converged: stop.target nll <= 5.4')
+  assert result['step'] < 50 and result['validation']['nll'] <= 5.4
+  c = tiny.config(tmp_path, steps=50, stop=dict(patience=2), evaluate=dict(every=1),
+                  optimizer=dict(learning_rate=1e-12, weight_decay=0.0))
+  result = run(c, tmp_path / 'patience')
+  assert 'stop.patience' in result['reason'] and result['step'] < 50
+
+
+def test_patience_counts_validations_without_a_lower_nll(tmp_path):
+  stopper = Stopper(tiny.config(tmp_path, stop=dict(patience=3)).stop)
+  assert [bool(stopper.after_validation(dict(nll=v))) for v in (3, 2, 2.5, 2.0, 1.9, 2, 2, 2)] == [False] * 7 + [True]
+
+
+def test_wall_time_saves_and_can_go_on(tmp_path):
+  c = tiny.config(tmp_path, steps=8, stop=dict(wall_time=0.001))
+  with pytest.raises(Preempted, match='stop.wall_time'):
+    run(c, tmp_path / 'run')
+  c.stop.wall_time = 0.0
+  assert run(c, tmp_path / 'run')['step'] == 8
+  assert [l['step'] for l in tiny.metrics(tmp_path / 'run')[0]] == list(range(1, 9))
+
+
+def test_numbers_that_stay_bad_end_the_run_and_are_never_saved(tmp_path):
+  """A learning rate that throws parameters to 1e30: later steps are not finite and change nothing."""
+  c = tiny.config(tmp_path, steps=40, optimizer=dict(learning_rate=1e30), guard=dict(max_bad_steps=5),
+                  schedule=dict(warmup_steps=0), checkpoint=dict(every=1), evaluate=dict(every=0))
+  with pytest.raises(NumericsError, match='5 steps in a row'):
+    run(c, tmp_path / 'run')
+  with Checkpoints(tmp_path / 'run') as checkpoints:
+    last = checkpoints.steps[-1]
+    params = checkpoints._orbax.load_checkpointables(last, dict(params=None))['params']
+  assert all(np.isfinite(x).all() for x in map(np.asarray, jax.tree.leaves(params)))
+  first_bad = next(l['step'] for l in tiny.metrics(tmp_path / 'run')[0] if l['bad_steps']) if any(
+      l['bad_steps'] for l in tiny.metrics(tmp_path / 'run')[0]) else last + 1
+  assert last < first_bad
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+  c = tiny.config(tmp_path, steps=8)
+  run(c, tmp_path / 'run')
+  newest = tmp_path / 'run' / 'checkpoints' / '8'
+  for file in (newest / 'params').rglob('*'):
+    if file.is_file() and file.stat().st_size > 1000:
+      file.write_bytes(file.read_bytes()[:500])
+  c.stop.tokens += 2 * 16 * 32
+  assert run(c, tmp_path / 'run')['step'] == 10
+  out = capsys.readouterr().out
+  assert 'step 8' in out and 'Resumed from step 4' in out
+  for step in (tmp_path / 'run' / 'checkpoints').iterdir():
+    shutil.rmtree(step / 'params', ignore_errors=True)
+  c.stop.tokens += 16 * 32
+  with pytest.raises(CheckpointError, match='no checkpoint in .* can be read'):
+    run(c, tmp_path / 'run')
+
+
+def test_other_data_is_refused_unless_allowed(tmp_path):
+  c = tiny.config(tmp_path, steps=4)
+  run(c, tmp_path / 'run')
+  tiny.write_text(tmp_path / 'text.jsonl', seed=5)
+  shutil.rmtree(tmp_path / 'prepared')
+  c.stop.tokens *= 2
+  with pytest.raises(ConfigError, match='other data'):
+    run(c, tmp_path / 'run')
+  c.allow_changed = 'data'
+  assert run(c, tmp_path / 'run')['step'] == 8
+
+
+def test_a_model_too_small_for_its_vocabulary(tmp_path):
+  c = tiny.config(tmp_path)
+  c.model.vocab_size = 200
+  with pytest.raises(ConfigError, match='model.vocab_size=200.*259 pieces'):
+    run(c, tmp_path / 'run')
+
+
+def test_params_expected_is_checked(tmp_path):
+  with pytest.raises(ConfigError, match='params_expected=123.*parameters'):
+    run(tiny.config(tmp_path, params_expected=123), tmp_path / 'run')
+
+
+def test_generate_needs_a_run(tmp_path):
+  with pytest.raises(ConfigError, match='holds no run'):
+    load.load(tmp_path)
+
+
+def test_a_result_counts_only_for_the_same_stop(tmp_path):
+  c = tiny.config(tmp_path)
+  workdir_lib.write_result(tmp_path, c, reason='x', step=1, tokens=2)
+  assert workdir_lib.read_result(tmp_path, c)['reason'] == 'x'
+  c.stop.tokens += 1
+  assert workdir_lib.read_result(tmp_path, c) is None
+
+
+# --- Whole processes ------------------------------------------------------------------------
+
+
+def main(*args, cwd, **kwargs):
+  env = {**os.environ, 'XLA_FLAGS': '', 'COLUMNS': '100'}
+  return subprocess.run([sys.executable, ROOT / 'main.py', *args], cwd=cwd, env=env, text=True,
+                        capture_output=True, timeout=300, **kwargs)
+
+
+def test_command_line_end_to_end(tmp_path):
+  """Train, run again, refuse another config, generate, inspect: as the README has it."""
+  args = [f'--config={ROOT}/configs/decoder_tiny.py:smoke']
+  first = main(*args, cwd=tmp_path)
+  assert first.returncode == 0, first.stderr
+  assert 'Done: stop.tokens reached' in first.stdout and 'sample' in first.stdout
+  assert 'Traceback' not in first.stderr and 'Warning' not in first.stderr
+  workdir = tmp_path / 'runs' / 'decoder_tiny-smoke'
+  assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'config.json', 'result.json'} <= set(os.listdir(workdir))
+  again = main(*args, cwd=tmp_path)
+  assert again.returncode == 0 and 'Nothing left to do' in again.stdout
+  other = main(*args, '--config.model.d_model=128', cwd=tmp_path)
+  assert other.returncode == 2 and 'model.d_model: 64 there, 128 now' in other.stderr
+  text = main('generate', f'--workdir={workdir}', '--prompt=def ', '--tokens=8', cwd=tmp_path)
+  assert text.returncode == 0 and 'def ' in text.stdout, text.stderr
+  shown = main('inspect', *args, '--step=3', cwd=tmp_path)
+  assert shown.returncode == 0 and 'row 24' in shown.stdout and 'target' in shown.stdout
+  prepared = main('prepare', *args, cwd=tmp_path)
+  assert prepared.returncode == 0 and 'up to date' in prepared.stdout
+  numbers = main(*args, '--print_config', '--config.model.vocab_size=512', cwd=tmp_path)
+  assert numbers.returncode == 0 and 'parameters' in numbers.stdout and 'flops_in_all' in numbers.stdout
+
+
+@pytest.mark.parametrize('args, code, words', [
+    (['--config=configs/decoder_tny.py'], 2, ['decoder_tiny.py']),
+    (['--config=configs/decoder_tiny.py', '--config.model.num_layer=3'], 2, ['model.num_layers']),
+    (['--config=configs/decoder_tiny.py', '--config.batch_size=many'], 2, ['batch_size', 'many']),
+    (['--config=configs/decoder_tiny.py', '--workdr=x'], 2, ['workdr', 'workdir']),
+    (['trian', '--config=configs/decoder_tiny.py'], 2, ['train']),
+    (['train', 'batch_size=9', '--config=configs/decoder_tiny.py'], 2, ['batch_size=9', '--config.batch_size']),
+    ([], 2, ['--config']),
+    (['generate', '--workdir=nowhere'], 2, ['nowhere']),
+    (['--config=configs/decoder_tiny.py', '--config.data.source=text:/no/such/*.txt'], 3, ['/no/such']),
+    (['--config=configs/decoder_tiny.py', '--config.optimizer.name=adamx'], 2, ['adamx', 'adam']),
+    (['--config=configs/decoder_tiny.py', '--config.mesh.fsdp=3'], 2, ['mesh.fsdp']),
+], ids=lambda a: ' '.join(a[-2:]) if isinstance(a, list) else '')
+def test_mistakes_end_with_a_paragraph_and_a_code(args, code, words, tmp_path):
+  args = [a.replace('configs/', f'{ROOT}/configs/') for a in args]
+  smoke = [a + ':smoke' if a.endswith('decoder_tiny.py') else a for a in args]
+  done = main(*smoke, cwd=tmp_path)
+  assert done.returncode == code, done.stderr
+  assert 'Traceback' not in done.stderr
+  for word in words:
+    assert word in done.stderr
+  assert len(done.stderr) < 2500
+
+
+def test_sigterm_saves_exits_75_and_the_same_command_goes_on(tmp_path):
+  args = [f'--config={ROOT}/configs/decoder_tiny.py:smoke', '--config.stop.tokens=100000',
+          '--config.evaluate.every=0', '--config.checkpoint.every=0']
+  process = subprocess.Popen([sys.executable, ROOT / 'main.py', *args], cwd=tmp_path, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': ''})
+  metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
+  deadline = time.time() + 120
+  while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 5):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 75, err
+  assert 'Pre-empted' in err and 'The same command goes on' in err
+  saved = max(int(p.name) for p in (metrics.parent / 'checkpoints').iterdir() if p.name.isdigit())
+  assert 5 <= saved < 195
+  done = main(*args, cwd=tmp_path)
+  assert done.returncode == 0 and f'Resumed from step {saved}' in done.stdout, done.stderr
+  steps = [json.loads(l)['step'] for l in metrics.read_text().splitlines() if '"loss"' in l]
+  assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_watchdog_ends_a_stuck_process_with_124(tmp_path):
+  code = 'import time; from t5like.watchdog import Watchdog; Watchdog(0.5); time.sleep(60)'
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+  assert done.returncode == 124
+  assert 'Stalled' in done.stderr and 'time.sleep' not in done.stdout and 'line 1 in <module>' in done.stderr
+
+
+def test_watchdog_lets_a_living_process_be():
+  watchdog = Watchdog(0.4)
+  for _ in range(6):
+    time.sleep(0.1)
+    watchdog.arm(0.4)
+  watchdog.close()

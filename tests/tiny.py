@@ -1,0 +1,48 @@
+"""A model and a dataset so small that a whole training run takes seconds."""
+import json
+import random
+
+from configs.base import base
+from t5like import config as config_lib
+
+WORDS = 'the a of to in is it for on as with that this from by are be was not have'.split()
+
+
+def write_text(path, documents=120, seed=0):
+  """Random sentences, a document a line of a jsonl file; returns the `data.source` that reads it."""
+  rng = random.Random(seed)
+  with open(path, 'w', encoding='utf-8') as f:
+    for _ in range(documents):
+      f.write(json.dumps(dict(text=' '.join(rng.choices(WORDS, k=rng.randint(5, 60))))) + '\n')
+  return f'jsonl:{path}'
+
+
+def config(folder, steps=6, **sections):
+  """A validated config that trains a 2-layer decoder on bytes; `sections` update sections or keys."""
+  c = base()
+  c.data.update(source=write_text(folder / 'text.jsonl'), validation_fraction=0.1, seq_len=32,
+                directory=str(folder / 'prepared'))
+  c.vocabulary.update(name='bytes', sentinels=0)
+  c.model.update(vocab_size=264, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64,
+                 dtype='float32')
+  c.batch_size = 16
+  c.optimizer.learning_rate = 1e-2
+  c.schedule.warmup_steps = 2
+  c.stop.tokens = steps * 16 * 32
+  c.log.update(every=1, tensorboard=False)
+  c.evaluate.update(every=4, batches=2)
+  c.checkpoint.every = 4
+  c.sample.prompts = ()
+  for key, value in sections.items():
+    if isinstance(value, dict):
+      c[key].update(value)
+    else:
+      c[key] = value
+  config_lib.validate(c)
+  return c
+
+
+def metrics(workdir):
+  """The lines of metrics.jsonl of training steps and of validations."""
+  lines = [json.loads(l) for l in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [l for l in lines if 'loss' in l], [l for l in lines if 'validation/nll' in l]
