@@ -73,8 +73,8 @@ def base():
       name='decoder',  # decoder
       vocab_size=0,  # rows of the embedding table; 0: the vocabulary, rounded up to 128
       d_model=512,
-      num_layers=8,
-      num_heads=8,
+      num_layers=8,  # blocks
+      num_heads=8,  # of queries
       num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
       head_dim=0,  # 0: d_model / num_heads
       d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
@@ -106,10 +106,10 @@ def base():
   c.optimizer = dict(
       name='adamw',  # any optimizer of optax that takes a learning rate
       learning_rate=3e-4,  # peak
-      b1=0.9,  # passed on when set and taken by the optimizer, as are b2, eps and weight_decay
-      b2=0.95,
-      eps=1e-8,
-      weight_decay=0.1,
+      b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
+      b2=0.95,  # decay of the mean squared gradient, likewise
+      eps=1e-8,  # added to its root, likewise
+      weight_decay=0.1,  # per step, times the learning rate, in optimizers that take it
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
       extra=dict(),  # further arguments of optax.<name>
@@ -163,7 +163,9 @@ def base():
       top_k=40,  # sample from the k likeliest; 0: from all
       top_p=1.0,  # sample from the likeliest that hold this share of probability
   )
-  return c.lock()
+  c.lock()
+  c.optimizer.extra.unlock()
+  return c
 
 
 def smoke(c):

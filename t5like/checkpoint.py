@@ -88,7 +88,8 @@ class Checkpoints:
     """Starts saving; blocks only while arrays are copied to the host. `meta` must be JSON."""
     parts = dict(params=state['params'], opt_state=state['opt_state'],
                  train=dict(step=state['step'], guard=state['guard']), meta=meta)
-    self._orbax.save_checkpointables_async(step, parts, force=True)
+    # A step that exists already is one that could not be read when this run went back before it.
+    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
 
   @_translated
   def wait(self):

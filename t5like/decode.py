@@ -7,7 +7,7 @@ import numpy as np
 
 from t5like.data.objectives import BOS
 from t5like.model.transformer import empty_cache
-from t5like.sharding import in_use
+from t5like.sharding import in_use, spread_rows
 
 
 def filter_logits(logits_BV, top_k=0, top_p=1.0):
@@ -42,13 +42,12 @@ def _sample(model, params, prompt, key, new_tokens, temperature, top_k, top_p, e
   """[B, new_tokens] ids after prompts that end in the same column (padding, segment 0, is on the left)."""
   B, P = prompt['inputs'].shape
   slots = P + new_tokens
-  pad = lambda x, value: jnp.concatenate(
-      [x, jnp.full((B, new_tokens), value, x.dtype, out_sharding=in_use('BT'))], axis=1)
-  # Cache slots of tokens to come get positions past all others, so causality hides them until then.
+  prompt = spread_rows(prompt)
   last_B1 = prompt['positions'][:, -1:]
-  ahead = jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :]
-  keys = dict(segments=pad(prompt['segments'], 1),
-              positions=jnp.concatenate([prompt['positions'], last_B1 + ahead], axis=1))
+  # Cache slots of tokens to come have later positions, so causality hides them until they are there.
+  ahead = last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :]
+  keys = dict(positions=jnp.concatenate([prompt['positions'], ahead], axis=1),
+              segments=jnp.concatenate([prompt['segments'], jnp.ones_like(ahead)], axis=1))
 
   def choose(logits_BV, key):
     logits_BV = jax.sharding.reshard(logits_BV, in_use('B_'))  # sorting needs a whole row

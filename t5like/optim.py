@@ -57,7 +57,8 @@ def decay_mask(pattern):
 def build(spec, learning_rate):
   """optax transformation of `config.optimizer`; `learning_rate` is a number or a schedule.
 
-  b1, b2, eps and weight_decay are handed on to optimizers that take them, `extra` to the one named.
+  weight_decay is handed on to optimizers that take it, b1, b2 and eps to those of Adam's kind (which
+  take b1; eps means other things to others), and `extra` to whichever is named.
   Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
   """
   names = {n: f for module in (optax.contrib, optax) for n, f in vars(module).items()
@@ -76,7 +77,8 @@ def build(spec, learning_rate):
       raise ConfigError(f'optimizer.extra.{key}: optax.{spec.name} has no such argument.'
                         + (f' Did you mean {near[0]!r}?' if near else '')
                         + f' It takes {", ".join(takes)}.')
-  kwargs = {k: spec[k] for k in ('b1', 'b2', 'eps', 'weight_decay') if k in takes}
+  handed_on = ('b1', 'b2', 'eps', 'weight_decay') if 'b1' in takes else ('weight_decay',)
+  kwargs = {k: spec[k] for k in handed_on if k in takes}
   for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
     if key in takes:
       kwargs[key] = decay_mask(spec.decay_mask)

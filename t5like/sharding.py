@@ -46,6 +46,11 @@ def einsum(equation, x, w, **kwargs):
   return jnp.einsum(equation, x, w, out_sharding=in_use(equation.split('->')[1]), **kwargs)
 
 
+def spread_rows(batch):
+  """A batch whose rows are spread as in use, wherever they came from; nothing moves if they are."""
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, P(IN_USE['B'])), batch)
+
+
 def make_mesh(mesh, devices=None):
   """Mesh of the sizes in `config.mesh`. Raises ConfigError when they do not fit the devices."""
   devices = jax.devices() if devices is None else devices

@@ -12,7 +12,8 @@ class Watchdog:
   """Ends the process with exit code 124 and the stacks of all threads when nothing moves.
 
   A thread keeps the time; should the interpreter itself be stuck, faulthandler's own (which needs no
-  lock, but can only exit with 1) follows half a minute later.
+  lock, but can only exit with 1) follows half a minute later. Both write to the process's own
+  standard error: what notebooks and tests put in its place has no file behind it.
   """
 
   def __init__(self, seconds):
@@ -24,14 +25,14 @@ class Watchdog:
 
   def arm(self, seconds):
     self.budget, self.deadline = seconds, time.monotonic() + seconds
-    faulthandler.dump_traceback_later(seconds + 30, exit=True)
+    faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
 
   def _watch(self):
     while not self.stop.wait(min(1.0, self.budget / 4)):
       if time.monotonic() > self.deadline:
-        sys.stderr.write(f'Stalled: nothing has moved for {self.budget:.0f} s (config keys '
+        sys.__stderr__.write(f'Stalled: nothing has moved for {self.budget:.0f} s (config keys '
                          'watchdog.start and watchdog.step). The stacks of all threads follow.\n')
-        faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
         os._exit(STALLED)
 
   def close(self):

@@ -253,6 +253,7 @@ def test_every_config_has_a_smoke_variant():
     ('c = base()\nc.stop.tokens = "many"\nreturn c', ("stop.tokens='many'", '20B')),
     ('c = base()\nc.stop.tokens = 2.5\nreturn c', ('stop.tokens=2.5', 'whole number')),
     ('c = base()\nc.sample.prompts = "x"\nreturn c', ("sample.prompts='x'", 'tuple of texts')),
+    ('c = base()\nc.seed = True\nreturn c', ('seed=True', 'whole number')),
     ('c = base()\nc.seed = None\nreturn c', ('seed=None', 'whole number')),
     ('c = base()\nreturn 1 / 0', ('mine.py:4', 'ZeroDivisionError')),
     ('raise SystemExit("gone")', ('mine.py:3', 'gone')),
@@ -455,8 +456,9 @@ def test_every_key_of_base_has_a_comment():
 def run(tmp_path, code):
   """Runs code in a new process, in a directory from which the repository is not to be seen."""
   code = f'import sys; sys.path.insert(0, {str(C.ROOT)!r})\n{code}'
-  return subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                        timeout=60)
+  (tmp_path / 'empty').mkdir()
+  return subprocess.run([sys.executable, '-c', code], cwd=tmp_path / 'empty', capture_output=True,
+                        text=True, timeout=60)
 
 
 def test_a_config_loads_in_a_second_without_jax(tmp_path):
@@ -467,7 +469,7 @@ c = config.load({TINY!r}, ['seed=1'])
 heavy = {{'jax', 'flax', 'optax', 'grain', 'numpy', 'tensorflow'}} & set(sys.modules)
 print(time.process_time() < 1, sorted(heavy), c.seed)''')
   assert done.stdout.strip() == 'True [] 1', done.stdout + done.stderr
-  assert not list(tmp_path.iterdir())
+  assert not list((tmp_path / 'empty').iterdir())
 
 
 def test_a_config_elsewhere_finds_its_neighbours(tmp_path):

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like.model.attention import Attention, make_mask
 from t5like.model.layers import MLP, Dense, Embed, LearnedPositions, Norm, dropout
-from t5like.sharding import in_use
+from t5like.sharding import in_use, spread_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +166,14 @@ def build(c):
     return nnx.to_pure_dict(nnx.state(make(c, key)))
 
   def hidden(params, batch, key=None):
-    return nnx.merge(graph, params).hidden(batch, key)[0]
+    return nnx.merge(graph, params).hidden(spread_rows(batch), key)[0]
 
   def logits(params, x_BTD):
     return nnx.merge(graph, params).logits(x_BTD)
 
   def extend(params, batch, keys, cache, at):
     model = nnx.merge(graph, params)
-    x_BTD, cache = model.hidden(batch, keys=keys, cache=cache, at=at)
+    x_BTD, cache = model.hidden(spread_rows(batch), keys=spread_rows(keys), cache=cache, at=at)
     return model.logits(x_BTD), cache
 
   return Model(c, init, hidden, logits, extend)
