@@ -15,18 +15,18 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import jax
+import numpy as np
+import optax
 
-from benchmarks import plain_jax  # noqa: E402
-from t5like import build, config as config_lib, metrics, sharding, step as step_lib, train  # noqa: E402
-from t5like.checkpoint import Checkpoints  # noqa: E402
-from t5like.data import pipeline  # noqa: E402
-from t5like.model import transformer  # noqa: E402
-from t5like.watchdog import Watchdog  # noqa: E402
+from benchmarks import plain_jax
+from t5like import build, config as config_lib, metrics, sharding, step as step_lib, train
+from t5like.checkpoint import Checkpoints
+from t5like.data import pipeline
+from t5like.model import transformer
+from t5like.watchdog import Watchdog
 
-STEPS, ROUNDS = 5, 7  # steps timed at a time, times
+STEPS, ROUNDS = 3, 7  # steps timed at a time, times
 
 
 def random_batch(config, rows):
@@ -76,7 +76,8 @@ def one_config(config):
   flops = transformer.flops_per_token(model.config, count, config.data.seq_len)
   peak, source = metrics.peak_flops(mesh, config.model.dtype)
   for name, s in (('median', statistics.median(seconds)), ('best', min(seconds))):
-    print(f'{name:6} {s * 1e3:9.1f} ms/step  {tokens / s:12,.0f} tokens/s  MFU {tokens / s * flops / peak:.1%}')
+    rate = tokens / s
+    print(f'{name:6} {s * 1e3:9.1f} ms/step  {rate:12,.0f} tokens/s  MFU {rate * flops / peak:.1%}')
   print(f'MFU counts 6 N + attention (PaLM), of {source}')
 
 

@@ -1,8 +1,7 @@
 """From a config to the pieces of a run: data, vocabulary, model, optimizer and compiled steps."""
 import jax
 
-from t5like import config as config_lib
-from t5like import optim, sharding, step as step_lib
+from t5like import config as config_lib, optim, sharding, step as step_lib
 from t5like.data import prepare, store as store_lib
 from t5like.errors import ConfigError, DataError
 from t5like.model import transformer

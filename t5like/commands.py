@@ -76,6 +76,7 @@ def _generate(flags):
 
 def _print_config(config):
   from rich.console import Console
+
   from t5like import build, metrics
   console = Console(highlight=False, soft_wrap=True)
   config = config_lib.resolve(config)

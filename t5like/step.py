@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5like.sharding import IN_USE
-
 LOGITS_BYTES = 2 ** 27  # per device; larger logits are made in pieces
 
 

@@ -10,8 +10,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5like import build, config as config_lib, decode, metrics, sharding
-from t5like import step as step_lib, workdir as workdir_lib
+from t5like import (
+  build,
+  config as config_lib,
+  decode,
+  metrics,
+  sharding,
+  step as step_lib,
+  workdir as workdir_lib,
+)
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import ConfigError, NumericsError, Preempted
@@ -20,10 +27,10 @@ from t5like.watchdog import Watchdog
 
 
 def train(config, workdir, name, devices=None):
-  """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, ...}.
+  """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation}.
 
-  `devices`: those to use, all by default. Raises Preempted after SIGTERM or stop.wall_time, with the state saved: the same call goes on from
-  there. Other Failures leave the newest checkpoint as it was.
+  `devices`: those to use, all by default. Raises Preempted after SIGTERM or stop.wall_time, with the
+  state saved: the same call goes on from there. Other Failures leave the newest checkpoint as it was.
   """
   store = build.open_data(config)
   watchdog = Watchdog(config.watchdog.start)
@@ -141,13 +148,14 @@ class Run:
     return state
 
   def introduce(self):
-    c, data = self.config, self.store.manifest['splits']['train']
+    c, mesh = self.config, self.mesh
+    axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+    epochs = c.stop.tokens / max(1, self.store.manifest['splits']['train']['tokens'])
     self.screen.say(
-        f'{c.model.name} of {self.num_params:,} parameters on {self.mesh.size} x '
-        f'{self.mesh.devices.flat[0].device_kind} ({", ".join(f"{k} {v}" for k, v in self.mesh.shape.items())})\n'
-        f'{metrics.short(c.stop.tokens)} tokens: {self.step + self.steps_left:,} steps of '
-        f'{c.batch_size} x {c.data.seq_len}, {c.stop.tokens / max(1, data["tokens"]):.2g} epochs of '
-        f'{self.store.folder}\n'
+        f'{c.model.name} of {self.num_params:,} parameters on {mesh.size} x '
+        f'{mesh.devices.flat[0].device_kind} ({axes})\n'
+        f'{metrics.short(c.stop.tokens)} tokens: {self.step + self.steps_left:,} steps of {c.batch_size} x '
+        f'{c.data.seq_len}, {epochs:.2g} epochs of {self.store.folder}\n'
         f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
         f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
 

@@ -79,7 +79,8 @@ def test_converges_by_target_and_by_patience(tmp_path):
 
 def test_patience_counts_validations_without_a_lower_nll(tmp_path):
   stopper = Stopper(tiny.config(tmp_path, stop=dict(patience=3)).stop)
-  assert [bool(stopper.after_validation(dict(nll=v))) for v in (3, 2, 2.5, 2.0, 1.9, 2, 2, 2)] == [False] * 7 + [True]
+  stops = [bool(stopper.after_validation(dict(nll=v))) for v in (3, 2, 2.5, 2.0, 1.9, 2, 2, 2)]
+  assert stops == [False] * 7 + [True]
 
 
 def test_wall_time_saves_and_can_go_on(tmp_path):
@@ -192,7 +193,8 @@ def test_command_line_end_to_end(tmp_path):
   assert 'Done: stop.tokens reached' in first.stdout and 'sample' in first.stdout
   assert 'Traceback' not in first.stderr and 'Warning' not in first.stderr
   workdir = tmp_path / 'runs' / 'decoder_tiny-smoke'
-  assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'config.json', 'result.json'} <= set(os.listdir(workdir))
+  assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'config.json', 'result.json',
+          'vocabulary'} <= set(os.listdir(workdir))
   again = main(*args, cwd=tmp_path)
   assert again.returncode == 0 and 'Nothing left to do' in again.stdout
   other = main(*args, '--config.model.d_model=128', cwd=tmp_path)
@@ -213,7 +215,8 @@ def test_command_line_end_to_end(tmp_path):
     (['--config=configs/decoder_tiny.py', '--config.batch_size=many'], 2, ['batch_size', 'many']),
     (['--config=configs/decoder_tiny.py', '--workdr=x'], 2, ['workdr', 'workdir']),
     (['trian', '--config=configs/decoder_tiny.py'], 2, ['train']),
-    (['train', 'batch_size=9', '--config=configs/decoder_tiny.py'], 2, ['batch_size=9', '--config.batch_size']),
+    (['train', 'batch_size=9', '--config=configs/decoder_tiny.py'], 2,
+     ['batch_size=9', '--config.batch_size']),
     ([], 2, ['--config']),
     (['generate', '--workdir=nowhere'], 2, ['nowhere']),
     (['--config=configs/decoder_tiny.py', '--config.data.source=text:/no/such/*.txt'], 3, ['/no/such']),
@@ -234,8 +237,9 @@ def test_mistakes_end_with_a_paragraph_and_a_code(args, code, words, tmp_path):
 def test_sigterm_saves_exits_75_and_the_same_command_goes_on(tmp_path):
   args = [f'--config={ROOT}/configs/decoder_tiny.py:smoke', '--config.stop.tokens=100000',
           '--config.evaluate.every=0', '--config.checkpoint.every=0']
-  process = subprocess.Popen([sys.executable, ROOT / 'main.py', *args], cwd=tmp_path, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': ''})
+  process = subprocess.Popen(
+      [sys.executable, ROOT / 'main.py', *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': ''})
   metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
   deadline = time.time() + 120
   while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 5):

@@ -272,6 +272,7 @@ def _sample(texts, characters):
 
 def _train_sentencepiece(spec, pieces):
   import io
+
   import sentencepiece
   if not any(piece.strip() for piece in pieces):
     raise DataError('There is no text to train the SentencePiece vocabulary on.')

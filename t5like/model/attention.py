@@ -1,6 +1,5 @@
 """Attention: masks from positions and segments, and the one place that picks a kernel."""
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 

@@ -5,7 +5,8 @@ Flax NNX lives on this side of the seam only: modules are made and taken apart i
 """
 import dataclasses
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,74 @@
+"""The house rules that a program can check."""
+import ast
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / 't5like').rglob('*.py'))
+LINES, FUNCTION = 320, 60
+
+# A module may import those of lower floors, and of its own only what stands before it there.
+FLOORS = [['errors'], ['config_values'], ['config_rules'], ['config'], ['sharding'],
+          ['model.layers'], ['model.attention'], ['model.transformer'],
+          ['data.vocabulary', 'data.files'], ['data.sources'], ['data.store'], ['data.shards'],
+          ['data.prepare'], ['data.objectives'], ['data.pipeline'], ['data.inspect'],
+          ['step', 'optim'], ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog'], ['build'],
+          ['train', 'load'], ['commands']]
+HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
+         'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
+
+
+def name(file):
+  return str(file.relative_to(ROOT / 't5like').with_suffix('')).replace('/', '.')
+
+
+def imports(file):
+  """Dotted names of all that a file imports, at the top or inside functions."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (a.name for a in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+      yield from (f'{node.module}.{a.name}' for a in node.names)
+
+
+def floor(module):
+  return next((i for i, names in enumerate(FLOORS) if module in names), None)
+
+
+@pytest.mark.parametrize('file', FILES, ids=name)
+def test_file(file):
+  text, module = file.read_text(), name(file)
+  if file.stem == '__init__':
+    return
+  assert text.count('\n') <= LINES, f'{file} has {text.count(chr(10))} lines'
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.FunctionDef):
+      assert node.end_lineno - node.lineno < FUNCTION, f'{module}.{node.name} is too long'
+  assert not re.search(r'\b(c|config)\.get\(', text), 'hidden config key'
+  assert floor(module) is not None, f'{module} has no floor: add it to FLOORS'
+  for other in imports(file):
+    ours = other.removeprefix('t5like.')
+    if other != ours and floor(ours) is not None and ours != module:
+      assert floor(ours) < floor(module), f'{module} imports {ours}, which is not below it'
+    for package, homes in HOMES.items():
+      if other.split('.')[0] == package:
+        assert module.split('.')[0] in homes, f'{module} imports {package}'
+
+
+def test_one_place_takes_gradients():
+  uses = [name(f) for f in FILES if 'value_and_grad(' in f.read_text()]
+  assert uses == ['step']
+
+
+def test_no_file_is_a_drawer():
+  assert not {f.stem for f in FILES} & {'utils', 'common', 'helpers', 'misc'}
+
+
+@pytest.mark.parametrize('file', sorted((ROOT / 'configs').glob('*.py')), ids=lambda f: f.stem)
+def test_configs_import_only_base(file):
+  allowed = {'ml_collections', 'configs.base', 'configs.base.base', 'configs.base.smoke', 'math'}
+  assert set(imports(file)) <= allowed
+  assert ast.get_docstring(ast.parse(file.read_text()))
