@@ -15,7 +15,12 @@ def open_data(config, say=print):
       raise DataError(f'no prepared dataset in {folder}: run python main.py prepare with this '
                       'config once, on one machine, before training on many.')
     prepare.prepare(config, say)
-  return store_lib.open_store(folder)
+  store = store_lib.open_store(folder)
+  if 'validation' not in store.splits:
+    raise DataError(f'{folder} holds no validation text, so nothing could be said of the model: raise '
+                    f'data.validation_fraction={config.data.validation_fraction}, or for few long '
+                    "documents set data.validation='tail'.")
+  return store
 
 
 def with_vocabulary(config, vocabulary):

@@ -261,7 +261,7 @@ def _sample(texts, characters):
   unknown length gives every piece the same chance, in memory for `characters` characters.
   """
   draw, heap, total = random.Random(0).random, [], 0
-  cut = re.compile(r'(?s).{1,%d}(?!\S)|.{1,%d}' % (PIECE, PIECE))
+  cut = re.compile(rf'(?s).{{1,{PIECE}}}(?!\S)|.{{1,{PIECE}}}')
   for index, piece in enumerate(piece for text in texts for piece in cut.findall(text)):
     heapq.heappush(heap, (-draw(), index, piece))
     total += len(piece)

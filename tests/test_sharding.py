@@ -1,0 +1,49 @@
+"""Meshes that fit or say why not, and rows that land where they belong."""
+import jax
+import numpy as np
+import pytest
+
+from t5like import build, metrics, sharding
+from t5like.errors import ConfigError
+from tests import tiny
+
+
+def mesh(data, fsdp, tensor, devices=8):
+  return sharding.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[:devices])
+
+
+def test_minus_one_takes_what_is_left():
+  assert dict(mesh(2, -1, 2).shape) == dict(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize('sizes, words', [((3, -1, 1), ['mesh.data=3', '8 devices']),
+                                          ((2, 2, 1), ['mesh.fsdp=2', '4 devices', '8 are present', '-1'])])
+def test_sizes_that_do_not_fit(sizes, words):
+  with pytest.raises(ConfigError) as e:
+    mesh(*sizes)
+  assert all(w in str(e.value) for w in words)
+
+
+def test_global_rows_are_in_order_and_spread():
+  m = mesh(2, 2, 2)
+  x = np.arange(32, dtype=np.int32).reshape(8, 4)
+  out = sharding.to_global(m, dict(x=x))['x']
+  np.testing.assert_array_equal(out, x)
+  assert len({tuple(s.index[0].indices(8)) for s in out.addressable_shards}) == 4
+
+
+def test_batches_that_do_not_divide(tmp_path):
+  c = tiny.config(tmp_path)
+  c.batch_size = 6
+  m = mesh(4, 2, 1)
+  with jax.set_mesh(m):
+    model, _ = build.build_model(build.with_vocabulary(c, type('V', (), dict(size=259))))
+    with pytest.raises(ConfigError, match='batch_size=6 is not divisible .* = 8'):
+      build.build_step(c, model, 10, m)
+
+
+def test_peak_of_a_cpu_is_measured_inside_any_mesh():
+  m = mesh(2, 2, 2)
+  with jax.set_mesh(m):
+    peak, source = metrics.peak_flops(m)
+  assert 1e8 < peak < 1e15 and 'measured' in source
