@@ -157,7 +157,7 @@ def base():
       step=600.0,  # seconds for a step, a validation batch or a save
   )
   c.sample = dict(  # text to generate at the end of training
-      prompts=('',),  # '': from the start of a document
+      prompts=('',),  # '': from nothing, as the rows of training begin
       tokens=128,  # at most, per prompt
       temperature=0.8,  # 0: always the likeliest token
       top_k=40,  # sample from the k likeliest; 0: from all

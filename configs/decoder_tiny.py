@@ -20,5 +20,5 @@ def get_config(arg=''):
   c.stop.tokens = '1M'
   c.evaluate.every = 100
   c.checkpoint.every = 200
-  c.sample.prompts = ('', 'Return the ', 'def ')
+  c.sample.prompts = ('class ', '"""Return the ', 'def ')
   return smoke(c) if arg == 'smoke' else c
