@@ -48,8 +48,8 @@ def test_summary():
   assert np.isclose(got['perplexity'], np.e ** 2) and np.isclose(got['bits_per_byte'], 2 / np.log(2) / 4)
 
 
-@pytest.mark.parametrize('n, text', [(0, '0'), (999, '999'), (1000, '1k'), (1234567, '1.23M'), (2.1e10, '21B'),
-                                     (5e15, '5e+03T'), (0.5, '0.5')])
+@pytest.mark.parametrize('n, text', [(0, '0'), (999, '999'), (1000, '1k'), (1234567, '1.23M'),
+                                     (2.1e10, '21B'), (5e15, '5e+03T'), (0.5, '0.5')])
 def test_short(n, text):
   assert metrics.short(n) == text
 

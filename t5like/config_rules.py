@@ -1,0 +1,255 @@
+"""Which values config keys may take, alone and together, and the numbers that follow from them."""
+import difflib
+import re
+
+from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
+from t5like.errors import ConfigError
+
+CHOICES = {key: tuple(values.split()) for key, values in {
+    'vocabulary.name': 'sentencepiece bytes characters',
+    'vocabulary.algorithm': 'unigram bpe',
+    'vocabulary.normalization': 'nmt_nfkc identity',
+    'objective.name': 'causal',
+    'model.name': 'decoder',
+    'model.activation': 'swiglu geglu gelu gelu_tanh relu',
+    'model.norm': 'rmsnorm layernorm',
+    'model.position': 'rope learned none',
+    'model.init': 'fan_in gpt2',
+    'model.dtype': 'bfloat16 float32',
+    'model.param_dtype': 'float32',
+    'model.attention': 'auto xla',
+    'model.remat': 'none minimal full',
+    'schedule.name': 'cosine linear rsqrt wsd constant',
+}.items()}
+
+RANGES = {key: interval for interval, keys in {
+    '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
+      model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
+      log.every checkpoint.keep guard.max_bad_steps sample.tokens''',
+    '[0, inf)': '''params_expected data.max_documents data.shards data.workers data.prefetch
+      vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
+      model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
+      optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
+      evaluate.batches checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
+    '(0, inf)': '''optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
+      watchdog.step''',
+    '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
+    '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
+    '(0, 1]': 'sample.top_p',
+    '[0, 4294967296)': 'seed',
+}.items() for key in keys.split()}
+
+# What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
+SOURCES = {'python_docs': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
+           'tfds': 'NAME', 'markov': 'STATES', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
+METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
+
+
+def check(flat, where):
+  """The config of a flat dict. Raises ConfigError with all that is wrong with it."""
+  problems = list(_single(flat))
+  if not problems:
+    config = base().unlock()
+    for key, value in flat.items():
+      section, _, name = key.rpartition('.')
+      (config[section] if section else config)[name] = value
+    config.lock()
+    problems = [p for rules in (_data, _model, _batch, _schedule) for p in rules(config)]
+  if not problems:
+    return config
+  more = [f'and {len(problems) - 5} more'] if len(problems) > 5 else []
+  raise ConfigError(f'{where}: {problems[0]}' if len(problems) == 1 else '\n  '.join(
+      [f'{where} has {len(problems)} problems:', *problems[:5], *more]))
+
+
+def _single(flat):
+  """Problems of keys by themselves: unknown, missing, of a wrong type, outside what they may be."""
+  for key, value in flat.items():
+    if key not in DEFAULTS:
+      yield unknown(key, f'{key}={show(value)}')
+      continue
+    asked, kind = f'{key}={show(value)}', type(DEFAULTS[key])
+    if not fits(value, kind):
+      yield f'{asked}: needs {needs(key)}.'
+    elif key in CHOICES and value not in CHOICES[key]:
+      near = difflib.get_close_matches(value.lower(), CHOICES[key], 1)
+      yield (f'{asked}: ' + (f'did you mean {near[0]!r}? ' if near else '') +
+             f'There is {either(CHOICES[key])}.')
+    elif key in RANGES and not _inside(value, RANGES[key]):
+      yield f'{asked}: must be {_in_words(RANGES[key])}.'
+    elif kind is str and DEFAULTS[key] and not value.strip():
+      yield f'{asked}: must not be empty. The default is {DEFAULTS[key]!r}.'
+  for key in DEFAULTS:
+    section = key.partition('.')[0]
+    if key not in flat and section not in flat:
+      yield f'{key}: missing. Write c.{section}.update(...), which keeps the keys it does not name.'
+
+
+def _inside(value, interval):
+  low, high = map(float, interval[1:-1].split(','))
+  return ((value >= low if interval[0] == '[' else value > low) and
+          (value <= high if interval[-1] == ']' else value < high))
+
+
+def _in_words(interval):
+  low, high = interval[1:-1].split(', ')
+  least = f'{"at least" if interval[0] == "[" else "above"} {low}'
+  return least + (f' and {"at most" if interval[-1] == "]" else "below"} {high}'
+                  if high != 'inf' else '')
+
+
+def _data(c):
+  d, v = c.data, c.vocabulary
+  kind, colon, rest = d.source.partition(':')
+  wants = SOURCES.get(kind)
+  asked = f'data.source={show(d.source)}'
+  if wants is None:
+    near = difflib.get_close_matches(kind, SOURCES, 1)
+    kinds = either([f'{k}:{w}' if w else k for k, w in SOURCES.items()])
+    yield (f'{asked}: unknown kind. ' + (f'Did you mean {near[0]!r}? ' if near else '') +
+           f'There is {kinds}.')
+  elif bool(rest) != bool(wants) or bool(colon) != bool(wants):
+    yield f'{asked}: write {kind}{":" * bool(wants)}{wants}.'
+  elif wants in ('STATES', 'SYMBOLS') and not (rest.isdecimal() and 2 <= int(rest[:9]) <= 26):
+    yield f'{asked}: {wants} is a number from 2 to 26, as in {kind}:8.'
+  if d.validation in ('hash', 'tail'):
+    if not 0 < d.validation_fraction < 1:
+      yield (f'data.validation_fraction={d.validation_fraction}: must be above 0 and below 1, '
+             f'such as 0.01, for data.validation={d.validation!r}.')
+  elif kind != 'tfds':
+    yield (f'data.validation={show(d.validation)}: only TFDS datasets have named splits, and '
+           f"data.source is {show(d.source)}. Use 'hash' or 'tail'.")
+  if d.document_mask and v.name == 'characters' and not v.specials:
+    yield ('data.document_mask=True: needs an end-of-document token, and vocabulary.specials=False '
+           'has none. Set data.document_mask=False or vocabulary.specials=True.')
+  if '' in c.sample.prompts and v.name == 'characters' and not v.specials:
+    yield (f'sample.prompts={show(c.sample.prompts)}: vocabulary.specials=False leaves no way to '
+           "begin from nothing. Give a text such as ('a',), or () for no samples.")
+  if c.loss.chunks > 1 and d.seq_len % c.loss.chunks:
+    yield (f'loss.chunks={c.loss.chunks}: must divide data.seq_len={d.seq_len}. '
+           f'Use {divisors(c.loss.chunks, d.seq_len)}, or 0 to have it chosen.')
+  least = 260 + v.sentinels  # padding, end, unknown, 256 bytes, sentinels and one piece of text
+  if v.name == 'sentencepiece' and not v.path and v.size < least:
+    yield (f'vocabulary.size={v.size}: too small for 3 special tokens, 256 bytes and '
+           f'vocabulary.sentinels={v.sentinels}. Use at least {least}, better 1024 and more.')
+
+
+def _model(c):
+  m, r = c.model, resolve(c).model
+  if not m.head_dim and m.d_model % m.num_heads:
+    yield (f'model.num_heads={m.num_heads}: must divide model.d_model={m.d_model}. '
+           f'Use {divisors(m.num_heads, m.d_model)}, or set model.head_dim.')
+  elif m.position == 'rope' and r.head_dim % 2:
+    made = '' if m.head_dim else ' (d_model / num_heads)'
+    yield (f"model.head_dim={r.head_dim}{made}: must be even for model.position='rope'. "
+           f'Use model.head_dim={r.head_dim + 1}.')
+  if m.num_heads % r.num_kv_heads:
+    yield (f'model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads}. '
+           f'Use {divisors(m.num_kv_heads, m.num_heads)}.')
+  if m.position == 'learned' and c.data.seq_len > m.max_positions:
+    yield (f'data.seq_len={c.data.seq_len}: longer than the table of learned positions. '
+           f'Use at most model.max_positions={m.max_positions}, or raise that.')
+  needs = _vocab_size(c)
+  if 0 < m.vocab_size < needs:
+    yield (f'model.vocab_size={m.vocab_size}: the vocabulary has {needs} tokens. '
+           f'Use at least {needs} (better {up(needs, 128)}), or 0 to have it rounded up.')
+  for axis, keys in (('tensor', 'num_heads num_kv_heads d_ff vocab_size'), ('fsdp', 'd_model')):
+    n = c.mesh[axis]
+    for key in keys.split():
+      if n > 1 and r[key] % n and (key, r.num_kv_heads) != ('num_kv_heads', r.num_heads):
+        yield (f'mesh.{axis}={n}: must divide model.{key}={r[key]}. '
+               f'Use mesh.{axis}={divisors(n, r[key])}, or model.{key}={up(r[key], n)}.')
+  if 'learning_rate' in c.optimizer.extra:
+    yield 'optimizer.extra.learning_rate: set optimizer.learning_rate instead.'
+  try:
+    re.compile(c.optimizer.decay_mask)
+  except (re.error, RecursionError, OverflowError) as e:
+    yield (f'optimizer.decay_mask={show(c.optimizer.decay_mask)}: not a regular expression: {e}. '
+           f"The default is {DEFAULTS['optimizer.decay_mask']!r}.")
+
+
+def _batch(c):
+  sizes = {f'mesh.{axis}': c.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
+  for key, n in sizes.items():
+    if n < 1 and n != -1:
+      yield f'{key}={n}: must be at least 1, or -1 for all devices that are left.'
+  left = [key for key, n in sizes.items() if n == -1]
+  if len(left) > 1:
+    yield (f'{"=-1, ".join(left)}=-1: only one axis can take the devices that are left. '
+           'Give all others a number.')
+  b, m = c.batch_size, c.microbatches
+  shards = max(c.mesh.data, 1) * max(c.mesh.fsdp, 1)
+  if b % m or b // m % shards:
+    unit = m * shards
+    by = 'microbatches' + ' x mesh.data x mesh.fsdp' * (shards > 1)
+    yield (f'batch_size={b}: must be divisible by {by} = {unit}. '
+           f'Use {either(sorted({max(b // unit, 1) * unit, up(b, unit)}))}.')
+
+
+def _schedule(c):
+  s, numbers = c.schedule, derived(c)
+  per_step, steps, decay = numbers['tokens_per_step'], numbers['steps'], numbers['decay_steps']
+  if c.stop.tokens < per_step:
+    yield (f'stop.tokens={c.stop.tokens:,}: less than one step of batch_size x data.seq_len = '
+           f'{c.batch_size} x {c.data.seq_len}. Use at least {per_step:,}.')
+  elif s.warmup_steps + decay > steps:
+    also = f' and {decay:,} steps of decay are' if decay else ':'
+    other = 'lower schedule.decay_fraction' if decay else (
+        f'raise stop.tokens to {s.warmup_steps * per_step:,}')
+    yield (f'schedule.warmup_steps={s.warmup_steps:,}{also} more than all {steps:,} steps of '
+           f'{per_step:,} tokens. Use at most {steps - decay:,}, or {other}.')
+  every, keep = c.checkpoint.every, c.checkpoint.keep_every
+  if every and keep % every:
+    yield (f'checkpoint.keep_every={keep}: must be a multiple of checkpoint.every={every}, or no '
+           f'checkpoint would be there to keep. Use {up(keep, every)}.')
+  try:
+    parse_target(c.stop.target or 'nll < 1')
+  except ConfigError as e:
+    yield str(e)
+
+
+def parse_target(text):
+  """('nll', '<=', 1.5) from 'nll <= 1.5'. Raises ConfigError."""
+  m = re.fullmatch(r'\s*(\w+)\s*(<=|<|>=|>)\s*(\S+)\s*', text)
+  value = parse('loss.z_loss', m[3]) if m else None
+  if value is None:
+    raise ConfigError(f'stop.target={show(text)}: write a metric, one of <= < >= >, and a number, '
+                      f"as in 'nll <= 1.5'. Metrics are {either(METRICS)}.")
+  if m[1] not in METRICS:
+    near = difflib.get_close_matches(m[1], METRICS, 1)
+    raise ConfigError(f'stop.target={show(text)}: unknown metric {m[1]!r}. ' + (
+        f'Did you mean {near[0]!r}? ' if near else '') + f'There is {either(METRICS)}.')
+  return m[1], m[2], value
+
+
+def _vocab_size(c):
+  """Number of tokens, or 0 where only the data or a file tells."""
+  v = c.vocabulary
+  return {'bytes': 259 + v.sentinels, 'sentencepiece': 0 if v.path else v.size}.get(v.name, 0)
+
+
+def resolve(config):
+  """A copy with those zeros of `config.model` filled in that follow from the config alone.
+
+  vocab_size stays 0 where the vocabulary's size is known only once it is made or read.
+  """
+  config = config.copy_and_resolve_references()
+  m = config.model
+  m.num_kv_heads = m.num_kv_heads or m.num_heads
+  m.head_dim = m.head_dim or m.d_model // m.num_heads
+  gated = m.activation in ('swiglu', 'geglu')  # three matrices, so 2/3 of the width
+  m.d_ff = m.d_ff or (up(-(-8 * m.d_model // 3), 128) if gated else 4 * m.d_model)
+  m.vocab_size = m.vocab_size or up(_vocab_size(config), 128)
+  return config
+
+
+def derived(config):
+  """Numbers that follow from a config: steps, tokens (of those steps, so stop.tokens or a little
+  more), tokens_per_step, microbatch_size, warmup_share, and decay_steps (0 unless wsd)."""
+  per_step = config.batch_size * config.data.seq_len
+  steps = -(-config.stop.tokens // per_step)
+  wsd = config.schedule.name == 'wsd'
+  return dict(tokens_per_step=per_step, steps=steps, tokens=steps * per_step,
+              microbatch_size=config.batch_size // config.microbatches,
+              warmup_share=config.schedule.warmup_steps / max(1, steps),
+              decay_steps=max(1, round(config.schedule.decay_fraction * steps)) if wsd else 0)

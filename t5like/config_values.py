@@ -1,0 +1,168 @@
+"""Values of config keys: their types, their units, and how people write them."""
+import ast
+import difflib
+import fractions
+import json
+import math
+import pathlib
+import re
+import sys
+
+import ml_collections
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever directory one works in
+  sys.path.insert(0, str(ROOT))
+from configs.base import base  # noqa: E402
+
+DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step')
+NEEDS = {
+    bool: 'true or false',
+    int: 'a whole number below 2^63, such as 12, 1_000, 250K, 2.5M, 20B or 1e6',
+    float: 'a finite number, such as 0.1, 2 or 3e-4',
+    str: 'text',
+    tuple: "a tuple of texts, such as ('a', 'b')",
+    dict: "a dict of named arguments, such as {'momentum': 0.9}",
+}
+SECTIONS = {name: v for name, v in base().items() if isinstance(v, ml_collections.ConfigDict)}
+
+
+def flatten(config):
+  """{'seed': 0, 'data.source': ...}: every key with its value, keys without a section first."""
+  flat, sections = {}, {}
+  for name in vars(config)['_fields']:  # in the order of configs/base.py; keys() would sort
+    value = config[name]
+    if isinstance(value, ml_collections.ConfigDict) and name in SECTIONS:
+      sections.update({f'{name}.{key}': value[key] for key in vars(value)['_fields']})
+    else:
+      flat[str(name)] = value
+  return {key: v.to_dict() if isinstance(v, ml_collections.ConfigDict) else v
+          for key, v in {**flat, **sections}.items()}
+
+
+DEFAULTS = flatten(base())
+
+
+def parse(key, text):
+  """The value of `key` that a text stands for; None when it stands for none."""
+  kind, plain = type(DEFAULTS[key]), text.strip()
+  if kind is bool:
+    return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
+        plain.lower())
+  if kind is int:
+    m = re.fullmatch(r'([+-]?[0-9_.]*[0-9](?:e[+-]?[0-9]{1,2})?)\s*([kmbt]?)', plain.lower())
+    try:
+      n = fractions.Fraction(m[1].replace('_', '')) * 1000 ** ' kmbt'.index(m[2] or ' ')
+    except (TypeError, ValueError):
+      return None
+    return int(n) if n.denominator == 1 else None
+  if kind is float:
+    m = re.fullmatch(r'(.*?)\s*(s|min|h|d)', plain) if key in DURATIONS else None
+    try:
+      value = float(m[1]) * {'s': 1, 'min': 60, 'h': 3600, 'd': 86400}[m[2]] if m else float(plain)
+    except ValueError:
+      return None
+    return value if math.isfinite(value) else None
+  if kind is tuple:
+    value = literal(plain) if plain[:1] + plain[-1:] in ('()', '[]') else (text,)
+    return (value,) if isinstance(value, str) else value if fits(value, tuple) else None
+  if kind is dict:
+    value = literal(plain)
+    return value if fits(value, dict) else None
+  return text
+
+
+def literal(text):
+  """The Python value that a text spells, with tuples for lists; None when it spells none."""
+  try:
+    return tuples(ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text)))
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return None
+
+
+def tuples(value):
+  if isinstance(value, dict):
+    return {k: tuples(v) for k, v in value.items()}
+  return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def normal(key, value):
+  """A config file's value in its key's own type, where nothing is lost by it."""
+  kind = type(DEFAULTS.get(key))
+  if isinstance(value, str) and kind in (int, float):
+    number = parse(key, value)
+    return value if number is None else number
+  if kind is float and type(value) is int and fits(value, float):
+    return float(value)
+  if kind is int and isinstance(value, float) and value.is_integer():
+    return int(value)
+  return tuples(value) if kind in (tuple, dict) else value
+
+
+def fits(value, kind):
+  if kind is tuple:
+    return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+  if kind is dict:
+    try:
+      json.dumps(value, allow_nan=False)
+      return isinstance(value, dict) and all(
+          isinstance(k, str) and k.isidentifier() for k in value)
+    except (TypeError, ValueError, RecursionError):
+      return False
+  if isinstance(value, bool) or kind is bool:  # Python counts True as a number; we do not
+    return type(value) is kind
+  if kind is float:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # not nan
+  return isinstance(value, kind) and (kind is not int or abs(value) < 2 ** 63)
+
+
+def needs(key):
+  return ('seconds, or a duration such as 30s, 90min, 2h or 1d' if key in DURATIONS
+          else NEEDS[type(DEFAULTS[key])])
+
+
+def show(value):
+  try:
+    text = repr(value)
+  except ValueError:  # Python refuses to print numbers of more than 4300 digits
+    return 'a huge number'
+  return cut(text)
+
+
+def cut(text):
+  return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def either(names):
+  *most, last = map(str, names)
+  return f'{", ".join(most)} or {last}' if most else last
+
+
+def up(n, unit):
+  return -(-n // unit) * unit
+
+
+def divisors(near, n):
+  """The divisors of n nearest to a number, for people to choose from."""
+  best = sorted((d for d in range(1, 1025) if n % d == 0), key=lambda d: abs(d - near))
+  return either(sorted(best[:3]))
+
+
+def unknown(key, asked):
+  """What to say of a key that does not exist: the nearest that do."""
+  inside = [k for k in DEFAULTS if k.startswith(f'{key}.')]
+  if inside:
+    return f'{asked}: {key} is a section. Set one of its keys: {", ".join(inside)}.'
+  last = key.rpartition('.')[2]
+  tails = {k: k.rpartition('.')[2] for k in DEFAULTS}
+  same = [k for k, tail in tails.items() if tail == last]
+  close = difflib.get_close_matches(last, tails.values(), 1)
+  near = (
+      ['stop.tokens'] * (last in ('steps', 'num_steps', 'train_steps', 'total_steps', 'max_steps'))
+      # learning_rate for lr
+      or [k for k, tail in tails.items()
+          if len(last) > 1 and last == ''.join(word[0] for word in tail.split('_'))]
+      or difflib.get_close_matches(key, same or DEFAULTS, 1, 0.8) or same
+      or [k for k in tails if tails[k] in close])
+  return f'{asked}: unknown key. ' + (
+      f'Did you mean {either(near[:4])}?' if near else 'configs/base.py lists them all.')
