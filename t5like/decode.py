@@ -45,9 +45,9 @@ def _sample(model, params, prompt, key, new_tokens, temperature, top_k, top_p, e
   prompt = spread_rows(prompt)
   last_B1 = prompt['positions'][:, -1:]
   # Cache slots of tokens to come have later positions, so causality hides them until they are there.
-  ahead = last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :]
+  ahead = spread_rows(last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :])
   keys = dict(positions=jnp.concatenate([prompt['positions'], ahead], axis=1),
-              segments=jnp.concatenate([prompt['segments'], jnp.ones_like(ahead)], axis=1))
+              segments=jnp.concatenate([prompt['segments'], spread_rows(jnp.ones_like(ahead))], axis=1))
 
   def choose(logits_BV, key):
     logits_BV = jax.sharding.reshard(logits_BV, in_use('B_'))  # sorting needs a whole row
@@ -69,7 +69,7 @@ def _sample(model, params, prompt, key, new_tokens, temperature, top_k, top_p, e
     logits_BTV, cache = model.extend(params, batch, keys, cache, P + i - 1)
     next_B = jnp.where(done_B, eos_id, choose(logits_BTV[:, 0], jax.random.fold_in(key, i)))
     return (next_B, done_B, cache), token_B
-  done_B = jnp.zeros_like(first_B, bool)
+  done_B = spread_rows(jnp.zeros_like(first_B, bool))
   steps = jnp.arange(1, new_tokens + 1, dtype=jnp.int32)
   return jnp.moveaxis(jax.lax.scan(one, (first_B, done_B, cache), steps)[1], 0, 1)
 
