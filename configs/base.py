@@ -12,7 +12,7 @@ A config file calls `base()`, changes what it needs and returns the result:
 and any key can be set on the command line: `--config.model.num_layers=6`. Whole numbers take the
 suffixes K, M, B and T (thousand to trillion: `--config.stop.tokens=20B`), durations take s, min, h
 and d (`--config.stop.wall_time=90min`); both may be written as strings in config files too.
-The rules that values must keep (types, choices, ranges, combinations) are in `t5like/config.py`.
+The rules that values must keep (types, choices, ranges, combinations) are in `t5like/config_rules.py`.
 """
 
 import ml_collections

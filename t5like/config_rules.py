@@ -200,8 +200,8 @@ def _schedule(c):
            f'{per_step:,} tokens. Use at most {steps - decay:,}, or {other}.')
   every, keep = c.checkpoint.every, c.checkpoint.keep_every
   if every and keep % every:
-    yield (f'checkpoint.keep_every={keep}: must be a multiple of checkpoint.every={every}, or no '
-           f'checkpoint would be there to keep. Use {up(keep, every)}.')
+    yield (f'checkpoint.keep_every={keep}: must be a multiple of checkpoint.every={every}, to name '
+           f'steps that are saved. Use {up(keep, every)}.')
   try:
     parse_target(c.stop.target or 'nll < 1')
   except ConfigError as e:

@@ -239,9 +239,9 @@ def test_flops_by_hand():
 
 
 def test_layout_of_parameters_and_of_adams_slots():
+  from configs.base import base
   from t5like import optim, step
   from tests import tiny  # noqa: F401 (its import path is the repository's root)
-  from configs.base import base
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices())
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(BASE, vocab_size=64))

@@ -1,0 +1,94 @@
+"""Schedules at their corners, and which parameters decay."""
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from configs.base import base
+from t5like import optim, sharding
+from t5like.errors import ConfigError
+from t5like.model import transformer
+from tests.model.test_transformer import BASE, KINDS
+
+
+def values(at, total=1000, rate=1.0, **changes):
+  spec = base().schedule
+  spec.update(changes)
+  f = optim.schedule(spec, rate, total)
+  return [round(float(f(step)), 6) for step in at]
+
+
+@pytest.mark.parametrize('changes, at, expected', [
+    (dict(name='constant', warmup_steps=10), (0, 4, 9, 10, 999), (0.1, 0.5, 1, 1, 1)),
+    (dict(name='cosine', warmup_steps=100, final_scale=0.1), (99, 100, 550, 1000, 2000), (1, 1, 0.55, 0.1, 0.1)),
+    (dict(name='linear', final_scale=0.0), (0, 250, 1000), (1, 0.75, 0)),
+    (dict(name='wsd', final_scale=0.0, decay_fraction=0.2), (0, 799, 800, 900, 1000), (1, 1, 1, 0.5, 0)),
+    (dict(name='rsqrt', timescale=10_000), (0, 10_000, 40_000), (1, 1, 0.5)),
+    (dict(name='rsqrt', timescale=1000, warmup_steps=1000), (499, 999, 4000), (0.5, 1, 0.5))], ids=str)
+def test_golden(changes, at, expected):
+  np.testing.assert_allclose(values(at, **changes), expected, atol=2e-6)
+
+
+def test_t5s_schedule():
+  """1 / sqrt(max(step, 10,000)), specs 1i."""
+  got = values((0, 5000, 10_000, 25_000), rate=0.01, name='rsqrt', timescale=10_000)
+  np.testing.assert_allclose(got, [0.01, 0.01, 0.01, 25_000 ** -0.5], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(['cosine', 'linear', 'wsd', 'rsqrt', 'constant']), st.integers(0, 50), st.integers(60, 300),
+       st.floats(0, 1))
+def test_rises_then_falls_and_stays_in_bounds(name, warmup, total, final):
+  got = values(range(total + 5), total=total, name=name, warmup_steps=warmup, final_scale=final, timescale=70)
+  assert all(0 <= v <= 1.000001 for v in got)
+  assert all(a <= b for a, b in zip(got[:warmup], got[1:warmup]))
+  assert all(a >= b - 1e-6 for a, b in zip(got[warmup:], got[warmup + 1:]))
+
+
+def decayed(**changes):
+  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    model = transformer.build(dataclasses.replace(BASE, **changes))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+  mask = optim.decay_mask(base().optimizer.decay_mask)(params)
+  leaves = jax.tree_util.tree_leaves_with_path(mask)
+  names = {True: set(), False: set()}
+  for path, value in leaves:
+    names[value].add(optim.path_name(path).replace('stack/blocks/', ''))
+  return names
+
+
+def test_norms_and_biases_do_not_decay():
+  matrices = {'attention/q/w', 'attention/k/w', 'attention/v/w', 'attention/o/w', 'mlp/up/w', 'mlp/down/w'}
+  llama = decayed()
+  assert llama[True] == matrices | {'mlp/gate/w', 'embed/w', 'head/w'}
+  assert llama[False] == {'attention_norm/scale', 'mlp_norm/scale', 'stack/norm/scale'}
+  gpt2 = decayed(**KINDS['gpt2'])
+  assert gpt2[True] == matrices | {'embed/w', 'positions/w'}
+  assert all(n.endswith(('/b', '/scale')) for n in gpt2[False]) and 'mlp/up/b' in gpt2[False]
+
+
+def test_adamw_is_optaxs_with_our_settings():
+  spec = base().optimizer
+  spec.update(b1=0.8, b2=0.9, eps=1e-4, weight_decay=0.3)
+  params = dict(w=np.ones(3, np.float32), scale=np.ones(3, np.float32))
+  grads = dict(w=np.arange(3, dtype=np.float32), scale=np.arange(3, dtype=np.float32))
+  theirs = optax.adamw(0.1, 0.8, 0.9, 1e-4, weight_decay=0.3, mask=dict(w=True, scale=False))
+  ours = optim.build(spec, 0.1)
+  a, b = (tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert not np.allclose(a['w'], a['scale'])
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(name='adamx'), ['adamx', "Did you mean 'adam"]),
+    (dict(name='sgd', extra=dict(momentun=0.9)), ['optimizer.extra.momentun', "'momentum'"])], ids=str)
+def test_mistakes(changes, words):
+  spec = base().optimizer
+  spec.update(changes)
+  with pytest.raises(ConfigError) as e:
+    optim.build(spec, 0.1)
+  assert all(w in str(e.value) for w in words)
