@@ -1,6 +1,7 @@
 """The front door: python main.py [train|prepare|inspect|generate] --config=FILE.py[:VARIANT] ..."""
 import os
 import sys
+import traceback
 
 from absl import flags
 
@@ -33,10 +34,20 @@ def main(argv):
     commands.run(rest, flags.FLAGS, overrides)
   except Failure as e:
     if '--debug' in argv:
-      raise
-    print(f'\n{e}' if e.exit_code == 75 else f'\nERROR: {e}', file=sys.stderr, flush=True)
-    # No clean-up: with peers, the distributed runtime would wait for all of them to leave.
-    os._exit(e.exit_code)
+      traceback.print_exc()
+    leave(e.exit_code, f'{e}' if e.exit_code == 75 else f'ERROR: {e}')
+  except KeyboardInterrupt:
+    leave(130, 'Interrupted. A run goes on from its newest checkpoint with the same command.')
+  except Exception:
+    traceback.print_exc()
+    leave(1, 'ERROR: the above is a fault in t5like, not in your input. Please report it.')
+
+
+def leave(code, message):
+  """Ends the process at once: with peers, a clean end would wait for all of them."""
+  sys.stdout.flush()
+  print(f'\n{message}', file=sys.stderr, flush=True)
+  os._exit(code)
 
 
 if __name__ == '__main__':

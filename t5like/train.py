@@ -7,7 +7,6 @@ import importlib.metadata
 import time
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from t5like import (
@@ -21,8 +20,9 @@ from t5like import (
 )
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.errors import ConfigError, NumericsError, Preempted
+from t5like.errors import ConfigError, DataError, Failure, NumericsError, Preempted
 from t5like.model import transformer
+from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 
 
@@ -45,46 +45,6 @@ def train(config, workdir, name, devices=None):
         run.close()
   finally:
     watchdog.close()
-
-
-class Stopper:
-  """Decides when a run is done, from validations and the clock."""
-
-  def __init__(self, spec):
-    self.spec, self.best, self.waited = spec, float('inf'), 0
-    self.target = config_lib.parse_target(spec.target) if spec.target else None
-    self.started = time.monotonic()
-
-  def after_validation(self, values):
-    """The reason to stop, or None."""
-    if self.target:
-      name, op, value = self.target
-      reached = {'<=': values[name] <= value, '<': values[name] < value,
-                 '>=': values[name] >= value, '>': values[name] > value}[op]
-      if reached:
-        return f'converged: stop.target {self.spec.target} reached with {values[name]:.4f}'
-    self.waited = 0 if values['nll'] < self.best else self.waited + 1
-    self.best = min(self.best, values['nll'])
-    if self.spec.patience and self.waited >= self.spec.patience:
-      return (f'converged: no lower validation nll than {self.best:.4f} in the last {self.waited} '
-              'validations (stop.patience)')
-    return None
-
-  def to_meta(self):
-    return dict(best=None if self.best == float('inf') else self.best, waited=self.waited)
-
-  def restore(self, meta):
-    self.best = float('inf') if meta['best'] is None else meta['best']
-    self.waited = meta['waited']
-
-  def out_of_time(self):
-    """True once stop.wall_time has passed; process 0's clock counts."""
-    if not self.spec.wall_time:
-      return False
-    over = time.monotonic() - self.started >= self.spec.wall_time
-    if jax.process_count() > 1:
-      over = bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
-    return over
 
 
 class Run:
@@ -114,7 +74,7 @@ class Run:
     self.files = None
     if self.main:
       workdir_lib.write_config(workdir, self.asked)
-      store.vocabulary.save(workdir_lib.vocabulary_path(workdir))
+      workdir_lib.write_vocabulary(workdir, store.vocabulary)
       self.files = metrics.Files(workdir, self.step, config.log.tensorboard)
 
   @property
@@ -179,7 +139,13 @@ class Run:
 
   def _step(self, batches):
     before = time.perf_counter()
-    batch = sharding.to_global(self.mesh, next(batches))
+    try:
+      batch = sharding.to_global(self.mesh, next(batches))
+    except Failure:
+      raise
+    except Exception as e:
+      raise DataError(f'reading the batch of step {self.step + 1:,} from {self.store.folder} failed: '
+                      f'{type(e).__name__}: {e}') from e
     self.waited += time.perf_counter() - before
     with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
       self.state, new = self.train_step(self.state, batch)

@@ -13,12 +13,12 @@ from t5like import config as config_lib
 from t5like.errors import CheckpointError, ConfigError
 
 
-def _write(path, text):
-  """Whole or not at all."""
+def _write(path, content):
+  """Whole or not at all; text or bytes."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.parent / f'{path.name}.tmp'
-    new.write_text(text)
+    new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.replace(path)
   except OSError as e:
     raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may '
@@ -43,6 +43,10 @@ def read_config(workdir):
 
 def vocabulary_path(workdir):
   return epath.Path(workdir) / 'vocabulary'
+
+
+def write_vocabulary(workdir, vocabulary):
+  _write(vocabulary_path(workdir), vocabulary.content)
 
 
 def check_config(workdir, config):

@@ -14,7 +14,7 @@ FLOORS = [['errors'], ['config_values'], ['config_rules'], ['config'], ['shardin
           ['model.layers'], ['model.attention'], ['model.transformer'],
           ['data.vocabulary', 'data.files'], ['data.sources'], ['data.store'], ['data.shards'],
           ['data.prepare'], ['data.objectives'], ['data.pipeline'], ['data.inspect'],
-          ['step', 'optim'], ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog'], ['build'],
+          ['step', 'optim'], ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'],
           ['train', 'load'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}

@@ -13,8 +13,9 @@ import pytest
 
 from t5like import load, sharding, train, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
-from t5like.errors import CheckpointError, ConfigError, NumericsError, Preempted
-from t5like.train import Stopper
+from t5like.data import pipeline
+from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError, Preempted
+from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 from tests import tiny
 from tests.conftest import ROOT
@@ -119,6 +120,14 @@ def test_a_step_that_is_not_finite_is_passed_over_and_its_save_put_off(tmp_path,
     assert checkpoints.steps == [5, 7]
   lines = tiny.metrics(tmp_path / 'run')[0]
   assert [l['step'] for l in lines] == [1, 2, 3, 5, 6, 7] and lines[-1]['bad_steps'] == 1
+
+
+def test_an_error_while_reading_is_a_data_error_with_the_step(tmp_path, monkeypatch):
+  real = pipeline.TrainRows.batch
+  monkeypatch.setattr(pipeline.TrainRows, 'batch', lambda self, start, stop: (
+      real(self, start, stop) if start < 32 else (_ for _ in ()).throw(OSError('gone'))))
+  with pytest.raises(DataError, match='batch of step 3 .*OSError: gone'):
+    run(tiny.config(tmp_path), tmp_path / 'run')
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
@@ -254,6 +263,20 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(tmp_path):
   assert done.returncode == 0 and f'Resumed from step {saved}' in done.stdout, done.stderr
   steps = [json.loads(l)['step'] for l in metrics.read_text().splitlines() if '"loss"' in l]
   assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_ctrl_c_ends_quietly_with_130(tmp_path):
+  process = subprocess.Popen(
+      [sys.executable, ROOT / 'main.py', f'--config={ROOT}/configs/decoder_tiny.py:smoke',
+       '--config.stop.tokens=10M'], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env={**os.environ, 'XLA_FLAGS': ''})
+  metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
+  deadline = time.time() + 120
+  while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 2):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130 and 'Traceback' not in err and 'same command' in err, err
 
 
 def test_watchdog_ends_a_stuck_process_with_124(tmp_path):

@@ -40,7 +40,7 @@ class _Vocabulary:
 
   def _fill(self, names, surfaces, special, sentinels, content):
     """`special`: (pad, eos, unk) ids; `sentinels`: their ids in order; `content`: file bytes."""
-    self._names, self._surfaces, self._content = names, surfaces, content
+    self._names, self._surfaces, self.content = names, surfaces, content
     self.pad_id, self.eos_id, self.unk_id = special
     self._sentinels = sentinels
     self.size, self.num_sentinels = len(names), len(sentinels)
@@ -72,7 +72,7 @@ class _Vocabulary:
 
   def save(self, path):
     """Writes the vocabulary to the file `path`, atomically."""
-    write_file(path, self._content)
+    write_file(path, self.content)
 
   def _checked(self, ids):
     ids = np.asarray(ids, np.int64).reshape(-1)
@@ -225,11 +225,12 @@ def load(spec, path):
 
   DataError when the file is missing or holds something else.
   """
+  from etils import epath  # a trained model's vocabulary may lie on gs://
   if spec.name not in ('sentencepiece', 'bytes', 'characters'):
     raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be sentencepiece, bytes '
                       'or characters.')
   try:
-    content = pathlib.Path(path).read_bytes()
+    content = epath.Path(path).read_bytes()
     if spec.name == 'sentencepiece':
       return SentencePiece(content, spec.sentinels)
     fields = json.loads(content)
