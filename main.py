@@ -3,8 +3,9 @@ import os
 import sys
 import traceback
 
-from absl import flags
+from absl import app, flags
 
+app.define_help_flags()
 flags.DEFINE_string('config', None, 'Config file, with a variant after a colon if it has any.')
 flags.DEFINE_string('workdir', None, 'Where a run leaves everything; default runs/CONFIG.')
 flags.DEFINE_bool('print_config', False, 'Show every value and every derived number, and end.')

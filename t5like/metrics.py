@@ -56,8 +56,8 @@ def summary(sums, bytes_per_token):
 
 def short(n):
   """1234567 -> '1.23M'."""
-  for unit in ('', 'k', 'M', 'B', 'T'):
-    if abs(n) < 999.5 or unit == 'T':
+  for unit in ('', 'k', 'M', 'B', 'T', 'P', 'E'):  # quadrillions and more are FLOPs: SI
+    if abs(n) < 999.5 or unit == 'E':
       return f'{n:.3g}{unit}' if unit or n != int(n) else f'{int(n)}'
     n /= 1000
 

@@ -43,6 +43,18 @@ def test_ways_to_compute(change, plain, tmp_path):
   np.testing.assert_allclose(got, plain, atol=1.01e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('microbatches', [1, 2])
+@pytest.mark.parametrize('tensor', [1, 2])
+@pytest.mark.parametrize('fsdp', [1, 2, 4, 8])
+def test_every_mesh_of_eight(fsdp, tensor, microbatches, plain, tmp_path):
+  """All that 8 devices can be, with and without micro-batches."""
+  data = max(1, 8 // (fsdp * tensor))
+  mesh, devices = dict(data=data, fsdp=min(fsdp, 8 // tensor), tensor=tensor), 8
+  c = tiny.config(tmp_path, mesh=mesh, microbatches=microbatches, model=dict(remat='minimal'))
+  np.testing.assert_allclose(losses(c, tmp_path / 'run', devices), plain, atol=1.01e-5)
+
+
 def test_other_seeds_and_data_orders_differ(plain, tmp_path):
   assert losses(tiny.config(tmp_path, seed=1), tmp_path / 'run')[0] != plain[0]
 

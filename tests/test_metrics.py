@@ -49,7 +49,7 @@ def test_summary():
 
 
 @pytest.mark.parametrize('n, text', [(0, '0'), (999, '999'), (1000, '1k'), (1234567, '1.23M'),
-                                     (2.1e10, '21B'), (5e15, '5e+03T'), (0.5, '0.5')])
+                                     (2.1e10, '21B'), (5e15, '5P'), (0.5, '0.5')])
 def test_short(n, text):
   assert metrics.short(n) == text
 
