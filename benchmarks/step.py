@@ -90,6 +90,7 @@ def small_decoder():
   c.model.update(vocab_size=1024, d_model=384, num_layers=6, num_heads=6, d_ff=1024, dtype='float32')
   c.batch_size = 16
   c.stop.tokens = 10 ** 9
+  c.sample.prompts = ()
   c.evaluate.every = c.checkpoint.every = 0
   config_lib.validate(c)
   return c

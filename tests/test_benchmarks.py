@@ -1,0 +1,55 @@
+"""The benchmarks run, on sizes that say nothing."""
+import jax
+import numpy as np
+import optax
+
+from benchmarks import data, plain_jax, step
+from t5like import sharding, step as step_lib
+from t5like.model import transformer
+
+
+def test_the_configs_of_the_comparisons_are_valid(tmp_path, monkeypatch):
+  monkeypatch.setattr(data.tempfile, 'gettempdir', lambda: str(tmp_path))
+  c = step.small_decoder()
+  assert c.model.num_layers == 6 and c.data.seq_len == 256 and c.batch_size == 16
+
+
+def test_input_pipeline(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(data.tempfile, 'gettempdir', lambda: str(tmp_path))
+  monkeypatch.setattr(data, 'SECONDS', 0.05)
+  data.measure(data.default_config(True))
+  assert capsys.readouterr().out.count('M tokens per CPU-second') == 3
+
+
+def test_plain_jax_computes_what_we_compute():
+  """Same parameters, same loss: what benchmarks/step.py compares is the same mathematics."""
+  from configs.base import base
+  c = step.small_decoder()
+  from t5like import config as config_lib
+  c = config_lib.resolve(c)
+  c.model.update(num_layers=2, d_model=32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=48, vocab_size=64)
+  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  rng = np.random.default_rng(0)
+  inputs, targets = rng.integers(0, 64, (2, 4, 16)).astype(np.int32)
+  batch = dict(inputs=inputs, targets=targets, positions=np.tile(np.arange(16, dtype=np.int32), (4, 1)),
+               segments=np.ones((4, 16), np.int32), weights=np.ones((4, 16), np.float32))
+  with jax.set_mesh(mesh):
+    model = transformer.build(transformer.ModelConfig(**c.model))
+    params = jax.jit(model.init)(jax.random.key(0))
+    sums = jax.jit(step_lib.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
+  blocks = jax.tree.map(np.asarray, params['stack']['blocks'])
+  layers = {k: blocks['attention'][k]['w'] for k in 'qkvo'} | {
+      k: blocks['mlp'][k]['w'] for k in ('up', 'gate', 'down')} | dict(
+          n1=blocks['attention_norm']['scale'], n2=blocks['mlp_norm']['scale'])
+  plain = dict(embed=np.asarray(params['embed']['w']), layers=layers,
+               norm=np.asarray(params['stack']['norm']['scale']), head=np.asarray(params['head']['w']))
+  with jax.numpy_rank_promotion('allow'):
+    value = jax.jit(plain_jax.loss)(plain, inputs, targets)
+    assert np.isclose(float(value), float(sums['nll'] / sums['weights']), rtol=1e-5)
+    tx = optax.adamw(1e-2)
+    plain = jax.tree.map(jax.numpy.asarray, plain)
+    opt_state = tx.init(plain)
+    run = plain_jax.make_step(tx)
+    for _ in range(3):
+      plain, opt_state, last = run(plain, opt_state, inputs, targets)
+  assert float(last) < float(value)
