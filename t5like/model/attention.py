@@ -19,16 +19,20 @@ def make_mask(query, key, causal):
   return mask
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True):
   """softmax(q k / sqrt(H)) v, logits in fp32, N / K queries to each key-value head.
 
-  Batch and heads never mix, so each device works alone on what it has.
+  `query` and `key` are those of `make_mask`. Batch and heads never mix, so each device works alone on
+  what it has.
   """
-  def attend(q, k, v, mask):
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-  in_specs = tuple(map(in_use, ('BTNH', 'BSKH', 'BSKH', 'BTS')))
+  def attend(q, k, v, query, key):
+    # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
+    return jax.nn.dot_product_attention(q, k, v, mask=make_mask(query, key, causal)[:, None])
+  dims = dict(positions='BT', segments='BT')
+  in_specs = (in_use('BTNH'), in_use('BSKH'), in_use('BSKH'), *[{k: in_use(d) for k, d in dims.items()}] * 2)
+  of = lambda info: {k: info[k] for k in dims}
   return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
-      q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+      q_BTNH, k_BSKH, v_BSKH, of(query), of(key))
 
 
 class Attention(nnx.Module):
@@ -44,9 +48,12 @@ class Attention(nnx.Module):
     if c.qk_norm:
       self.q_norm, self.k_norm = Norm(c, 'H'), Norm(c, 'H')
 
-  def __call__(self, x_BTD, mask_BTS, positions_BT, cache=None, at=0):
-    """Returns (out_BTD, cache). A cache (k_BSKH, v_BSKH) takes the new keys and values at slot `at`."""
-    c = self.c
+  def __call__(self, x_BTD, query, key, cache=None, at=0):
+    """Returns (out_BTD, cache). A cache (k_BSKH, v_BSKH) takes the new keys and values at slot `at`.
+
+    `query` and `key` hold positions and segments, of x and of all that is attended to.
+    """
+    c, positions_BT = self.c, query['positions']
     q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
@@ -56,5 +63,5 @@ class Attention(nnx.Module):
     if cache is not None:
       k, v = cache = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0, 0))
                            for old, new in zip(cache, (k, v)))
-    out_BTNH = checkpoint_name(dot_product(q, k, v, mask_BTS), 'context')
+    out_BTNH = checkpoint_name(dot_product(q, k, v, query, key), 'context')
     return self.o(out_BTNH), cache

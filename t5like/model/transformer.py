@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.model.attention import Attention, make_mask
+from t5like.model.attention import Attention
 from t5like.model.layers import MLP, Dense, Embed, LearnedPositions, Norm, dropout
 from t5like.sharding import in_use, spread_rows
 
@@ -67,9 +67,9 @@ class Block(nnx.Module):
     self.attention_norm, self.attention = Norm(c), Attention(c, k_attention)
     self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
 
-  def __call__(self, x_BTD, mask_BTS, positions_BT, key=None, cache=None, at=0):
+  def __call__(self, x_BTD, query, keys, key=None, cache=None, at=0):
     k_attention, k_mlp = (None, None) if key is None else jax.random.split(key)
-    y, cache = self.attention(self.attention_norm(x_BTD), mask_BTS, positions_BT, cache, at)
+    y, cache = self.attention(self.attention_norm(x_BTD), query, keys, cache, at)
     x_BTD += dropout(y, self.c.dropout, k_attention)
     x_BTD = checkpoint_name(x_BTD, 'middle')
     x_BTD += dropout(self.mlp(self.mlp_norm(x_BTD)), self.c.dropout, k_mlp)
@@ -90,16 +90,17 @@ class Stack(nnx.Module):
     self.c, self.norm = c, Norm(c)
     self.blocks = jax.vmap(functools.partial(Block, c))(jax.random.split(key, c.num_layers))
 
-  def __call__(self, x_BTD, mask_BTS, positions_BT, key=None, cache=None, at=0):
+  def __call__(self, x_BTD, query, keys, key=None, cache=None, at=0):
+    """Returns (x_BTD, cache). `query`, `keys`: positions and segments of x and of what it attends to."""
     def body(x, block_key_cache):
       block, key, cache = block_key_cache
-      return block(x, mask_BTS, positions_BT, key, cache, at)
+      return block(x, query, keys, key, cache, at)
     c = self.c
     if c.remat != 'none':
       body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
-    keys = None if key is None else jax.random.split(key, c.num_layers)
+    random_L = None if key is None else jax.random.split(key, c.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, keys, cache),
+    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, random_L, cache),
                                 unroll=1 if c.scan_layers else c.num_layers)
     return self.norm(x_BTD), cache
 
@@ -122,8 +123,7 @@ class Decoder(nnx.Module):
     if self.c.position == 'learned':
       x_BTD += self.positions(batch['positions'])
     x_BTD = dropout(x_BTD, self.c.dropout, k_embed)
-    mask_BTS = make_mask(batch, batch if keys is None else keys, causal=True)
-    return self.stack(x_BTD, mask_BTS, batch['positions'], k_stack, cache, at)
+    return self.stack(x_BTD, batch, batch if keys is None else keys, k_stack, cache, at)
 
   def logits(self, x_BTD):
     """[B, T, V] fp32."""

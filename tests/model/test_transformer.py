@@ -111,8 +111,9 @@ def test_attention_against_numpy(K):
   rng = np.random.default_rng(0)
   B, T, N, H = 2, 5, 4, 8
   q, k, v = (rng.normal(size=(B, T, n, H)).astype(np.float32) for n in (N, K, K))
-  mask = make_mask(*[dict(segments=np.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]]),
-                          positions=np.array([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]))] * 2, causal=True)
+  rows = dict(segments=np.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]], np.int32),
+              positions=np.array([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]], np.int32))
+  mask = make_mask(rows, rows, causal=True)
   assert np.asarray(mask)[0].astype(int).tolist() == [
       [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
   assert not mask[1, :, 4].any()  # nobody sees padding
@@ -122,7 +123,8 @@ def test_attention_against_numpy(K):
   p /= p.sum(-1, keepdims=True)
   expected = np.einsum('bnts,bsnh->btnh', p, np.repeat(v, N // K, 2))
   place = lambda x, dims: jax.sharding.reshard(jnp.asarray(x), sharding.in_use(dims))
-  got = np.asarray(dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), place(mask, 'BTS')))
+  got = np.asarray(dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'),
+                               sharding.spread_rows(rows), sharding.spread_rows(rows)))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
 
