@@ -30,7 +30,9 @@ setup(
         'zstandard>=0.22,<1',
     ],
     extras_require={
-        'test': ['pytest>=8,<10', 'hypothesis>=6.100,<7', 'ruff>=0.6'],
+        'test': ['pytest>=8,<10', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
+                 'safetensors>=0.4,<1'],
+        'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks import plain_jax
-from t5like import build, config as config_lib, metrics, sharding, step as step_lib, train
+from t5like import build, config as config_lib, lengths, metrics, sharding, step as step_lib, train
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.model import transformer
@@ -30,12 +30,24 @@ STEPS, ROUNDS = 3, 7  # steps timed at a time, times
 
 
 def random_batch(config, rows):
-  """A batch of random tokens in one segment each."""
-  shape = rows, config.data.seq_len
-  tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, *shape), np.int32)
-  positions = np.tile(np.arange(shape[1], dtype=np.int32), (rows, 1))
-  return dict(inputs=tokens[0], targets=tokens[1], positions=positions,
-              segments=np.ones(shape, np.int32), weights=np.ones(shape, np.float32))
+  """A batch of random tokens, a segment to a row, of the form that the config's objective gives."""
+  rng = np.random.default_rng(0)
+
+  def fill(batch):
+    for key, x in batch.items():
+      if key == 'encoder':
+        fill(x)
+      elif key in ('inputs', 'targets'):
+        x[:] = rng.integers(0, config.model.vocab_size, x.shape)
+      elif key == 'positions':
+        x[:] = np.arange(x.shape[1])
+      elif key == 'predict':
+        x[:] = np.sort(rng.permutation(config.data.seq_len)[:x.shape[1]])
+      elif key != 'prefix':
+        x[:] = 1
+    return batch
+  parts = lengths.components(config)
+  return fill(pipeline.blank(lengths.shapes(config), any(map(pipeline.has_prefix, parts)), rows))
 
 
 def timed(run):
@@ -73,7 +85,7 @@ def one_config(config):
     timed(run)
     seconds = [timed(run) for _ in range(ROUNDS)]
   tokens = config.batch_size * config.data.seq_len
-  flops = transformer.flops_per_token(model.config, count, config.data.seq_len)
+  flops = transformer.flops_per_row(model, lengths.shapes(config)) / config.data.seq_len
   peak, source = metrics.peak_flops(mesh, config.model.dtype)
   for name, s in (('median', statistics.median(seconds)), ('best', min(seconds))):
     rate = tokens / s

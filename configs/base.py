@@ -32,14 +32,21 @@ def base():
       source='',  # paper or repository, table or section
       verified=False,  # True once a run of this config has reached it
   )
+  # Weights to begin with instead of random ones: the workdir of a run, or a folder with a model of
+  # Hugging Face's (config.json, *.safetensors)
+  c.init_from = ''
   c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
 
   # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
   c.data = dict(
-      # python_docs | shakespeare | text:GLOB | jsonl:GLOB | tfds:NAME[/CONFIG] |
-      # markov:STATES | copy:SYMBOLS | reverse:SYMBOLS; GLOBs may end in .gz or .zst
+      # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | tfds:NAME[/CONFIG] |
+      # markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; GLOBs may end in .gz or .zst
       source='python_docs',
       field='text',  # field that holds the text, in jsonl records and TFDS features
+      # Examples of two texts: templates over the fields of a record, such as 'summarize: {article}' and
+      # '{highlights}' (t5like/data/templates.py); '' for both: the text in `field` alone
+      inputs='',  # template
+      targets='',  # likewise
       split='train',  # split of the TFDS dataset to train on
       tfds_dir='',  # where TFDS datasets lie; '': TFDS's own default
       # what to validate on: 'hash' (documents whose hash falls in the fraction below), 'tail'
@@ -49,8 +56,16 @@ def base():
       max_documents=0,  # read only the first n documents; 0: all
       directory='prepared',  # prepared datasets lie in folders below this one
       shards=0,  # files per split; 0: one for each 256 MB of source text
-      seq_len=1024,  # tokens per row
-      document_mask=True,  # rows hold several documents that do not attend to each other
+      append_eos=True,  # documents end with an end-of-document token; T5's own ran into each other
+      seq_len=1024,  # tokens per row: of the decoder, or of the encoder where there is one
+      target_len=0,  # encoder_decoder: tokens per row of the decoder; 0: what the objective needs
+      # concat_split: rows are cut from all documents joined | best_fit: rows hold whole documents, or
+      # examples of two texts, planned so that little is left over | none: one of them per row
+      packing='concat_split',
+      document_mask=True,  # documents in a row do not attend to each other
+      # Several datasets or objectives at once: name: dict(weight=2.0, data=dict(source=..),
+      # objective=dict(name=..)); what a component does not say it takes from this config
+      mixture=dict(),
       workers=0,  # reading processes per host; 0: one thread, fast enough for most
       prefetch=4,  # batches read ahead
   )
@@ -65,33 +80,64 @@ def base():
       train_characters=10_000_000,  # characters of text to train the vocabulary on
   )
   c.objective = dict(
-      name='causal',  # causal: predict each next token
+      # causal: each next token | prefix_lm: likewise, after a prefix that is seen whole
+      # masked_lm: tokens that are masked (BERT, RoBERTa) | span_corruption: spans replaced by sentinels (T5)
+      # iid_denoising | mass | bert_style | deshuffling | drop | lm: T5's other ways to spoil a text
+      # ul2: a mixture of denoisers | seq2seq: the targets of data.inputs and data.targets
+      name='causal',
+      noise_density=0.15,  # share of tokens to be masked or corrupted
+      mean_span=3.0,  # tokens in a corrupted span (span_corruption)
+      roll=False,  # span_corruption: rotate the mask, so that the last token is not always corrupted
+      # masked_lm, how many: bert: round(density x length) | roberta: the same, rounded up or down by
+      # chance | bernoulli: each token by itself
+      masking='bert',
+      whole_word=False,  # masked_lm: all pieces of a word or none
+      cls_sep=False,  # masked_lm: rows begin with <cls> and end with the end-of-document token
+      predictions=0,  # masked_lm: most predictions in a row; 0: what the density needs
+      # ul2: mode token ('' for none), rate, mean span or 'prefix', density (Tay et al. 2022, table 1)
+      denoisers=('[NLU] 0.2 3 0.15', '[NLU] 0.2 8 0.15', '[S2S] 0.2 prefix', '[NLG] 0.1 3 0.5',
+                 '[NLG] 0.1 8 0.5', '[NLG] 0.1 64 0.15', '[NLG] 0.1 64 0.5'),
   )
 
   # --- Model ----------------------------------------------------------------------------------
   c.model = dict(
-      name='decoder',  # decoder
+      name='decoder',  # decoder | encoder | encoder_decoder
       vocab_size=0,  # rows of the embedding table; 0: the vocabulary, rounded up to 128
       d_model=512,
-      num_layers=8,  # blocks
+      num_layers=8,  # blocks, of the decoder where there are both
+      num_encoder_layers=0,  # encoder_decoder: 0: as num_layers
       num_heads=8,  # of queries
       num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
       head_dim=0,  # 0: d_model / num_heads
       d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
       activation='swiglu',  # swiglu | geglu | gelu | gelu_tanh | relu
-      norm='rmsnorm',  # rmsnorm | layernorm
+      # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2)
+      # parallel: pre_norm, attention and MLP both from the block's input (GPT-NeoX)
+      block='pre_norm',
+      norm='rmsnorm',  # rmsnorm | layernorm | layernorm_plain: without scale (OLMo)
       norm_eps=1e-6,
       use_bias=False,  # biases in projections and layernorm
-      position='rope',  # rope | learned | none
+      embed_norm=False,  # normalise the sum of embeddings (BERT)
+      # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table
+      # per stack | sinusoidal | scaled_sinusoidal: times a learned number | none
+      position='rope',
       rope_theta=10_000.0,  # base of the rotary wavelengths
+      rope_fraction=1.0,  # share of head_dim that turns (GPT-NeoX: 0.25)
       max_positions=1024,  # rows of the learned position table
+      num_types=0,  # segment types with an embedding each (BERT: 2); all tokens are of type 0
       tie_embeddings=False,  # predict with the embedding table instead of a matrix of its own
-      qk_norm=False,  # normalise queries and keys per head
+      # linear | scaled: divided by sqrt(d_model) (T5 v1.0) | mlm: dense, activation, norm, output bias (BERT)
+      head='linear',
+      scale_attention=True,  # divide attention logits by sqrt(head_dim); T5 does not
+      qk_norm='none',  # normalise queries and keys: none | head: each head | all: all heads as one (OLMo 2)
       logit_softcap=0.0,  # squash logits to (-cap, cap) by tanh; 0: off
-      dropout=0.0,  # on embeddings and after each sublayer
-      init='fan_in',  # fan_in: std 1/sqrt(inputs) | gpt2: 0.02; both scale outputs by 1/sqrt(2 L)
-      dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32
-      param_dtype='float32',  # of parameters
+      dropout=0.0,  # on embeddings, attention and after each sublayer
+      # standard | t5: also inside the MLP and after the last norm, one mask for all positions of a row
+      dropout_style='standard',
+      # fan_in: std 1/sqrt(inputs) | gpt2: 0.02; both scale outputs by 1/sqrt(2 L) | bert: 0.02, cut at
+      # two std | t5 (T5X) | neox (GPT-NeoX)
+      init='fan_in',
+      dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
       attention='auto',  # kernel: auto | xla
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | minimal | full
@@ -104,21 +150,25 @@ def base():
       chunks=0,  # pieces in which logits are made; 0: chosen from sizes; 1: whole
   )
   c.optimizer = dict(
-      name='adamw',  # any optimizer of optax that takes a learning rate
+      # any optimizer of optax that takes a learning rate; adafactor and muon work layer by layer, and
+      # there are adamw_rms: Adam's step times the RMS of the parameter | bert_adamw: no bias correction
+      name='adamw',
       learning_rate=3e-4,  # peak
       b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
       b2=0.95,  # decay of the mean squared gradient, likewise
       eps=1e-8,  # added to its root, likewise
-      weight_decay=0.1,  # per step, times the learning rate, in optimizers that take it
+      weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
-      extra=dict(),  # further arguments of optax.<name>
+      extra=dict(),  # further arguments of the optimizer, which is t5like/optimizers.py's or optax's
   )
   c.schedule = dict(
-      name='cosine',  # cosine | linear | rsqrt | wsd (warm up, stable, decay) | constant
+      # cosine | linear | rsqrt | rsqrt_decay: linear to the end in decay_fraction | constant
+      # wsd: warm up, stable, decay
+      name='cosine',
       warmup_steps=0,  # linear from 0 to the peak
-      final_scale=0.1,  # learning rate at the end, as a share of the peak (cosine, linear, wsd)
-      decay_fraction=0.2,  # share of all steps in which wsd decays
+      final_scale=0.1,  # learning rate at the end, as a share of the peak (cosine, linear, wsd, rsqrt_decay)
+      decay_fraction=0.2,  # share of all steps in which wsd and rsqrt_decay decay
       timescale=10_000,  # steps at the peak before rsqrt falls as 1/sqrt(step)
   )
 
@@ -157,7 +207,8 @@ def base():
       step=600.0,  # seconds for a step, a validation batch or a save
   )
   c.sample = dict(  # text to generate at the end of training
-      prompts=('',),  # '': from nothing, as the rows of training begin
+      # '': from nothing, as rows of training begin; models that fill in take '<mask>' or '<extra_id_0>'
+      prompts=('',),
       tokens=128,  # at most, per prompt
       temperature=0.8,  # 0: always the likeliest token
       top_k=40,  # sample from the k likeliest; 0: from all
@@ -165,6 +216,7 @@ def base():
   )
   c.lock()
   c.optimizer.extra.unlock()
+  c.data.mixture.unlock()
   return c
 
 

@@ -1,23 +1,26 @@
 """From a config to the pieces of a run: data, vocabulary, model, optimizer and compiled steps."""
 import jax
 
-from t5like import config as config_lib, optim, sharding, step as step_lib
-from t5like.data import prepare, store as store_lib
+from t5like import config as config_lib, lengths, optim, sharding, step as step_lib
+from t5like.data import datasets, prepare, store as store_lib
 from t5like.errors import ConfigError, DataError
 from t5like.model import transformer
 
 
 def open_data(config, say=print):
-  """The prepared dataset of a config; prepared now when this is the only process."""
-  folder = prepare.folder(config)
-  if not (folder / 'manifest.json').exists():
+  """The prepared dataset of a config, or those of a mixture; prepared now when this is the only process."""
+  folders = {name: datasets.folder(c) for name, c in datasets.datasets(config).items()}
+  missing = [folder for folder in folders.values() if not (folder / 'manifest.json').exists()]
+  if missing:
     if jax.process_count() > 1:
-      raise DataError(f'no prepared dataset in {folder}: run python main.py prepare with this '
+      raise DataError(f'no prepared dataset in {missing[0]}: run python main.py prepare with this '
                       'config once, on one machine, before training on many.')
     prepare.prepare(config, say)
-  store = store_lib.open_store(folder)
+  opened = {folder: store_lib.open_store(folder) for folder in folders.values()}
+  store = next(iter(opened.values())) if len(opened) == 1 else store_lib.Stores(
+      {name: opened[folder] for name, folder in folders.items()})
   if 'validation' not in store.splits:
-    raise DataError(f'{folder} holds no validation text, so nothing could be said of the model: raise '
+    raise DataError(f'{store.folder} holds no validation text, so nothing could be said of the model: raise '
                     f'data.validation_fraction={config.data.validation_fraction}, or for few long '
                     "documents set data.validation='tail'.")
   return store
@@ -59,7 +62,8 @@ def build_step(config, model, total_steps, mesh):
     raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
                       f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
   vocab = config.model.vocab_size // mesh.shape['tensor']
-  chunks = step_lib.num_chunks(config.loss.chunks, config.data.seq_len, rows, vocab)
+  shapes = lengths.shapes(config)
+  chunks = step_lib.num_chunks(config.loss.chunks, shapes.predictions or shapes.targets, rows, vocab)
   sums = step_lib.make_sums(model, config.loss, chunks)
   train_step = step_lib.make_train_step(
       sums, tx, seed=config.seed, microbatches=config.microbatches, clip_norm=config.optimizer.clip_norm)
@@ -73,6 +77,7 @@ def sizes(config):
                        devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
     model, count = build_model(config)
-  flops = transformer.flops_per_token(model.config, count, config.data.seq_len)
-  return dict(parameters=count, flops_per_token=flops, flops_per_step=flops * config.batch_size
-              * config.data.seq_len, flops_in_all=flops * config.stop.tokens)
+  flops = transformer.flops_per_row(model, lengths.shapes(config))
+  return dict(parameters=count, flops_per_token=flops // config.data.seq_len,
+              flops_per_step=flops * config.batch_size,
+              flops_in_all=flops * config.stop.tokens // config.data.seq_len)

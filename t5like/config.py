@@ -36,7 +36,7 @@ from t5like.errors import ConfigError
 # Prefixes of keys that may differ from the run being resumed: they change neither what the
 # parameters are nor which rows of text come next, or are meant to be turned while training.
 ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
-  log guard watchdog sample mesh reference params_expected allow_changed data.workers data.prefetch
+  log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
   data.directory data.tfds_dir model.remat model.scan_layers model.attention loss.chunks'''.split())
 
 

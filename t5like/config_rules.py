@@ -2,31 +2,39 @@
 import difflib
 import re
 
+from t5like import lengths, objective_rules
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
 from t5like.errors import ConfigError
 
 CHOICES = {key: tuple(values.split()) for key, values in {
-    'vocabulary.name': 'sentencepiece bytes characters',
+    'data.packing': 'concat_split best_fit none',
+    'vocabulary.name': 'sentencepiece bytes characters huggingface',
     'vocabulary.algorithm': 'unigram bpe',
     'vocabulary.normalization': 'nmt_nfkc identity',
-    'objective.name': 'causal',
-    'model.name': 'decoder',
-    'model.activation': 'swiglu geglu gelu gelu_tanh relu',
-    'model.norm': 'rmsnorm layernorm',
-    'model.position': 'rope learned none',
-    'model.init': 'fan_in gpt2',
+    'objective.name': '''causal prefix_lm masked_lm span_corruption iid_denoising mass bert_style deshuffling
+      drop lm ul2 seq2seq''',
+    'objective.masking': 'bert roberta bernoulli',
+    'model.name': 'decoder encoder encoder_decoder',
+    'model.block': 'pre_norm post_norm output_norm parallel',
+    'model.activation': 'swiglu geglu reglu glu bilinear gelu gelu_tanh relu swish',
+    'model.norm': 'rmsnorm layernorm layernorm_plain',
+    'model.position': 'rope learned learned_from_2 relative sinusoidal scaled_sinusoidal none',
+    'model.head': 'linear scaled mlm',
+    'model.qk_norm': 'none head all',
+    'model.dropout_style': 'standard t5',
+    'model.init': 'fan_in gpt2 bert t5 neox',
     'model.dtype': 'bfloat16 float32',
-    'model.param_dtype': 'float32',
     'model.attention': 'auto xla',
     'model.remat': 'none minimal full',
-    'schedule.name': 'cosine linear rsqrt wsd constant',
+    'schedule.name': 'cosine linear rsqrt rsqrt_decay wsd constant',
 }.items()}
 
 RANGES = {key: interval for interval, keys in {
     '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
       model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
-      log.every checkpoint.keep guard.max_bad_steps sample.tokens''',
-    '[0, inf)': '''params_expected data.max_documents data.shards data.workers data.prefetch
+      log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span''',
+    '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
+      model.num_types data.max_documents data.shards data.workers data.prefetch
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
@@ -35,26 +43,31 @@ RANGES = {key: interval for interval, keys in {
       watchdog.step''',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
-    '(0, 1]': 'sample.top_p',
+    '(0, 1]': 'sample.top_p model.rope_fraction',
+    '(0, 1)': 'objective.noise_density',
     '[0, 4294967296)': 'seed',
 }.items() for key in keys.split()}
 
 # What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
-SOURCES = {'python_docs': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
-           'tfds': 'NAME', 'markov': 'STATES', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
+SOURCES = {'python_docs': '', 'python_functions': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
+           'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
 METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
 
 
 def check(flat, where):
   """The config of a flat dict. Raises ConfigError with all that is wrong with it."""
-  problems = list(_single(flat))
+  problems = [*_single(flat), *_missing(flat)]
+  if not problems:
+    parts, problems = objective_rules.mixture(flat['data.mixture'])
+    problems += [f'{where}.{p}' for where, part in parts for p in _single(part)]
   if not problems:
     config = base().unlock()
     for key, value in flat.items():
       section, _, name = key.rpartition('.')
       (config[section] if section else config)[name] = value
     config.lock()
-    problems = [p for rules in (_data, _model, _batch, _schedule) for p in rules(config)]
+    rules = (_data, _vocabulary, objective_rules.check, _model, _batch, _schedule)
+    problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config
   more = [f'and {len(problems) - 5} more'] if len(problems) > 5 else []
@@ -63,7 +76,7 @@ def check(flat, where):
 
 
 def _single(flat):
-  """Problems of keys by themselves: unknown, missing, of a wrong type, outside what they may be."""
+  """Problems of keys by themselves: unknown, of a wrong type, outside what they may be."""
   for key, value in flat.items():
     if key not in DEFAULTS:
       yield unknown(key, f'{key}={show(value)}')
@@ -79,6 +92,9 @@ def _single(flat):
       yield f'{asked}: must be {_in_words(RANGES[key])}.'
     elif kind is str and DEFAULTS[key] and not value.strip():
       yield f'{asked}: must not be empty. The default is {DEFAULTS[key]!r}.'
+
+
+def _missing(flat):
   for key in DEFAULTS:
     section = key.partition('.')[0]
     if key not in flat and section not in flat:
@@ -99,7 +115,19 @@ def _in_words(interval):
 
 
 def _data(c):
-  d, v = c.data, c.vocabulary
+  for where, data in [('', c.data)] if not c.data.mixture else [
+      (f'data.mixture.{name}: ', part.config.data) for name, part in _datasets(c)]:
+    yield from (where + problem for problem in _dataset(data))
+
+
+def _datasets(c):
+  try:
+    return [(part.name, part) for part in lengths.components(c)]
+  except ConfigError:
+    return []  # objective_rules.check tells
+
+
+def _dataset(d):
   kind, colon, rest = d.source.partition(':')
   wants = SOURCES.get(kind)
   asked = f'data.source={show(d.source)}'
@@ -116,18 +144,27 @@ def _data(c):
     if not 0 < d.validation_fraction < 1:
       yield (f'data.validation_fraction={d.validation_fraction}: must be above 0 and below 1, '
              f'such as 0.01, for data.validation={d.validation!r}.')
+    if d.targets and d.validation == 'tail':
+      yield ("data.validation='tail': cuts texts in two, which examples of data.inputs and data.targets cannot "
+             "be. Use 'hash'.")
   elif kind != 'tfds':
     yield (f'data.validation={show(d.validation)}: only TFDS datasets have named splits, and '
            f"data.source is {show(d.source)}. Use 'hash' or 'tail'.")
+
+
+def _vocabulary(c):
+  d, v = c.data, c.vocabulary
+  if v.name == 'huggingface' and not v.path:
+    yield ("vocabulary.name='huggingface': needs vocabulary.path, the tokenizer.json of a model. To train a "
+           "vocabulary, use 'sentencepiece'.")
+  if v.name in ('bytes', 'characters') and v.path and v.name == 'bytes':
+    yield f"vocabulary.path={show(v.path)}: bytes need no file. Use ''."
   if d.document_mask and v.name == 'characters' and not v.specials:
     yield ('data.document_mask=True: needs an end-of-document token, and vocabulary.specials=False '
            'has none. Set data.document_mask=False or vocabulary.specials=True.')
   if '' in c.sample.prompts and v.name == 'characters' and not v.specials:
     yield (f'sample.prompts={show(c.sample.prompts)}: vocabulary.specials=False leaves no way to '
            "begin from nothing. Give a text such as ('a',), or () for no samples.")
-  if c.loss.chunks > 1 and d.seq_len % c.loss.chunks:
-    yield (f'loss.chunks={c.loss.chunks}: must divide data.seq_len={d.seq_len}. '
-           f'Use {divisors(c.loss.chunks, d.seq_len)}, or 0 to have it chosen.')
   least = 260 + v.sentinels  # padding, end, unknown, 256 bytes, sentinels and one piece of text
   if v.name == 'sentencepiece' and not v.path and v.size < least:
     yield (f'vocabulary.size={v.size}: too small for 3 special tokens, 256 bytes and '
@@ -143,12 +180,14 @@ def _model(c):
     made = '' if m.head_dim else ' (d_model / num_heads)'
     yield (f"model.head_dim={r.head_dim}{made}: must be even for model.position='rope'. "
            f'Use model.head_dim={r.head_dim + 1}.')
+  elif m.position == 'rope' and int(r.head_dim * m.rope_fraction) % 2:
+    yield (f'model.rope_fraction={m.rope_fraction}: turns {int(r.head_dim * m.rope_fraction)} of model.head_dim='
+           f'{r.head_dim} dimensions, which must be an even number. Use {2 / r.head_dim:g} or a multiple of it.')
+  if m.tie_embeddings is False and m.head == 'scaled':
+    yield "model.head='scaled': belongs to model.tie_embeddings=True. Use 'linear'."
   if m.num_heads % r.num_kv_heads:
     yield (f'model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads}. '
            f'Use {divisors(m.num_kv_heads, m.num_heads)}.')
-  if m.position == 'learned' and c.data.seq_len > m.max_positions:
-    yield (f'data.seq_len={c.data.seq_len}: longer than the table of learned positions. '
-           f'Use at most model.max_positions={m.max_positions}, or raise that.')
   needs = _vocab_size(c)
   if 0 < m.vocab_size < needs:
     yield (f'model.vocab_size={m.vocab_size}: the vocabulary has {needs} tokens. '
@@ -203,7 +242,10 @@ def _schedule(c):
     yield (f'checkpoint.keep_every={keep}: must be a multiple of checkpoint.every={every}, to name '
            f'steps that are saved. Use {up(keep, every)}.')
   try:
-    parse_target(c.stop.target or 'nll < 1')
+    metric, _, _ = parse_target(c.stop.target or 'nll < 1')
+    if metric == 'bits_per_byte' and (c.objective.name != 'causal' or c.data.mixture):
+      yield (f'stop.target={show(c.stop.target)}: bytes are only predicted, each once, by objective.name='
+             "'causal' on one dataset. Use 'nll < ...' or 'accuracy > ...'.")
   except ConfigError as e:
     yield str(e)
 
@@ -228,6 +270,9 @@ def _vocab_size(c):
   return {'bytes': 259 + v.sentinels, 'sentencepiece': 0 if v.path else v.size}.get(v.name, 0)
 
 
+GATED = ('swiglu', 'geglu', 'reglu', 'glu', 'bilinear')
+
+
 def resolve(config):
   """A copy with those zeros of `config.model` filled in that follow from the config alone.
 
@@ -237,7 +282,8 @@ def resolve(config):
   m = config.model
   m.num_kv_heads = m.num_kv_heads or m.num_heads
   m.head_dim = m.head_dim or m.d_model // m.num_heads
-  gated = m.activation in ('swiglu', 'geglu')  # three matrices, so 2/3 of the width
+  m.num_encoder_layers = m.num_encoder_layers or m.num_layers
+  gated = m.activation in GATED  # three matrices, so 2/3 of the width
   m.d_ff = m.d_ff or (up(-(-8 * m.d_model // 3), 128) if gated else 4 * m.d_model)
   m.vocab_size = m.vocab_size or up(_vocab_size(config), 128)
   return config
@@ -245,11 +291,14 @@ def resolve(config):
 
 def derived(config):
   """Numbers that follow from a config: steps, tokens (of those steps, so stop.tokens or a little
-  more), tokens_per_step, microbatch_size, warmup_share, and decay_steps (0 unless wsd)."""
+  more), tokens_per_step, microbatch_size, warmup_share, decay_steps (0 unless the schedule ends in one),
+  and targets_per_row, which are decoder or masked positions."""
+  shapes = lengths.shapes(config)
   per_step = config.batch_size * config.data.seq_len
   steps = -(-config.stop.tokens // per_step)
-  wsd = config.schedule.name == 'wsd'
+  decays = config.schedule.name in ('wsd', 'rsqrt_decay')
   return dict(tokens_per_step=per_step, steps=steps, tokens=steps * per_step,
               microbatch_size=config.batch_size // config.microbatches,
               warmup_share=config.schedule.warmup_steps / max(1, steps),
-              decay_steps=max(1, round(config.schedule.decay_fraction * steps)) if wsd else 0)
+              decay_steps=max(1, round(config.schedule.decay_fraction * steps)) if decays else 0,
+              targets_per_row=shapes.predictions or shapes.targets)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from t5like import build, decode, sharding, workdir as workdir_lib
+from t5like import build, decode, lengths, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.errors import CheckpointError, ConfigError
@@ -22,11 +22,12 @@ class Loaded:
 
   def generate(self, prompts, **kwargs):
     """Continuations of the prompts, as strings; the arguments are those of `decode.generate`."""
-    data = self.config.data
+    shapes = lengths.shapes(self.config)
     with jax.set_mesh(self.mesh):
       try:
-        return decode.generate(self.model, self.params, self.vocabulary, prompts, context=data.seq_len,
-                               document_mask=data.document_mask, **kwargs)
+        return decode.generate(self.model, self.params, self.vocabulary, prompts,
+                               style=decode.style_of(self.config), context=self.config.data.seq_len,
+                               targets=shapes.targets, **kwargs)
       except ValueError as e:
         raise ConfigError(f'--prompt: {e}') from e
 

@@ -1,7 +1,7 @@
 """Numbers out of a run: rates, files, and what a person sees.
 
 MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter and token plus full
-attention (`transformer.flops_per_token`), over the peak of the devices' matrix units. On a CPU,
+attention (`transformer.flops_per_row`), over the peak of the devices' matrix units. On a CPU,
 whose peak is not published per model, it is the share of what one large matrix product reaches.
 """
 import json
@@ -47,11 +47,24 @@ def _measured_flops(dtype, n=1024):
 
 
 def summary(sums, bytes_per_token):
-  """Means of a validation from its sums: nll (nats), perplexity, accuracy, bits_per_byte, tokens."""
+  """Means of a validation from its sums: nll (nats), perplexity, accuracy, tokens (predicted ones).
+
+  And bits_per_byte, where `bytes_per_token` is known (not 0).
+  """
   count = max(sums['weights'], 1)
   nll = sums['nll'] / count
-  return dict(nll=nll, perplexity=math.exp(min(nll, 700)), accuracy=sums['hits'] / count,
-              bits_per_byte=nll / math.log(2) / bytes_per_token, tokens=int(sums['weights']))
+  values = dict(nll=nll, perplexity=math.exp(min(nll, 700)), accuracy=sums['hits'] / count,
+                tokens=int(sums['weights']))
+  if bytes_per_token:
+    values['bits_per_byte'] = nll / math.log(2) / bytes_per_token
+  return values
+
+
+def describe(values):
+  """A validation's `summary` in words."""
+  bits = f'  bits per byte {values["bits_per_byte"]:.4f}' if 'bits_per_byte' in values else ''
+  return (f'validation nll {values["nll"]:.4f}  perplexity {values["perplexity"]:.2f}  '
+          f'accuracy {values["accuracy"]:.1%}{bits}  ({short(values["tokens"])} tokens)')
 
 
 def short(n):
@@ -182,11 +195,12 @@ class Screen:
       self.last_line = time.monotonic()
       self.say(f'{tokens / self.total:4.0%}  {text}')
 
-  def sample(self, prompt, text):
-    """A continuation under its prompt, set off from everything else."""
+  def sample(self, prompt, text, style='document'):
+    """A continuation after its prompt, or an answer below it (see decode.generate for styles)."""
     from rich.panel import Panel
     from rich.text import Text
-    self.console.print(Panel(Text(prompt, 'bold') + Text(text), title='sample', title_align='left'))
+    between = '' if style in ('document', 'stream', 'prefix') else '\n-> '
+    self.console.print(Panel(Text(prompt, 'bold') + Text(between + text), title='sample', title_align='left'))
 
   def close(self):
     if self.bar:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: optax by name, with the settings of `config.optimizer`."""
+"""Learning-rate schedules, and optimizers by name, ours or optax's, with the settings of `config.optimizer`."""
 import difflib
 import inspect
 import re
@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t5like import optimizers
 from t5like.errors import ConfigError
+from t5like.optimizers import path_name
 
 
 def schedule(spec, learning_rate, total_steps):
@@ -18,9 +20,13 @@ def schedule(spec, learning_rate, total_steps):
     constant  1                   cosine  f + (1 - f) (1 + cos(pi t)) / 2    linear  1 - (1 - f) t
     wsd       1, falling linearly to f over the last decay_fraction of all steps
     rsqrt     sqrt(timescale / max(step, timescale))  (T5: timescale 10,000, no warm-up, peak 0.01)
+    rsqrt_decay  the same, times what wsd is (Mesh TensorFlow's ramp: the last 0.1 of the steps to f = 0;
+                 Shazeer 2020, arXiv 2002.05202)
   """
   warmup, f = spec.warmup_steps, spec.final_scale
   decay_steps = max(1, round(spec.decay_fraction * total_steps))
+  at_the_end = lambda step: f + (1 - f) * jnp.clip((total_steps - step) / decay_steps, 0, 1)
+  rsqrt = lambda step: jnp.sqrt(spec.timescale / jnp.maximum(step, spec.timescale))
 
   def shape(step):
     t = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0, 1)
@@ -29,21 +35,17 @@ def schedule(spec, learning_rate, total_steps):
     if spec.name == 'linear':
       return 1 - (1 - f) * t
     if spec.name == 'wsd':
-      left = jnp.clip((total_steps - step) / decay_steps, 0, 1)
-      return f + (1 - f) * left
+      return at_the_end(step)
     if spec.name == 'rsqrt':
-      return jnp.sqrt(spec.timescale / jnp.maximum(step, spec.timescale))
+      return rsqrt(step)
+    if spec.name == 'rsqrt_decay':
+      return rsqrt(step) * at_the_end(step)
     return jnp.float32(1)
 
   def value(step):
     step = jnp.asarray(step, jnp.float32)
     return learning_rate * shape(step) * jnp.minimum(1, (step + 1) / max(1, warmup))
   return value
-
-
-def path_name(path):
-  """'stack/blocks/attention/q/w' from a key path of jax.tree_util."""
-  return '/'.join(str(k.key if hasattr(k, 'key') else k) for k in path)
 
 
 def decay_mask(pattern):
@@ -57,27 +59,30 @@ def decay_mask(pattern):
 def build(spec, learning_rate):
   """optax transformation of `config.optimizer`; `learning_rate` is a number or a schedule.
 
-  weight_decay is handed on to optimizers that take it, b1, b2 and eps to those of Adam's kind (which
-  take b1; eps means other things to others), and `extra` to whichever is named.
+  A name means what `t5like/optimizers.py` makes of it, else what optax does. weight_decay is handed on to
+  optimizers that take it, b1, b2 and eps to those of Adam's kind (which take b1; eps means other things to
+  others), and `extra` to whichever is named. Adafactor decays by `extra` only: T5 has no weight decay.
   Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
   """
-  names = {n: f for module in (optax.contrib, optax) for n, f in vars(module).items()
+  names = {n: f for module in (optax.contrib, optax, optimizers) for n, f in vars(module).items()
            if inspect.isfunction(f) and 'learning_rate' in inspect.signature(f).parameters}
   if spec.name not in names:
     near = difflib.get_close_matches(spec.name, names, n=1)
-    raise ConfigError(f'optimizer.name={spec.name!r}: optax has no such optimizer.'
+    raise ConfigError(f'optimizer.name={spec.name!r}: there is no such optimizer, here or in optax.'
                       + (f' Did you mean {near[0]!r}?' if near else '')
-                      + f' It has {", ".join(sorted(names))}.')
+                      + f' There is {", ".join(sorted(names))}.')
   make = names[spec.name]
   takes = inspect.signature(make).parameters
   extra = dict(spec.extra)
   for key in extra:
     if key not in takes:
       near = difflib.get_close_matches(key, takes, n=1)
-      raise ConfigError(f'optimizer.extra.{key}: optax.{spec.name} has no such argument.'
+      raise ConfigError(f'optimizer.extra.{key}: {spec.name} has no such argument.'
                         + (f' Did you mean {near[0]!r}?' if near else '')
                         + f' It takes {", ".join(takes)}.')
   handed_on = ('b1', 'b2', 'eps', 'weight_decay') if 'b1' in takes else ('weight_decay',)
+  if spec.name == 'adafactor':
+    handed_on = ()
   kwargs = {k: spec[k] for k in handed_on if k in takes}
   for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
     if key in takes:

@@ -47,7 +47,9 @@ def num_chunks(asked, seq_len, rows, vocab_size):
 def make_sums(model, loss, chunks=1):
   """Returns sums(params, batch, key) -> dict of fp32 scalars: loss, nll, hits, weights.
 
-  All are sums over the batch's tokens, each times its weight (weights: the plain sum).
+  All are sums over the batch's predictions, each times its weight (weights: the plain sum). A batch
+  with `predict`, positions [B, P], has targets and weights for these alone, and only they reach the
+  vocabulary (BERT's gather_indexes).
   """
   def of_hidden(params, x_BTD, targets_BT, weights_BT):
     nll_BT, loss_BT, hit_BT = cross_entropy(
@@ -57,6 +59,8 @@ def make_sums(model, loss, chunks=1):
 
   def sums(params, batch, key=None):
     x_BTD = model.hidden(params, batch, key)
+    if 'predict' in batch:
+      x_BTD = jnp.take_along_axis(x_BTD, batch['predict'][:, :, None], axis=1)
     targets_BT, weights_BT = batch['targets'], batch['weights']
     if chunks == 1:
       return of_hidden(params, x_BTD, targets_BT, weights_BT)

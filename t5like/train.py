@@ -13,6 +13,7 @@ from t5like import (
   build,
   config as config_lib,
   decode,
+  lengths,
   metrics,
   sharding,
   step as step_lib,
@@ -68,7 +69,8 @@ class Run:
     self.model, self.num_params = build.build_model(config)
     self.state = self._start_state()
     _, self.train_step, self.eval_step, self.learning_rate = self._build()
-    flops = transformer.flops_per_token(self.model.config, self.num_params, config.data.seq_len)
+    self.shapes = lengths.shapes(config)
+    flops = transformer.flops_per_row(self.model, self.shapes) / config.data.seq_len
     peak, self.peak_source = metrics.peak_flops(mesh, config.model.dtype)
     self.mfu = lambda rate: rate * flops / peak
     self.files = None
@@ -107,23 +109,26 @@ class Run:
     self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
     return state
 
-  def introduce(self):
+  def introduce(self, rows):
     c, mesh = self.config, self.mesh
     axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
-    epochs = c.stop.tokens / max(1, self.store.manifest['splits']['train']['tokens'])
+    steps = self.step + self.steps_left
     self.screen.say(
         f'{c.model.name} of {self.num_params:,} parameters on {mesh.size} x '
         f'{mesh.devices.flat[0].device_kind} ({axes})\n'
-        f'{metrics.short(c.stop.tokens)} tokens: {self.step + self.steps_left:,} steps of {c.batch_size} x '
-        f'{c.data.seq_len}, {epochs:.2g} epochs of {self.store.folder}\n'
+        f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
+    for line in rows.describe(steps * c.batch_size):
+      self.screen.say(line)
+    self.screen.say(
         f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
         f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
 
   def loop(self):
     """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
-    self.introduce()
+    rows = pipeline.TrainRows(self.store, self.config)
+    self.introduce(rows)
     started, first = time.monotonic(), True
-    with pipeline.train_batches(self.store, self.config, self.examples_seen,
+    with pipeline.train_batches(rows, self.config, self.examples_seen,
                                 jax.process_index(), jax.process_count()) as batches:
       while self.steps_left:
         self._step(batches)
@@ -167,7 +172,7 @@ class Run:
           f'{values["bad_in_a_row"]} steps in a row had a loss, gradient or update that is not finite '
           f'(guard.max_bad_steps), the last being step {step}; none of them changed the parameters. '
           'The newest checkpoint is finite. A lower optimizer.learning_rate, a longer '
-          'schedule.warmup_steps, loss.z_loss=1e-4 or model.qk_norm=True often help.')
+          'schedule.warmup_steps, loss.z_loss=1e-4 or model.qk_norm=head often help.')
     self.rate.add(self.tokens_per_step)
     if not values['bad_in_a_row']:
       w = values['weights']
@@ -220,23 +225,34 @@ class Run:
     """Metrics of the validation set: nll (nats), perplexity, accuracy, bits_per_byte."""
     if self.validation and self.validation['step'] == self.step:
       return self.validation
-    manifest = self.store.manifest['splits']['validation']
     sums = []
-    for batch in pipeline.evaluation_batches(self.store, self.config, 'validation',
-                                             jax.process_index(), jax.process_count()):
-      sums.append(self.eval_step(self.state['params'], sharding.to_global(self.mesh, batch)))
+    for name, batch in pipeline.evaluation_batches(self.store, self.config, 'validation',
+                                                   jax.process_index(), jax.process_count()):
+      sums.append((name, self.eval_step(self.state['params'], sharding.to_global(self.mesh, batch))))
       self.watchdog.arm(self.config.watchdog.step)
-    total = {k: sum(s[k].item() for s in jax.device_get(sums)) for k in ('nll', 'hits', 'weights')}
-    values = metrics.summary(total, manifest['bytes'] / manifest['tokens'])
-    self.screen.say(
-        f'step {self.step:,}  validation nll {values["nll"]:.4f}  perplexity {values["perplexity"]:.2f}  '
-        f'accuracy {values["accuracy"]:.1%}  bits per byte {values["bits_per_byte"]:.4f}  '
-        f'({metrics.short(total["weights"])} tokens)')
+    sums = [(name, {k: v.item() for k, v in s.items()}) for name, s in jax.device_get(sums)]
+    add = lambda wanted: {k: sum(s[k] for name, s in sums if wanted in (None, name))
+                          for k in ('nll', 'hits', 'weights')}
+    total = add(None)
+    values = metrics.summary(total, self._bytes_per_token())
+    self.screen.say(f'step {self.step:,}  {metrics.describe(values)}')
+    names = list(dict.fromkeys(name for name, _ in sums))
+    for name in names if len(names) > 1 else ():
+      part = metrics.summary(add(name), 0)
+      self.screen.say(f'  {name}: {metrics.describe(part)}')
+      values.update({f'{name}/{k}': part[k] for k in ('nll', 'accuracy', 'tokens')})
     if self.files:
       self.files.write(self.step, {f'validation/{k}': v for k, v in values.items()})
       self.files.flush()
     self.validation = dict(values, step=self.step)
     return self.validation
+
+  def _bytes_per_token(self):
+    """Of validation text, where each token of it is predicted once; else 0."""
+    if self.config.objective.name != 'causal' or self.config.data.mixture:
+      return 0
+    split = self.store.manifest['splits']['validation']
+    return split['bytes'] / split['tokens']
 
   def save(self):
     """Saves the newest step, unless it was not finite: then the next finite one."""
@@ -272,12 +288,13 @@ class Run:
     s = self.config.sample
     if not s.prompts or jax.process_count() > 1:
       return
+    style = decode.style_of(self.config)
     texts = decode.generate(
-        self.model, self.state['params'], self.store.vocabulary, s.prompts,
-        context=self.config.data.seq_len, document_mask=self.config.data.document_mask, tokens=s.tokens,
+        self.model, self.state['params'], self.store.vocabulary, s.prompts, style=style,
+        context=self.config.data.seq_len, targets=self.shapes.targets, tokens=s.tokens,
         temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=self.config.seed)
     for prompt, text in zip(s.prompts, texts):
-      self.screen.sample(prompt, text)
+      self.screen.sample(prompt, text, style)
       self.files.text(self.step, 'sample', f'{prompt}|{text}')
 
   def close(self):

@@ -17,8 +17,9 @@ def test_the_configs_of_the_comparisons_are_valid(tmp_path, monkeypatch):
 def test_input_pipeline(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(data.tempfile, 'gettempdir', lambda: str(tmp_path))
   monkeypatch.setattr(data, 'SECONDS', 0.05)
-  data.measure(data.default_config(True))
-  assert capsys.readouterr().out.count('M tokens per CPU-second') == 3
+  for objective in ('causal', 'masked_lm', 'span_corruption'):
+    data.measure(data.default_config(objective))
+  assert capsys.readouterr().out.count('M tokens per CPU-second') == 9
 
 
 def test_plain_jax_computes_what_we_compute():
@@ -42,7 +43,7 @@ def test_plain_jax_computes_what_we_compute():
       k: blocks['mlp'][k]['w'] for k in ('up', 'gate', 'down')} | dict(
           n1=blocks['attention_norm']['scale'], n2=blocks['mlp_norm']['scale'])
   plain = dict(embed=np.asarray(params['embed']['w']), layers=layers,
-               norm=np.asarray(params['stack']['norm']['scale']), head=np.asarray(params['head']['w']))
+               norm=np.asarray(params['stack']['norm']['scale']), head=np.asarray(params['head']['out']['w']))
   with jax.numpy_rank_promotion('allow'):
     value = jax.jit(plain_jax.loss)(plain, inputs, targets)
     assert np.isclose(float(value), float(sums['nll'] / sums['weights']), rtol=1e-5)

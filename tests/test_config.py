@@ -175,8 +175,8 @@ def test_runs_of_older_versions_can_go_on():
   del older.model['qk_norm'], older['watchdog']
   older = C.from_json(C.to_json(older))
   assert C.check_resumable(older, tiny(), 'x') == []
-  said = message(C.check_resumable, older, tiny(model__qk_norm=True), 'x')
-  assert 'qk_norm: False there, True now' in said
+  said = message(C.check_resumable, older, tiny(model__qk_norm='all'), 'x')
+  assert "qk_norm: 'none' there, 'all' now" in said
   older.unlock().model.gone = 3
   assert 'model.gone: 3 there, None now' in message(C.check_resumable, older, tiny(), 'x')
   C.check_resumable(older, tiny(allow_changed='model.gone'), 'x')

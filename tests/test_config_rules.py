@@ -44,7 +44,7 @@ WRONG = [
     ('optimizer.extra.a-b=2', "optimizer.extra={'a-b': 2}", "{'momentum': 0.9}"),
     # choices
     ('model.activation=SwiGlu',
-     "model.activation='SwiGlu'", "did you mean 'swiglu'", 'gelu_tanh or'),
+     "model.activation='SwiGlu'", "did you mean 'swiglu'", 'relu or swish'),
     ('schedule.name=cosin', "schedule.name='cosin'", "did you mean 'cosine'", 'wsd or constant'),
     ('model.dtype=float16', "model.dtype='float16'", 'bfloat16 or float32'),
     ('data.field=', "data.field=''", "default is 'text'"),
@@ -77,7 +77,7 @@ WRONG = [
     ('model.num_heads=6 model.num_kv_heads=4', 'model.num_kv_heads=4', 'num_heads=6', '2, 3 or 6'),
     ('model.num_heads=6 model.num_kv_heads=12', 'model.num_kv_heads=12', 'num_heads=6', '2, 3 or 6'),
     ('model.position=learned model.max_positions=64',
-     'seq_len=128', 'max_positions=64', 'raise that'),
+     'seq_len=128', 'holds 64', 'model.max_positions=128'),
     ('model.vocab_size=2000', 'model.vocab_size=2000', '2048 tokens', 'at least 2048'),
     ('vocabulary.name=bytes model.vocab_size=300', 'vocab_size=300', '359', '384'),
     ('vocabulary.size=300', 'vocabulary.size=300', 'sentinels=100', 'at least 360'),
@@ -89,7 +89,7 @@ WRONG = [
     ('checkpoint.every=100 checkpoint.keep_every=250', 'keep_every=250', 'checkpoint.every=100', '300'),
     ("vocabulary.name=characters vocabulary.specials=False data.document_mask=False sample.prompts=('',)",
      'sample.prompts', 'specials=False', "('a',)"),
-    ('loss.chunks=3', 'loss.chunks=3', 'data.seq_len=128', 'Use 1, 2 or 4'),
+    ('loss.chunks=3', 'loss.chunks=3', '128 targets of a row', 'Use 1, 2 or 4'),
     ('data.validation_fraction=1', 'data.validation_fraction=1.0', 'above 0 and below 1'),
     ('data.validation=test', "data.validation='test'", 'python_docs', "'hash' or 'tail'"),
     ('data.source=pythondocs', "data.source='pythondocs'", "mean 'python_docs'", 'jsonl:GLOB'),
@@ -178,7 +178,7 @@ def test_resolve_and_derived():
     assert C.resolve(tiny(**{f'vocabulary__{key}': value})).model.vocab_size == size
   c = tiny(schedule__name='wsd')
   assert C.derived(c) == dict(tokens_per_step=2048, steps=489, tokens=489 * 2048,
-                              microbatch_size=16, warmup_share=50 / 489, decay_steps=98)
+                              microbatch_size=16, warmup_share=50 / 489, decay_steps=98, targets_per_row=128)
   assert C.resolve(c) is not c and c.model.d_ff == 0
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from t5like import decode, sharding
 from t5like.data.vocabulary import Bytes
 from t5like.model import transformer
-from tests.model.test_transformer import BASE
+from tests.tiny import MODEL
 
 
 def kept(logits, top_k, top_p):
@@ -40,32 +40,92 @@ def setting():
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     vocabulary = Bytes()
-    model = transformer.build(dataclasses.replace(BASE, vocab_size=384))
+    model = transformer.build(dataclasses.replace(MODEL, vocab_size=384))
     params = jax.jit(model.init)(jax.random.key(3))
     yield model, params, vocabulary
 
 
-def generate(setting, prompts, context=64, document_mask=True, **kwargs):
-  return decode.generate(*setting, prompts, context=context, document_mask=document_mask, **kwargs)
+def generate(setting, prompts, context=64, style='document', **kwargs):
+  return decode.generate(*setting, prompts, context=context, style=style, **kwargs)
 
 
-def test_greedy_is_the_argmax_of_the_full_forward(setting):
+def argmax(vocabulary, logits_V):
+  logits_V = np.array(logits_V)
+  logits_V[[0, 2]] = -np.inf  # padding and unknown are never said
+  logits_V[vocabulary.size:] = -np.inf
+  return int(logits_V.argmax())
+
+
+def row(ids, **more):
+  n = len(ids)
+  return dict(inputs=np.array([ids], np.int32), positions=np.arange(n, dtype=np.int32)[None],
+              segments=np.ones((1, n), np.int32), **more)
+
+
+def text_of(vocabulary, out):
+  return vocabulary.decode(out[:out.index(vocabulary.eos_id)] if vocabulary.eos_id in out else out)
+
+
+@pytest.mark.parametrize('style', ['document', 'prefix', 'pair'])
+def test_greedy_is_the_argmax_of_the_full_forward(style, setting):
   model, params, vocabulary = setting
-  ids = [0, *vocabulary.encode('abc')]
-  apply = jax.jit(model.apply)
-  out = []
+  start = [0, *vocabulary.encode('abc'), *([1] if style == 'pair' else [])]
+  apply, out = jax.jit(model.apply), []
   for _ in range(6):
-    n = len(ids)
-    batch = dict(inputs=np.array([ids], np.int32), positions=np.arange(n, dtype=np.int32)[None],
-                 segments=np.ones((1, n), np.int32))
-    logits = np.array(apply(params, batch)[0, -1])
-    logits[[0, 2]] = -np.inf  # padding and unknown are never said
-    logits[vocabulary.size:] = -np.inf
-    out.append(int(logits.argmax()))
-    ids.append(out[-1])
-  if vocabulary.eos_id in out:
-    out = out[:out.index(vocabulary.eos_id)]
-  assert generate(setting, ['abc'], tokens=6, temperature=0) == [vocabulary.decode(out)]
+    batch = row(start + out)
+    if style != 'document':
+      batch['prefix'] = np.arange(len(start) + len(out))[None] < len(start)
+    out.append(argmax(vocabulary, apply(params, batch)[0, -1]))
+  assert generate(setting, ['abc'], tokens=6, temperature=0, style=style) == [text_of(vocabulary, out)]
+
+
+@pytest.fixture(scope='module')
+def other():
+  """An encoder-decoder with relative positions, and an encoder, both random, of bytes with sentinels."""
+  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    vocabulary, models = Bytes(sentinels=4), {}
+    for name, changes in dict(encoder_decoder=dict(position='relative', init='t5'), encoder=dict(head='mlm')).items():
+      model = transformer.build(dataclasses.replace(MODEL, name=name, vocab_size=384, **changes))
+      models[name] = model, jax.jit(model.init)(jax.random.key(3)), vocabulary
+    yield models
+
+
+def test_an_encoder_decoder_answers_what_its_full_forward_says(other):
+  model, params, vocabulary = other['encoder_decoder']
+  prompts, apply = ['ab<extra_id_0>c', 'a longer one <extra_id_0> of text'], jax.jit(model.apply)
+  said = generate(other['encoder_decoder'], prompts, tokens=6, temperature=0, style='encoder', targets=20)
+  for prompt, answer in zip(prompts, said):
+    inputs = [*vocabulary.encode_marked(prompt), 1]
+    assert vocabulary.sentinel(0) in inputs
+    out = []
+    for _ in range(6):
+      out.append(argmax(vocabulary, apply(params, row([0, *out], encoder=row(inputs)))[0, -1]))
+    assert answer == text_of(vocabulary, out)
+
+
+def test_an_encoder_fills_the_surest_mask_first(other):
+  model, params, vocabulary = other['encoder']
+  apply, ids = jax.jit(model.apply), list(vocabulary.encode_marked('a<mask>cd<mask>f'))
+  masks = [t for t, i in enumerate(ids) if i == vocabulary.mask_id]
+  assert len(masks) == 2
+  while masks:
+    logits_TV = np.array(apply(params, row(ids))[0])
+    logits_TV[:, vocabulary.size:] = -np.inf
+    logits_TV[:, vocabulary.special_ids] = -np.inf
+    p_TV = np.asarray(jax.nn.softmax(logits_TV, -1))
+    t = max(masks, key=lambda t: p_TV[t].max())
+    ids[t] = int(p_TV[t].argmax())
+    masks.remove(t)
+  said = generate(other['encoder'], ['a<mask>cd<mask>f', '<mask>'], style='fill')
+  assert said[0] == vocabulary.decode(ids) and '<mask>' not in said[1]
+  with pytest.raises(ValueError, match='has no <mask>'):
+    generate(other['encoder'], ['abc'], style='fill')
+
+
+def test_a_prompt_that_fills_the_context_is_refused_where_it_cannot_slide(setting):
+  with pytest.raises(ValueError, match='leaves no room for an answer in the 16'):
+    generate(setting, ['x' * 20], context=16, style='pair')
 
 
 def test_prompts_beside_it_do_not_matter(setting):
@@ -89,13 +149,12 @@ def test_text_goes_on_past_the_context(setting):
 def test_ends_with_the_document(setting):
   """A head that always says EOS: nothing follows."""
   model, params, vocabulary = setting
-  w = np.zeros(params['head']['w'].shape, np.float32)
+  w = np.zeros(params['head']['out']['w'].shape, np.float32)
   w[:, vocabulary.eos_id] = 1
   norm = {**params['stack'], 'norm': dict(scale=jnp.zeros(32))}
   # Hidden states of 0 make all logits equal; the likeliest allowed id is then the first one, EOS.
-  says_eos = {**params, 'head': dict(w=jnp.asarray(w)), 'stack': norm}
-  assert decode.generate(model, says_eos, vocabulary, ['abc', 'd'], context=64, document_mask=True, tokens=8,
-                         temperature=0) == ['', '']
+  says_eos = {**params, 'head': dict(out=dict(w=jnp.asarray(w))), 'stack': norm}
+  assert generate((model, says_eos, vocabulary), ['abc', 'd'], tokens=8, temperature=0) == ['', '']
 
 
 def test_a_model_without_beginnings_needs_a_prompt(setting):
@@ -104,4 +163,4 @@ def test_a_model_without_beginnings_needs_a_prompt(setting):
   vocabulary = NoEnd()
   vocabulary.eos_id = None
   with pytest.raises(ValueError, match='give a prompt'):
-    decode.generate(*setting[:2], vocabulary, [''], context=16, document_mask=False)
+    generate((*setting[:2], vocabulary), [''], context=16, style='stream')

@@ -10,14 +10,18 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors'], ['config_values'], ['config_rules'], ['config'], ['sharding'],
-          ['model.layers'], ['model.attention'], ['model.transformer'],
-          ['data.vocabulary', 'data.files'], ['data.sources'], ['data.store'], ['data.shards'],
-          ['data.prepare'], ['data.objectives'], ['data.pipeline'], ['data.inspect'],
-          ['step', 'optim'], ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'],
+FLOORS = [['errors'], ['config_values', 'lengths', 'data.templates'], ['objective_rules'], ['config_rules'],
+          ['config'], ['sharding'],
+          ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
+          ['data.vocabulary_kinds'], ['data.tokenizer_json'],
+          ['data.vocabulary', 'data.files', 'data.functions'],
+          ['data.sources'], ['data.store'], ['data.shards'],
+          ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.packing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
+          ['optimizers'], ['step', 'optim'],
+          ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'],
           ['train', 'load'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
-         'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
+         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
 
 
 def name(file):

@@ -10,7 +10,7 @@ import pytest
 from configs.base import base
 from t5like import optim, sharding, step
 from t5like.model import transformer
-from tests.model.test_transformer import BASE
+from tests.tiny import MODEL
 
 B, T, V = 8, 16, 64
 
@@ -30,7 +30,7 @@ def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=
   c = base()
   c.optimizer.update(learning_rate=1e-2, **optimizer)
   with jax.set_mesh(mesh):
-    model = transformer.build(dataclasses.replace(BASE, vocab_size=V))
+    model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optim.build(c.optimizer, c.optimizer.learning_rate)
     train_step = jax.jit(step.make_train_step(step.make_sums(model, c.loss, chunks), tx, seed=0,
                                               microbatches=microbatches, clip_norm=clip_norm), donate_argnums=0)
@@ -158,7 +158,7 @@ def test_the_state_is_given_away():
   """Donated: the step works in the memory of the state it was given."""
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model = transformer.build(dataclasses.replace(BASE, vocab_size=V))
+    model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optax.sgd(0.1)
     train_step = jax.jit(step.make_train_step(step.make_sums(model, base().loss), tx, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()

@@ -4,8 +4,16 @@ import random
 
 from configs.base import base
 from t5like import config as config_lib
+from t5like.model.transformer import ModelConfig
 
 WORDS = 'the a of to in is it for on as with that this from by are be was not have'.split()
+
+MODEL = ModelConfig(
+    name='decoder', vocab_size=61, d_model=32, num_layers=3, num_encoder_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=8, d_ff=48, activation='swiglu', block='pre_norm', norm='rmsnorm', norm_eps=1e-6, use_bias=False,
+    embed_norm=False, position='rope', rope_theta=10_000.0, rope_fraction=1.0, max_positions=32, num_types=0,
+    tie_embeddings=False, head='linear', scale_attention=True, qk_norm='none', logit_softcap=0.0, dropout=0.0,
+    dropout_style='standard', init='fan_in', dtype='float32', attention='auto', scan_layers=True, remat='none')
 
 
 def write_text(path, documents=120, seed=0):

@@ -22,16 +22,16 @@ def find(name, pattern):
 
 
 def read_text(path):
-  """Yields (text, id) of the one document that a text file is; DataError."""
-  yield decode(b''.join(_chunks(path)), path), str(path)
+  """Yields (record, id) of the one document that a text file is, dict(text=str); DataError."""
+  yield dict(text=decode(b''.join(_chunks(path)), path)), str(path)
 
 
-def read_jsonl(path, field):
-  """Yields (text, id) of each line: the text in `field` of its JSON object; DataError."""
+def read_jsonl(path):
+  """Yields (record, id) of each line that is not empty: its JSON object as a dict; DataError."""
   offset = 0
   for number, line in enumerate(_lines(_chunks(path)), 1):
     if line.strip():
-      yield _record(decode(line, path, offset), field, path, number), f'{path}:{number}'
+      yield _record(decode(line, path, offset), path, number), f'{path}:{number}'
     offset += len(line) + 1
 
 
@@ -95,13 +95,12 @@ def _lines(chunks):
     yield rest
 
 
-def _record(line, field, path, number):
+def _record(line, path, number):
   try:
     record = json.loads(line)
   except ValueError as error:
     raise DataError(f'{path} line {number} is not JSON: {error}.') from error
-  if not isinstance(record, dict) or not isinstance(record.get(field), str):
-    fields = ', '.join(map(str, record)) if isinstance(record, dict) else 'none'
-    raise DataError(f'{path} line {number} has no text in data.field={field!r}; the fields of that '
-                    f'line: {fields}.')
-  return record[field]
+  if not isinstance(record, dict):
+    raise DataError(f'{path} line {number} is {type(record).__name__}, not an object with named fields: write '
+                    '{"text": "..."}.')
+  return record

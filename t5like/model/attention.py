@@ -1,67 +1,103 @@
 """Attention: masks from positions and segments, and the one place that picks a kernel."""
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.model.layers import Dense, Norm, rope
+from t5like.model.layers import Dense, Norm, keep_share, rope
 from t5like.sharding import in_use
 
 
 def make_mask(query, key, causal):
   """[B, T, S] bool: which keys each query may see.
 
-  `query` and `key` hold `positions` and `segments`, [B, T] and [B, S]; segment 0 is padding.
+  `query` and `key` hold `positions` and `segments`, [B, T] and [B, S]; segment 0 is padding. Under
+  `causal`, tokens whose `prefix` (bool, where it is given) is True see each other in both directions.
   """
   mask = query['segments'][:, :, None] == key['segments'][:, None, :]
   mask &= key['segments'][:, None, :] > 0
   if causal:
-    mask &= query['positions'][:, :, None] >= key['positions'][:, None, :]
+    seen = query['positions'][:, :, None] >= key['positions'][:, None, :]
+    if 'prefix' in query:
+      seen |= query['prefix'][:, :, None] & key['prefix'][:, None, :]
+    mask &= seen
   return mask
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True):
-  """softmax(q k / sqrt(H)) v, logits in fp32, N / K queries to each key-value head.
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NTS=None, keep_BNTS=None):
+  """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`. Batch and heads never mix, so each device works alone on
-  what it has.
+  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `keep` multiplies probabilities
+  (dropout). Batch and heads never mix, so each device works alone on what it has.
   """
-  def attend(q, k, v, query, key):
+  names = [n for n in ('positions', 'segments', 'prefix') if n in query]
+  of = lambda info: {n: info[n] for n in names}
+  given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
+  dims = dict(bias='NTS', keep='BNTS')
+
+  def attend(q, k, v, query, key, given):
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
-    return jax.nn.dot_product_attention(q, k, v, mask=make_mask(query, key, causal)[:, None])
-  dims = dict(positions='BT', segments='BT')
-  in_specs = (in_use('BTNH'), in_use('BSKH'), in_use('BSKH'), *[{k: in_use(d) for k, d in dims.items()}] * 2)
-  of = lambda info: {k: info[k] for k in dims}
+    mask = make_mask(query, key, causal)[:, None]
+    if 'keep' in given:
+      return _with_dropout(q, k, v, mask, scale, **given)
+    bias = given['bias'][None] if 'bias' in given else None
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
+  in_specs = (in_use('BTNH'), in_use('BSKH'), in_use('BSKH'), *[{n: in_use('BT') for n in names}] * 2,
+              {n: in_use(dims[n]) for n in given})
   return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
-      q_BTNH, k_BSKH, v_BSKH, of(query), of(key))
+      q_BTNH, k_BSKH, v_BSKH, of(query), of(key), given)
+
+
+def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, keep, bias=None):
+  """Likewise, with dropout of probabilities, which jax.nn.dot_product_attention has not."""
+  repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
+  k_BSNH, v_BSNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
+  logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+  logits_BNTS *= q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  if bias is not None:
+    logits_BNTS += bias[None]
+  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1) * keep
+  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
 
 class Attention(nnx.Module):
-  """Multi-head attention with grouped key-value heads (Ainslie et al. 2023, arXiv 2305.13245)."""
+  """Multi-head attention with grouped key-value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-  def __init__(self, c, key):
+  `cross`: keys and values come from another stack, whose positions mean nothing here.
+  """
+
+  def __init__(self, c, key, causal, cross=False):
     k_q, k_k, k_v, k_o = jax.random.split(key, 4)
-    self.c = c
-    self.q = Dense(c, 'BTD,DNH->BTNH', k_q)
-    self.k = Dense(c, 'BSD,DKH->BSKH', k_k)
-    self.v = Dense(c, 'BSD,DKH->BSKH', k_v)
-    self.o = Dense(c, 'BTNH,NHD->BTD', k_o, scale=c.residual_scale)
-    if c.qk_norm:
-      self.q_norm, self.k_norm = Norm(c, 'H'), Norm(c, 'H')
+    self.c, self.causal, self.rotate = c, causal, c.position == 'rope' and not cross
+    self.q = Dense(c, 'BTD,DNH->BTNH', k_q, 'q')
+    self.k = Dense(c, 'BSD,DKH->BSKH', k_k, 'k')
+    self.v = Dense(c, 'BSD,DKH->BSKH', k_v, 'v')
+    self.o = Dense(c, 'BTNH,NHD->BTD', k_o, 'o')
+    if c.qk_norm != 'none':
+      self.q_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'NH')
+      self.k_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'KH')
 
-  def __call__(self, x_BTD, query, key, cache=None, at=0):
-    """Returns (out_BTD, cache). A cache (k_BSKH, v_BSKH) takes the new keys and values at slot `at`.
+  def keys_values(self, x_BSD, positions_BS):
+    """(k_BSKH, v_BSKH) of what is attended to."""
+    c, k, v = self.c, self.k(x_BSD), self.v(x_BSD)
+    if c.qk_norm != 'none':
+      k = self.k_norm(k)
+    if self.rotate:
+      k = rope(k, positions_BS, c.rope_theta, c.rope_fraction)
+    return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
-    `query` and `key` hold positions and segments, of x and of all that is attended to.
-    """
-    c, positions_BT = self.c, query['positions']
-    q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
-    if c.qk_norm:
-      q, k = self.q_norm(q), self.k_norm(k)
-    if c.position == 'rope':
-      q, k = rope(q, positions_BT, c.rope_theta), rope(k, positions_BT, c.rope_theta)
-    q, k, v = (checkpoint_name(t, 'qkv') for t in (q, k, v))
-    if cache is not None:
-      k, v = cache = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0, 0))
-                           for old, new in zip(cache, (k, v)))
-    out_BTNH = checkpoint_name(dot_product(q, k, v, query, key), 'context')
-    return self.o(out_BTNH), cache
+  def __call__(self, x_BTD, kv, query, key, bias_NTS=None, random=None):
+    """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
+    c, q_BTNH = self.c, self.q(x_BTD)
+    if c.qk_norm != 'none':
+      q_BTNH = self.q_norm(q_BTNH)
+    if self.rotate:
+      q_BTNH = rope(q_BTNH, query['positions'], c.rope_theta, c.rope_fraction)
+    keep_BNTS = None
+    if random is not None and c.dropout:
+      (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]
+      shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
+      keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNTS'))
+    out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
+                           None if c.scale_attention else 1.0, bias_NTS, keep_BNTS)
+    return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -6,21 +6,50 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like.sharding import at_rest, einsum, gather, in_use
 
 
-def normal(key, c, dims, std):
-  """Parameter of the sizes that `dims` name, N(0, std^2), laid out as at rest."""
-  shape = tuple(c.size(d) for d in dims)
-  return nnx.Param(std * jax.random.normal(key, shape, c.param_dtype, out_sharding=at_rest(dims)))
+# --- Parameters ---------------------------------------------------------------------------------
+
+
+def initial_std(c, role, fan_in):
+  """(standard deviation, cut at two of them?) of a matrix in its role, by the family of `model.init`.
+
+  fan_in, gpt2: Radford et al. 2019, section 2.3 (outputs of blocks start smaller, for 2 L add up).
+  bert: Devlin et al. 2018, released code. neox: Black et al. 2022, section 2.1 (small_init, wang_init).
+  t5: T5X, whose query matrices carry the 1 / sqrt(head_dim) that its attention lacks.
+  """
+  output = role in ('o', 'down')
+  if c.init == 'bert':
+    return 0.02, True
+  if c.init == 'neox':
+    return (2 / c.num_layers * c.d_model ** -0.5 if output else math.sqrt(2 / (5 * c.d_model))), False
+  if c.init == 't5':
+    if role in ('up', 'gate', 'down', 'head'):
+      # A normal cut at two deviations has 0.8796 of its own: T5X makes up for it.
+      return fan_in ** -0.5 / 0.87962566103423978, True
+    return dict(embed=1.0, positions=1.0, q=(fan_in * c.head_dim) ** -0.5).get(role, fan_in ** -0.5), False
+  scale = c.residual_scale if output else 1.0
+  if c.init == 'gpt2' or role == 'positions':
+    return 0.02 * scale, False
+  return scale * (c.d_model if role == 'embed' else fan_in) ** -0.5, False
+
+
+def normal(key, c, dims, std, cut=False):
+  """Parameter of the sizes that `dims` name, N(0, std^2), laid out as at rest; `cut`: at 2 std."""
+  shape, layout = tuple(c.size(d) for d in dims), at_rest(dims)
+  if cut:
+    return nnx.Param(std * jax.random.truncated_normal(key, -2, 2, shape, out_sharding=layout))
+  return nnx.Param(std * jax.random.normal(key, shape, out_sharding=layout))
 
 
 def constant(value, c, dims):
   shape = tuple(c.size(d) for d in dims)
-  return nnx.Param(jnp.full(shape, value, c.param_dtype, out_sharding=at_rest(dims)))
+  return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=at_rest(dims)))
 
 
 def expand(w, x):
@@ -29,54 +58,59 @@ def expand(w, x):
 
 
 class Dense(nnx.Module):
-  """einsum(equation, x, w) + b. The equation fixes the shape, initial scale and layout of w and b.
+  """einsum(equation, x, w) + b. The equation fixes the shape, initial scale and layout of w and b."""
 
-  Initial weights are N(0, scale^2 / inputs) for init='fan_in', N(0, (0.02 scale)^2) for 'gpt2'.
-  """
-
-  def __init__(self, c, equation, key, scale=1.0):
+  def __init__(self, c, equation, key, role, use_bias=None):
     inputs, out = equation.split('->')
     x_dims, self.dims = inputs.split(',')
     fan_in = math.prod(c.size(d) for d in self.dims if d in x_dims and d not in out)
-    std = fan_in ** -0.5 if c.init == 'fan_in' else 0.02
     self.c, self.equation = c, equation
     self.bias_dims = ''.join(d for d in self.dims if d in out)
-    self.w = normal(key, c, self.dims, scale * std)
-    if c.use_bias:
+    self.w = normal(key, c, self.dims, *initial_std(c, role, fan_in))
+    self.use_bias = c.use_bias if use_bias is None else use_bias
+    if self.use_bias:
       self.b = constant(0, c, self.bias_dims)
 
   def __call__(self, x):
     y = einsum(self.equation, x, gather(self.w[...], self.dims, self.c.dtype))
-    if self.c.use_bias:
+    if self.use_bias:
       y += expand(gather(self.b[...], self.bias_dims, self.c.dtype), y)
     return y
 
 
 class Norm(nnx.Module):
-  """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, fp32."""
+  """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the dimensions `dims`, fp32."""
 
   def __init__(self, c, dims='D'):
-    self.c, self.dims, self.scale = c, dims, constant(1, c, dims)
-    if c.norm == 'layernorm' and c.use_bias:
+    self.c, self.dims = c, dims
+    self.has_scale = c.norm != 'layernorm_plain'
+    self.has_bias = c.norm == 'layernorm' and c.use_bias
+    if self.has_scale:
+      self.scale = constant(1, c, dims)
+    if self.has_bias:
       self.b = constant(0, c, dims)
 
   def __call__(self, x):
     c, y = self.c, x.astype(jnp.float32)
-    if c.norm == 'layernorm':
-      y -= jnp.mean(y, -1, keepdims=True)
-    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
-    y *= expand(gather(self.scale[...], self.dims, jnp.float32), y)
-    if c.norm == 'layernorm' and c.use_bias:
+    axes = tuple(range(-len(self.dims), 0))
+    if c.norm.startswith('layernorm'):
+      y -= jnp.mean(y, axes, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axes, keepdims=True) + c.norm_eps)
+    if self.has_scale:
+      y *= expand(gather(self.scale[...], self.dims, jnp.float32), y)
+    if self.has_bias:
       y += expand(gather(self.b[...], self.dims, jnp.float32), y)
     return y.astype(x.dtype)
+
+
+# --- Tokens and positions -----------------------------------------------------------------------
 
 
 class Embed(nnx.Module):
   """Token table [V, D]; read forwards it embeds, read backwards it predicts."""
 
   def __init__(self, c, key):
-    self.c = c
-    self.w = normal(key, c, 'VD', c.d_model ** -0.5 if c.init == 'fan_in' else 0.02)
+    self.c, self.w = c, normal(key, c, 'VD', *initial_std(c, 'embed', c.d_model))
 
   def encode(self, tokens_BT):
     table_VD = gather(self.w[...], 'VD', self.c.dtype)
@@ -87,23 +121,108 @@ class Embed(nnx.Module):
                   preferred_element_type=jnp.float32)
 
 
-class LearnedPositions(nnx.Module):
-  """A vector for each position 0 <= p < max_positions, added to the token embedding."""
+class Table(nnx.Module):
+  """A learned vector for each of few things, such as positions or segment types: [dim, D]."""
 
-  def __init__(self, c, key):
-    self.c, self.w = c, normal(key, c, 'TD', 0.02)
+  def __init__(self, c, dim, key):
+    self.c, self.dims = c, f'{dim}D'
+    self.w = normal(key, c, self.dims, *initial_std(c, 'positions', c.d_model))
+
+  def __call__(self, ids_BT):
+    table = gather(self.w[...], self.dims, self.c.dtype)
+    return table.at[ids_BT].get(out_sharding=in_use('BTD'))
+
+
+class Sinusoids(nnx.Module):
+  """sin and cos of positions at D / 2 wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017, 3.5).
+
+  `scaled`: times one learned number, D^-1/2 at first (Hua et al. 2022, arXiv 2202.10447).
+  """
+
+  def __init__(self, c, scaled):
+    self.c, self.scaled = c, scaled
+    if scaled:
+      self.scale = nnx.Param(jnp.full((), c.d_model ** -0.5, jnp.float32))
 
   def __call__(self, positions_BT):
-    table_TD = gather(self.w[...], 'TD', self.c.dtype)
-    return table_TD.at[positions_BT].get(out_sharding=in_use('BTD'))
+    half = self.c.d_model // 2
+    rates = jnp.asarray(10_000.0 ** (-np.arange(half) / max(1, half - 1)), jnp.float32)
+    angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None]
+    x_BTD = jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], -1)
+    return (x_BTD * self.scale[...] if self.scaled else x_BTD).astype(self.c.dtype)
 
 
+class RelativeBias(nnx.Module):
+  """What T5 adds to attention logits: a number per head and bucket of distances (Raffel et al. 2020, 2.1).
+
+  32 buckets: the nearest distances one by one, farther ones in steps growing to 128; keys behind and
+  ahead of the query share them where both are seen, else keys ahead fall into bucket 0.
+  """
+  BUCKETS, FARTHEST = 32, 128
+
+  def __init__(self, c, bidirectional, key):
+    self.c, self.bidirectional = c, bidirectional
+    limit = math.sqrt(6 / (c.num_heads + self.BUCKETS))  # variance_scaling(1, 'fan_avg', 'uniform')
+    self.w = nnx.Param(jax.random.uniform(key, (c.num_heads, self.BUCKETS), jnp.float32, -limit, limit,
+                                          out_sharding=at_rest('N_')))
+
+  @classmethod
+  def buckets(cls, distance, bidirectional):
+    """Bucket of each int distance (key - query), any shape."""
+    n, offset = cls.BUCKETS, 0
+    if bidirectional:
+      n //= 2
+      offset = n * (distance > 0)
+      distance = jnp.abs(distance)
+    else:
+      distance = -jnp.minimum(distance, 0)
+    exact = n // 2
+    # In integers, not logarithms: which distances begin a bucket must not depend on rounding.
+    starts = [math.ceil(exact * (cls.FARTHEST / exact) ** (i / (n - exact)) - 1e-9) for i in range(1, n - exact)]
+    far = exact + sum((distance >= s).astype(jnp.int32) for s in starts)
+    return offset + jnp.where(distance < exact, distance, far)
+
+  def __call__(self, T, S, at=0):
+    """[N, T, S] fp32 for queries at slots at .. at + T of S; slots and positions differ by a constant."""
+    ring = np.arange(T + S)
+    distance_R = jnp.asarray(np.where(ring < S, ring, ring - T - S)) - at  # of slot s - t, modulo T + S
+    one_hot = jax.nn.one_hot(self.buckets(distance_R, self.bidirectional), self.BUCKETS, dtype=jnp.float32)
+    by_distance_NR = jnp.einsum('NE,RE->NR', gather(self.w[...], 'N_', jnp.float32), one_hot,
+                                out_sharding=in_use('NR'), precision='highest')
+    # Row t of the result is the ring turned by t: rows one element short of the ring, laid end to end.
+    N, R = by_distance_NR.shape
+    rows = jnp.broadcast_to(by_distance_NR[:, None], (N, T, R)).reshape(N, T * R)
+    return rows[:, :T * (R - 1)].reshape(N, T, R - 1)[:, :, :S]
+
+
+def rope(x_BTNH, positions_BT, theta, fraction=1.0):
+  """Rotary positions (Su et al. 2021, arXiv 2104.09864), halves convention: pairs (i, i + H/2).
+
+  `fraction`: only that share of H, the first, turns (GPT-NeoX).
+  """
+  turning = int(x_BTNH.shape[-1] * fraction)
+  half = turning // 2
+  wavelengths = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * wavelengths[None, None, None]
+  sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
+  a, b, rest = jnp.split(x_BTNH.astype(jnp.float32), (half, turning), -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1).astype(x_BTNH.dtype)
+
+
+# --- Feed-forward, dropout ----------------------------------------------------------------------
+
+
+exact_gelu = lambda x: jax.nn.gelu(x, approximate=False)
 ACTIVATIONS = dict(  # name -> (function, gated); gated units: Shazeer 2020, arXiv 2002.05202
-    swiglu=(jax.nn.silu, True),
-    geglu=(jax.nn.gelu, True),  # tanh form, as T5 v1.1
-    gelu=(lambda x: jax.nn.gelu(x, approximate=False), False),
-    gelu_tanh=(jax.nn.gelu, False),
     relu=(jax.nn.relu, False),
+    gelu=(exact_gelu, False),
+    gelu_tanh=(jax.nn.gelu, False),
+    swish=(jax.nn.silu, False),
+    glu=(jax.nn.sigmoid, True),
+    bilinear=(lambda x: x, True),
+    reglu=(jax.nn.relu, True),
+    geglu=(jax.nn.gelu, True),  # tanh form, as T5 v1.1
+    swiglu=(jax.nn.silu, True),
 )
 
 
@@ -112,34 +231,37 @@ class MLP(nnx.Module):
 
   def __init__(self, c, key):
     k_up, k_gate, k_down = jax.random.split(key, 3)
-    self.act, self.gated = ACTIVATIONS[c.activation]
-    self.up = Dense(c, 'BTD,DF->BTF', k_up)
+    self.c, (self.act, self.gated) = c, ACTIVATIONS[c.activation]
+    self.up = Dense(c, 'BTD,DF->BTF', k_up, 'up')
     if self.gated:
-      self.gate = Dense(c, 'BTD,DF->BTF', k_gate)
-    self.down = Dense(c, 'BTF,FD->BTD', k_down, scale=c.residual_scale)
+      self.gate = Dense(c, 'BTD,DF->BTF', k_gate, 'gate')
+    self.down = Dense(c, 'BTF,FD->BTD', k_down, 'down')
 
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD, key=None):
     up_BTF = checkpoint_name(self.up(x_BTD), 'mlp')
     if self.gated:
-      gate_BTF = checkpoint_name(self.gate(x_BTD), 'mlp')
-      return self.down(self.act(gate_BTF) * up_BTF)
-    return self.down(self.act(up_BTF))
+      x_BTF = self.act(checkpoint_name(self.gate(x_BTD), 'mlp')) * up_BTF
+    else:
+      x_BTF = self.act(up_BTF)
+    if self.c.dropout_style == 't5':
+      x_BTF = dropout(x_BTF, self.c, key)
+    return self.down(x_BTF)
 
 
-def rope(x_BTNH, positions_BT, theta):
-  """Rotary positions (Su et al. 2021, arXiv 2104.09864), halves convention: pairs (i, i + H/2)."""
-  half = x_BTNH.shape[-1] // 2
-  wavelengths = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * wavelengths[None, None, None]
-  sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
+def keep_share(shape, rate, key, layout):
+  """Array of `shape` that is 0 with probability `rate`, else 1 / (1 - rate)."""
+  # Uniform numbers rather than `bernoulli`, because they can be asked for in a layout.
+  return (jax.random.uniform(key, shape, out_sharding=layout) >= rate) / (1 - rate)
 
 
-def dropout(x, rate, key):
-  """Zeroes a share `rate` of x and scales the rest up; the identity when key is None."""
-  if key is None or not rate:
-    return x
-  # Uniform numbers rather than `bernoulli`, because they can be asked for in x's own layout.
-  keep = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding) < 1 - rate
-  return jnp.where(keep, x / (1 - rate), 0)
+def dropout(x_BTD, c, key):
+  """Zeroes a share c.dropout of x and scales the rest up; the identity when key is None.
+
+  In T5's style all positions of a row lose the same features.
+  """
+  if key is None or not c.dropout:
+    return x_BTD
+  shape, layout = x_BTD.shape, jax.typeof(x_BTD).sharding
+  if c.dropout_style == 't5':
+    shape = (shape[0], 1, shape[2])
+  return x_BTD * keep_share(shape, c.dropout, key, layout).astype(x_BTD.dtype)

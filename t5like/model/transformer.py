@@ -1,21 +1,19 @@
 """Architectures. `build` turns a ModelConfig into plain functions of plain nested dicts.
 
-Flax NNX lives on this side of the seam only: modules are made and taken apart inside `init`,
-`hidden`, `logits` and `extend`, and everybody else sees a nested dict of arrays.
+Flax NNX lives on this side of the seam only: modules are made and taken apart inside the functions
+of `Model`, and everybody else sees a nested dict of arrays.
 """
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from t5like.model.attention import Attention
-from t5like.model.layers import MLP, Dense, Embed, LearnedPositions, Norm, dropout
-from t5like.sharding import in_use, spread_rows
+from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand
+from t5like.model.stack import Stack
+from t5like.sharding import gather, in_use, spread_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +23,40 @@ class ModelConfig:
   vocab_size: int
   d_model: int
   num_layers: int
+  num_encoder_layers: int
   num_heads: int
   num_kv_heads: int
   head_dim: int
   d_ff: int
   activation: str
+  block: str
   norm: str
   norm_eps: float
   use_bias: bool
+  embed_norm: bool
   position: str
   rope_theta: float
+  rope_fraction: float
   max_positions: int
+  num_types: int
   tie_embeddings: bool
-  qk_norm: bool
+  head: str
+  scale_attention: bool
+  qk_norm: str
   logit_softcap: float
   dropout: float
+  dropout_style: str
   init: str
   dtype: str
-  param_dtype: str
   attention: str
   scan_layers: bool
   remat: str
 
   def size(self, dim):
-    """Size of a dimension by its letter; T is the number of learned positions."""
-    return dict(V=self.vocab_size, D=self.d_model, L=self.num_layers, N=self.num_heads,
-                K=self.num_kv_heads, H=self.head_dim, F=self.d_ff, T=self.max_positions)[dim]
+    """Size of a dimension by its letter; here T is the number of learned positions, P of types, E is D."""
+    return dict(V=self.vocab_size, D=self.d_model, E=self.d_model, L=self.num_layers, N=self.num_heads,
+                K=self.num_kv_heads, H=self.head_dim, F=self.d_ff, T=self.max_positions,
+                P=self.num_types)[dim]
 
   @property
   def residual_scale(self):
@@ -58,82 +64,127 @@ class ModelConfig:
     return (2 * self.num_layers) ** -0.5
 
 
-class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm."""
+class Head(nnx.Module):
+  """Logits from the last layer's output: what `model.head` puts before and after the vocabulary."""
 
   def __init__(self, c, key):
-    k_attention, k_mlp = jax.random.split(key)
-    self.c = c
-    self.attention_norm, self.attention = Norm(c), Attention(c, k_attention)
-    self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
-
-  def __call__(self, x_BTD, query, keys, key=None, cache=None, at=0):
-    k_attention, k_mlp = (None, None) if key is None else jax.random.split(key)
-    y, cache = self.attention(self.attention_norm(x_BTD), query, keys, cache, at)
-    x_BTD += dropout(y, self.c.dropout, k_attention)
-    x_BTD = checkpoint_name(x_BTD, 'middle')
-    x_BTD += dropout(self.mlp(self.mlp_norm(x_BTD)), self.c.dropout, k_mlp)
-    return x_BTD, cache
-
-
-POLICIES = jax.checkpoint_policies
-REMAT = dict(  # what the backward pass finds saved; the rest it computes again
-    full=POLICIES.nothing_saveable,
-    minimal=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp'),
-)
-
-
-class Stack(nnx.Module):
-  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm."""
-
-  def __init__(self, c, key):
-    self.c, self.norm = c, Norm(c)
-    self.blocks = jax.vmap(functools.partial(Block, c))(jax.random.split(key, c.num_layers))
-
-  def __call__(self, x_BTD, query, keys, key=None, cache=None, at=0):
-    """Returns (x_BTD, cache). `query`, `keys`: positions and segments of x and of what it attends to."""
-    def body(x, block_key_cache):
-      block, key, cache = block_key_cache
-      return block(x, query, keys, key, cache, at)
-    c = self.c
-    if c.remat != 'none':
-      body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
-    random_L = None if key is None else jax.random.split(key, c.num_layers)
-    # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, random_L, cache),
-                                unroll=1 if c.scan_layers else c.num_layers)
-    return self.norm(x_BTD), cache
-
-
-class Decoder(nnx.Module):
-  """Causal language model: embed, stack, predict."""
-
-  def __init__(self, c, key):
-    k_embed, k_positions, k_stack, k_head = jax.random.split(key, 4)
-    self.c, self.embed, self.stack = c, Embed(c, k_embed), Stack(c, k_stack)
-    if c.position == 'learned':
-      self.positions = LearnedPositions(c, k_positions)
+    k_transform, k_out = jax.random.split(key)
+    self.c, self.mlm = c, c.head == 'mlm'
+    if self.mlm:
+      self.transform, self.norm = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True), Norm(c)
+      self.b = constant(0, c, 'V')
     if not c.tie_embeddings:
-      self.head = Dense(dataclasses.replace(c, use_bias=False), 'BTD,DV->BTV', k_head)
+      self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False)
 
-  def hidden(self, batch, key=None, keys=None, cache=None, at=0):
-    """Returns (x_BTD, cache). `keys` are the positions and segments of what the cache holds."""
-    k_embed, k_stack = (None, None) if key is None else jax.random.split(key)
-    x_BTD = self.embed.encode(batch['inputs'])
-    if self.c.position == 'learned':
-      x_BTD += self.positions(batch['positions'])
-    x_BTD = dropout(x_BTD, self.c.dropout, k_embed)
-    return self.stack(x_BTD, batch, batch if keys is None else keys, k_stack, cache, at)
-
-  def logits(self, x_BTD):
-    """[B, T, V] fp32."""
-    logits_BTV = (self.embed.decode if self.c.tie_embeddings else self.head)(x_BTD)
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    cap = self.c.logit_softcap
+  def __call__(self, x_BTD, embed):
+    c = self.c
+    if self.mlm:
+      x_BTD = self.norm(ACTIVATIONS[c.activation][0](self.transform(x_BTD)))
+    if c.head == 'scaled':
+      x_BTD *= c.d_model ** -0.5
+    logits_BTV = (embed.decode if c.tie_embeddings else self.out)(x_BTD).astype(jnp.float32)
+    if self.mlm:
+      logits_BTV += expand(gather(self.b[...], 'V', jnp.float32), logits_BTV)
+    cap = c.logit_softcap
     return cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
 
 
-ARCHITECTURES = dict(decoder=Decoder)
+class Transformer(nnx.Module):
+  """What all architectures share: embeddings and head."""
+
+  def __init__(self, c, key):
+    k_embed, k_positions, k_types, k_head = jax.random.split(key, 4)
+    self.c, self.embed, self.head = c, Embed(c, k_embed), Head(c, k_head)
+    self.has_positions = c.position.startswith('learned') or c.position.endswith('sinusoidal')
+    if c.position.startswith('learned'):
+      self.positions = Table(c, 'T', k_positions)
+    elif self.has_positions:
+      self.positions = Sinusoids(c, c.position == 'scaled_sinusoidal')
+    if c.num_types:
+      self.types = Table(c, 'P', k_types)
+    if c.embed_norm:
+      self.embed_norm = Norm(c)
+
+  def start(self, batch, random):
+    """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
+    c, x_BTD = self.c, self.embed.encode(batch['inputs'])
+    if self.has_positions:
+      x_BTD += self.positions(batch['positions'] + 2 * (c.position == 'learned_from_2'))
+    if c.num_types:
+      x_BTD += self.types(batch['types'] if 'types' in batch else batch['inputs'] * 0)
+    if c.embed_norm:
+      x_BTD = self.embed_norm(x_BTD)
+    return dropout(x_BTD, c, random)
+
+  def logits(self, x_BTD):
+    """[B, T, V] fp32."""
+    return self.head(x_BTD, self.embed)
+
+
+class Decoder(Transformer):
+  """Language model that sees what came before, and all of a prefix."""
+  causal = True
+
+  def __init__(self, c, key):
+    k_shared, k_stack = jax.random.split(key)
+    super().__init__(c, k_shared)
+    self.stack = Stack(c, k_stack, self.causal)
+
+  def hidden(self, batch, random=None):
+    r_start, r_stack = (None, None) if random is None else jax.random.split(random)
+    return self.stack(self.start(batch, r_start), batch, batch, random=r_stack)[0]
+
+  def cache(self, batch, slots):
+    return dict(layers=(_empty(self.c, batch['inputs'].shape[0], slots), None))
+
+  def extend(self, batch, keys, cache, at):
+    x_BTD, layers = self.stack(self.start(batch, None), batch, keys, cache=cache['layers'], at=at)
+    return self.logits(x_BTD), dict(layers=layers)
+
+
+class Encoder(Decoder):
+  """Masked language model: every token sees all others."""
+  causal = False
+
+
+class EncoderDecoder(Transformer):
+  """A decoder that also sees an encoder's output; `batch['encoder']` holds the encoder's tokens."""
+
+  def __init__(self, c, key):
+    k_shared, k_encoder, k_decoder = jax.random.split(key, 3)
+    super().__init__(c, k_shared)
+    self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers)
+    self.decoder = Stack(c, k_decoder, causal=True, cross=True)
+
+  def encode(self, batch, random=None):
+    r_start, r_stack = (None, None) if random is None else jax.random.split(random)
+    x_BSD, _ = self.encoder(self.start(batch, r_start), batch, batch, random=r_stack)
+    return dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
+
+  def hidden(self, batch, random=None):
+    r = [None] * 3 if random is None else jax.random.split(random, 3)
+    memory = self.encode(batch['encoder'], r[0])
+    return self.decoder(self.start(batch, r[1]), batch, batch, memory, r[2])[0]
+
+  def cache(self, batch, slots):
+    memory = self.encode(batch['encoder'])
+    cross = jax.vmap(lambda block: block.remember(memory))(self.decoder.blocks)
+    own = _empty(self.c, memory['x'].shape[0], slots)
+    return dict(layers=(own, cross), memory={k: memory[k] for k in ('positions', 'segments')})
+
+  def extend(self, batch, keys, cache, at):
+    x_BTD, layers = self.decoder(self.start(batch, None), batch, keys, cache['memory'],
+                                 cache=cache['layers'], at=at)
+    return self.logits(x_BTD), dict(layers=layers, memory=cache['memory'])
+
+
+def _empty(c, batch_size, slots):
+  """(keys, values), each [L, B, S, K, H]."""
+  shape = (c.num_layers, batch_size, slots, c.num_kv_heads, c.head_dim)
+  return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('LBSKH')) for _ in 'kv')
+
+
+ARCHITECTURES = dict(decoder=Decoder, encoder=Encoder, encoder_decoder=EncoderDecoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +194,8 @@ class Model:
   init(key) -> params
   hidden(params, batch, key) -> x_BTD, the last layer's output; key None: no dropout
   logits(params, x_BTD) -> logits_BTV, fp32
+  cache(params, batch, slots) -> cache with room for so many tokens of each row; of `batch` only the
+    number of rows counts, and `encoder`, which is encoded
   extend(params, batch, keys, cache, at) -> (logits_BTV, cache), for decoding: `batch` holds the new
     tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
     positions and segments of all S slots, those of the new tokens included
@@ -151,6 +204,7 @@ class Model:
   init: Callable[..., Any]
   hidden: Callable[..., Any]
   logits: Callable[..., Any]
+  cache: Callable[..., Any]
   extend: Callable[..., Any]
 
   def apply(self, params, batch, key=None):
@@ -162,28 +216,15 @@ def build(c):
   """Model of a ModelConfig; needs a mesh in force (`jax.set_mesh`)."""
   make = ARCHITECTURES[c.name]
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
-
-  def init(key):
-    return nnx.to_pure_dict(nnx.state(make(c, key)))
-
-  def hidden(params, batch, key=None):
-    return nnx.merge(graph, params).hidden(spread_rows(batch), key)[0]
-
-  def logits(params, x_BTD):
-    return nnx.merge(graph, params).logits(x_BTD)
-
-  def extend(params, batch, keys, cache, at):
-    model = nnx.merge(graph, params)
-    x_BTD, cache = model.hidden(spread_rows(batch), keys=spread_rows(keys), cache=cache, at=at)
-    return model.logits(x_BTD), cache
-
-  return Model(c, init, hidden, logits, extend)
-
-
-def empty_cache(c, batch_size, slots):
-  """(keys, values), each [L, B, S, K, H]."""
-  shape = (c.num_layers, batch_size, slots, c.num_kv_heads, c.head_dim)
-  return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('LBSKH')) for _ in 'kv')
+  of = lambda params: nnx.merge(graph, params)
+  return Model(
+      c,
+      init=lambda key: nnx.to_pure_dict(nnx.state(make(c, key))),
+      hidden=lambda params, batch, key=None: of(params).hidden(spread_rows(batch), key),
+      logits=lambda params, x_BTD: of(params).logits(x_BTD),
+      cache=lambda params, batch, slots: of(params).cache(spread_rows(batch), slots),
+      extend=lambda params, batch, keys, cache, at: of(params).extend(
+          spread_rows(batch), spread_rows(keys), cache, at))
 
 
 def count_params(model):
@@ -191,12 +232,26 @@ def count_params(model):
   return sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
 
 
-def flops_per_token(c, num_params, seq_len):
-  """Multiplications and additions of one training token, forward and backward.
+def flops_per_row(model, lengths):
+  """Multiplications and additions of one row of training, forward and backward.
 
-  The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter that multiplies, plus
-  12 L N H T for attention, uncut by the causal mask. Tables that are only looked up do not count.
+  The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter and token it multiplies,
+  plus 12 N H per layer and pair of tokens that attention compares, uncut by causal masks. Tables that
+  are only looked up do not count. `lengths`: see `t5like/lengths.py`.
   """
-  lookups = (0 if c.tie_embeddings else c.vocab_size * c.d_model)
-  lookups += c.max_positions * c.d_model if c.position == 'learned' else 0
-  return 6 * (num_params - lookups) + 12 * c.num_layers * c.num_heads * c.head_dim * seq_len
+  c, T, S = model.config, lengths.targets, lengths.inputs
+  predictions = lengths.predictions or T
+  total = 0
+  for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(model.init, jax.random.key(0))):
+    keys = [k.key for k in path]
+    if keys[0] in ('positions', 'types') or 'relative' in keys:
+      continue
+    if keys[0] == 'embed':
+      total += x.size * predictions * c.tie_embeddings
+    elif keys[0] == 'head':
+      total += x.size * predictions
+    else:
+      of_encoder = keys[0] == 'encoder' or 'cross' in keys and keys[-2] in 'kv'
+      total += x.size * (S if of_encoder else T)
+  pairs = c.num_layers * T * T + (c.num_encoder_layers * S * S + c.num_layers * T * S if S else 0)
+  return 6 * total + 12 * c.num_heads * c.head_dim * pairs

@@ -51,7 +51,7 @@ def prepared(tmp_path_factory):
 
 
 def first(config, store, n, seen=0, host=0, hosts=1):
-  with pipeline.train_batches(store, config, seen, host, hosts) as batches:
+  with pipeline.train_batches(pipeline.TrainRows(store, config), config, seen, host, hosts) as batches:
     return [next(batches) for _ in range(n)]
 
 
@@ -90,8 +90,8 @@ def test_worker_processes_change_nothing(workers, prepared):
 def test_an_epoch_has_each_window_once_and_the_next_is_in_another_order(prepared):
   config, store = prepared
   rows = pipeline.TrainRows(store, config)
-  n = len(rows.windows)
-  epochs = [[int(rows.order[i]) for i in range(e * n, (e + 1) * n)] for e in range(2)]
+  n = len(rows.parts[0])
+  epochs = [[rows.component(i)[1] for i in range(e * n, (e + 1) * n)] for e in range(2)]
   assert all(sorted(e) == list(range(n)) for e in epochs) and epochs[0] != epochs[1]
   far = rows.batch(10 ** 12, 10 ** 12 + 2)
   assert far['inputs'].shape == (2, 32)
@@ -109,7 +109,7 @@ def test_validation_sees_every_token_once(hosts, document_mask, prepared):
   config = config.copy_and_resolve_references()
   config.evaluate.batches = 0
   config.data.document_mask = document_mask
-  batches = [list(pipeline.evaluation_batches(store, config, 'validation', h, hosts)) for h in range(hosts)]
+  batches = [[b for _, b in pipeline.evaluation_batches(store, config, 'validation', h, hosts)] for h in range(hosts)]
   assert len({len(b) for b in batches}) == 1
   rows = [np.concatenate([b[i]['targets'] for b in batches]) for i in range(len(batches[0]))]
   weights = [np.concatenate([b[i]['weights'] for b in batches]) for i in range(len(batches[0]))]

@@ -57,7 +57,7 @@ def test_every_document_is_there_once_in_order_and_the_manifest_counts_it(make):
   c = make()
   said = []
   folder = prepare.prepare(c, said.append)
-  texts = [text for text, _ in sources.open_source(c).documents() if text.strip()]
+  texts = [r['text'] for r, _ in sources.open_source(c).documents() if r['text'].strip()]
   hashed = {t: int(hashlib.sha256(t.encode()).hexdigest()[:16], 16) / 2**64 for t in texts}
   expected = dict(train=[t for t in texts if hashed[t] >= 0.1],
                   validation=[t for t in texts if hashed[t] < 0.1])
@@ -165,7 +165,7 @@ def test_lost_and_broken_shards_are_made_again(make):
 def test_tail_validation_is_the_end_of_each_document(make):
   c = make(validation='tail', shards=1)
   folder = prepare.prepare(c, **QUIET)
-  texts = [text for text, _ in sources.open_source(c).documents() if text.strip()]
+  texts = [r['text'] for r, _ in sources.open_source(c).documents() if r['text'].strip()]
   cuts = [int(len(t) * 0.9) for t in texts]
   assert documents(folder, 'train') == [t[:k] for t, k in zip(texts, cuts)]
   assert documents(folder, 'validation') == [t[k:] for t, k in zip(texts, cuts)]
@@ -177,7 +177,7 @@ def test_max_documents_and_shards(make):
   entry = store.open_store(folder).manifest['splits']
   assert sum(split['documents'] for split in entry.values()) == 298  # 2 are empty
   assert len(entry['train']['shards']) == 2
-  texts = [t for t, _ in list(sources.open_source(c).documents())[:300] if t.strip()]
+  texts = [r['text'] for r, _ in list(sources.open_source(c).documents())[:300] if r['text'].strip()]
   assert sorted(documents(folder, 'train') + documents(folder, 'validation')) == sorted(texts)
 
 
@@ -225,7 +225,7 @@ def test_python_docs_with_a_small_sentencepiece(make):
   c.vocabulary.update(size=512, normalization='identity', train_characters=100_000)
   folder = prepare.prepare(c, **QUIET)
   texts = documents(folder, 'train') + documents(folder, 'validation')
-  assert sorted(texts) == sorted([t for t, _ in sources.open_source(c).documents()][:100])
+  assert sorted(texts) == sorted([r['text'] for r, _ in sources.open_source(c).documents()][:100])
   assert store.open_store(folder).manifest['licence'] == 'PSF-2.0'
 
 
@@ -246,6 +246,7 @@ def test_large_vocabularies_take_int32(make, tmp_path):
   (tmp_path / 'wide.txt').write_text(''.join(map(chr, range(32, 0xD800))) +
                                      ''.join(map(chr, range(0xE000, 0x14000))), encoding='utf-8')
   c = make('characters', source=f'text:{tmp_path}/wide.txt', validation='tail', shards=0)
+  c.vocabulary.sentinels = 0
   data = store.open_store(prepare.prepare(c, **QUIET))
   assert data.manifest['dtype'] == 'int32' and data.vocabulary.size > 65536
   tokens = np.concatenate([row[row >= 0] for row in data.windows('train', 777, tail=True)])
@@ -302,3 +303,72 @@ def test_gz_gives_the_same_tokens_as_plain(make, tmp_path):
     (tmp_path / 'packed' / f'{file.name}.gz').write_bytes(gzip.compress(file.read_bytes()))
   packed = prepare.prepare(make(source=f'jsonl:{tmp_path}/packed/*'), **QUIET)
   assert (store.open_store(packed).fingerprint == store.open_store(plain).fingerprint)
+
+
+def test_examples_of_two_texts(make, tmp_path):
+  """Inputs and targets of every record, in order, each with its end; blank targets are dropped."""
+  records = [dict(a=f'in {i} ' + 'x' * (i * 37 % 900), b=f'out {i}' if i % 9 else ' ') for i in range(90)]
+  (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+  c = make(source=f'jsonl:{tmp_path}/pairs.jsonl', inputs='copy: {a}', targets='{b}', shards=3)
+  data = store.open_store(prepare.prepare(c, **QUIET))
+  assert data.manifest['texts'] == 2 and data.manifest['dropped'] == 10
+  found = []
+  for split in ('train', 'validation'):
+    examples = data.examples(split)
+    assert examples.lengths.shape == (len(examples), 2) and examples.lengths.dtype == np.int32
+    for i in range(len(examples)):
+      texts = examples[i]
+      assert [len(t) for t in texts] == examples.lengths[i].tolist() and all(t[-1] == 1 for t in texts)
+      found.append(tuple(data.vocabulary.decode(t) for t in texts))
+      whole = np.concatenate(texts)
+      assert np.array_equal(examples.read(i, 2, 7), whole[2:7])
+  assert sorted(found) == sorted((f'copy: {r["a"]}', r['b']) for r in records if r['b'].strip())
+
+
+def test_documents_without_ends(make):
+  c = make(append_eos=False)
+  data = store.open_store(prepare.prepare(c, **QUIET))
+  tokens = np.concatenate([row[row >= 0] for row in data.windows('train', 500, tail=True)])
+  assert 1 not in tokens and len(tokens) == data.manifest['splits']['train']['bytes']
+  with_ends = make()
+  assert prepare.folder(c) != prepare.folder(with_ends)
+  assert data.examples('train').lengths.sum() == len(tokens)
+
+
+@pytest.mark.parametrize('damage', ['lost', 'cut', 'changed'])
+def test_lengths_are_watched_as_tokens_are(damage, make):
+  c = make()
+  folder = prepare.prepare(c, **QUIET)
+  before, file = hashes(folder), folder / 'lengths-train-00001-of-00004.bin'
+  content = file.read_bytes()
+  if damage == 'lost':
+    file.unlink()
+  else:
+    file.write_bytes(content[:-4] if damage == 'cut' else bytes([content[0] ^ 1]) + content[1:])
+  if damage == 'changed':  # of the same size: seen when it is read
+    with pytest.raises(DataError, match='lengths-train-00001-of-00004.bin is damaged'):
+      store.open_store(folder).examples('train')
+    file.unlink()
+  with pytest.raises(DataError, match='lengths-train-00001-of-00004.bin'):
+    store.open_store(folder)
+  prepare.prepare(c, **QUIET)
+  after = hashes(folder)
+  assert {k: v for k, v in after.items() if k != 'manifest.json'} == {
+      k: v for k, v in before.items() if k != 'manifest.json'}
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'characters'])
+def test_datasets_of_a_mixture_share_a_vocabulary(kind, make, tmp_path):
+  (tmp_path / 'other.txt').write_text('0123456789 ' * 4000 + 'QXZ')
+  c = make(kind, mixture=dict(words=dict(weight=2), digits=dict(data=dict(
+      source=f'text:{tmp_path}/other.txt', validation='tail')), again=dict(objective=dict(name='prefix_lm'))))
+  c.vocabulary.update(size=320, normalization='identity')
+  folders = prepare.prepare(c, **QUIET)
+  assert len(folders) == 2  # words and again read the same text
+  stores = [store.open_store(f) for f in folders]
+  assert len({s.vocabulary.fingerprint for s in stores}) == 1
+  assert set(stores[0].vocabulary.decode(stores[0].vocabulary.encode('QXZ alpha 5'))) == set('QXZ alpha 5')
+  before = [hashes(f) for f in folders]
+  assert prepare.prepare(c, **QUIET) == folders and [hashes(f) for f in folders] == before
+  shared = [p for p in (tmp_path / 'prepared').iterdir() if p.name.startswith('vocabulary-')]
+  assert len(shared) == 1

@@ -1,5 +1,6 @@
 """Sources: the same documents every time, and errors that name file, line and key."""
 
+import ast
 import collections
 import gzip
 import json
@@ -12,7 +13,7 @@ import pytest
 import zstandard
 
 from configs.base import base
-from t5like.data import sources
+from t5like.data import functions, sources, templates
 from t5like.errors import ConfigError, DataError
 
 
@@ -22,8 +23,18 @@ def config(source, **keys):
   return c
 
 
-def read(source, **keys):
+def records(source, **keys):
   return list(sources.open_source(config(source, **keys)).documents())
+
+
+def read(source, **keys):
+  """Pairs (text, id), the text as `prepare` gets it."""
+  data = config(source, **keys).data
+  return [(*templates.texts(data, record, name), name) for record, name in records(source, **keys)]
+
+
+def texts(source, start=0, stop=None):
+  return [record['text'] for record, _ in source.documents(start, stop)]
 
 
 # --- Built in -----------------------------------------------------------------------------------
@@ -40,10 +51,11 @@ def test_python_docs_are_read_fast_whole_and_in_order():
   halves = [*source.documents(0, 100), *source.documents(100, source.num_items)]
   assert halves == documents
   assert source.licence == 'PSF-2.0' and source.fingerprint['python'] == sys.version.split()[0]
-  size = sum(len(text.encode()) for text, _ in documents)
+  assert all(set(record) == {'text'} for record, _ in documents)
+  size = sum(len(record['text'].encode()) for record, _ in documents)
   assert size > 4e6 and 0.9 < source.num_bytes / size < 1.2
   assert not any(folder in f'/{name}' for name in names for folder in ('/test/', 'site-packages'))
-  assert sorted(len(text) for text, _ in documents)[len(documents) // 2] < 5000
+  assert sorted(len(record['text']) for record, _ in documents)[len(documents) // 2] < 5000
 
 
 def test_python_docs_cut_modules_before_definitions():
@@ -58,6 +70,75 @@ def test_python_docs_cut_modules_before_definitions():
 def test_python_docs_hold_the_language_reference_as_prose():
   topics = [t for t, name in read('python_docs') if name.startswith('pydoc_data/topics.py')]
   assert any(t.lstrip().startswith('The "assert" statement') for t in topics)
+
+
+def test_python_functions_are_read_fast_and_agree_with_ast():
+  start = time.process_time()
+  source = sources.open_source(config('python_functions'))
+  found = list(source.documents())
+  assert time.process_time() - start < 15
+  assert len({name for _, name in found}) == len(found) > 4000
+  halves = [*source.documents(0, 100), *source.documents(100, source.num_items)]
+  assert halves == found
+  assert 0.7 < sum(len(r['text']) for r, _ in found) / source.num_bytes < 1.4
+  for record, name in found[::20]:
+    assert set(record) == {'name', 'source', 'docstring', 'text'}
+    assert 5 <= len(record['docstring']) <= 120 and '\n' not in record['docstring']
+    assert f'def {record["name"]}(' in record['source'] and len(record['source']) <= 1500
+    assert record['text'] == f'# {record["docstring"]}\n{record["source"]}'
+    module, line = name.split(':')
+    assert f'def {record["name"]}' in (sources.pathlib.Path(ast.__file__).parent / module).read_text().split('\n')[
+        int(line) - 1]
+
+
+MODULE = '''
+class A:
+  @property
+  async def first(self, x="""
+  kept"""):
+    """It does this.  And more than
+    that."""
+    # ünïcode
+    return """
+odd"""
+
+  def no_docstring(self):
+    return lambda: 0
+
+def short():
+  """Four"""
+
+def one_line(): "Not on lines of its own."
+
+if True:
+  def outer():
+    r"""Use e.g. this one"""
+    def inner():
+      \'\'\'Inside.\'\'\'
+    return inner
+else:
+  try:
+    pass
+  except ValueError:
+    def handler():
+      """In a handler."""; x = 1
+  finally:
+    def last():
+      """Is last"""
+      ''' + '\n      '.join(f'line_{i:04d} = 0' for i in range(200)) + '\n'
+
+
+def test_functions_of_a_module():
+  found = list(functions.read(MODULE))
+  assert [(r['name'], r['docstring'], line) for r, line in found] == [
+      ('first', 'It does this.', 4), ('outer', 'Use e.g. this one', 21), ('inner', 'Inside.', 23),
+      ('last', 'Is last', 33)]
+  assert found[0][0]['source'] == (
+      '@property\nasync def first(self, x="""\nkept"""):\n  # ünïcode\n  return """\nodd"""\n')
+  assert found[1][0]['source'] == "def outer():\n  def inner():\n    \'\'\'Inside.\'\'\'\n  return inner\n"
+  long = found[3][0]['source']
+  assert long.endswith('line_0092 = 0\n') and len(long) == 1500
+  assert list(functions.read('def f(:')) == list(functions.read('\0')) == []
 
 
 @pytest.fixture
@@ -96,8 +177,8 @@ def test_text_files_plain_and_compressed_sorted(tmp_path):
   frames = zstandard.compress(b'thi') + zstandard.compress(b'rd')
   (tmp_path / 'deep' / 'er' / 'c.txt.zst').write_bytes(frames)
   source = sources.open_source(config(f'text:{tmp_path}/**/*.txt*'))
-  assert [text for text, _ in source.documents()] == ['ä\r\nb', 'second', 'third']
-  assert [text for text, _ in source.documents(1, 2)] == ['second']
+  assert texts(source) == ['ä\r\nb', 'second', 'third']
+  assert texts(source, 1, 2) == ['second']
   assert source.num_items == 3
   before = source.fingerprint
   (tmp_path / 'a.txt').write_text('other')
@@ -116,6 +197,15 @@ def test_jsonl(tmp_path, ending):
   assert [text for text, _ in documents] == [row['text'] for row in rows]
   assert documents[7][1] == f'{path}:8'
   assert read(f'jsonl:{path}', field='body')[3][0] == 'body 3'
+  assert records(f'jsonl:{path}')[3] == (rows[3], f'{path}:4')
+
+
+def test_jsonl_records_are_whole(tmp_path):
+  row = {'q': 'why?', 'answers': {'text': ['a', 'b'], 'start': [1, 2]}, 'n': 1.5, 'none': None}
+  (tmp_path / 'a.jsonl').write_text(json.dumps(row))
+  assert records(f'jsonl:{tmp_path}/a.jsonl')[0][0] == row
+  keys = dict(inputs='question: {q}', targets='{answers[text][1]}')
+  assert read(f'jsonl:{tmp_path}/a.jsonl', **keys)[0][:2] == ('question: why?', 'b')
 
 
 def test_no_file_matches_names_what_is_near(tmp_path):
@@ -128,9 +218,9 @@ def test_no_file_matches_names_what_is_near(tmp_path):
 
 @pytest.mark.parametrize('line, message', [
     (b'{"text": "a"', 'a.jsonl line 2 is not JSON'),
-    (b'{"body": "a", "n": 1}', "line 2 has no text in data.field='text'.*: body, n"),
-    (b'{"text": 3}', "line 2 has no text in data.field='text'.*: text"),
-    (b'["text"]', "line 2 has no text in data.field='text'.*none"),
+    (b'{"body": "a", "n": 1}', "a.jsonl:2 has no text in data.field='text'; it has the fields body, n"),
+    (b'{"text": 3}', "a.jsonl:2 has no text in data.field='text', which holds 3; it has the fields text"),
+    (b'["text"]', 'a.jsonl line 2 is list, not an object'),
     (b'{"text": "\xff"}', r'a.jsonl is not UTF-8: byte 0xFF at offset 25 '),
 ])
 def test_bad_lines(tmp_path, line, message):
@@ -167,7 +257,12 @@ def plays(tmp_path_factory):
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-      features = dict(text=tfds.features.Text(), act=tfds.features.Scalar(np.int32))
+      features = dict(
+          text=tfds.features.Text(), act=tfds.features.Scalar(np.int32),
+          raw=tfds.features.Tensor(shape=(), dtype=np.object_), score=np.float32,
+          kind=tfds.features.ClassLabel(names=['comedy', 'tragedy']),
+          answers=tfds.features.Sequence(dict(text=tfds.features.Text(), start=np.int32)),
+          names=tfds.features.Sequence(tfds.features.Text()))
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, manager):
@@ -175,7 +270,8 @@ def plays(tmp_path_factory):
 
     def _generate_examples(self, count):
       for i in range(count):
-        yield i, dict(text=f'Scène {i} of {count}', act=i)
+        yield i, dict(text=f'Scène {i} of {count}', act=i, raw=b'\xff' if count == 5 else b'raw', score=i / 2,
+                      kind=i % 2, answers=dict(text=['é'] * (i % 3), start=[7] * (i % 3)), names=['ö'] * (i % 2))
 
   folder = tmp_path_factory.mktemp('tfds')
   Plays(data_dir=folder, file_format='array_record').download_and_prepare()
@@ -185,14 +281,29 @@ def plays(tmp_path_factory):
 def test_tfds_reads_a_prepared_dataset_without_its_code(plays):
   keys = dict(tfds_dir=str(plays))
   source = sources.open_source(config('tfds:plays', **keys))
-  texts = [text for text, _ in source.documents()]
-  assert sorted(texts) == sorted(f'Scène {i} of 20' for i in range(20))
-  assert [text for text, _ in source.documents(5, 9)] == texts[5:9]
+  found = texts(source)
+  assert sorted(found) == sorted(f'Scène {i} of 20' for i in range(20))
+  assert texts(source, 5, 9) == found[5:9]
   assert source.fingerprint['dataset'] == 'plays/1.0.0' and source.num_items == 20
-  assert [t for t, _ in read('tfds:plays:1.0.0', split='train[:3]', **keys)] == texts[:3]
-  other = sources.open_source(config('tfds:plays', **keys), split='test')
-  assert sorted(t for t, _ in other.documents()) == [f'Scène {i} of 5' for i in range(5)]
+  assert [t for t, _ in read('tfds:plays:1.0.0', split='train[:3]', **keys)] == found[:3]
+  other = sources.open_source(config('tfds:plays', split='test', **keys), split='train')
+  assert texts(other) == found
   assert 'tensorflow' not in sys.modules
+
+
+def test_tfds_records_are_whole_and_plain(plays):
+  found = {r['act']: r for r, _ in records('tfds:plays', tfds_dir=str(plays))}
+  for i in range(20):
+    expected = dict(text=f'Scène {i} of 20', act=i, raw='raw', score=i / 2, kind=i % 2,
+                    answers=dict(text=['é'] * (i % 3), start=[7] * (i % 3)), names=['ö'] * (i % 2))
+    assert json.dumps(found[i], sort_keys=True) == json.dumps(expected, sort_keys=True)
+  keys = dict(tfds_dir=str(plays), inputs='play: {text}', targets='{kind:words(comedy,tragedy)} {answers[text][0]}')
+  with pytest.raises(DataError, match=r'plays/1.0.0 train record \d+: .*there is no answers\[text\]\[0\]'):
+    read('tfds:plays', **keys)
+  pairs = [p[:2] for p in read('tfds:plays', **keys | dict(targets='{kind:words(comedy,tragedy)}'))]
+  assert ('play: Scène 3 of 20', 'tragedy') in pairs and ('play: Scène 4 of 20', 'comedy') in pairs
+  with pytest.raises(DataError, match=r'plays/1.0.0 test record 0, field raw, is not UTF-8: byte 0xFF'):
+    read('tfds:plays', split='test', tfds_dir=str(plays))
 
 
 def test_tfds_errors_say_what_there_is(plays, tmp_path):
@@ -203,9 +314,11 @@ def test_tfds_errors_say_what_there_is(plays, tmp_path):
     sources.open_source(config('tfds:plays', **keys), split='dev')
   with pytest.raises(DataError, match=r"data.split='train\[:x\]'"):
     read('tfds:plays', split='train[:x]', **keys)
-  with pytest.raises(DataError, match="data.field='body' is not a feature of .*act, text"):
+  with pytest.raises(DataError, match="data.field='body' is not a feature of .*score, text"):
     read('tfds:plays', field='body', **keys)
-  with pytest.raises(DataError, match="data.field='act' holds .*not text"):
+  with pytest.raises(DataError, match="The field 'txt' of the templates is not a feature of .*act, answers"):
+    read('tfds:plays', inputs='{text}', targets='{txt}', **keys)
+  with pytest.raises(DataError, match=r"train record 0 has no text in data.field='act', which holds \d+; "):
     read('tfds:plays', field='act', **keys)
   with pytest.raises(DataError, match=r"(?s)no prepared dataset in .*lm1b.*"
                      r"tfds.builder\('lm1b', data_dir=.*download_and_prepare\(\)"):
@@ -253,15 +366,25 @@ def test_markov_text_follows_its_chain(states):
 
 def test_copy_and_reverse():
   for kind, step in (('copy', 1), ('reverse', -1)):
-    texts = [text for text, _ in read(f'{kind}:10')]
-    pairs = [text.split('>') for text in texts]
-    assert len(texts) == 20_000 and all(b == a[::step] for a, b in pairs)
+    found = [record for record, _ in records(f'{kind}:10')]
+    pairs = [record['text'].split('>') for record in found]
+    assert [[r['inputs'], r['targets']] for r in found] == pairs
+    assert len(found) == 20_000 and all(b == a[::step] for a, b in pairs)
     assert set(map(len, (a for a, _ in pairs))) == set(range(4, 17))
     assert len(collections.Counter(''.join(a for a, _ in pairs))) == 10
-    assert [t for t, _ in read(f'{kind}:10')] == texts
+    assert [record for record, _ in records(f'{kind}:10')] == found
 
 
-@pytest.mark.parametrize('source', ['markov:1', 'markov:27', 'copy:x', 'reverse:-3'])
+@pytest.mark.parametrize('symbols', [2, 26])
+def test_iid_letters_are_alike_and_independent(symbols):
+  [(text, name)] = read(f'iid:{symbols}')
+  assert len(text) == 2_000_000 and name == f'iid:{symbols}' and [(text, name)] == read(name)
+  ids = np.frombuffer(text.encode(), np.uint8) - ord('a')
+  pairs = np.bincount(ids[:-1].astype(int) * symbols + ids[1:], minlength=symbols**2) / (len(ids) - 1)
+  assert len(pairs) == symbols**2 and np.abs(pairs * symbols**2 - 1).max() < 0.1
+
+
+@pytest.mark.parametrize('source', ['markov:1', 'markov:27', 'iid:1', 'copy:x', 'reverse:-3'])
 def test_synthetic_sizes_are_checked(source):
   with pytest.raises(ConfigError, match='must be 2 to 26'):
     sources.open_source(config(source))
@@ -273,6 +396,8 @@ def test_synthetic_sizes_are_checked(source):
 @pytest.mark.parametrize('source, message', [
     ('jsnol:a', r"data.source='jsnol:a' is of an unknown kind \(did you mean 'jsonl'\?\)"),
     ('python_docs:3', 'must be written as one of'),
+    ('python_functions:3', 'must be written as one of'),
+    ('iid', 'must be written as one of'),
     ('python_docs:', 'must be written as one of'),
     ('text', 'must be written as one of'),
     ('jsonl:', 'must be written as one of'),

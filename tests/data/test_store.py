@@ -126,7 +126,7 @@ def test_damaged_folders(copy):
     store.open_store(copy)
   shard.write_bytes(content)
   (copy / 'manifest.json').write_text(json.dumps(manifest | dict(format=99)))
-  with pytest.raises(DataError, match='has format 99, this version of t5like reads format 1'):
+  with pytest.raises(DataError, match='has format 99, this version of t5like reads format 2'):
     store.open_store(copy)
   (copy / 'manifest.json').write_text('{')
   with pytest.raises(DataError, match='manifest.json is damaged'):
@@ -169,3 +169,26 @@ def test_random_windows_are_read_in_60_us(tmp_path):
       windows._getitems(batch)
     costs.append((time.process_time() - start) / len(order))
   assert min(costs) < 60e-6, f'{min(costs) * 1e6:.0f} us per window'
+
+
+def test_examples_are_the_documents(folder):
+  data = store.open_store(folder)
+  for split in ('train', 'validation'):
+    examples = data.examples(split)
+    expected = list(shard_tokens(data, split))
+    assert len(examples) == 3 and examples.lengths[:, 0].tolist() == [len(e) for e in expected]
+    for got, wanted in zip([examples[i] for i in range(3)], expected):
+      assert len(got) == 1 and np.array_equal(got[0], wanted)
+    again = pickle.loads(pickle.dumps(examples))
+    assert np.array_equal(again[2][0], expected[2])
+    with pytest.raises(IndexError):
+      examples.read(3, 0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(i=st.integers(0, 2), a=st.integers(0, 9000), n=st.integers(0, 5000))
+def test_parts_of_examples(folder, i, a, n):
+  data = store.open_store(folder)
+  whole = list(shard_tokens(data, 'train'))[i]
+  start, stop = min(a, len(whole)), min(a + n, len(whole))
+  assert np.array_equal(data.examples('train').read(i, start, stop), whole[start:stop])

@@ -2,7 +2,9 @@
 
 import hashlib
 import inspect
+import json
 import random
+import sys
 import types
 
 import numpy as np
@@ -95,12 +97,12 @@ def test_training_is_deterministic_and_fingerprint_tells_models_apart(tmp_path):
 
 def test_sample_is_even_bounded_and_in_short_pieces():
   texts = [f'{i:05d} ' * 500 for i in range(200)]  # 600,000 characters
-  pieces = vocabulary._sample(iter(texts), 60_000)
+  pieces = vocabulary.sample(iter(texts), 60_000)
   assert 58_000 < sum(map(len, pieces)) <= 60_000
   assert max(len(piece.encode()) for piece in pieces) < 4192
   thirds = np.histogram([int(piece[:6]) for piece in pieces], bins=3, range=(0, 200))[0]
   assert min(thirds) > 10
-  assert ''.join(vocabulary._sample(['日本' * 5000, ' x\n'], 10**6)) == '日本' * 5000 + ' x\n'
+  assert ''.join(vocabulary.sample(['日本' * 5000, ' x\n'], 10**6)) == '日本' * 5000 + ' x\n'
 
 
 def test_imported_model_gets_sentinels_above_as_t5_has_them(tmp_path):
@@ -151,6 +153,32 @@ def test_characters_without_specials_refuse_what_is_unknown(tmp_path):
     vocabulary.train(spec(name='characters'), [], tmp_path / 'v')
 
 
+def test_characters_have_sentinels_at_the_end_and_can_be_imported(tmp_path):
+  vocab = vocabulary.train(spec(name='characters'), ['ba', 'c'], tmp_path / 'v')
+  assert (vocab.size, vocab.num_sentinels) == (16, 10)
+  assert [vocab.sentinel(k) for k in range(10)] == list(range(6, 16))
+  assert vocab.pieces([2, 3, 5, 6]) == ['<unk>', 'a', 'c', '<extra_id_0>']
+  assert vocab.decode([3, 6, 5, 1]) == 'a<extra_id_0>c'
+  again = vocabulary.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
+  imported = vocabulary.train(spec(name='characters', path=str(tmp_path / 'v')), None, tmp_path / 'w')
+  for other in (again, imported):
+    assert other.fingerprint == vocab.fingerprint and other.encode('cab').tolist() == [5, 3, 4]
+  assert (tmp_path / 'w').read_bytes() == (tmp_path / 'v').read_bytes()
+  assert vocabulary.Characters('abc', specials=False, sentinels=5).size == 3
+  with pytest.raises(ConfigError, match="vocabulary.path='nowhere' is not a file: .* characters of the text"):
+    vocabulary.train(spec(name='characters', path='nowhere'), None, tmp_path / 'w')
+  vocabulary.Bytes(1).save(tmp_path / 'bytes')
+  with pytest.raises(DataError, match="bytes is not a vocabulary of kind vocabulary.name='characters'"):
+    vocabulary.train(spec(name='characters', path=str(tmp_path / 'bytes')), None, tmp_path / 'w')
+
+
+def test_fingerprints_of_prepared_data_stay():  # data made by older versions must not be refused
+  assert vocabulary.Bytes(3).fingerprint[:16] == 'c1d17bb10aac3463'
+  assert vocabulary.Characters('cab\n').fingerprint[:16] == '9d92d4fcdd47bfa7'
+  assert vocabulary.Characters('cab\n', False).fingerprint[:16] == '75cc16368205dd63'
+  assert vocabulary.Characters('cab\n', True, 1).fingerprint[:16] != '9d92d4fcdd47bfa7'
+
+
 def test_bytes(tmp_path):
   vocab = vocabulary.train(spec(name='bytes'), None, tmp_path / 'v')
   assert vocab.encode('a\né').tolist() == [100, 13, 198, 172]
@@ -172,3 +200,191 @@ def test_load_names_what_is_wrong(tmp_path):
     vocabulary.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
   with pytest.raises(ConfigError, match="vocabulary.name='words' is unknown"):
     vocabulary.load(types.SimpleNamespace(name='words', sentinels=0), tmp_path / 'v')
+
+
+# --- Masks and words -----------------------------------------------------------------------------
+
+
+def words_of(vocab, ids):
+  """The text of a sequence of ids, cut where words begin by the rule of data/objectives.py."""
+  found = []
+  for i, token in enumerate(ids):
+    if i == 0 or vocab.begins_word[token] or ids[i - 1] in vocab.special_ids:
+      found.append([])
+    found[-1].append(token)
+  return [vocab.decode(word) for word in found]
+
+
+def test_special_ids_masks_and_words(english, code_bpe):
+  chars = vocabulary.Characters('ab_9 \u0301é.\n', sentinels=2)
+  plain = vocabulary.Bytes(4)
+  for vocab, sentinels in ((english, 10), (code_bpe, 10), (chars, 2), (plain, 4)):
+    ids = [vocab.sentinel(k) for k in range(sentinels)]
+    assert vocab.mask_id == ids[0] and vocab.cls_id == ids[1]
+    assert vocab.special_ids.dtype == np.int32 and vocab.special_ids.tolist() == sorted([0, 1, 2, *ids])
+    assert vocab.begins_word.shape == (vocab.size,) and vocab.begins_word.dtype == bool
+    assert not vocab.begins_word[vocab.special_ids].any()
+  none = vocabulary.Characters('abc', specials=False)
+  assert none.mask_id is none.cls_id is None and none.special_ids.tolist() == []
+  one = vocabulary.Bytes(1)
+  assert (one.mask_id, one.cls_id) == (259, None)
+  letters = chars.pieces(np.flatnonzero(~chars.begins_word))
+  assert letters[3:-2] == ['9', '_', 'a', 'b', 'é', '\u0301'] and chars.begins_word.sum() == 3
+
+
+def test_words_are_what_people_take_for_words(english, code_bpe):
+  text = 'the fox, naïve_1 dog\n  sleeps.'
+  for vocab in (vocabulary.Bytes(), vocabulary.Characters(text)):
+    ids = vocab.encode(text).tolist()
+    assert words_of(vocab, ids) == ['the', ' fox', ',', ' naïve_1', ' dog', '\n', ' ', ' sleeps', '.']
+  ids = [1, *vocab.encode('fox').tolist(), 1, *vocab.encode('dog').tolist()]
+  assert words_of(vocab, ids) == ['', 'fox', 'dog']  # letters that a special token parts are two words
+  assert words_of(english, english.encode('the quick fox jumps').tolist()) == ['the', 'quick', 'fox', 'jumps']
+  text = 'import random\n    if x:\n  return 0'
+  assert words_of(code_bpe, code_bpe.encode(text).tolist()) == [
+      'import', ' random', '\n', '    if', ' x:', '\n', '  return', ' 0']
+  ordinary = range(13, code_bpe.size)
+  assert [code_bpe.begins_word[i] for i in ordinary] == [
+      code_bpe.decode([i])[:1] in tuple(' \t\n\r\v\f') for i in ordinary]
+
+
+MARKED = st.lists(st.sampled_from(['<mask>', '<extra_id_0>', '<extra_id_2>', 'the fox', ' ', '<mask', 'é<>']),
+                  max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MARKED)
+def test_marks_become_ids(code_bpe, parts):
+  for vocab in (code_bpe, vocabulary.Bytes(3), vocabulary.Characters('the fox<mask>', sentinels=3)):
+    ids, text, expected = vocab.encode_marked(''.join(parts)), '', []
+    for part in [*parts, None]:  # an independent reading: text runs between marks
+      if part in ('<mask>', '<extra_id_0>', '<extra_id_2>', None):
+        expected += vocab.encode(text).tolist()
+        text = ''
+        expected += [] if part is None else [vocab.sentinel(2 if '2' in part else 0)]
+      else:
+        text += part
+    assert ids.dtype == np.int32 and ids.tolist() == expected
+
+
+def test_marks_of_models_that_put_a_space_first(english):
+  mask = english.sentinel(0)
+  ids = english.encode_marked('the <mask> fox <extra_id_3>')
+  assert ids.tolist() == [*english.encode('the'), mask, *english.encode('fox'), english.sentinel(3)]
+  assert english.encode('the <mask> fox').tolist().count(mask) == 0
+  assert english.encode_marked('').tolist() == []
+
+
+def test_marks_without_ids():
+  with pytest.raises(ConfigError, match='<mask> is not in the vocabulary.*vocabulary.sentinels must be at least 1'):
+    vocabulary.Bytes().encode_marked('a <mask>')
+  with pytest.raises(ConfigError, match='<extra_id_7> is not in the vocabulary, which has 3 sentinels'):
+    vocabulary.Bytes(3).encode_marked('<extra_id_7>')
+
+
+# --- Hugging Face --------------------------------------------------------------------------------
+
+
+def tokenizer(kind, special):
+  """A tiny tokenizer of the library, trained on WORDS."""
+  import tokenizers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+  keys = dict(show_progress=False, special_tokens=special)
+  if kind == 'wordpiece':
+    made = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder, trainer = decoders.WordPiece(), trainers.WordPieceTrainer(vocab_size=120, **keys)
+  elif kind == 'bytes':
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **keys)
+  else:
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=80, unk_token='<unk>', **keys)
+  made.train_from_iterator([' '.join(WORDS)] * 20, trainer)
+  return made
+
+
+def imported(made, tmp_path):
+  made.save(str(tmp_path / 'tokenizer.json'))
+  return vocabulary.train(spec(name='huggingface', path=str(tmp_path / 'tokenizer.json')), None, tmp_path / 'v')
+
+
+def test_wordpiece(tmp_path):
+  made = tokenizer('wordpiece', ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'])
+  made.enable_truncation(3)
+  made.enable_padding()
+  vocab = imported(made, tmp_path)
+  assert (vocab.pad_id, vocab.eos_id, vocab.unk_id, vocab.mask_id, vocab.cls_id) == (0, 3, 1, 4, 2)
+  assert vocab.special_ids.tolist() == [0, 1, 2, 3, 4] and vocab.num_sentinels == 0
+  ids = vocab.encode('The lazy fox jumping over a dog')
+  assert ids.dtype == np.int32 and vocab.decode(ids) == 'the lazy fox jumping over a dog'
+  pieces = vocab.pieces(ids)
+  assert pieces[-1] == 'dog' and any(piece.startswith('##') for piece in pieces)
+  assert [vocab.begins_word[i] for i in ids] == [not piece.startswith('##') for piece in pieces]
+  assert vocab.size == made.get_vocab_size() == len(vocab.begins_word)
+  assert vocab.decode([2, *ids[:2], 4, 3, 0, 0]) == 'the lazy [MASK]'
+  assert vocab.encode_marked('the <mask> fox').tolist() == [*vocab.encode('the'), 4, *vocab.encode('fox')]
+  assert not np.isin(vocab.encode('[MASK] [SEP] [CLS]'), [0, 2, 3, 4]).any()
+  with pytest.raises(ConfigError, match='which has 0 sentinels: this tokenizer.json cannot'):
+    vocab.encode_marked('<extra_id_0>')
+  again = vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'v')
+  assert again.fingerprint == vocab.fingerprint and again.encode('fox').tolist() == vocab.encode('fox').tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.text(), AWKWARD), min_size=1, max_size=3))
+def test_byte_level_bpe_round_trips(byte_level, texts):
+  batch = byte_level.encode_batch(texts)
+  assert [byte_level.decode(ids) for ids in batch] == texts
+  assert all(ids.dtype == np.int32 and not np.isin(ids, byte_level.special_ids).any() for ids in batch)
+
+
+@pytest.fixture(scope='module')
+def byte_level(tmp_path_factory):
+  made = tokenizer('bytes', ['<|endoftext|>', *(f'<extra_id_{k}>' for k in range(3))])
+  return imported(made, tmp_path_factory.mktemp('bytes'))
+
+
+def test_byte_level_bpe(byte_level):
+  vocab = byte_level
+  assert (vocab.pad_id, vocab.eos_id, vocab.unk_id, vocab.mask_id, vocab.cls_id) == (None, 0, None, 1, 2)
+  assert [vocab.sentinel(k) for k in range(3)] == [1, 2, 3] and vocab.special_ids.tolist() == [0, 1, 2, 3]
+  text = 'the fox<|endoftext|>\n<extra_id_1> dog'
+  ids = vocab.encode(text).tolist()
+  assert vocab.decode(ids) == text and not set(ids) & {0, 1, 2, 3}
+  assert vocab.decode([*vocab.encode('the fox'), 2, *vocab.encode(' dog'), 0]) == 'the fox<extra_id_1> dog'
+  assert words_of(vocab, vocab.encode('the fox\njumps zyx').tolist()) == ['the', ' fox', '\njumps', ' zyx']
+  assert vocab.encode_marked('the<extra_id_2> dog<mask>').tolist() == [
+      *vocab.encode('the'), 3, *vocab.encode(' dog'), 1]
+
+
+def test_pieces_that_look_like_sentinels_cannot_come_from_text(tmp_path):
+  """In T5's tokenizer.json <extra_id_0> is a piece of the model, likelier than its letters."""
+  made = tokenizer('metaspace', ['<pad>', '</s>', '<unk>'])
+  fields = json.loads(made.to_str())
+  fields['model']['vocab'] += [['<extra_id_0>', 0.0]] + [[c, -9.0] for c in '<>_0' if c not in dict(
+      fields['model']['vocab'])]
+  import tokenizers
+  made = tokenizers.Tokenizer.from_str(json.dumps(fields))
+  vocab = imported(made, tmp_path)
+  text = 'the fox<extra_id_0>x'
+  assert vocab.sentinel(0) in made.encode(text).ids and vocab.mask_id == vocab.sentinel(0)
+  ids = vocab.encode(text)
+  assert vocab.sentinel(0) not in ids and 'extra' in vocab.decode(ids)
+  assert vocab.encode('the fox').tolist() == made.encode('the fox').ids
+  assert words_of(vocab, vocab.encode('the fox jumps').tolist()) == ['the', 'fox', 'jumps']
+
+
+def test_tokenizer_json_errors(tmp_path, monkeypatch):
+  for content in ('', '[]', '{}', '{"model": 3}'):
+    (tmp_path / 'tokenizer.json').write_text(content)
+    with pytest.raises(DataError, match="not a vocabulary of kind vocabulary.name='huggingface'"):
+      vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')
+  for path in ('', 'nowhere'):
+    with pytest.raises(ConfigError, match=f"vocabulary.path='{path}' is not a file: give the path of a tokenizer.json"):
+      vocabulary.train(spec(name='huggingface', path=path), None, tmp_path / 'v')
+  monkeypatch.setitem(sys.modules, 'tokenizers', None)
+  with pytest.raises(ConfigError, match=r"needs the package tokenizers; run: pip install -e '.\[hf\]'"):
+    vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')

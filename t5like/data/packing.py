@@ -1,0 +1,131 @@
+"""Rows that hold several texts: which go together, planned from their lengths, and where they lie."""
+import numpy as np
+
+from t5like.data.objectives import BOS
+
+
+def pieces(sizes, capacity):
+  """Cuts what is longer than `capacity` into pieces of it and a rest: (number, start, size) of each."""
+  sizes = np.asarray(sizes, np.int64)
+  counts = np.maximum(1, -(-sizes // capacity))
+  number = np.repeat(np.arange(len(sizes)), counts)
+  start = (np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)) * capacity
+  return number, start, np.minimum(sizes[number] - start, capacity)
+
+
+def plan(needs, capacity, seed):
+  """(members, starts): row r holds the texts members[starts[r]:starts[r + 1]].
+
+  needs: int [n], or [n, 2] for rows of an encoder and a decoder, neither above `capacity` (an int, or
+  one each). Every text goes, in an order that depends on `seed`, where it fits best: into the row with
+  the least room that still holds it. Of two needs the greater share counts, so both hold. Rows with a
+  certain room are found in one operation on an integer whose bits say which rooms there are.
+  """
+  units, whole = _units(needs, capacity)
+  order = np.random.default_rng([seed, len(units)]).permutation(len(units))
+  free, rooms, row_of, count = [[] for _ in range(whole + 1)], 0, np.zeros(len(units), np.int64), 0
+  for text, need in zip(order.tolist(), units[order].tolist()):
+    fitting = rooms >> need
+    if fitting:
+      room = need + (fitting & -fitting).bit_length() - 1
+      row = free[room].pop()
+      if not free[room]:
+        rooms ^= 1 << room
+    else:
+      row, room, count = count, whole, count + 1
+    row_of[text] = row
+    if room > need:
+      free[room - need].append(row)
+      rooms |= 1 << room - need
+  members = order[np.argsort(row_of[order], kind='stable')]
+  return members, np.searchsorted(np.sort(row_of), np.arange(count + 1))
+
+
+def _units(needs, capacity):
+  """One whole number per text, and how many a row has."""
+  needs, capacity = np.asarray(needs, np.int64), np.atleast_1d(capacity).astype(np.int64)
+  needs = needs.reshape(len(needs), -1)
+  whole = int(capacity.max())
+  if (needs > capacity).any():
+    raise ValueError(f'a text needs {needs.max(0)} of {capacity}')
+  return np.maximum(1, (-(-needs * whole // capacity)).max(1)), whole
+
+
+def efficiency(needs, members, starts, capacity):
+  """Share of the positions of all rows that texts take, a float, or two."""
+  needs = np.asarray(needs, np.int64).reshape(len(needs), -1)
+  share = needs[members].sum(0) / (np.atleast_1d(capacity) * max(1, len(starts) - 1))
+  return float(share[0]) if len(share) == 1 else share
+
+
+def pair_rows(rows, S, T):
+  """Batch for an encoder-decoder: `rows` is a list of lists of pairs (inputs, targets), a row each.
+
+  Decoder inputs are the targets one later, BOS at the start of each segment (specs of seqio's
+  EncDecFeatureConverter). What is too long loses its end, but not its last token.
+  """
+  encoder, decoder = _blank(len(rows), S), _blank(len(rows), T)
+  for r, row in enumerate(rows):
+    s = t = 0
+    for segment, (inputs, targets) in enumerate(row, 1):
+      inputs, targets = _trimmed(inputs, S - s), _trimmed(targets, T - t)
+      _write(encoder, r, s, segment, inputs)
+      _write(decoder, r, t, segment, targets)
+      s, t = s + len(inputs), t + len(targets)
+  return dict(_shifted(decoder), encoder=encoder)
+
+
+def one_pair_rows(inputs, targets, S, T):
+  """`pair_rows` of pairs of the same lengths, [B, I] and [B, J], one to a row: all at once."""
+  encoder, decoder = _blank(len(inputs), S), _blank(len(inputs), T)
+  for frame, tokens in ((encoder, inputs), (decoder, targets)):
+    n = tokens.shape[1]
+    frame['inputs'][:, :n] = tokens
+    frame['positions'][:, :n] = np.arange(n)
+    frame['segments'][:, :n] = 1
+  return dict(_shifted(decoder), encoder=encoder)
+
+
+def concatenated_rows(rows, T):
+  """Batch for a decoder that reads inputs, then predicts targets (seqio's PrefixLMFeatureConverter).
+
+  `prefix` is True on the inputs and on the position that predicts the first target. Where a pair is
+  too long, inputs give way to targets.
+  """
+  frame = _blank(len(rows), T)
+  weights, prefix = np.zeros((len(rows), T), np.float32), np.zeros((len(rows), T), bool)
+  for r, row in enumerate(rows):
+    t = 0
+    for segment, (inputs, targets) in enumerate(row, 1):
+      targets = _trimmed(targets, T - t)
+      inputs = _trimmed(inputs, T - t - len(targets))
+      _write(frame, r, t, segment, np.concatenate([inputs, targets]))
+      prefix[r, t:t + len(inputs) + 1] = len(targets) > 0
+      t += len(inputs)
+      weights[r, t:t + len(targets)] = 1
+      t += len(targets)
+  return dict(_shifted(frame), weights=weights, prefix=prefix)
+
+
+def _blank(rows, width):
+  return {k: np.zeros((rows, width), np.int32) for k in ('inputs', 'positions', 'segments')}
+
+
+def _trimmed(tokens, room):
+  return tokens if len(tokens) <= room else np.append(tokens[:max(0, room - 1)], tokens[-1:])[:room]
+
+
+def _write(frame, row, at, segment, tokens):
+  here = slice(at, at + len(tokens))
+  frame['inputs'][row, here] = tokens
+  frame['positions'][row, here] = np.arange(len(tokens))
+  frame['segments'][row, here] = segment
+
+
+def _shifted(frame):
+  """Targets, and inputs that are the targets one later, from a frame whose `inputs` hold the targets."""
+  targets, positions, segments = frame['inputs'], frame['positions'], frame['segments']
+  inputs = np.full_like(targets, BOS)
+  inputs[:, 1:] = np.where((positions[:, 1:] > 0) & (segments[:, 1:] > 0), targets[:, :-1], BOS)
+  return dict(inputs=inputs, targets=targets, weights=(segments > 0).astype(np.float32), positions=positions,
+              segments=segments)

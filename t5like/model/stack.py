@@ -1,0 +1,94 @@
+"""Blocks, and the stack of them that every architecture is made of."""
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from t5like.model.attention import Attention
+from t5like.model.layers import MLP, Norm, RelativeBias, dropout
+
+
+class Block(nnx.Module):
+  """Attention, cross-attention if there is an encoder, MLP; `model.block` says where the norms are."""
+
+  def __init__(self, c, key, causal, cross=False):
+    k_attention, k_cross, k_mlp = jax.random.split(key, 3)
+    self.c, self.is_crossed = c, cross
+    self.attention_norm, self.attention = Norm(c), Attention(c, k_attention, causal)
+    if cross:
+      self.cross_norm, self.cross = Norm(c), Attention(c, k_cross, causal=False, cross=True)
+    self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
+
+  def __call__(self, x_BTD, view, random=None, cache=None, at=0):
+    """Returns (x_BTD, cache). `view`: see Stack. A cache (self_kv, cross_kv), pairs of [B, S, K, H], takes
+    the new keys and values of x at slot `at`."""
+    c = self.c
+    r = [None] * 6 if random is None else jax.random.split(random, 6)
+    before = lambda x, norm: norm(x) if c.block in ('pre_norm', 'parallel') else x
+
+    def add(x, y, norm, random):
+      y = dropout(norm(y) if c.block == 'output_norm' else y, c, random)
+      return norm(x + y) if c.block == 'post_norm' else x + y
+
+    y = before(x_BTD, self.attention_norm)
+    kv = self.attention.keys_values(y, view['query']['positions'])
+    if cache is not None:
+      kv = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0, 0))
+                 for old, new in zip(cache[0], kv))
+      cache = (kv, cache[1])
+    y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0])
+    after = add(x_BTD, y, self.attention_norm, r[1])
+    if self.is_crossed:
+      kv = cache[1] if cache is not None else self.remember(view['memory'])
+      y = self.cross(before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2])
+      after = add(after, y, self.cross_norm, r[3])
+    after = checkpoint_name(after, 'middle')
+    y = self.mlp(before(x_BTD if c.block == 'parallel' else after, self.mlp_norm), r[4])
+    return add(after, y, self.mlp_norm, r[5]), cache
+
+  def remember(self, memory):
+    """Keys and values of the encoder's output, for this block's cross-attention."""
+    return self.cross.keys_values(memory['x'], memory['positions'])
+
+
+POLICIES = jax.checkpoint_policies
+REMAT = dict(  # what the backward pass finds saved; the rest it computes again
+    full=POLICIES.nothing_saveable,
+    minimal=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp'),
+)
+
+
+class Stack(nnx.Module):
+  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm."""
+
+  def __init__(self, c, key, causal, cross=False, num_layers=0):
+    k_blocks, k_bias = jax.random.split(key)
+    self.c, self.num_layers = c, num_layers or c.num_layers
+    make = lambda key: Block(c, key, causal, cross)
+    self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
+    self.has_bias, self.has_norm = c.position == 'relative', c.block != 'post_norm'
+    if self.has_bias:
+      self.relative = RelativeBias(c, not causal, k_bias)
+    if self.has_norm:
+      self.norm = Norm(c)
+
+  def __call__(self, x_BTD, query, keys, memory=None, random=None, cache=None, at=0):
+    """Returns (x_BTD, cache). `query`, `keys`: positions and segments of x and of what it attends to;
+    `memory`: those of the encoder's output, and x, that output [B, S, D] (not needed with a cache)."""
+    c = self.c
+    T, S = x_BTD.shape[1], keys['positions'].shape[1]
+    bias_NTS = self.relative(T, S, at) if self.has_bias else None
+    view = dict(query=query, keys=keys, memory=memory, bias=bias_NTS)
+
+    def body(x, block_random_cache):
+      block, random, cache = block_random_cache
+      return block(x, view, random, cache, at)
+    if c.remat != 'none':
+      body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
+    r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
+    r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
+    # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
+    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, r_L, cache),
+                                unroll=1 if c.scan_layers else self.num_layers)
+    if self.has_norm:
+      x_BTD = self.norm(x_BTD)
+    return dropout(x_BTD, c, r_last) if c.dropout_style == 't5' else x_BTD, cache

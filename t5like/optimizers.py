@@ -1,0 +1,199 @@
+"""Optimizers that optax lacks, or has for lone matrices on single devices only.
+
+Parameters are a nested dict. Those under a key `blocks` are L layers on a leading axis, and every layer
+counts as a parameter of its own: its statistics, root mean squares and matrices are what they would be
+if it stood alone. A parameter called `w` is a matrix, its axes first the inputs, then the outputs
+([D, N, H] is D x NH); all others (`scale`, `b`) are vectors, whatever their rank. No axes are merged
+where that would move arrays between devices.
+
+All take `learning_rate`, a number or a schedule, and `mask`, a function of params that marks which decay.
+"""
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+# Matrices that are looked up, or that predict: what Muon is for are those in between.
+TABLES = {'embed', 'head', 'positions', 'types', 'relative'}
+
+map_with_path = jax.tree_util.tree_map_with_path
+
+
+def path_name(path):
+  """'stack/blocks/attention/q/w' from a key path of jax.tree_util."""
+  return '/'.join(str(k.key if hasattr(k, 'key') else k) for k in path)
+
+
+def own_axes(path, x):
+  """Axes of a parameter other than L."""
+  return tuple(range('blocks' in path_name(path).split('/'), x.ndim))
+
+
+def sides(path, x):
+  """(axes of the inputs, axes of the outputs) of a matrix; None for a vector."""
+  keys, axes = path_name(path).split('/'), own_axes(path, x)
+  if keys[-1] != 'w' or len(axes) < 2:
+    return None
+  inputs = len(axes) - 1 if keys[-2:-1] == ['o'] else 1  # o alone reads several axes: N and H
+  return axes[:inputs], axes[inputs:]
+
+
+def _rms(path, x):
+  """Root mean square of each layer, in axes of size 1."""
+  return jnp.sqrt(jnp.mean(jnp.square(x), own_axes(path, x), keepdims=True))
+
+
+def _times_parameter_rms(least=1e-3):
+  """Scales updates with the parameter they change, so that steps are relative."""
+  return optax.stateless(lambda updates, params: map_with_path(
+      lambda path, u, p: u * jnp.maximum(_rms(path, p), least), updates, params))
+
+
+# --- Adafactor ----------------------------------------------------------------------------------
+
+
+class AdafactorState(NamedTuple):
+  """count: int32 scalar. v: the tree of params with, for each, a dict of fp32 running means of g^2:
+  `inputs` [L, D, 1, 1] and `outputs` [L, 1, N, H] of a matrix that is factored, else `full`."""
+  count: Any
+  v: Any
+
+
+def adafactor(learning_rate, weight_decay=0.0, mask=None, decay_rate=0.8, clip_threshold=1.0,
+              min_dim_size_to_factor=128, eps=1e-30, multiply_by_parameter_scale=True):
+  """Adafactor without momentum (Shazeer & Stern 2018, arXiv 1804.04235, algorithm 4), as T5X runs it.
+
+  At step t, from 0, v is the mean of g^2 + eps with weight (t + 1)^-decay_rate on the newest; of a
+  matrix with at least min_dim_size_to_factor inputs and outputs only the means r over outputs and c
+  over inputs are kept, and v = r c / mean(r). The update is u = g / sqrt(v), divided by
+  max(1, RMS(u) / clip_threshold) (0: not), times max(RMS(p), 1e-3) and the learning rate.
+  weight_decay p is added before the learning rate.
+  """
+  parts = [_by_factored_rms(decay_rate, min_dim_size_to_factor, eps)]
+  if clip_threshold:
+    parts.append(optax.stateless(lambda updates, _: map_with_path(
+        lambda path, u: u / jnp.maximum(1, _rms(path, u) / clip_threshold), updates)))
+  if multiply_by_parameter_scale:
+    parts.append(_times_parameter_rms())
+  return optax.chain(*parts, optax.add_decayed_weights(weight_decay, mask),
+                     optax.scale_by_learning_rate(learning_rate))
+
+
+def _by_factored_rms(decay_rate, min_dim_size_to_factor, eps):
+  def means(path, x):
+    """What is kept of x, an array in the place of g^2."""
+    axes = sides(path, x)
+    if axes is None or min(math.prod(x.shape[a] for a in side) for side in axes) < min_dim_size_to_factor:
+      return dict(full=x)
+    inputs, outputs = axes
+    return dict(inputs=jnp.mean(x, outputs, keepdims=True), outputs=jnp.mean(x, inputs, keepdims=True))
+
+  def scaled(path, g, v):
+    if 'full' in v:
+      return g * jax.lax.rsqrt(v['full'])
+    # Root by root: the product of two means of 1e-30 is 0 in fp32.
+    mean = jnp.mean(v['inputs'], own_axes(path, g), keepdims=True)
+    return g * jax.lax.rsqrt(v['inputs'] / mean) * jax.lax.rsqrt(v['outputs'])
+
+  def init(params):
+    # Zeros of the means, not of their shapes: so they lie on the devices on which means will lie.
+    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, map_with_path(means, params)))
+
+  def update(grads, state, params=None):
+    newest = (state.count + 1).astype(jnp.float32) ** -decay_rate  # not 1 - beta2, which would round it
+    now = map_with_path(lambda path, g: means(path, jnp.square(g) + eps), grads)
+    v = jax.tree.map(lambda old, new: (1 - newest) * old + newest * new, state.v, now)
+    return map_with_path(scaled, grads, v), AdafactorState(optax.safe_increment(state.count), v)
+  return optax.GradientTransformation(init, update)
+
+
+# --- Adam's kind --------------------------------------------------------------------------------
+
+
+def adamw_rms(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None):
+  """AdamW whose step is multiplied by max(RMS(p), 1e-3), which lets Adam train T5 (nanoT5's AdamWScale).
+
+  Weight decay is not multiplied by it. eps is added to sqrt(v) as it is, before bias correction.
+  """
+  return optax.chain(_by_adam(b1, b2, eps, bias_correction=True), _times_parameter_rms(),
+                     optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+
+
+def bert_adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None):
+  """lr (m / (sqrt(v) + eps) + weight_decay p): AdamW without bias correction (BERT, optimization.py).
+
+  Its first steps are (1 - b1) / sqrt(1 - b2) times Adam's, which warm-up makes up for.
+  """
+  return optax.chain(_by_adam(b1, b2, eps, bias_correction=False), optax.add_decayed_weights(weight_decay, mask),
+                     optax.scale_by_learning_rate(learning_rate))
+
+
+def _by_adam(b1, b2, eps, bias_correction):
+  """m / (sqrt(v) + eps), times sqrt(1 - b2^t) / (1 - b1^t) under bias correction; t counts from 1.
+
+  Kingma & Ba 2015 (arXiv 1412.6980), section 2, in its efficient order; in the other, which is
+  optax's, the same eps counts for less until sqrt(1 - b2^t) is near 1.
+  """
+  def init(params):
+    zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(jnp.int32(0), zeros(), zeros())
+
+  def update(grads, state, params=None):
+    count = optax.safe_increment(state.count)
+    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+    correction = jnp.sqrt(1 - b2 ** count) / (1 - b1 ** count) if bias_correction else 1
+    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps) * correction, m, v)
+    return updates, optax.ScaleByAdamState(count, m, v)
+  return optax.GradientTransformation(init, update)
+
+
+# --- Muon ---------------------------------------------------------------------------------------
+
+
+def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None, beta=0.95, ns_steps=5,
+         nesterov=True, preconditioning='frobenius', consistent_rms=None, adam_scale=1.0):
+  """Muon (Jordan et al. 2024) for the matrices of blocks, AdamW for tables, heads and vectors.
+
+  Momentum (`beta`) of a matrix is made orthogonal by Newton-Schulz steps, all in optax, and multiplied by
+  sqrt(max(1, outputs / inputs)), or by consistent_rms sqrt(max(outputs, inputs)) where that is given: with
+  0.2 its steps are as large as AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2). b1, b2 and eps
+  are AdamW's, whose learning rate is adam_scale times Muon's. Weight decay, by the mask, is in both.
+  """
+  def kind(path, x):
+    is_table = TABLES.intersection(path_name(path).split('/'))
+    return 'adam' if is_table or sides(path, x) is None else 'muon'
+
+  def dimension_numbers(tree):
+    return map_with_path(lambda path, x: contrib.MuonDimensionNumbers(*sides(path, x)), tree)
+
+  def shape_scale(path, u):
+    inputs, outputs = (math.prod(u.shape[a] for a in axes) for axes in sides(path, u))
+    if consistent_rms is None:
+      return u * math.sqrt(max(1, outputs / inputs))
+    return u * consistent_rms * math.sqrt(max(outputs, inputs))
+
+  decay = optax.add_decayed_weights(weight_decay, mask)
+  by_kind = dict(
+      muon=optax.chain(
+          _anywhere(contrib.scale_by_muon(beta=beta, ns_steps=ns_steps, nesterov=nesterov,
+                                          preconditioning=preconditioning,
+                                          weight_dimension_numbers=dimension_numbers)),
+          optax.stateless(lambda updates, _: map_with_path(shape_scale, updates)), decay),
+      adam=optax.chain(optax.scale_by_adam(b1, b2, eps), decay, optax.scale(adam_scale)))
+  return optax.chain(optax.partition(by_kind, lambda tree: map_with_path(kind, tree)),
+                     optax.scale_by_learning_rate(learning_rate))
+
+
+def _anywhere(tx):
+  """tx, which knows nothing of explicit meshes, with XLA to choose layouts inside its update."""
+  def update(updates, state, params=None):
+    if jax.sharding.get_abstract_mesh().empty:
+      return tx.update(updates, state, params)
+    # What comes out lies where it lay when it went in.
+    layouts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+    return jax.sharding.auto_axes(lambda u, s: tx.update(u, s), out_sharding=layouts)(updates, state)
+  return optax.GradientTransformation(tx.init, update)

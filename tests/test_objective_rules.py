@@ -1,0 +1,126 @@
+"""Which objectives go with which architectures, vocabularies and lengths; what the errors say."""
+import re
+
+import pytest
+
+from configs.base import base
+from t5like import config as config_lib, lengths
+from t5like.errors import ConfigError
+
+
+def config(*overrides, **sections):
+  c = base()
+  c.stop.tokens = 10_000_000
+  c.data.seq_len = 128
+  c.sample.prompts = ()
+  for section, values in sections.items():
+    c[section].update(values)
+  config_lib.validate(c)
+  return c
+
+
+def refused(*words, **sections):
+  with pytest.raises(ConfigError) as e:
+    config(**sections)
+  text = str(e.value)
+  for word in words:
+    assert word in text, (word, text)
+  assert '\n' not in text or 'problems' in text
+
+
+T5 = dict(name='encoder_decoder', position='relative')
+
+
+def test_architectures_and_objectives():
+  refused("model.name='encoder' cannot be trained on it", "objective.name='masked_lm'", model=dict(name='encoder'))
+  refused("objective.name='masked_lm'", "Use model.name='encoder'", objective=dict(name='masked_lm'))
+  refused("objective.name='causal'", "model.name='decoder'", model=T5)
+  for name in (*lengths.PAIRS[:-1], 'prefix_lm', 'ul2'):
+    config(objective=dict(name=name), vocabulary=dict(sentinels=128))
+    config(objective=dict(name=name), model=T5, vocabulary=dict(sentinels=128))
+
+
+def test_templates_and_seq2seq_go_together():
+  refused('needs the texts of data.inputs and data.targets', 'summarize: {article}', model=T5,
+          objective=dict(name='seq2seq'), data=dict(packing='best_fit'))
+  refused("data.targets='{b}'", "only objective.name='seq2seq'", data=dict(inputs='{a}', targets='{b}'))
+  refused("would cut examples", "'best_fit'", objective=dict(name='seq2seq'), data=dict(inputs='{a}', targets='{b}'))
+  refused('there is no data.targets', objective=dict(name='seq2seq'), data=dict(inputs='{a}', packing='none'))
+  config(model=T5, objective=dict(name='seq2seq'), data=dict(inputs='{a}', targets='{b}', packing='best_fit'))
+
+
+def test_sentinels_suffice():
+  refused('vocabulary.sentinels=6', 'needs 7 for its corrupted spans', 'objective.mean_span=3', 'data.seq_len=128',
+          'at least 7', model=T5, objective=dict(name='span_corruption'), vocabulary=dict(sentinels=6))
+  config(model=T5, objective=dict(name='span_corruption'), vocabulary=dict(sentinels=7))
+  # UL2's X denoiser of spans of 3 at half density: 128 in rows of 512 (specs 1c, pitfall 2)
+  refused('needs 128', model=T5, objective=dict(name='ul2'), data=dict(seq_len=512))
+  config(model=T5, objective=dict(name='ul2'), data=dict(seq_len=512), vocabulary=dict(sentinels=128))
+  refused('vocabulary.sentinels=0', 'for the mask', model=dict(name='encoder'), objective=dict(name='masked_lm'),
+          vocabulary=dict(sentinels=0))
+  refused('vocabulary.sentinels=1', 'the mask and <cls>', model=dict(name='encoder'), vocabulary=dict(sentinels=1),
+          objective=dict(name='masked_lm', cls_sep=True))
+
+
+def test_lengths_that_leave_no_room():
+  refused('data.seq_len=2', 'no room', model=T5, objective=dict(name='span_corruption'), data=dict(seq_len=2))
+  refused('data.target_len=10', 'have 29 targets', 'Use 29, or 0', model=T5, data=dict(target_len=10),
+          objective=dict(name='span_corruption'))
+  refused('longer than the table of learned positions, which holds 64', 'model.max_positions=128',
+          model=dict(position='learned', max_positions=64))
+  refused('holds 126', 'model.max_positions=130', model=dict(position='learned_from_2', max_positions=128))
+
+
+def test_packing():
+  refused('lengths under', 'change with every draw', objective=dict(name='iid_denoising'), model=T5,
+          data=dict(packing='best_fit'))
+  refused('data.append_eos=False', 'ends must be marked', data=dict(packing='best_fit', append_eos=False))
+  refused('data.document_mask=False', data=dict(packing='best_fit', document_mask=False))
+  config(data=dict(packing='best_fit'))
+
+
+def test_encoders_fill_in_masks():
+  encoder = dict(model=dict(name='encoder'), objective=dict(name='masked_lm'))
+  refused('sample.prompts', "'abc' has no '<mask>'", sample=dict(prompts=('a<mask>', 'abc')), **encoder)
+  config(sample=dict(prompts=('a<mask>',)), **encoder)
+
+
+def test_mixtures():
+  part = lambda **kwargs: dict(mixture=dict(a=dict(weight=3, data=dict(source='markov:4')), b=dict(**kwargs)))
+  refused("data.mixture.b.objective.nam='causal'", 'Did you mean objective.name?',
+          data=part(objective=dict(nam='causal')))
+  refused('data.mixture.b.data.seq_len=9', 'belongs to the whole run', data=part(data=dict(seq_len=9)))
+  refused('data.mixture.b.weight=0', 'above 0', data=part(weight=0))
+  refused('data.mixture.b.x=1', 'weight, data and objective', data=part(x=1))
+  refused('data.mixture.b: ', "data.source='x:'", data=part(data=dict(source='x:')))
+  refused("data.mixture.b.objective.name='mlm'", 'masked_lm', data=part(objective=dict(name='mlm')))
+  refused('data.mixture.b: ', "model.name='decoder' cannot be trained on it",
+          data=part(objective=dict(name='masked_lm')))
+  c = config(data=part(objective=dict(name='prefix_lm')))
+  found = lengths.components(c)
+  assert [(f.name, f.weight, f.config.objective.name, f.config.data.source) for f in found] == [
+      ('a', 0.75, 'causal', 'markov:4'), ('b', 0.25, 'prefix_lm', 'python_docs')]
+
+
+def test_denoisers_of_ul2():
+  refused("'x y'", "'[S2S] 0.2 prefix'", model=T5, objective=dict(name='ul2', denoisers=('x y',)))
+  c = config(model=T5, objective=dict(name='ul2'), data=dict(seq_len=512), vocabulary=dict(sentinels=128))
+  found = lengths.components(c)
+  assert [round(f.weight, 9) for f in found] == [0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1]
+  assert [f.mode for f in found] == ['[NLU]'] * 2 + ['[S2S]'] + ['[NLG]'] * 4
+  assert [lengths.of(f).raw for f in found] == [568, 588, 1020, 766, 908, 600, 1006]  # specs 1c; 2 x 510
+  assert lengths.shapes(c).inputs == lengths.shapes(c).targets == 512
+  shorter = [lengths.of(f, mode=3).raw for f in found]
+  assert all(a < b for a, b in zip(shorter, [568, 588, 1020, 766, 908, 600, 1006]))
+
+
+@pytest.mark.parametrize('metric', ['bits_per_byte < 1'])
+def test_bits_per_byte_needs_a_causal_objective(metric):
+  refused('bits_per_byte', "'causal'", objective=dict(name='prefix_lm'), stop=dict(target=metric))
+
+
+def test_every_problem_names_a_key_and_a_remedy():
+  with pytest.raises(ConfigError) as e:
+    config(model=dict(name='encoder', head='scaled'), objective=dict(name='causal'))
+  for line in str(e.value).split('\n')[1:] or [str(e.value)]:
+    assert re.search(r'\w+\.\w+=', line) and 'Use ' in line

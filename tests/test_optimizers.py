@@ -1,0 +1,319 @@
+"""Our optimizers against NumPy, against optax, and layers on one axis against layers one by one."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.sharding import PartitionSpec as P
+
+from configs.base import base
+from t5like import optim, optimizers, sharding
+
+L = 3
+DIMS = dict(q='LDNH', o='LNHD', up='LDF', attention_norm='LD', q_norm='LNH')
+
+
+def leaves(tree):
+  return {optim.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def normal(rng, *shape):
+  return rng.normal(size=shape).astype(np.float32)
+
+
+def tree(seed, D=16, N=4, H=4, F=24, V=32, scale=1.0):
+  """A decoder's worth of parameters, or of gradients: numpy fp32."""
+  rng, sizes = np.random.default_rng(seed), dict(L=L, D=D, N=N, H=H, F=F)
+  of = lambda name: scale * normal(rng, *(sizes[d] for d in DIMS[name]))
+  return dict(
+      embed=dict(w=scale * normal(rng, V, D)), head=dict(out=dict(w=scale * normal(rng, D, V))),
+      stack=dict(norm=dict(scale=scale * normal(rng, D)), relative=dict(w=scale * normal(rng, N, 32)), blocks=dict(
+          attention=dict(q=dict(w=of('q'), b=of('q_norm')), o=dict(w=of('o'))),
+          attention_norm=dict(scale=of('attention_norm')), mlp=dict(up=dict(w=of('up'))))))
+
+
+def run(tx, params, steps=3, seed=100, grads=None):
+  """Parameters after some steps with gradients that are the same for every caller."""
+  update = jax.jit(tx.update)
+  state = tx.init(params)
+  for i in range(steps):
+    g = grads(i) if grads else tree(seed + i)
+    updates, state = update(g, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def build(name, rate=0.03, **changes):
+  spec = base().optimizer
+  spec.update(name=name, **changes)
+  return optim.build(spec, rate)
+
+
+@functools.cache
+def compiled(name, **changes):
+  """Likewise, compiled once for all examples of a shape."""
+  tx = build(name, **changes)
+  return optax.GradientTransformation(tx.init, jax.jit(tx.update))
+
+
+# --- Layers, shapes, devices --------------------------------------------------------------------
+
+SMALL = dict(extra=dict(min_dim_size_to_factor=8))
+ALL = dict(
+    adafactor=dict(extra=dict(min_dim_size_to_factor=8, weight_decay=0.1)), adamw_rms={}, bert_adamw={}, lion={},
+    muon=dict(extra=dict(consistent_rms=0.2, adam_scale=0.5)))
+
+
+def alone(params, i):
+  """The parameters of layer i under names without `blocks`, the others as they are."""
+  stack = {**params['stack'], 'layer': jax.tree.map(lambda x: x[i], params['stack']['blocks'])}
+  del stack['blocks']
+  return {**params, 'stack': stack}
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_layer_in_a_stack_is_a_layer_alone(name):
+  # Layers of different sizes: what mixes them shows.
+  sized = lambda t: jax.tree_util.tree_map_with_path(
+      lambda path, x: x * 10.0 ** -np.arange(L, dtype=np.float32).reshape(-1, *[1] * (x.ndim - 1))
+      if 'blocks' in optim.path_name(path) else x, t)
+  tx, params = build(name, **ALL[name]), sized(tree(0, scale=0.1))
+  grads = lambda i: sized(tree(100 + i))
+  together = run(tx, params, grads=grads)
+  for i in range(L):
+    by_itself = run(tx, alone(params, i), grads=lambda step: alone(grads(step), i))
+    for path, x in leaves(by_itself).items():
+      before, after = leaves(alone(params, i))[path], leaves(alone(together, i))[path]
+      moved = np.abs(x - before).max()
+      assert moved > 0
+      np.testing.assert_allclose(after, x, rtol=1e-6, atol=(1e-4 if name == 'muon' else 3e-6) * moved, err_msg=path)
+
+
+def layout(path):
+  keys = path.split('/')
+  if 'blocks' in keys:
+    return sharding.at_rest(dict(b='LNH', scale='LD', w=DIMS.get(keys[-2]))[keys[-1]])
+  outside = {'embed/w': 'VD', 'head/out/w': 'DV', 'stack/norm/scale': 'D', 'stack/relative/w': 'N_'}
+  return sharding.at_rest(outside[path])
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_eight_devices_do_what_one_does(name):
+  tx = build(name, **ALL[name])
+  expected = run(tx, tree(0))
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  with jax.set_mesh(mesh):
+    put = lambda t: jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(x, layout(optim.path_name(path))), t)
+    params = put(tree(0))
+    params_of = leaves(params)
+    specs = {path: x.sharding.spec for path, x in params_of.items()}
+    state = leaves(jax.eval_shape(tx.init, params))
+    slots = {s: p for s in state for p in specs if s.endswith('/' + p)}  # adafactor: see the next test
+    assert set(slots.values()) == (set() if name == 'adafactor' else set(specs))
+    for slot, path in slots.items():
+      assert state[slot].shape == params_of[path].shape and state[slot].sharding.spec == specs[path], slot
+    out = run(tx, params, grads=lambda i: put(tree(100 + i)))
+  for path, x in leaves(out).items():
+    assert x.sharding.spec == specs[path], path
+    np.testing.assert_allclose(x, leaves(expected)[path], rtol=2e-5, atol=3e-5, err_msg=path)
+
+
+def test_state_of_a_factored_matrix_is_two_small_arrays_laid_out_alike():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  tx = build('adafactor', **SMALL)
+  with jax.set_mesh(mesh):
+    q = jax.device_put(tree(0)['stack']['blocks']['attention']['q']['w'], sharding.at_rest('LDNH'))
+    v = leaves(jax.eval_shape(tx.init, dict(blocks=dict(q=dict(w=q)))))
+  by_side = {path.rpartition('/')[2]: x for path, x in v.items() if 'blocks' in path}
+  assert {k: x.shape for k, x in by_side.items()} == dict(inputs=(L, 16, 1, 1), outputs=(L, 1, 4, 4))
+  assert by_side['inputs'].sharding.spec == P(None, 'fsdp', None, None)
+  assert by_side['outputs'].sharding.spec == P(None, None, 'tensor', None)
+
+
+@pytest.mark.parametrize('path, shape, expected', [
+    ('embed/w', (9, 8), ((0,), (1,))), ('stack/blocks/attention/q/w', (3, 8, 2, 4), ((1,), (2, 3))),
+    ('decoder/blocks/cross/o/w', (3, 2, 4, 8), ((1, 2), (3,))), ('o/w', (2, 4, 8), ((0, 1), (2,))),
+    ('encoder/blocks/mlp/down/w', (3, 8, 4), ((1,), (2,))), ('stack/blocks/attention/q/b', (3, 2, 4), None),
+    ('stack/blocks/attention/q_norm/scale', (3, 2, 4), None), ('w', (3,), None), ('blocks/w', (3, 4), None)])
+def test_sides(path, shape, expected):
+  keys = [jax.tree_util.DictKey(k) for k in path.split('/')]
+  assert optimizers.sides(keys, np.zeros(shape)) == expected
+
+
+# --- Adafactor ----------------------------------------------------------------------------------
+
+
+def numpy_adafactor(p, grads, rate, factored):
+  """Adafactor of one matrix or vector in fp64, from specs/objectives.md 1i."""
+  p = p.astype(np.float64)
+  rms = lambda x: np.sqrt((x ** 2).mean())
+  v = np.zeros_like(p)
+  rows, columns = np.zeros(p.shape[0]), np.zeros(p.shape[-1])
+  for t, g in enumerate(grads):
+    g = g.astype(np.float64)
+    beta, square = 1 - (t + 1) ** -0.8, g ** 2 + 1e-30
+    if factored:
+      rows = beta * rows + (1 - beta) * square.mean(1)
+      columns = beta * columns + (1 - beta) * square.mean(0)
+      v = np.outer(rows, columns) / rows.mean()
+    else:
+      v = beta * v + (1 - beta) * square
+    u = g / np.sqrt(v)
+    u /= max(1, rms(u) / 1.0)
+    p = p - rate * max(rms(p), 1e-3) * u
+  return p
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), shape=st.sampled_from([(128, 130), (130, 128), (127, 129), (40,), (1, 1)]),
+       log_size=st.integers(-5, 1), steps=st.integers(1, 6), log_grad=st.integers(-8, 3))
+def test_adafactor_against_numpy(seed, shape, log_size, steps, log_grad):
+  rng = np.random.default_rng(seed)
+  p = 10.0 ** log_size * normal(rng, *shape)
+  # Sizes that change from step to step, so that clipping happens.
+  grads = [(10.0 ** (log_grad + rng.integers(-1, 2)) * normal(rng, *shape)).astype(np.float32) for _ in range(steps)]
+  p = p.astype(np.float32)
+  expected = numpy_adafactor(p, grads, 0.01, min(shape) >= 128)
+  got = run(compiled('adafactor', rate=0.01), dict(w=p), steps, grads=lambda i: dict(w=grads[i]))['w']
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(p).max())
+
+
+def test_adafactor_is_optaxs_on_lone_matrices():
+  """And that of [D, N, H] is optax's of [D, N H], which no two axes of 128 would show."""
+  rng = np.random.default_rng(0)
+  flat = dict(a=(128, 160), small=(16, 160), v=(70,), q=(128, 128))
+  params = {k: 0.05 * normal(rng, *s) for k, s in flat.items()}
+  grads = [{k: normal(rng, *s) * 4.0 ** i for k, s in flat.items()} for i in range(5)]
+  theirs = run(optax.adafactor(0.01), params, 5, grads=lambda i: grads[i])
+  mine = lambda t: {k: dict(w=x.reshape(128, 4, 32) if k == 'q' else x) for k, x in t.items()}
+  ours = run(build('adafactor', rate=0.01), mine(params), 5, grads=lambda i: mine(grads[i]))
+  for k in flat:
+    np.testing.assert_allclose(ours[k]['w'].reshape(flat[k]), theirs[k], rtol=2e-6, atol=2e-7, err_msg=k)
+
+
+def test_adafactor_decays_only_when_told_to():
+  p, zero = dict(w=np.full((4, 4), 2.0, np.float32)), lambda i: dict(w=np.zeros((4, 4), np.float32))
+  still = run(build('adafactor', rate=0.5, weight_decay=0.3), p, 1, grads=zero)
+  np.testing.assert_array_equal(still['w'], 2)
+  decayed = run(build('adafactor', rate=0.5, extra=dict(weight_decay=0.3)), {**p, 'scale': p['w'][0]}, 1,
+                grads=lambda i: {**zero(i), 'scale': np.zeros(4, np.float32)})
+  np.testing.assert_allclose(decayed['w'], 2 * (1 - 0.5 * 0.3), rtol=1e-6)
+  np.testing.assert_array_equal(decayed['scale'], 2)
+
+
+@pytest.mark.parametrize('extra, expected', [
+    # RMS(p) = 2; at the first step u = g / sqrt(g^2 + eps), g = 1; rate 0.1
+    ({}, 2 - 0.1 * 2), (dict(multiply_by_parameter_scale=False), 2 - 0.1),
+    (dict(clip_threshold=0.5), 2 - 0.1 * 2 * 0.5), (dict(eps=9.0), 2 - 0.1 * 2 / 10 ** 0.5)], ids=str)
+def test_adafactors_arguments(extra, expected):
+  p, g = np.full(6, 2, np.float32), np.ones(6, np.float32)
+  got = run(build('adafactor', rate=0.1, extra=extra), dict(w=p), 1, grads=lambda i: dict(w=g))['w']
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_clipping_off_and_decay_rate():
+  """A gradient 10 times the first: v = (1 - 2^-r) 1 + 2^-r 100, and without clipping u = 10 / sqrt(v)."""
+  one = np.ones(6, np.float32)
+  tx = build('adafactor', rate=0.1, extra=dict(clip_threshold=0.0, decay_rate=1.0, multiply_by_parameter_scale=False))
+  got = run(tx, dict(w=0 * one), 2, grads=lambda i: dict(w=one * 10 ** i))['w']
+  np.testing.assert_allclose(got, -0.1 * (1 + 10 / np.sqrt(50.5)), rtol=1e-6)
+
+
+# --- Adam's kind --------------------------------------------------------------------------------
+
+
+def test_bert_adamw_by_hand():
+  """m and v after gradients 3 and -1 with b1 0.9, b2 0.99: 0.3, 0.09; then 0.17, 0.0991."""
+  tx = build('bert_adamw', rate=0.1, b1=0.9, b2=0.99, eps=0.1, weight_decay=0.5)
+  one = np.ones(2, np.float32)
+  got = [run(tx, dict(w=one, b=one), steps, grads=lambda i: dict.fromkeys('wb', one * (3, -1)[i])) for steps in (1, 2)]
+  b1 = 1 - 0.1 * 0.3 / (0.3 + 0.1)
+  b2 = b1 - 0.1 * 0.17 / (0.0991 ** 0.5 + 0.1)
+  w1 = 1 - 0.1 * (0.3 / (0.3 + 0.1) + 0.5)
+  w2 = w1 - 0.1 * (0.17 / (0.0991 ** 0.5 + 0.1) + 0.5 * w1)
+  for params, w, b in zip(got, (w1, w2), (b1, b2)):
+    np.testing.assert_allclose(params['w'], w, rtol=1e-6)
+    np.testing.assert_allclose(params['b'], b, rtol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), log_size=st.integers(-5, 2), steps=st.integers(1, 5))
+def test_adamw_rms_against_numpy(seed, log_size, steps):
+  rng = np.random.default_rng(seed)
+  p = (10.0 ** log_size * normal(rng, 6, 7)).astype(np.float32)
+  grads = [1e-3 * normal(rng, 6, 7) for _ in range(steps)]
+  expected, m, v = p.astype(np.float64), 0, 0
+  for t, g in enumerate(grads, 1):
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g.astype(np.float64) ** 2
+    step = np.sqrt(1 - 0.99 ** t) / (1 - 0.9 ** t) * m / (np.sqrt(v) + 1e-4)
+    expected = expected - 0.02 * (step * max(1e-3, np.sqrt((expected ** 2).mean())) + 0.3 * expected)
+  tx = compiled('adamw_rms', rate=0.02, b1=0.9, b2=0.99, eps=1e-4, weight_decay=0.3)
+  got = run(tx, dict(w=p), steps, grads=lambda i: dict(w=grads[i]))['w']
+  np.testing.assert_allclose(got, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+# --- Muon ---------------------------------------------------------------------------------------
+
+
+def step_of(tx, params, grads):
+  return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+
+def test_muons_steps_are_near_orthogonal_matrices_per_layer():
+  params, grads = tree(0), tree(1)
+  updates = leaves(step_of(build('muon', rate=1.0, weight_decay=0.0), params, grads))
+  matrices = {'attention/q/w': (16, 16), 'attention/o/w': (16, 16), 'mlp/up/w': (16, 24)}
+  for name, shape in matrices.items():
+    u = updates[f'stack/blocks/{name}'].reshape(L, *shape) / np.sqrt(max(1, shape[1] / shape[0]))
+    g = leaves(grads)[f'stack/blocks/{name}'].reshape(L, *shape)
+    for i in range(L):
+      left, _, right = np.linalg.svd(g[i])
+      rotated = -left.T @ u[i] @ right.T  # of U S V^T, muon keeps U and V and makes S about 1
+      values = np.diag(rotated)
+      assert (values > 0.2).all() and (values < 1.4).all(), values
+      np.testing.assert_allclose(rotated - np.eye(*shape) * values[:, None], 0, atol=2e-3)
+
+
+def test_muon_leaves_tables_and_vectors_to_adamw():
+  params, grads, rate = tree(0), tree(1), 0.1
+  changes = dict(rate=rate, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.4)
+  muon = leaves(step_of(build('muon', **changes, extra=dict(adam_scale=0.25)), params, grads))
+  adamw = leaves(step_of(build('adamw', **changes), params, grads))
+  by_adam = {p for p in muon if np.allclose(muon[p], 0.25 * adamw[p], rtol=1e-5, atol=1e-7)}
+  assert by_adam == {'embed/w', 'head/out/w', 'stack/norm/scale', 'stack/relative/w', 'stack/blocks/attention/q/b',
+                     'stack/blocks/attention_norm/scale'}
+
+
+def test_muon_decays_matrices_and_scales_as_asked():
+  params, grads = tree(0), tree(1)
+  of = lambda **changes: leaves(step_of(build('muon', rate=0.1, **changes), params, grads))
+  plain, decayed = of(weight_decay=0.0), of(weight_decay=0.5)
+  rms = of(weight_decay=0.0, extra=dict(consistent_rms=0.2))
+  for path, x in leaves(params).items():
+    decays = path.endswith('/w')
+    np.testing.assert_allclose(decayed[path] - plain[path], -0.1 * 0.5 * x * decays, atol=1e-5, err_msg=path)
+  up = 'stack/blocks/mlp/up/w'
+  np.testing.assert_allclose(rms[up], plain[up] / np.sqrt(24 / 16) * 0.2 * np.sqrt(24), rtol=1e-4, atol=1e-6)
+  assert 0.1 < np.sqrt(np.mean(np.square(rms[up]))) / 0.1 < 0.3  # about AdamW's 0.2, times the rate
+
+
+def test_muon_is_optaxs_on_lone_matrices():
+  rng = np.random.default_rng(0)
+  params = {k: dict(w=normal(rng, 8, 12)) for k in 'ab'}
+  grads = [{k: dict(w=normal(rng, 8, 12)) for k in 'ab'} for _ in range(4)]
+  theirs = run(optax.contrib.muon(0.1, weight_decay=0.2), params, 4, grads=lambda i: grads[i])
+  ours = run(build('muon', rate=0.1, weight_decay=0.2), params, 4, grads=lambda i: grads[i])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+def test_learning_rates_may_be_schedules():
+  tree_of = lambda x: dict(w=np.full((2, 2), x, np.float32))
+  rate = lambda step: jnp.where(step == 0, 0.5, 0.0)
+  for name in ALL:
+    after = [run(build(name, rate=rate), tree_of(1.0), n, grads=lambda i: tree_of(1.0)) for n in (1, 2)]
+    assert (after[0]['w'] < 1).all(), name
+    np.testing.assert_array_equal(after[0]['w'], after[1]['w'], err_msg=name)
