@@ -1,4 +1,4 @@
-"""The front door: python main.py [train|prepare|inspect|generate] --config=FILE.py[:VARIANT] ..."""
+"""The front door: python main.py [train|prepare|inspect|generate|export|import] --config=FILE.py[:VARIANT] ..."""
 import os
 import sys
 import traceback
@@ -18,6 +18,8 @@ flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token ea
 flags.DEFINE_integer('top_k', 40, 'generate: sample from the k likeliest; 0 from all.')
 flags.DEFINE_float('top_p', 1.0, 'generate: sample from the likeliest that hold this share.')
 flags.DEFINE_integer('seed', 0, 'generate: other seeds give other text.')
+flags.DEFINE_string('out', None, 'export: a new folder, for transformers.')
+flags.DEFINE_string('folder', None, "import: a folder of Hugging Face's, with config.json and *.safetensors.")
 flags.DEFINE_string('coordinator', '', 'host:port of process 0, where the cluster does not say.')
 flags.DEFINE_integer('num_processes', 0, 'With --coordinator.')
 flags.DEFINE_integer('process_id', 0, 'With --coordinator.')

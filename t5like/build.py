@@ -77,7 +77,7 @@ def sizes(config):
                        devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
     model, count = build_model(config)
-  flops = transformer.flops_per_row(model, lengths.shapes(config))
+    flops = transformer.flops_per_row(model, lengths.shapes(config))
   return dict(parameters=count, flops_per_token=flops // config.data.seq_len,
               flops_per_step=flops * config.batch_size,
               flops_in_all=flops * config.stop.tokens // config.data.seq_len)

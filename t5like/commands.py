@@ -9,15 +9,16 @@ from t5like.errors import ConfigError
 def run(args, flags, overrides):
   """Runs the command `args` names (train when there is none) with absl's parsed flags."""
   name, *extra = args or ['train']
-  if name not in COMMANDS:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+  every = [*COMMANDS, *WITHOUT_CONFIG]
+  if name not in every:
+    near = difflib.get_close_matches(name, every, n=1)
     raise ConfigError(f'main.py {name}: no such command.' + (f' Did you mean {near[0]}?' if near else '')
-                      + f' There are {", ".join(COMMANDS)}.')
+                      + f' There are {", ".join(every)}.')
   if extra:
     raise ConfigError(f'main.py {name} {" ".join(extra)}: what follows the command must be flags, such '
                       'as --config=configs/decoder_tiny.py or --config.batch_size=16.')
-  if name == 'generate':
-    return _generate(flags)
+  if name in WITHOUT_CONFIG:
+    return WITHOUT_CONFIG[name](flags, overrides)
   if not flags.config:
     raise ConfigError(f'--config is missing: try python main.py {name} '
                       '--config=configs/decoder_tiny.py')
@@ -61,7 +62,7 @@ def _inspect(config, flags):
   inspect.show(build.open_data(config), config, flags.step, flags.rows)
 
 
-def _generate(flags):
+def _generate(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as '
                       'runs/decoder_tiny.')
@@ -71,7 +72,27 @@ def _generate(flags):
   texts = model.generate(prompts, tokens=flags.tokens, temperature=flags.temperature,
                          top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed)
   for prompt, text in zip(prompts, texts):
-    metrics.Screen('', 0).sample(prompt, text)
+    metrics.Screen('', 0).sample(prompt, text, model.style)
+
+
+def _export(flags, overrides):
+  if not flags.workdir or not flags.out:
+    raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
+                      'transformers to read.')
+  from t5like import interchange
+  for note in interchange.export_run(flags.workdir, flags.out):
+    print(f'Note: {note}')
+  print(f'{flags.out} is ready: AutoTokenizer.from_pretrained and AutoModel...from_pretrained read it.')
+
+
+def _import(flags, overrides):
+  if not flags.workdir or not flags.folder:
+    raise ConfigError("main.py import needs --folder, a model of Hugging Face's (config.json, *.safetensors and a "
+                      'tokenizer), and --workdir, a new folder.')
+  from t5like import interchange
+  interchange.import_folder(flags.folder, flags.workdir, overrides)
+  print(f'{flags.workdir} is ready: python main.py generate --workdir={flags.workdir} --prompt=...\n'
+        f'To train it on, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another --workdir.')
 
 
 def _print_config(config):
@@ -93,4 +114,5 @@ def _print_config(config):
     console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
 
 
-COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, generate=_generate)
+COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect)
+WITHOUT_CONFIG = dict(generate=_generate, export=_export, **{'import': _import})

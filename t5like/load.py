@@ -20,13 +20,18 @@ class Loaded:
   vocabulary: Any
   step: int
 
+  @property
+  def style(self):
+    """How the model takes prompts, see `decode.generate`."""
+    return decode.style_of(self.config)
+
   def generate(self, prompts, **kwargs):
     """Continuations of the prompts, as strings; the arguments are those of `decode.generate`."""
     shapes = lengths.shapes(self.config)
     with jax.set_mesh(self.mesh):
       try:
         return decode.generate(self.model, self.params, self.vocabulary, prompts,
-                               style=decode.style_of(self.config), context=self.config.data.seq_len,
+                               style=self.style, context=self.config.data.seq_len,
                                targets=shapes.targets, **kwargs)
       except ValueError as e:
         raise ConfigError(f'--prompt: {e}') from e

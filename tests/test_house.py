@@ -11,15 +11,16 @@ LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors'], ['config_values', 'lengths', 'data.templates'], ['objective_rules'], ['config_rules'],
-          ['config'], ['sharding'],
+          ['config'], ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
           ['data.vocabulary_kinds'], ['data.tokenizer_json'],
           ['data.vocabulary', 'data.files', 'data.functions'],
           ['data.sources'], ['data.store'], ['data.shards'],
-          ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.packing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
+          ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],
+          ['data.packing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
-          ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'],
-          ['train', 'load'], ['commands']]
+          ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'], ['huggingface'],
+          ['train', 'load'], ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
 

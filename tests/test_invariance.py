@@ -116,3 +116,40 @@ def test_another_batch_size_goes_on_from_the_same_sample(tmp_path, monkeypatch):
   c.batch_size = 8
   result = train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   assert result['step'] == 3 + 6 and result['tokens'] == 6 * 16 * 32
+
+
+OTHERS = dict(
+    masked=dict(model=dict(name='encoder', head='mlm', block='post_norm', norm='layernorm', use_bias=True,
+                           embed_norm=True,
+                           position='learned', tie_embeddings=True, num_types=2, vocab_size=304),
+                objective=dict(name='masked_lm')),
+    spans=dict(model=dict(name='encoder_decoder', position='relative', scale_attention=False, init='t5', vocab_size=304,
+                          num_encoder_layers=3),
+               objective=dict(name='span_corruption'), data=dict(packing='best_fit')),
+    denoisers=dict(model=dict(vocab_size=304), objective=dict(name='ul2'), data=dict(seq_len=48)))
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_every_architecture_on_any_machine(kind, tmp_path):
+  """One device and a mesh of eight with micro-batches, remat, unrolled layers and chunked logits agree."""
+  c = tiny.config(tmp_path, steps=4, vocabulary=dict(sentinels=40), **OTHERS[kind])
+  plain = losses(c, tmp_path / 'plain')
+  c.mesh.update(data=2, fsdp=2, tensor=2)
+  c.microbatches = 2
+  c.model.update(remat='minimal', scan_layers=False)
+  c.loss.chunks = 0 if kind == 'spans' else 2 if kind == 'denoisers' else 1
+  np.testing.assert_allclose(losses(c, tmp_path / 'mesh', 8), plain, atol=2e-5)
+  assert len(plain) >= 3 and plain[-1] < plain[0]
+
+
+def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
+  options = dict(OTHERS['spans'], checkpoint=dict(every=0), vocabulary=dict(sentinels=40))
+  options['model'] = dict(options['model'], dropout=0.1, dropout_style='t5')
+  c = tiny.config(tmp_path, steps=6, **options)
+  train.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
+  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  with pytest.raises(Preempted):
+    train.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
+  monkeypatch.undo()
+  train.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
+  assert final_state(c, tmp_path / 'straight') == final_state(c, tmp_path / 'stopped')

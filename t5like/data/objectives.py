@@ -98,9 +98,7 @@ def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, c
   inputs_BT, there, starts = _rows(tokens_BT, cls_sep, cls_id, eos_id, document_mask)
   B, T = inputs_BT.shape
   P = predictions
-  allowed = np.ones(vocab_size, bool)
-  allowed[special_ids] = False
-  ordinary = np.flatnonzero(allowed)
+  allowed = _ordinary(vocab_size, special_ids)
   candidates = there & allowed[inputs_BT]
   draws = np.stack([g.random(T + 2 * P + 1) for g in random])
   keys_BT, kind_BP, other_BP = draws[:, :T], draws[:, T:T + P], draws[:, T + P:T + 2 * P]
@@ -119,7 +117,7 @@ def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, c
         bernoulli=lambda: (keys_BT < density).sum(1))[masking]()
     predict_BP, chosen_BP = _smallest(keys_BT, np.minimum(n_B, P), P)
   targets_BP = np.where(chosen_BP, np.take_along_axis(inputs_BT, predict_BP, 1), 0)
-  others = ordinary if masking == 'roberta' else np.arange(vocab_size)
+  others = np.flatnonzero(allowed) if masking == 'roberta' else np.arange(vocab_size)
   random_BP = others[(other_BP * len(others)).astype(np.int64)]
   read_BP = np.where(kind_BP < 0.8, mask_id, np.where(kind_BP < 0.9, random_BP, targets_BP))
   rows, at = np.nonzero(chosen_BP)
@@ -162,28 +160,22 @@ def _pick_words(tokens_T, candidates, keys_T, chance, size, density, masking, P,
   """(predict [P], used [P], index [P] of the draw of its word) of one row, by whole words."""
   begins = candidates.copy()
   begins[1:] &= begins_word[tokens_T[1:]] | ~allowed[tokens_T[:-1]]
-  first = np.flatnonzero(begins)
-  number_T = np.where(candidates, np.cumsum(begins) - 1, -1)
-  words = [[] for _ in first]
-  for t in np.flatnonzero(candidates):
-    words[number_T[t]].append(t)
-  keys = keys_T[first]
+  at, keys = np.flatnonzero(candidates).tolist(), keys_T[begins]
+  edges = [*np.flatnonzero(begins[candidates]).tolist(), len(at)]
   if masking == 'bert':
-    room, most = min(P, max(1, round(size * density))), len(words)
+    room, most = min(P, max(1, round(size * density))), len(keys)
   else:
     room = P
-    most = int(len(words) * density + chance) if masking == 'roberta' else int((keys < density).sum())
+    most = int(len(keys) * density + chance) if masking == 'roberta' else int((keys < density).sum())
   taken, origin = [], []
-  for w in np.argsort(keys, kind='stable')[:most]:
-    if len(taken) + len(words[w]) <= room:
-      origin += [len(taken)] * len(words[w])
-      taken += words[w]
-  order = np.argsort(taken, kind='stable') if taken else np.zeros(0, int)
-  predict, used, draw = np.zeros(P, np.int32), np.zeros(P, bool), np.arange(P)
-  predict[:len(taken)] = np.array(taken, np.int32)[order]
-  draw[:len(taken)] = np.array(origin, int)[order]
-  used[:len(taken)] = True
-  return predict, used, draw
+  for w in np.argsort(keys, kind='stable')[:most].tolist():
+    word = at[edges[w]:edges[w + 1]]
+    if len(taken) + len(word) <= room:
+      origin += [len(taken)] * len(word)
+      taken += word
+  both = np.zeros((2, P), np.int32)
+  both[:, :len(taken)] = np.array(sorted(zip(taken, origin)), np.int32).reshape(-1, 2).T
+  return both[0], np.arange(P) < len(taken), both[1]
 
 
 # --- Pairs of texts ---------------------------------------------------------------------------------
@@ -196,34 +188,32 @@ def span_corruption(tokens_BL, random, *, density, mean_span, roll, sentinels, e
   up equally likely; rows begin with what is kept and end with what is not. roll: the mask is rotated
   by a random distance, so a span may wrap around and lengths differ by one (MISSING pads).
   """
-  B, L = tokens_BL.shape
-  noise, spans = lengths.span_counts(L, density, mean_span)
-  keep = L - noise
-  draws = np.stack([g.random(L) for g in random])
+  noise_BL = _spans(tokens_BL.shape, random, density, mean_span, roll)
+  if roll or lengths.span_counts(tokens_BL.shape[1], density, mean_span)[1] > len(sentinels):
+    pairs = [_sentinel_pair(t, noise, sentinels) for t, noise in zip(tokens_BL, noise_BL)]
+    return tuple(_padded([_ended(side, eos_id) for side in sides]) for sides in zip(*pairs))
+  end = np.full((len(tokens_BL), 1), eos_id, np.int32)
+  return tuple(np.concatenate([side.reshape(len(end), -1).astype(np.int32), end], 1)
+               for side in _sentinel_pair(tokens_BL, noise_BL, sentinels))
+
+
+def _spans(shape, random, density, mean_span, roll):
+  """Bool [B, L], True in the spans to be corrupted; a text of one token has none."""
+  B, L = shape
+  n = max(L, 2)
+  noise, spans = lengths.span_counts(n, density, mean_span)
+  draws = np.stack([g.random(n) for g in random])
   begin_noise = _compositions(draws[:, :noise - 1], spans)
-  begin_keep = _compositions(draws[:, noise - 1:L - 2], spans)
-  sizes = lambda begins, n: np.diff(np.concatenate([begins, np.full((B, 1), n)], 1), axis=1)
+  begin_keep = _compositions(draws[:, noise - 1:n - 2], spans)
+  sizes = lambda begins, m: np.diff(np.concatenate([begins, np.full((B, 1), m)], 1), axis=1)
   # In order: keep, noise, keep, noise, ..; a noise span starts after all kept spans up to it.
-  start_BK = begin_noise + np.cumsum(sizes(begin_keep, keep), 1)
-  edges = np.zeros((B, L + 1), np.int8)
+  start_BK = begin_noise + np.cumsum(sizes(begin_keep, n - noise), 1)
+  edges = np.zeros((B, n + 1), np.int8)
   rows = np.arange(B)[:, None]
   edges[rows, start_BK] = 1
   edges[rows, start_BK + sizes(begin_noise, noise)] = -1
   mask = np.cumsum(edges[:, :L], 1, dtype=np.int8).astype(bool)
-  if roll:
-    mask = np.stack([np.roll(m, int(d * L)) for m, d in zip(mask, draws[:, -1])])
-    pairs = [(_with_sentinels(t, m, sentinels), _with_sentinels(t, ~m, sentinels)) for t, m in zip(tokens_BL, mask)]
-    return tuple(_padded([np.append(side, eos_id) for side in sides]) for sides in zip(*pairs))
-  first_noise = np.zeros((B, L), bool)
-  first_noise[rows, start_BK] = True
-  first_keep = edges[:, :L] == -1
-  first_keep[:, 0] = True
-  end = np.full((B, 1), eos_id, np.int32)
-  sides = []
-  for gone, first in ((mask, first_noise), (~mask, first_keep)):
-    marked = np.where(first, sentinels[np.cumsum(first, 1, dtype=np.int32) - 1], tokens_BL)
-    sides.append(np.concatenate([marked[~gone | first].reshape(B, -1), end], 1).astype(np.int32))
-  return tuple(sides)
+  return np.stack([np.roll(m, int(d * L)) for m, d in zip(mask, draws[:, -1])]) if roll else mask
 
 
 def _compositions(keys_BM, k):
@@ -235,11 +225,24 @@ def _compositions(keys_BM, k):
   return np.concatenate([np.zeros((B, 1), np.int64), np.sort(at, axis=1) + 1], 1)
 
 
-def _with_sentinels(tokens, gone, sentinels):
-  """The tokens with each run of those that are `gone` replaced by a sentinel, the k-th by the k-th."""
-  first = gone.copy()
-  first[1:] &= ~gone[:-1]
-  return np.where(first, sentinels[np.cumsum(first) - 1], tokens)[~gone | first]
+def _run_numbers(mask):
+  """For each token, along the last axis, the number of runs of `mask` that began at it or before, less one."""
+  return np.cumsum(_firsts(mask), axis=-1, dtype=np.int32) - 1
+
+
+def _firsts(mask):
+  first = mask.copy()
+  first[..., 1:] &= ~mask[..., :-1]
+  return first
+
+
+def _sentinel_pair(tokens, noise, sentinels):
+  """(inputs, targets): the k-th run of noise, or in the targets of what is not, becomes sentinel k."""
+  most = len(sentinels)
+  if noise.ndim == 1 and noise.size and max(_run_numbers(noise)[-1], _run_numbers(~noise)[-1]) >= most:
+    noise = noise & (_run_numbers(noise) < most - 1)  # and what follows is one run for the targets
+  return tuple(np.where(_firsts(gone), sentinels[_run_numbers(gone)], tokens)[~gone | _firsts(gone)]
+               for gone in (noise, ~noise))
 
 
 def _padded(arrays):
@@ -249,9 +252,10 @@ def _padded(arrays):
   return out
 
 
-def prefix_split(tokens, random, *, eos_id, split=None):
+def prefix_split(tokens, random, *, eos_id):
   """(prefix, rest), each ended; the split is uniform on 1 .. n - 1 (T5's prefix_lm, for an encoder)."""
-  split = int(random.integers(1, max(2, len(tokens)))) if split is None else split
+  tokens = _text(tokens, eos_id)
+  split = int(random.integers(1, max(2, len(tokens))))
   return _ended(tokens[:split], eos_id), _ended(tokens[split:], eos_id)
 
 
@@ -262,13 +266,13 @@ def prefix_pair(tokens, random, *, eos_id):
   rows of both stacks are full.
   """
   half = len(tokens) // 2
-  split = int(random.integers(1, half))
-  return [prefix_split(tokens[:half], None, eos_id=eos_id, split=split),
-          prefix_split(tokens[half:], None, eos_id=eos_id, split=half - split)]
+  split = int(random.integers(1, max(2, half)))
+  return [(_ended(text[:at], eos_id), _ended(text[at:], eos_id))
+          for text, at in ((tokens[:half], split), (tokens[half:], half - split))]
 
 
 def pair(name, tokens, random, *, objective, sentinels, eos_id, vocab_size, special_ids):
-  """(inputs, targets) of one text [n] under the objective `name`, both ended by EOS.
+  """(inputs, targets) of one text [n] under the objective `name`, both int32 and ended by EOS.
 
   objective: `config.objective`. The ways to spoil a text that Raffel et al. 2020 compare (section 3.3):
     span_corruption  spans become sentinels, which in the targets stand before their tokens
@@ -278,39 +282,39 @@ def pair(name, tokens, random, *, objective, sentinels, eos_id, vocab_size, spec
     bert_style       likewise, one in ten becoming a random id instead
     deshuffling      the inputs are in random order; the targets are the text
     lm               no inputs; the targets are the text
-  Where runs outnumber sentinels, the last ones stay as they are.
+  An EOS that ends the text already is no part of it. Where runs outnumber sentinels, the last ones stay
+  as they are.
   """
-  if name == 'span_corruption':
-    inputs, targets = span_corruption(
-        tokens[None], [random], density=objective.noise_density, mean_span=objective.mean_span,
-        roll=objective.roll, sentinels=sentinels, eos_id=eos_id)
-    return inputs[0], targets[0]
-  text = _ended(tokens, eos_id)
-  if name == 'lm':
-    return _ended(tokens[:0], eos_id), text
-  if name == 'deshuffling':
-    return _ended(random.permutation(tokens), eos_id), text
-  noise = random.random(len(tokens)) < objective.noise_density
-  if name == 'drop':
-    return _ended(tokens[~noise], eos_id), _ended(tokens[noise], eos_id)
-  if name == 'iid_denoising':
-    noise &= _run_numbers(noise) < len(sentinels) - 1  # the targets' runs may be one more
-    return (_ended(_with_sentinels(tokens, noise, sentinels), eos_id),
-            _ended(_with_sentinels(tokens, ~noise, sentinels), eos_id))
-  spoilt = np.full(len(tokens), sentinels[0], np.int32)
-  if name == 'bert_style':
-    ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_ids)
-    as_random = random.random(len(tokens)) < 0.1
-    spoilt = np.where(as_random, ordinary[random.integers(0, len(ordinary), len(tokens))], spoilt)
-  return _ended(np.where(noise, spoilt, tokens), eos_id), text
+  o, text = objective, _text(tokens, eos_id)
+  spans = lambda: _spans((1, len(text)), [random], o.noise_density, o.mean_span, o.roll)[0]
+  noise = lambda: random.random(len(text)) < o.noise_density
+  sides = dict(
+      span_corruption=lambda: _sentinel_pair(text, spans(), sentinels),
+      iid_denoising=lambda: _sentinel_pair(text, noise(), sentinels),
+      drop=lambda: (lambda gone: (text[~gone], text[gone]))(noise()),
+      mass=lambda: (np.where(noise(), sentinels[0], text), text),
+      bert_style=lambda: (_bert_style(text, noise(), random, sentinels[0], vocab_size, special_ids), text),
+      deshuffling=lambda: (random.permutation(text), text),
+      lm=lambda: (text[:0], text))[name]()
+  return tuple(_ended(side, eos_id) for side in sides)
+
+
+def _bert_style(text, noise, random, sentinel, vocab_size, special_ids):
+  ordinary = np.flatnonzero(_ordinary(vocab_size, special_ids))
+  anything = ordinary[random.integers(0, len(ordinary), len(text))]
+  return np.where(noise, np.where(random.random(len(text)) < 0.1, anything, sentinel), text)
+
+
+def _ordinary(vocab_size, special_ids):
+  """Bool [V], False for special ids."""
+  ordinary = np.ones(vocab_size, bool)
+  ordinary[special_ids] = False
+  return ordinary
+
+
+def _text(tokens, eos_id):
+  return tokens[:-1] if len(tokens) and tokens[-1] == eos_id else tokens
 
 
 def _ended(tokens, eos_id):
   return np.append(tokens, eos_id).astype(np.int32)
-
-
-def _run_numbers(noise):
-  """For each token the number of runs of noise that began before it or at it, less one."""
-  first = noise.copy()
-  first[1:] &= ~noise[:-1]
-  return np.cumsum(first) - 1

@@ -18,13 +18,20 @@ def plan(needs, capacity, seed):
 
   needs: int [n], or [n, 2] for rows of an encoder and a decoder, neither above `capacity` (an int, or
   one each). Every text goes, in an order that depends on `seed`, where it fits best: into the row with
-  the least room that still holds it. Of two needs the greater share counts, so both hold. Rows with a
-  certain room are found in one operation on an integer whose bits say which rooms there are.
+  the least room that still holds it. Of two needs the greater share counts and of two rooms the lesser,
+  so both hold. Rows with a certain room are found in one operation on an integer whose bits say which
+  rooms there are. Raises ValueError if a text needs more than a row has.
   """
-  units, whole = _units(needs, capacity)
+  needs, capacity = _columns(needs), np.atleast_1d(capacity).astype(np.int64)
+  if (needs > capacity).any():
+    raise ValueError(f'a text needs {needs.max(0).tolist()} of the {capacity.tolist()} tokens of a row')
+  whole = int(capacity.max())
+  # In units of 1 / whole of a row, rounded up; at least one, so that a row holds at most `whole` texts.
+  units = np.maximum(1, (-(-needs * whole // capacity)).max(1))
   order = np.random.default_rng([seed, len(units)]).permutation(len(units))
-  free, rooms, row_of, count = [[] for _ in range(whole + 1)], 0, np.zeros(len(units), np.int64), 0
-  for text, need in zip(order.tolist(), units[order].tolist()):
+  free, rooms, row_of, left = [[] for _ in range(whole + 1)], 0, np.zeros(len(units), np.int64), []
+  first, last = int(capacity[0]), int(capacity[-1])
+  for text, need, a, b in zip(*(x.tolist() for x in (order, units[order], needs[order, 0], needs[order, -1]))):
     fitting = rooms >> need
     if fitting:
       room = need + (fitting & -fitting).bit_length() - 1
@@ -32,28 +39,26 @@ def plan(needs, capacity, seed):
       if not free[room]:
         rooms ^= 1 << room
     else:
-      row, room, count = count, whole, count + 1
+      row, room = len(left), whole
+      left.append((first, last))
     row_of[text] = row
-    if room > need:
-      free[room - need].append(row)
-      rooms |= 1 << room - need
+    a, b = left[row] = left[row][0] - a, left[row][1] - b
+    room = min(room - 1, a * whole // first, b * whole // last)
+    if room:
+      free[room].append(row)
+      rooms |= 1 << room
   members = order[np.argsort(row_of[order], kind='stable')]
-  return members, np.searchsorted(np.sort(row_of), np.arange(count + 1))
+  return members, np.searchsorted(np.sort(row_of), np.arange(len(left) + 1))
 
 
-def _units(needs, capacity):
-  """One whole number per text, and how many a row has."""
-  needs, capacity = np.asarray(needs, np.int64), np.atleast_1d(capacity).astype(np.int64)
-  needs = needs.reshape(len(needs), -1)
-  whole = int(capacity.max())
-  if (needs > capacity).any():
-    raise ValueError(f'a text needs {needs.max(0)} of {capacity}')
-  return np.maximum(1, (-(-needs * whole // capacity)).max(1)), whole
+def _columns(needs):
+  needs = np.asarray(needs, np.int64)
+  return needs if needs.ndim == 2 else needs[:, None]
 
 
 def efficiency(needs, members, starts, capacity):
-  """Share of the positions of all rows that texts take, a float, or two."""
-  needs = np.asarray(needs, np.int64).reshape(len(needs), -1)
+  """Share of the positions of all rows that texts take: a float, or of two needs an array [2]."""
+  needs = _columns(needs)
   share = needs[members].sum(0) / (np.atleast_1d(capacity) * max(1, len(starts) - 1))
   return float(share[0]) if len(share) == 1 else share
 

@@ -31,7 +31,6 @@ from t5like.errors import DataError
 
 SHARD_BYTES = 256 << 20  # of text, if data.shards does not say how many shards
 
-
 print_progress = functools.partial(print, flush=True)
 
 
@@ -39,14 +38,16 @@ def prepare(config, say=print_progress):
   """Makes the prepared dataset of `config` unless it is there; returns its folder (a Path).
 
   For a mixture (`lengths.components`) a list of folders. `say` is called with a line of text per stage.
-  ConfigError for keys that cannot work together with the text, DataError for text that cannot be read
-  or has changed since.
+  ConfigError for keys that do not fit the text, DataError for text that cannot be read or has changed since.
   """
-  found = list({folder(c): c for c in datasets(config).values()}.values())
+  named = datasets(config)
+  found = list({folder(c): c for c in named.values()}.values())
   if len(found) == 1:
     return _prepare(found[0], say)
   if found[0].vocabulary.path != config.vocabulary.path:
     _share_vocabulary(config, found, say)
+  for name, c in named.items():
+    say(f'{name}: {c.data.source} in {folder(c)}')
   return [_prepare(c, say) for c in found]
 
 
@@ -55,13 +56,18 @@ def _share_vocabulary(config, found, say):
   path = pathlib.Path(found[0].vocabulary.path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with _alone(path.parent, say):
-    if path.exists():
+    if path.exists() and any((folder(c) / store.MANIFEST).exists() for c in found):
+      return  # what is prepared keeps its vocabulary, also when its source is gone
+    opened = [_open_sources(c) for c in found]
+    inputs = [{name: source.fingerprint for name, source in of.items()} for of in opened]
+    if path.exists() and _read_json(path.with_name('inputs.json')) == inputs:
       return
+    path.unlink(missing_ok=True)
+    _write_json(path.with_name('inputs.json'), inputs)
     start, share = time.monotonic(), config.vocabulary.train_characters // len(found)
 
     def texts():
-      for c in found:
-        of = _open_sources(c)
+      for c, of in zip(found, opened):
         own = _vocabulary_texts(c, of, dict(parts=_parts(c, of)))
         yield from own if c.vocabulary.name == 'characters' else vocabulary.sample(own, share)
     vocab = vocabulary.train(config.vocabulary, texts(), path)
@@ -83,9 +89,9 @@ def _prepare(config, say):
     manifest = _read_json(target / store.MANIFEST)
     inputs = _inputs(config, texts)
     if manifest and manifest['inputs'] != inputs:
-      raise DataError(f'The source of {target} has changed since it was prepared '
-                      f'({_difference(manifest["inputs"], inputs)}): delete that folder, or choose '
-                      'another data.directory.')
+      change = _difference(manifest['inputs'], inputs)
+      raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
+                      'or choose another data.directory.')
     broken = store.broken_files(target, manifest) if manifest else []
     if manifest and not broken:
       say(f'{target}: prepared already.')
@@ -145,8 +151,7 @@ def _parts(config, texts):
     for i in range(count):
       files = {split: f'tokens-{split}.array_record-{i:05d}-of-{count:05d}'
                for split in ([name] if len(texts) > 1 else ['train', 'validation'])}
-      parts.append(dict(source=name, start=i * items // count, stop=(i + 1) * items // count,
-                        files=files))
+      parts.append(dict(source=name, start=i * items // count, stop=(i + 1) * items // count, files=files))
   return parts
 
 
@@ -169,8 +174,7 @@ def _difference(old, new):
     keys = [key for key in sorted(set(before) | set(after)) if before.get(key) != after.get(key)]
     if keys:
       key = keys[0]
-      change = ('new' if key not in before else 'gone' if key not in after else
-                f'{before[key]} is now {after[key]}')
+      change = 'new' if key not in before else 'gone' if key not in after else f'{before[key]} is now {after[key]}'
       return f'{len(keys)} differences, first {key}: {change}'
   return 'in order only'
 
@@ -197,8 +201,7 @@ def _make(config, target, texts, plan, say):
     done, name = target / f'part-{i:05d}.json', part['source']
     mark = _read_json(done)
     if not mark or not _valid(target, part, mark):
-      mark = shards.write_part(config, target, texts[name], part, vocab, left[name],
-                               bar=say is print_progress)
+      mark = shards.write_part(config, target, texts[name], part, vocab, left[name], bar=say is print_progress)
       _write_json(done, mark)
       say(f'part {i + 1} of {len(plan["parts"])}: {mark["documents"]} documents')
     if left[name] is not None:
@@ -210,8 +213,8 @@ def _make(config, target, texts, plan, say):
     say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
         f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
   if 'validation' not in manifest['splits']:
-    say('There is no validation text: no document fell to validation. Raise '
-        "data.validation_fraction, or for few long documents set data.validation='tail'.")
+    say('There is no validation text: no document fell to validation. Raise data.validation_fraction, or for few '
+        "long documents set data.validation='tail'.")
   if manifest['dropped']:
     say(f'{manifest["dropped"]} empty documents dropped')
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
@@ -225,8 +228,7 @@ def _vocabulary(config, target, texts, plan, say):
   start = time.monotonic()
   if (target / VOCABULARY).exists():
     return vocabulary.load(config.vocabulary, target / VOCABULARY)
-  vocab = vocabulary.train(config.vocabulary, _vocabulary_texts(config, texts, plan),
-                           target / VOCABULARY)
+  vocab = vocabulary.train(config.vocabulary, _vocabulary_texts(config, texts, plan), target / VOCABULARY)
   say(f'vocabulary: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
   return vocab
 
@@ -255,8 +257,7 @@ def _vocabulary_texts(config, texts, plan):
 
 def _check(config, count, train):
   if count['documents'] == count['dropped']:
-    raise DataError(f'data.source={config.data.source!r} holds no text: {count["documents"]} '
-                    'documents, all of them empty.')
+    raise DataError(f'data.source={config.data.source!r} holds no text: {count["documents"]} documents, all empty.')
   if not train:
     raise DataError(f'data.source={config.data.source!r} gives no text to train on: all of it went '
                     "to validation. For few long documents, set data.validation='tail'.")
@@ -281,13 +282,12 @@ def _manifest(config, texts, plan, marks, vocab):
       splits[name]['shards'] = files
   _check(config, count, 'train' in splits)
   manifest = dict(
-      format=store.FORMAT, source=config.data.source, licence=texts['train'].licence,
-      inputs=plan['inputs'], texts=2 if config.data.targets else 1, block=shards.BLOCK,
-      dtype=shards.dtype(vocab), splits=splits, dropped=count['dropped'],
+      format=store.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
+      texts=2 if config.data.targets else 1, block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits,
+      dropped=count['dropped'], parts=marks, created=dict(python=platform.python_version()),
       max_id=max(shard['max_id'] for split in splits.values() for shard in split['shards']),
       vocabulary=dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels,
-                      fingerprint=vocab.fingerprint, file=VOCABULARY),
-      parts=marks, created=dict(python=platform.python_version()))
+                      fingerprint=vocab.fingerprint, file=VOCABULARY))
   for name in ('numpy', 'sentencepiece', 'array_record', 'tensorflow_datasets'):
     manifest['created'][name] = importlib.metadata.version(name)
   tokens = [[name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']]
@@ -298,8 +298,8 @@ def _manifest(config, texts, plan, marks, vocab):
 
 def _finish(target, manifest):
   """Makes the folder complete: TFDS's description, then the manifest, and nothing else."""
-  kept = {shard['file'] for split in manifest['splits'].values() for shard in split['shards']}
-  kept |= {shard['lengths']['file'] for split in manifest['splits'].values() for shard in split['shards']}
+  files = [shard for split in manifest['splits'].values() for shard in split['shards']]
+  kept = {file['file'] for shard in files for file in (shard, shard['lengths'])}
   for file in [*target.glob('tokens-*'), *target.glob('lengths-*')]:
     if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
       file.unlink()

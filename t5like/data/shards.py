@@ -9,7 +9,7 @@ import numpy as np
 
 from t5like.data import templates
 from t5like.data.vocabulary import write_file
-from t5like.errors import DataError
+from t5like.errors import ConfigError, DataError
 
 BLOCK = 4096  # tokens per record
 BATCH = 1 << 20  # characters given to the vocabulary at once
@@ -41,12 +41,15 @@ def examples(config, source, start, stop, limit, count):
 
 
 def split_example(texts, name, config):
-  """Returns the pieces of an example of source `name` as pairs (split, texts)."""
+  """Returns the pieces of an example of source `name` as pairs (split, texts). ConfigError for a pair to be cut."""
   fraction = config.data.validation_fraction
   if config.data.validation == 'hash':  # so that identical examples land on one side
     number = int.from_bytes(hashlib.sha256('\0'.join(texts).encode()).digest()[:8], 'big') / 2**64
     return [('validation' if number < fraction else 'train', texts)]
   if config.data.validation == 'tail':
+    if len(texts) > 1:
+      raise ConfigError("data.validation='tail' cuts texts in two, which examples of data.inputs and data.targets "
+                        "cannot be: set data.validation='hash'.")
     (text,) = texts
     cut = int(len(text) * (1 - fraction))
     return [(split, (part,)) for split, part in (('train', text[:cut]), ('validation', text[cut:])) if part]

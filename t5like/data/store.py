@@ -105,14 +105,9 @@ class Store:
 
   def examples(self, split):
     """Returns the Examples of a split; DataError for an unknown one, or lengths that are damaged."""
-    lengths = []
-    for shard in self._shards(split):
-      path = self.folder / shard['lengths']['file']
-      content = path.read_bytes()
-      if hashlib.sha256(content).hexdigest() != shard['lengths']['sha256']:
-        raise DataError(f'{path} is damaged: delete it and run prepare again, the others are kept.')
-      lengths.append(np.frombuffer(content, '<i4').astype(np.int32).reshape(-1, self.manifest['texts']))
-    return Examples(self._tokens(split), lengths)
+    shards = self._shards(split)
+    files = [(str(self.folder / shard['lengths']['file']), shard['lengths']['sha256']) for shard in shards]
+    return Examples(self._tokens(split), files, [shard['documents'] for shard in shards], self.manifest['texts'])
 
   def of(self, component):
     """The Store of a component of the config (`lengths.components`), which here is this one."""
@@ -130,18 +125,30 @@ class Store:
 
 
 class Stores:
-  """The prepared datasets of a mixture, with one vocabulary; what holds of all of them, as in Store."""
+  """The prepared datasets of a mixture, with one vocabulary; what holds of all of them, as in Store.
+
+  The manifest has only the sums: ['splits'][split]['documents'], ['tokens'] and ['bytes'].
+  """
 
   def __init__(self, stores):
-    """`stores`: {component name: Store}."""
+    """`stores`: {component name: Store}. DataError when their vocabularies differ."""
     self._stores = stores
     distinct = list({str(store.folder): store for store in stores.values()}.values())
+    if len({store.manifest['vocabulary']['fingerprint'] for store in distinct}) > 1:
+      raise DataError('The datasets of data.mixture were made with different vocabularies: delete the folders '
+                      f'{", ".join(str(store.folder) for store in distinct)} and run prepare again.')
     self.vocabulary = distinct[0].vocabulary
     self.folder = ', '.join(str(store.folder) for store in distinct)
     self.fingerprint = hashlib.sha256(' '.join(store.fingerprint for store in distinct).encode()).hexdigest()
     self.splits = list(dict.fromkeys(split for store in distinct for split in store.splits))
+    held = {name: [store.manifest['splits'][name] for store in distinct if name in store.splits]
+            for name in self.splits}
+    self.manifest = dict(splits={
+        name: {key: sum(split[key] for split in splits) for key in ('documents', 'tokens', 'bytes')}
+        for name, splits in held.items()})
 
   def of(self, component):
+    """The Store of a component of the config (`lengths.components`)."""
     return self._stores[component.name]
 
 
@@ -210,31 +217,58 @@ class Windows:
 class Examples:
   """Random access to whole examples: e[i] is a tuple of int32 arrays, one per text, ends included.
 
-  lengths: int32 [n, texts], their numbers of tokens. Thread-safe; pickles with its lengths.
+  lengths: int32 [n, texts], their numbers of tokens. Thread-safe; pickles small, without its lengths.
   """
 
-  def __init__(self, tokens, lengths):
-    """`lengths`: int32 [examples, texts] of each shard."""
-    self._tokens = tokens
-    self.lengths = np.concatenate(lengths)
-    self._ends = np.cumsum([len(n) for n in lengths]).tolist()
-    totals = [n.sum(1, dtype=np.int64) for n in lengths]
-    self._starts = np.concatenate([np.cumsum(n) - n for n in totals])  # in its shard
+  def __init__(self, tokens, files, counts, texts):
+    """`tokens`: of a split (Tokens); `files`, `counts`: of each shard, the file of its lengths with that file's
+    sha256, and its number of examples; `texts`: in an example. DataError for a file that is damaged.
+    """
+    self._tokens, self._files, self._texts = tokens, files, texts
+    self._ends = np.cumsum(counts).tolist()
+    self._bases = np.cumsum([0, *tokens.sizes]).tolist()  # tokens before each shard
+    self._starts  # noqa: B018  read now, so that damage is found before training
+
+  @functools.cached_property
+  def lengths(self):
+    return np.concatenate([_read_lengths(path, sha256, self._texts) for path, sha256 in self._files])
+
+  @functools.cached_property
+  def _starts(self):  # tokens before each example, and before the end: int64 [n + 1]
+    return np.concatenate([[0], np.cumsum(self.lengths.sum(1, dtype=np.int64))])
+
+  def __getstate__(self):
+    return {k: v for k, v in self.__dict__.items() if k not in ('lengths', '_starts')}
 
   def __len__(self):
     return self._ends[-1]
 
   def __getitem__(self, i):
-    sizes = self.lengths[i]
-    return tuple(np.split(self.read(i, 0, int(sizes.sum())), np.cumsum(sizes)[:-1]))
+    """Returns a tuple of int32 [m]; DataError for a damaged record."""
+    first, last = self._span(i)
+    return tuple(np.split(self.read(i, 0, last - first), np.cumsum(self.lengths[i])[:-1]))
 
   def read(self, i, start, stop):
-    """Tokens start ..< stop of example i, all its texts joined: int32."""
+    """Tokens start ..< stop of example i, all its texts joined: int32 [stop - start]."""
+    first, last = self._span(i)
+    if not 0 <= start <= stop <= last - first:
+      raise IndexError(f'tokens {start} to {stop} of {last - first} in example {i}')
+    shard = bisect.bisect_right(self._ends, i)
+    first, out = first - self._bases[shard], np.empty(stop - start, np.int32)
+    self._tokens.read(shard, first + start, first + stop, out)
+    return out
+
+  def _span(self, i):
     if not 0 <= i < self._ends[-1]:
       raise IndexError(f'example {i} of {self._ends[-1]}')
-    first, out = int(self._starts[i]), np.empty(stop - start, np.int32)
-    self._tokens.read(bisect.bisect_right(self._ends, i), first + start, first + stop, out)
-    return out
+    return int(self._starts[i]), int(self._starts[i + 1])
+
+
+def _read_lengths(path, sha256, texts):
+  content = pathlib.Path(path).read_bytes()
+  if hashlib.sha256(content).hexdigest() != sha256:
+    raise DataError(f'{path} is damaged: delete it and run prepare again, the others are kept.')
+  return np.frombuffer(content, '<i4').astype(np.int32).reshape(-1, texts)
 
 
 @functools.lru_cache(128)

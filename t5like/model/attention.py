@@ -30,7 +30,7 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `keep` multiplies probabilities
   (dropout). Batch and heads never mix, so each device works alone on what it has.
   """
-  names = [n for n in ('positions', 'segments', 'prefix') if n in query]
+  names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
   given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
   dims = dict(bias='NTS', keep='BNTS')

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like.data import prepare, sources, store
+from t5like import build, lengths
+from t5like.data import prepare, shards, sources, store, vocabulary
 from t5like.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUIET = dict(say=lambda line: None)
+# Examples and the numbers that place them, from `printf 'in\\0out' | sha256sum`.
+SPLITS = {('hello',): 0x2cf24dba5fb0a30e / 2**64, ('a document of several words',): 0xb37ce3eeafea62a2 / 2**64,
+          ('in', 'out'): 0xc019ee9121ee0663 / 2**64}
 
 
 @pytest.fixture
@@ -290,10 +294,30 @@ def test_folder_differs_with_what_changes_tokens_only(make):
   assert name.startswith('jsonl-tmp') and prepare.folder(make(seq_len=7, workers=2)).name == name
   others = [dict(field='x'), dict(validation='tail'), dict(validation_fraction=0.2), dict(shards=1),
             dict(max_documents=5), dict(split='x'), dict(source='python_docs')]
+  others += [dict(targets='{text}'), dict(inputs='{text}', targets='{text}'), dict(append_eos=False)]
   c = make()
   c.vocabulary.sentinels = 4
   names = {prepare.folder(make(**keys)).name for keys in others} | {prepare.folder(c).name}
   assert len(names - {name}) == len(others) + 1
+  same = make(packing='best_fit', document_mask=False, target_len=9, mixture=dict(a=dict(weight=3)))
+  same.objective.name, same.model.name = 'span_corruption', 'encoder_decoder'
+  assert prepare.folder(same).name == name
+
+
+def test_hash_split_is_for_ever():
+  """Where examples fall, worked out with sha256sum: the first 8 bytes as a share of 2^64."""
+  c = base()
+  for texts, number in SPLITS.items():
+    for fraction, split in ((number - 1e-6, 'train'), (number + 1e-6, 'validation')):
+      c.data.validation_fraction = fraction
+      assert shards.split_example(texts, 'train', c) == [(split, texts)]
+
+
+def test_pairs_cannot_be_cut(make, tmp_path):
+  (tmp_path / 'pairs.jsonl').write_text('{"a": "in", "b": "out"}\n')
+  c = make(source=f'jsonl:{tmp_path}/pairs.jsonl', inputs='{a}', targets='{b}', validation='tail')
+  with pytest.raises(ConfigError, match="data.validation='tail' cuts .*data.inputs and data.targets.*'hash'"):
+    prepare.prepare(c, **QUIET)
 
 
 def test_gz_gives_the_same_tokens_as_plain(make, tmp_path):
@@ -307,7 +331,7 @@ def test_gz_gives_the_same_tokens_as_plain(make, tmp_path):
 
 def test_examples_of_two_texts(make, tmp_path):
   """Inputs and targets of every record, in order, each with its end; blank targets are dropped."""
-  records = [dict(a=f'in {i} ' + 'x' * (i * 37 % 900), b=f'out {i}' if i % 9 else ' ') for i in range(90)]
+  records = [dict(a=f'in {i} ' + 'x' * (i * 37 % 900), b=f'out {i}' if i % 9 else ' ' * (i % 2)) for i in range(90)]
   (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
   c = make(source=f'jsonl:{tmp_path}/pairs.jsonl', inputs='copy: {a}', targets='{b}', shards=3)
   data = store.open_store(prepare.prepare(c, **QUIET))
@@ -357,14 +381,27 @@ def test_lengths_are_watched_as_tokens_are(damage, make):
       k: v for k, v in before.items() if k != 'manifest.json'}
 
 
-@pytest.mark.parametrize('kind', ['sentencepiece', 'characters'])
-def test_datasets_of_a_mixture_share_a_vocabulary(kind, make, tmp_path):
+@pytest.fixture
+def mixed(make, tmp_path):
+  """A config with three components, two of which read the same text."""
   (tmp_path / 'other.txt').write_text('0123456789 ' * 4000 + 'QXZ')
-  c = make(kind, mixture=dict(words=dict(weight=2), digits=dict(data=dict(
-      source=f'text:{tmp_path}/other.txt', validation='tail')), again=dict(objective=dict(name='prefix_lm'))))
-  c.vocabulary.update(size=320, normalization='identity')
-  folders = prepare.prepare(c, **QUIET)
+
+  def config(kind):
+    c = make(kind, mixture=dict(words=dict(weight=2), digits=dict(data=dict(
+        source=f'text:{tmp_path}/other.txt', validation='tail')), again=dict(objective=dict(name='prefix_lm'))))
+    c.vocabulary.update(size=320, normalization='identity')
+    return c
+
+  return config
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'characters'])
+def test_datasets_of_a_mixture_share_a_vocabulary(kind, mixed, tmp_path):
+  c, said = mixed(kind), []
+  folders = prepare.prepare(c, said.append)
   assert len(folders) == 2  # words and again read the same text
+  for name, folder in zip(('words', 'digits', 'again'), (*folders, folders[0])):
+    assert any(line.startswith(f'{name}: ') and line.endswith(f' in {folder}') for line in said)
   stores = [store.open_store(f) for f in folders]
   assert len({s.vocabulary.fingerprint for s in stores}) == 1
   assert set(stores[0].vocabulary.decode(stores[0].vocabulary.encode('QXZ alpha 5'))) == set('QXZ alpha 5')
@@ -372,3 +409,77 @@ def test_datasets_of_a_mixture_share_a_vocabulary(kind, make, tmp_path):
   assert prepare.prepare(c, **QUIET) == folders and [hashes(f) for f in folders] == before
   shared = [p for p in (tmp_path / 'prepared').iterdir() if p.name.startswith('vocabulary-')]
   assert len(shared) == 1
+  for folder in folders:
+    assert (folder / 'vocabulary').read_bytes() == (shared[0] / 'vocabulary').read_bytes()
+
+
+def test_a_vocabulary_learns_as_much_from_each_dataset(mixed, monkeypatch):
+  c, given, train = mixed('sentencepiece'), [], vocabulary.train
+
+  def record(spec, texts, path):
+    texts = list(texts)
+    given.append((spec.path, texts))
+    return train(spec, texts, path)
+  monkeypatch.setattr(vocabulary, 'train', record)
+  c.vocabulary.train_characters = 60_000  # of 130,000 letters and 44,000 digits
+  prepare.prepare(c, **QUIET)
+  assert [bool(path) for path, _ in given] == [False, True, True]
+  digits = sum(len(text) for text in given[0][1] if text.startswith(('0', '1', '2', '3', '4', '5', ' ')))
+  letters = sum(len(text) for text in given[0][1]) - digits
+  assert 27_000 < digits <= 30_000 and 27_000 < letters <= 30_000
+
+
+def test_an_interrupted_mixture_goes_on(mixed, make, tmp_path):
+  """After a stop between its datasets the vocabulary is kept; when text changed before any was done, made anew."""
+  c, stopped = mixed('characters'), mixed('characters')
+  stopped.data.directory = str(tmp_path / 'stopped')
+
+  def stop_at(start):
+    def say(line):
+      if line.startswith(start):
+        raise KeyboardInterrupt
+    return say
+  whole = prepare.prepare(c, **QUIET)
+  with pytest.raises(KeyboardInterrupt):
+    prepare.prepare(stopped, stop_at('train:'))  # the first dataset is done
+  inode = next((tmp_path / 'stopped').glob('vocabulary-*/vocabulary')).stat().st_ino
+  again = prepare.prepare(stopped, **QUIET)
+  assert next((tmp_path / 'stopped').glob('vocabulary-*/vocabulary')).stat().st_ino == inode
+  for one, other in zip(whole, again):
+    tokens = {k: v for k, v in hashes(one).items() if k != 'manifest.json'}
+    assert tokens == {k: v for k, v in hashes(other).items() if k != 'manifest.json'}
+  changed = mixed('characters')
+  changed.data.directory = str(tmp_path / 'changed')
+  with pytest.raises(KeyboardInterrupt):
+    prepare.prepare(changed, stop_at('vocabulary of 2'))
+  with open(tmp_path / '3.jsonl', 'a') as f:
+    f.write('{"text": "\u03a9"}\n')
+  assert 'Ω' in documents(prepare.prepare(changed, **QUIET)[0], 'train')
+
+
+def test_a_mixture_is_opened_as_one(mixed):
+  c = mixed('characters')
+  data = build.open_data(c, lambda line: None)
+  folders = prepare.prepare(c, **QUIET)
+  alone = [store.open_store(f) for f in folders]
+  for component, own in zip(lengths.components(c), (*alone, alone[0])):
+    assert data.of(component).folder == own.folder and own.of(component) is own
+  assert data.splits == ['train', 'validation'] and data.vocabulary.fingerprint == alone[0].vocabulary.fingerprint
+  assert all(str(f) in data.folder for f in folders)
+  for split in data.splits:
+    for key in ('documents', 'tokens', 'bytes'):
+      assert data.manifest['splits'][split][key] == sum(s.manifest['splits'][split][key] for s in alone)
+  assert data.fingerprint not in [s.fingerprint for s in alone]
+  c.data.mixture.words.weight = 5  # other shares of the same tokens
+  assert build.open_data(c).fingerprint == data.fingerprint
+  other = store.open_store(folders[1])
+  other.manifest['vocabulary'] = dict(other.manifest['vocabulary'], fingerprint='x')
+  with pytest.raises(DataError, match=f'different vocabularies: delete .*{folders[1]}'):
+    store.Stores(dict(words=alone[0], digits=other))
+
+
+def test_one_dataset_in_many_objectives_is_a_plain_store(make):
+  c = make()
+  c.objective.name = 'ul2'
+  data = build.open_data(c, lambda line: None)
+  assert isinstance(data, store.Store) and data.folder == prepare.folder(make()) == prepare.prepare(c, **QUIET)

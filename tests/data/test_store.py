@@ -3,15 +3,18 @@
 import concurrent.futures
 import itertools
 import json
+import pathlib
 import pickle
+import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from configs.base import base
-from t5like.data import prepare, store
+from t5like.data import prepare, shards as shards_lib, store
 from t5like.errors import DataError
 
 
@@ -179,10 +182,91 @@ def test_examples_are_the_documents(folder):
     assert len(examples) == 3 and examples.lengths[:, 0].tolist() == [len(e) for e in expected]
     for got, wanted in zip([examples[i] for i in range(3)], expected):
       assert len(got) == 1 and np.array_equal(got[0], wanted)
-    again = pickle.loads(pickle.dumps(examples))
-    assert np.array_equal(again[2][0], expected[2])
-    with pytest.raises(IndexError):
-      examples.read(3, 0, 1)
+    for i in (-1, 3):
+      with pytest.raises(IndexError, match=f'example {i} of 3'):
+        examples.read(i, 0, 1)
+      with pytest.raises(IndexError, match=f'example {i} of 3'):
+        examples[i]
+    for start, stop in ((-1, 2), (3, 2), (0, len(expected[0]) + 1)):
+      with pytest.raises(IndexError, match=f'tokens {start} to {stop} of {len(expected[0])} in example 0'):
+        examples.read(0, start, stop)
+  with pytest.raises(DataError, match="no split 'test'"):
+    data.examples('test')
+
+
+def write_examples(path, examples, shards):
+  """A config that reads files of examples, one text (jsonl field b) or two (a and b) each."""
+  for i in range(shards):
+    rows = [dict(zip('ba', reversed(texts))) for texts in examples[i * len(examples) // shards:
+                                                                  (i + 1) * len(examples) // shards]]
+    (path / f'{i}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  c = base()
+  c.data.update(source=f'jsonl:{path}/*.jsonl', field='b', directory=str(path / 'made'), shards=shards,
+                validation_fraction=1e-9)
+  if len(examples[0]) == 2:
+    c.data.update(inputs='{a}', targets='{b}')
+  c.vocabulary.update(name='bytes', sentinels=0)
+  return c
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), num_texts=st.integers(1, 2), shards=st.integers(1, 3), append_eos=st.booleans())
+def test_examples_are_a_list(data, num_texts, shards, append_eos):
+  """Any examples, over blocks of 16 tokens, against what UTF-8 says they are."""
+  some = st.text('abé\n', min_size=1, max_size=70).filter(str.strip)
+  each = st.tuples(*[st.text('abé ', max_size=70)] * (num_texts - 1), some)
+  wanted = data.draw(st.lists(each, min_size=shards, max_size=12))
+  with tempfile.TemporaryDirectory() as folder, mock.patch.object(shards_lib, 'BLOCK', 16):
+    c = write_examples(pathlib.Path(folder), wanted, shards)
+    c.data.append_eos = append_eos
+    examples = store.open_store(prepare.prepare(c, lambda line: None)).examples('train')
+    expected = [[[byte + 3 for byte in text.encode()] + [1] * append_eos for text in texts] for texts in wanted]
+    assert len(examples) == len(expected) and examples.lengths.dtype == np.int32
+    assert examples.lengths.tolist() == [[len(ids) for ids in texts] for texts in expected]
+    for i in np.random.RandomState(0).permutation(len(expected)):
+      found = examples[i]
+      assert [ids.tolist() for ids in found] == expected[i] and all(ids.dtype == np.int32 for ids in found)
+      joined = sum(expected[i], [])
+      start = data.draw(st.integers(0, len(joined)))
+      stop = data.draw(st.integers(start, len(joined)))
+      assert examples.read(i, start, stop).tolist() == joined[start:stop]
+
+
+def test_reading_part_of_an_example_reads_its_blocks_only(folder, monkeypatch):
+  examples, read = store.open_store(folder).examples('train'), []
+  record = store.Tokens._record
+  monkeypatch.setattr(store.Tokens, '_record', lambda self, *which: read.append(which) or record(self, *which))
+  examples.read(0, 4090, 4096)
+  examples.read(0, 4095, 4097)
+  examples.read(2, 0, 10)
+  examples.read(2, 7, 7)
+  assert read == [(0, 0), (0, 0), (0, 1), (2, 0)]
+
+
+def test_examples_pickle_small_and_read_from_many_threads(tmp_path):
+  wanted = [(f'in {i}', f'out {i}' * (i % 30 + 1)) for i in range(2000)]
+  data = store.open_store(prepare.prepare(write_examples(tmp_path, wanted, 3), lambda line: None))
+  examples = data.examples('train')
+  expected = [np.concatenate(examples[i]) for i in range(len(examples))]
+  content = pickle.dumps(examples)
+  assert len(content) < 2000 < examples.lengths.nbytes
+  again = pickle.loads(content)
+  store._reader.cache_clear()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for texts in pool.map(lambda _: [np.concatenate(again[i]) for i in range(2000)], range(8)):
+      assert all(map(np.array_equal, texts, expected))
+  assert np.array_equal(again.lengths, examples.lengths)
+
+
+def test_a_damaged_record_of_examples_is_named(copy):
+  shard = copy / 'tokens-train.array_record-00000-of-00003'
+  content = bytearray(shard.read_bytes())
+  content[content.find(np.uint16([53, 54, 55]).tobytes(), 9000) + 100] ^= 1  # in the second record
+  shard.write_bytes(content)
+  examples = store.open_store(copy).examples('train')
+  with pytest.raises(DataError, match=f'Record 1 of {shard} is damaged'):
+    examples[0]
+  assert len(examples[1][0]) == 37 and len(examples.read(0, 0, 4096)) == 4096
 
 
 @settings(max_examples=60, deadline=None)

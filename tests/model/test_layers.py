@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
@@ -26,12 +27,25 @@ def one_device():
     yield mesh
 
 
-# Keys are arguments of compiled functions: XLA would work out random numbers of a constant key itself, slowly.
-KEY = jax.random.key(0)
+# Of the two kinds of random numbers XLA compiles these far faster.
+KEY = jax.random.key(0, impl='unsafe_rbg')
 
 
 def random(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def drawn(make):
+  """make(key) and its parameters, as a function of nothing for use inside jit: numpy draws, as XLA takes
+  seconds to compile a layer's random numbers. Norms' scales and biases are off their initial values too."""
+  graph, state = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+  rng = np.random.default_rng(0)
+
+  def fill(path, x):
+    value = rng.normal(size=x.shape).astype(np.float32)
+    return 0.3 * value + (path[-2].key == 'scale') if path[-2].key in ('scale', 'b') else value * x.shape[0] ** -0.5
+  state = jax.tree_util.tree_map_with_path(fill, state)
+  return lambda: nnx.merge(graph, jax.tree.map(jnp.asarray, state))
 
 
 def place(x, dims):
@@ -149,15 +163,17 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
 
   weights = random(4, T, S, seed=2)
 
+  make = drawn(lambda key: layers.RelativeBias(BASE, bidirectional, key))
+
   @jax.jit
-  def run(key, table, at):  # `at` is a traced number here, as it is in decoding
+  def run(table, at):  # `at` is a traced number here, as it is in decoding
     def biases(table):
-      layer = layers.RelativeBias(BASE, bidirectional, key)
+      layer = make()
       layer.w[...] = table
       return layer(T, S, at)
     bias, pull = jax.vjp(biases, table)
     return bias, pull(place(weights, 'NTS'))[0]
-  bias, got = run(KEY, table, at)
+  bias, got = run(table, at)
   np.testing.assert_array_equal(bias, table[:, buckets])
   gradient = np.zeros((4, 32))
   np.add.at(gradient.T, buckets, weights.transpose(1, 2, 0))
@@ -171,23 +187,17 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
 def test_mlp(name):
   x, gated = random(1, 4, 32), name in ('swiglu', 'geglu', 'glu', 'bilinear', 'reglu')
 
-  def run(key, x):
-    mlp = layers.MLP(with_changes(activation=name, use_bias=True), key)
-    assert hasattr(mlp, 'gate') == gated
-    parts = dict(up=mlp.up, down=mlp.down, **(dict(gate=mlp.gate) if gated else {}))
-    for i, part in enumerate(parts.values()):
-      part.b[...] = random(*part.b[...].shape, seed=i)
-    return mlp(x), {n: (part.w[...], part.b[...]) for n, part in parts.items()}
-  got, weights = jax.jit(run)(KEY, x)
+  mlp = drawn(lambda key: layers.MLP(with_changes(activation=name, use_bias=True), key))()
+  assert hasattr(mlp, 'gate') == gated
   sigmoid = lambda h: 1 / (1 + np.exp(-h))
   tanh_gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h ** 3)))
   act = dict(swiglu=lambda h: h * sigmoid(h), swish=lambda h: h * sigmoid(h), geglu=tanh_gelu, gelu_tanh=tanh_gelu,
              gelu=lambda h: h * 0.5 * (1 + np.vectorize(math.erf)(h / np.sqrt(2))), glu=sigmoid,
              bilinear=lambda h: h, relu=lambda h: np.maximum(h, 0), reglu=lambda h: np.maximum(h, 0))[name]
-  dense = lambda part, x: x @ np.asarray(weights[part][0]) + np.asarray(weights[part][1])
-  h = dense('up', x)
-  h = act(dense('gate', x)) * h if gated else act(h)
-  np.testing.assert_allclose(got, dense('down', h), atol=3e-5)
+  dense = lambda part, x: x @ np.asarray(part.w[...]) + np.asarray(part.b[...])
+  h = dense(mlp.up, x)
+  h = act(dense(mlp.gate, x)) * h if gated else act(h)
+  np.testing.assert_allclose(mlp(x), dense(mlp.down, h), atol=3e-5)
 
 
 D, HEADS, SIZE, FF, L = 256, 4, 32, 512, 8  # HEADS * SIZE != D, so that fan-ins differ
@@ -250,8 +260,10 @@ def test_dropout_keeps_the_mean_and_stops_without_a_key():
 def test_dropout_inside_the_mlp_is_t5s(style):
   c = with_changes(dropout=0.5, dropout_style=style, activation='relu')
 
+  make = drawn(lambda key: layers.MLP(c, key))
+
   def run(key, x):
-    mlp = layers.MLP(c, key)
+    mlp = make()
     h = jax.nn.relu(x @ mlp.up.w[...])
     keep = layers.keep_share((2, 1, 48), 0.5, key, sharding.in_use('BTF')) if style == 't5' else 1.0
     return mlp(x, key), einsum('BTF,FD->BTD', h * keep, mlp.down.w[...])
@@ -317,11 +329,13 @@ def test_dropout_of_attention(style):
   x[0, 5] = x[0, 4]
   rows = dict(segments=np.ones((1, 6), np.int32), positions=np.zeros((1, 6), np.int32))
 
-  def run(key, x, rows, keys):
-    attention, rows, x = Attention(c, key, causal=False), sharding.spread_rows(rows), place(x, 'BTD')
+  make = drawn(lambda key: Attention(c, key, causal=False))
+
+  def run(x, rows, keys):
+    attention, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     one = lambda key: attention(x, attention.keys_values(x, rows['positions']), rows, rows, random=key)
     return one(None), jax.lax.map(one, keys)
-  plain, many = map(np.asarray, jax.jit(run)(KEY, x, rows, jax.random.split(jax.random.key(1), 2000)))
+  plain, many = map(np.asarray, jax.jit(run)(x, rows, jax.random.split(KEY, 2000)))
   spread = many.std(0).max() / 2000 ** 0.5
   assert spread > 0 and np.abs(many.mean(0) - plain).max() < 5 * spread
   same = np.abs(many[:, :, 4] - many[:, :, 5]).max((1, 2)) < 1e-5
@@ -336,18 +350,17 @@ BLOCKS = dict(  # x, (its sublayer, its norm).. -> the block's output, from the 
     output_norm=lambda x, f, n: x + n(f(x)))
 
 
-@pytest.mark.parametrize('cross', [False, True])
-@pytest.mark.parametrize('kind', [*BLOCKS, 'parallel'])
+@pytest.mark.parametrize('kind, cross', [*((kind, True) for kind in BLOCKS), ('pre_norm', False), ('parallel', False),
+                                         ('parallel', True)])
 def test_blocks_by_hand(kind, cross):
   """Where norms and sums stand; the parts are tested above."""
   c = with_changes(block=kind, norm='layernorm', use_bias=True)
 
-  def run(key, x, rows, memory_x, bias):
-    block, rows, x = Block(c, key, causal=True, cross=cross), sharding.spread_rows(rows), place(x, 'BTD')
+  make = drawn(lambda key: Block(c, key, causal=True, cross=cross))
+
+  def run(x, rows, memory_x, bias):
+    block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
-    for i, norm in enumerate(norms):
-      norm.scale[...] = 1 + 0.3 * random(32, seed=i)
-      norm.b[...] = 0.3 * random(32, seed=10 + i)
     memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NTS'), block.attention
     got, cache = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
     assert cache is None
@@ -365,8 +378,7 @@ def test_blocks_by_hand(kind, cross):
     for f, n in list(zip(parts, norms))[:-1]:
       expected = expected + f(n(expected))
     return got, expected + block.mlp(block.mlp_norm(x))
-  got, expected = map(np.asarray, jax.jit(run)(KEY, random(2, 5, 32), ROWS, random(2, 5, 32, seed=5),
-                                                 random(4, 5, 5)))
+  got, expected = map(np.asarray, jax.jit(run)(random(2, 5, 32), ROWS, random(2, 5, 32, seed=5), random(4, 5, 5)))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
 
@@ -375,17 +387,15 @@ def test_blocks_by_hand(kind, cross):
 def test_attention_layer_by_hand(qk_norm, position):
   """Projections, norms of queries and keys, then rotation, then attention, then the way out."""
   c = with_changes(qk_norm=qk_norm, position=position, rope_fraction=0.5, scale_attention=position == 'rope')
-  x, shapes = random(2, 5, 32), dict(head=((8,), (8,)), all=((4, 8), (2, 8)))[qk_norm]
-  scales = [1 + 0.3 * random(*shape, seed=i) for i, shape in enumerate(shapes)]
+  x, make = random(2, 5, 32), drawn(lambda key: Attention(c, key, causal=True))
 
-  def run(key, x, rows):
-    layer, rows, x = Attention(c, key, causal=True), sharding.spread_rows(rows), place(x, 'BTD')
-    for norm, scale in zip((layer.q_norm, layer.k_norm), scales):
-      assert norm.scale[...].shape == scale.shape
-      norm.scale[...] = scale
+  def run(x, rows):
+    layer, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     got = layer(x, layer.keys_values(x, rows['positions']), rows, rows)
-    return got, {name: getattr(layer, name).w[...] for name in 'qkvo'}
-  got, weights = jax.tree.map(np.asarray, jax.jit(run)(KEY, x, ROWS))
+    return (got, {name: getattr(layer, name).w[...] for name in 'qkvo'},
+            [layer.q_norm.scale[...], layer.k_norm.scale[...]])
+  got, weights, scales = jax.tree.map(np.asarray, jax.jit(run)(x, ROWS))
+  assert [scale.shape for scale in scales] == dict(head=[(8,), (8,)], all=[(4, 8), (2, 8)])[qk_norm]
   q, k, v = (np.einsum('btd,dnh->btnh', x, weights[name]) for name in 'qkv')
   axes = (-1,) if qk_norm == 'head' else (-2, -1)
   q, k = (y / np.sqrt((y ** 2).mean(axes, keepdims=True) + 1e-6) * s for y, s in zip((q, k), scales))
@@ -395,3 +405,16 @@ def test_attention_layer_by_hand(qk_norm, position):
   expected = np.einsum('btnh,nhd->btd', expected, weights['o'])
   np.testing.assert_allclose(got[0], expected[0], atol=2e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=2e-5)
+
+
+def test_cross_attention_knows_no_positions():
+  """Those of an encoder and of its decoder are not to be compared."""
+  make = drawn(lambda key: Attention(BASE, key, causal=False, cross=True))
+
+  @jax.jit
+  def run(x, positions):
+    layer, x = make(), place(x, 'BTD')
+    rows = sharding.spread_rows(dict(segments=ROWS['segments'], positions=positions))
+    return layer(x, layer.keys_values(x, rows['positions']), rows, rows)
+  x, positions = random(2, 5, 32), ROWS['positions']
+  np.testing.assert_array_equal(run(x, positions), run(x, 7 * positions[:, ::-1]))

@@ -1,4 +1,4 @@
-"""The decoder against independent formulas, and the invariances that packing and caching rest on."""
+"""Sizes of published models, arithmetic by hand, layouts and number formats; see also test_architectures.py."""
 import dataclasses
 
 import jax
@@ -6,25 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5like import sharding
-from t5like.model import layers, transformer
-from t5like.model.attention import dot_product, make_mask
-from t5like.model.transformer import ModelConfig
-
-BASE = ModelConfig(
-    name='decoder', vocab_size=61, d_model=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
-    d_ff=48, activation='swiglu', norm='rmsnorm', norm_eps=1e-6, use_bias=False, position='rope',
-    rope_theta=10_000.0, max_positions=32, tie_embeddings=False, qk_norm=False, logit_softcap=0.0,
-    dropout=0.0, init='fan_in', dtype='float32', param_dtype='float32', attention='auto',
-    scan_layers=True, remat='none')
-KINDS = dict(
-    llama={}, mqa=dict(num_kv_heads=1), mha=dict(num_kv_heads=4),
-    gpt2=dict(position='learned', norm='layernorm', use_bias=True, activation='gelu', tie_embeddings=True,
-              init='gpt2', num_kv_heads=4),
-    qk_norm=dict(qk_norm=True, activation='geglu', logit_softcap=5.0))
+from configs.base import base
+from t5like import optim, sharding, step
+from t5like.lengths import Lengths
+from t5like.model import transformer
+from tests import tiny
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope='module')
 def one_device():
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
@@ -32,221 +21,201 @@ def one_device():
 
 
 def build(**changes):
-  model = transformer.build(dataclasses.replace(BASE, **changes))
-  params = jax.jit(model.init)(jax.random.key(0))
-  # Norm scales and biases off their initial values, or their place would not be tested.
-  noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-  return model, jax.jit(lambda p: jax.tree.map(noise, p))(params)
+  return transformer.build(dataclasses.replace(tiny.MODEL, **changes))
 
 
-def batch_of(tokens_BT, segments=None, positions=None):
-  shape = tokens_BT.shape
-  return dict(inputs=np.asarray(tokens_BT, np.int32),
-              segments=np.ones(shape, np.int32) if segments is None else np.asarray(segments, np.int32),
-              positions=np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-              if positions is None else np.asarray(positions, np.int32))
+# --- Published sizes ----------------------------------------------------------------------------
 
 
-def tokens(B, T, seed=0):
-  return np.random.default_rng(seed).integers(0, BASE.vocab_size, (B, T)).astype(np.int32)
+def shape(L, D, N, H, F, V, **more):
+  """Layers, width, heads and their size, feed-forward width, vocabulary."""
+  return dict(num_layers=L, num_encoder_layers=L, d_model=D, num_heads=N, num_kv_heads=N, head_dim=H, d_ff=F,
+              vocab_size=V) | more
 
 
-# --- Layers against numpy ---------------------------------------------------------------------
+T5 = dict(name='encoder_decoder', position='relative', activation='relu', tie_embeddings=True, head='scaled')
+T5_1_1 = dict(name='encoder_decoder', position='relative', activation='geglu')
+BERT = dict(name='encoder', block='post_norm', norm='layernorm', use_bias=True, embed_norm=True, position='learned',
+            activation='gelu', tie_embeddings=True, head='mlm', num_types=2, max_positions=512)
+GPT2 = dict(norm='layernorm', use_bias=True, position='learned', activation='gelu_tanh', tie_embeddings=True,
+            max_positions=1024)
+PYTHIA = dict(block='parallel', norm='layernorm', use_bias=True, activation='gelu', rope_fraction=0.25)
+PUBLISHED = {  # name -> (parameters, what is ours and not theirs or the reverse, shape)
+    't5-small': (60_506_624, 0, shape(6, 512, 8, 64, 2048, 32128, **T5)),
+    't5-base': (222_903_552, 0, shape(12, 768, 12, 64, 3072, 32128, **T5)),
+    't5-large': (737_668_096, 0, shape(24, 1024, 16, 64, 4096, 32128, **T5)),
+    't5-3b': (2_851_598_336, 0, shape(24, 1024, 32, 128, 16384, 32128, **T5)),
+    't5-11b': (11_307_321_344, 0, shape(24, 1024, 128, 128, 65536, 32128, **T5)),
+    't5-1.1-small': (76_961_152, 0, shape(8, 512, 6, 64, 1024, 32128, **T5_1_1)),
+    't5-1.1-base': (247_577_856, 0, shape(12, 768, 12, 64, 2048, 32128, **T5_1_1)),
+    't5-1.1-large': (783_150_080, 0, shape(24, 1024, 16, 64, 2816, 32128, **T5_1_1)),
+    't5-1.1-xl': (2_849_757_184, 0, shape(24, 2048, 32, 64, 5120, 32128, **T5_1_1)),
+    't5-1.1-xxl': (11_135_332_352, 0, shape(24, 4096, 64, 64, 10240, 32128, **T5_1_1)),
+    # Published with a pooler (D^2 + D) and without a head for masks (D^2 + D, its norm 2 D, V biases).
+    'bert-base': (109_482_240, 2 * 768 + 30522, shape(12, 768, 12, 64, 3072, 30522, **BERT)),
+    'bert-large': (335_141_888, 2 * 1024 + 30522, shape(24, 1024, 16, 64, 4096, 30522, **BERT)),
+    # Published with its head and without a pooler; its one segment type is a table of one row there.
+    'roberta-base': (124_697_433, 0, shape(12, 768, 12, 64, 3072, 50265, **BERT | dict(
+        position='learned_from_2', num_types=1, max_positions=514))),
+    'gpt2': (124_439_808, 0, shape(12, 768, 12, 64, 3072, 50257, **GPT2)),
+    'gpt2-medium': (354_823_168, 0, shape(24, 1024, 16, 64, 4096, 50257, **GPT2)),
+    'gpt2-large': (774_030_080, 0, shape(36, 1280, 20, 64, 5120, 50257, **GPT2)),
+    'gpt2-xl': (1_557_611_200, 0, shape(48, 1600, 25, 64, 6400, 50257, **GPT2)),
+    'gpt3-xl': (1_315_723_264, 0, shape(24, 2048, 16, 128, 8192, 50257, **GPT2 | dict(max_positions=2048))),
+    'nanogpt-shakespeare': (10_745_088, 0, shape(6, 384, 6, 64, 1536, 65, **GPT2 | dict(
+        use_bias=False, max_positions=256))),
+    'pythia-70m': (70_426_624, 0, shape(6, 512, 8, 64, 2048, 50304, **PYTHIA)),
+    'pythia-160m': (162_322_944, 0, shape(12, 768, 12, 64, 3072, 50304, **PYTHIA)),
+    'pythia-410m': (405_334_016, 0, shape(24, 1024, 16, 64, 4096, 50304, **PYTHIA)),
+    'pythia-1b': (1_011_781_632, 0, shape(16, 2048, 8, 256, 8192, 50304, **PYTHIA)),
+    'pythia-1.4b': (1_414_647_808, 0, shape(24, 2048, 16, 128, 8192, 50304, **PYTHIA)),
+    'tinyllama': (1_100_048_384, 0, shape(22, 2048, 32, 64, 5632, 32000, num_kv_heads=4)),
+    'olmo-1b': (1_176_764_416, 0, shape(16, 2048, 16, 128, 8192, 50304, norm='layernorm_plain', tie_embeddings=True)),
+    'olmo2-1b': (1_484_916_736, 0, shape(16, 2048, 16, 128, 8192, 100352, block='output_norm', qk_norm='all')),
+    'maxtext-1b': (1_104_218_112, 0, shape(16, 2048, 16, 128, 7168, 32000)),
+}
 
 
-def test_norms_against_numpy():
-  x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
-  rms = layers.Norm(BASE)
-  np.testing.assert_allclose(rms(x), x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
-  layer = layers.Norm(dataclasses.replace(BASE, norm='layernorm', norm_eps=1e-5, use_bias=True))
-  layer.b[...] = jnp.arange(32.0)
-  centred = x - x.mean(-1, keepdims=True)
-  expected = centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + 1e-5) + np.arange(32)
-  np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_parameters_of_published_models(name):
+  published, ours, changes = PUBLISHED[name]
+  assert transformer.count_params(build(**changes)) - ours == published
 
 
-def test_rope_is_a_rotation_of_complex_pairs():
-  """x_i + j x_{i + H/2}, turned by position / theta^(i / (H/2)); products depend on differences only."""
-  x = np.random.default_rng(1).normal(size=(1, 6, 2, 8)).astype(np.float32)
-  positions = np.array([[0, 1, 2, 5, 9, 40]], np.int32)
-  z = x[..., :4] + 1j * x[..., 4:]
-  z = z * np.exp(1j * positions[..., None, None] * 10_000.0 ** (-np.arange(4) / 4))
-  np.testing.assert_allclose(layers.rope(x, positions, 10_000.0), np.concatenate([z.real, z.imag], -1), atol=1e-5)
-  q, k = x[:, :1], x[:, 1:2]
-  product = lambda p, s: float(jnp.sum(layers.rope(q, np.array([[p]]), 1e4) * layers.rope(k, np.array([[s]]), 1e4)))
-  assert np.isclose(product(3, 1), product(103, 101), rtol=1e-4) and not np.isclose(product(3, 1), product(4, 1))
+# --- FLOPs by hand: 6 per weight and token, 12 N H per layer and pair of tokens ------------------
 
 
-@pytest.mark.parametrize('name', layers.ACTIVATIONS)
-def test_mlp_against_numpy(name):
-  c = dataclasses.replace(BASE, activation=name)
-  mlp = layers.MLP(c, jax.random.key(0))
-  x = np.random.default_rng(0).normal(size=(1, 4, 32)).astype(np.float32)
-  erf = np.vectorize(__import__('math').erf)
-  tanh_gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h ** 3)))
-  act = dict(swiglu=lambda h: h / (1 + np.exp(-h)), geglu=tanh_gelu, gelu_tanh=tanh_gelu,
-             gelu=lambda h: h * 0.5 * (1 + erf(h / np.sqrt(2))), relu=lambda h: np.maximum(h, 0))[name]
-  h = x @ np.asarray(mlp.up.w[...])
-  h = act(x @ np.asarray(mlp.gate.w[...])) * h if 'glu' in name else act(h)
-  np.testing.assert_allclose(mlp(x), h @ np.asarray(mlp.down.w[...]), atol=1e-5)
-
-
-@pytest.mark.parametrize('init, std', [('fan_in', 512 ** -0.5), ('gpt2', 0.02)])
-def test_initial_scales(init, std):
-  c = dataclasses.replace(BASE, d_model=512, d_ff=512, num_layers=8, init=init)
-  mlp = layers.MLP(c, jax.random.key(0))
-  assert np.isclose(np.std(mlp.up.w[...]), std, rtol=0.02)
-  assert np.isclose(np.std(mlp.down.w[...]), std / 4, rtol=0.02)  # 1 / sqrt(2 * 8)
-
-
-def test_dropout_keeps_the_mean_and_stops_without_a_key():
-  x = jnp.ones((64, 64))
-  y = layers.dropout(x, 0.3, jax.random.key(0))
-  assert abs(float(y.mean()) - 1) < 0.03 and abs(float((y == 0).mean()) - 0.3) < 0.03
-  assert layers.dropout(x, 0.3, None) is x
-
-
-@pytest.mark.parametrize('K', [1, 2, 4])
-def test_attention_against_numpy(K):
-  rng = np.random.default_rng(0)
-  B, T, N, H = 2, 5, 4, 8
-  q, k, v = (rng.normal(size=(B, T, n, H)).astype(np.float32) for n in (N, K, K))
-  rows = dict(segments=np.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]], np.int32),
-              positions=np.array([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]], np.int32))
-  mask = make_mask(rows, rows, causal=True)
-  assert np.asarray(mask)[0].astype(int).tolist() == [
-      [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-  assert not mask[1, :, 4].any()  # nobody sees padding
-  logits = np.einsum('btnh,bsnh->bnts', q, np.repeat(k, N // K, 2)) / np.sqrt(H)
-  logits = np.where(np.asarray(mask)[:, None], logits, -1e30)
-  p = np.exp(logits - logits.max(-1, keepdims=True))
-  p /= p.sum(-1, keepdims=True)
-  expected = np.einsum('bnts,bsnh->btnh', p, np.repeat(v, N // K, 2))
-  place = lambda x, dims: jax.sharding.reshard(jnp.asarray(x), sharding.in_use(dims))
-  got = np.asarray(dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'),
-                               sharding.spread_rows(rows), sharding.spread_rows(rows)))
-  np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
-  np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
-
-
-# --- The decoder --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_no_token_sees_a_later_one(kind):
-  model, params = build(**KINDS[kind])
-  apply = jax.jit(model.apply)
-  a = tokens(2, 12)
-  b = a.copy()
-  b[:, 7] = (b[:, 7] + 1) % BASE.vocab_size
-  changed = np.abs(np.asarray(apply(params, batch_of(a)) - apply(params, batch_of(b)))).max((0, 2)) > 0
-  assert changed.tolist() == [False] * 7 + [True] * 5
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_packed_equals_separate(kind):
-  """Three documents in one row, then padding: their logits as if alone, and none sees another."""
-  model, params = build(**KINDS[kind])
-  apply = jax.jit(model.apply)
-  docs = [tokens(1, n, seed=n) for n in (7, 4, 9)]
-  row = np.concatenate([*docs, np.zeros((1, 4), np.int32)], 1)
-  segments = [np.repeat([1, 2, 3, 0], [7, 4, 9, 4])]
-  positions = [np.concatenate([np.arange(n) for n in (7, 4, 9, 4)])]
-  packed = np.asarray(apply(params, batch_of(row, segments, positions)))
-  at = 0
-  for doc in docs:
-    alone = np.asarray(apply(params, batch_of(doc)))
-    np.testing.assert_allclose(packed[:, at:at + doc.shape[1]], alone, atol=1e-5)
-    at += doc.shape[1]
-  other = row.copy()
-  other[:, 2] = (other[:, 2] + 1) % BASE.vocab_size
-  edited = np.asarray(apply(params, batch_of(other, segments, positions)))
-  np.testing.assert_array_equal(edited[:, 7:20], packed[:, 7:20])
-  assert np.abs(edited[:, 2:7] - packed[:, 2:7]).max() > 1e-4
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_cached_decoding_equals_the_full_forward(kind):
-  """Prompts of different lengths, padded on the left, then token by token."""
-  model, params = build(**KINDS[kind])
-  P, new, lengths = 6, 5, (6, 3)
-  text = [tokens(1, n + new, seed=n)[0] for n in lengths]
-  prompt = {k: np.zeros((2, P), np.int32) for k in ('inputs', 'positions', 'segments')}
-  for row, n in enumerate(lengths):
-    prompt['inputs'][row, P - n:] = text[row][:n]
-    prompt['positions'][row, P - n:] = np.arange(n)
-    prompt['segments'][row, P - n:] = 1
-  ahead = np.array(lengths)[:, None] + np.arange(new)[None]
-  keys = dict(positions=np.concatenate([prompt['positions'], ahead], 1).astype(np.int32),
-              segments=np.concatenate([prompt['segments'], np.ones((2, new))], 1).astype(np.int32))
-  cache = transformer.empty_cache(model.config, 2, P + new)
-  extend = jax.jit(model.extend)
-  logits, cache = extend(params, prompt, keys, cache, 0)
-  got = [np.asarray(logits[:, -1])]
-  for i in range(new):
-    one = dict(inputs=np.array([[t[n + i]] for t, n in zip(text, lengths)], np.int32),
-               positions=ahead[:, i:i + 1].astype(np.int32), segments=np.ones((2, 1), np.int32))
-    logits, cache = extend(params, one, keys, cache, P + i)
-    got.append(np.asarray(logits[:, 0]))
-  for row, n in enumerate(lengths):
-    full = np.asarray(jax.jit(model.apply)(params, batch_of(text[row][None])))[0, n - 1:]
-    np.testing.assert_allclose(np.stack(got)[:, row], full, atol=1e-5)
-
-
-@pytest.mark.parametrize('change', [dict(scan_layers=False), dict(remat='full'), dict(remat='minimal'),
-                                    dict(remat='full', scan_layers=False)], ids=str)
-def test_scan_and_remat_change_nothing(change):
-  model, params = build()
-  other = transformer.build(dataclasses.replace(BASE, **change))
-  b = batch_of(tokens(2, 10))
-  loss = lambda m: jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.square(m.apply(p, b)))))
-  (a, ga), (c, gc) = loss(model)(params), loss(other)(params)
-  np.testing.assert_allclose(a, c, rtol=1e-6)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=1e-4), ga, gc)
-
-
-def test_softcap_bounds_logits_and_bf16_computes_them_in_fp32():
-  model, params = build(logit_softcap=0.5, dtype='bfloat16')
-  logits = jax.jit(model.apply)(params, batch_of(tokens(2, 8)))
-  assert logits.dtype == jnp.float32 and np.abs(logits).max() <= 0.5
-  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
-
-
-def test_bf16_is_close_to_fp32():
-  model, params = build()
-  low = transformer.build(dataclasses.replace(BASE, dtype='bfloat16'))
-  a, b = (np.asarray(jax.jit(m.apply)(params, batch_of(tokens(2, 8)))) for m in (model, low))
-  assert 0 < np.abs(a - b).max() < 0.15 * np.abs(a).max()
-
-
-@pytest.mark.parametrize('changes, count', [  # published counts: specs of GPT-2 and TinyLlama
-    (dict(vocab_size=50257, d_model=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, d_ff=3072,
-          activation='gelu', norm='layernorm', use_bias=True, position='learned', max_positions=1024,
-          tie_embeddings=True), 124_439_808),
-    (dict(vocab_size=32000, d_model=2048, num_layers=22, num_heads=32, num_kv_heads=4, head_dim=64, d_ff=5632),
-     1_100_048_384)], ids=['gpt2', 'tinyllama'])
-def test_parameter_counts(changes, count):
-  model = transformer.build(dataclasses.replace(BASE, **changes))
-  assert transformer.count_params(model) == count
-
-
-def test_flops_by_hand():
-  """6 per multiplying weight, 12 L N H T for attention; the token table is only looked up."""
+def test_flops_of_a_decoder():
+  """The token table is only looked up."""
   D, F, V, L, T = 32, 48, 61, 3, 16
-  weights = L * (D * 32 + 2 * D * 16 + 32 * D + 3 * D * F + 2 * D) + D + D * V
-  model = transformer.build(BASE)
-  count = transformer.count_params(model)
-  assert count == weights + V * D
-  assert transformer.flops_per_token(BASE, count, T) == 6 * weights + 12 * L * 32 * T
+  stack = L * (D * 32 + 2 * D * 16 + 32 * D + 3 * D * F + 2 * D) + D
+  model = build()
+  assert transformer.count_params(model) == stack + 2 * V * D
+  assert transformer.flops_per_row(model, Lengths(T, 0, T)) == 6 * T * (stack + D * V) + 12 * 32 * L * T * T
+  # Tied: the one table predicts; positions and relative biases are looked up, and multiply nothing.
+  changes = dict(position='learned', tie_embeddings=True)
+  assert transformer.flops_per_row(build(**changes), Lengths(T, 0, T)) == (
+      6 * T * (stack + D * V) + 12 * 32 * L * T * T)
+
+
+@pytest.mark.parametrize('predictions', [0, 5])
+def test_flops_of_an_encoder_with_predictions(predictions):
+  """Its head works on predicted positions only; D x D of it comes before the vocabulary."""
+  D, F, V, L, T = 32, 48, 61, 3, 20
+  block = 2 * (D * 32 + 32) + 2 * (D * 32 + 32) + (D * F + F) + (F * D + D) + 2 * 2 * D  # matrices, biases, norms
+  head = D * D + D + 2 * D + V + D * V
+  model = build(name='encoder', num_kv_heads=4, block='post_norm', norm='layernorm', use_bias=True, embed_norm=True,
+                position='learned', num_types=2, tie_embeddings=True, head='mlm', activation='gelu')
+  assert transformer.count_params(model) == L * block + 2 * D + head + 32 * D + 2 * D  # 32 positions, 2 types
+  got = transformer.flops_per_row(model, Lengths(T, 0, T, predictions))
+  assert got == 6 * (T * (L * block + 2 * D) + (predictions or T) * head) + 12 * 32 * L * T * T
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_flops_of_an_encoder_decoder(tied):
+  """Keys and values of cross-attention are made of the encoder's S tokens, its queries of the decoder's T."""
+  D, F, V, L, E, S, T = 32, 48, 61, 3, 2, 20, 7
+  attention, mlp = 4 * D * 32, 2 * D * F
+  encoder = E * (attention + mlp + 2 * D) + D
+  decoder = L * (attention + mlp + 3 * D + 2 * D * 32) + D
+  model = build(name='encoder_decoder', num_kv_heads=4, position='relative', activation='relu', tie_embeddings=tied)
+  count = encoder + decoder + L * 2 * D * 32 + V * D * (1 if tied else 2) + 2 * 4 * 32  # two tables of biases
+  assert transformer.count_params(model) == count
+  got = transformer.flops_per_row(model, Lengths(0, S, T))
+  weights = S * encoder + T * decoder + S * L * 2 * D * 32 + T * D * V
+  assert got == 6 * weights + 12 * 32 * (E * S * S + L * T * T + L * T * S)
+
+
+# --- Number formats, layouts --------------------------------------------------------------------
+
+
+def batch():
+  tokens = np.random.default_rng(0).integers(0, 61, (2, 8)).astype(np.int32)
+  positions = np.tile(np.arange(8, dtype=np.int32), (2, 1))
+  return dict(inputs=tokens, segments=np.ones_like(tokens), positions=positions)
+
+
+def test_bf16_is_close_to_fp32_and_softcap_bounds_logits():
+  """Parameters and logits are fp32 either way."""
+  model = build()
+  params = jax.jit(model.init, compiler_options=dict(xla_backend_optimization_level=0))(jax.random.key(0))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  run = lambda **changes: jax.jit(build(**changes).apply)(params, batch())
+  full, low, capped = run(), run(dtype='bfloat16'), run(dtype='bfloat16', logit_softcap=0.5)
+  assert low.dtype == capped.dtype == jnp.float32
+  assert 0 < np.abs(full - low).max() < 0.15 * np.abs(full).max()
+  assert np.abs(capped).max() <= 0.5
+  np.testing.assert_allclose(capped, 0.5 * np.tanh(np.asarray(low) / 0.5), atol=1e-5)
+
+
+def test_heads():
+  """scaled: hidden / sqrt(D) times the table; mlm: dense, activation, norm, table, bias."""
+  x = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
+
+  def run(**changes):
+    model = build(tie_embeddings=True, **changes)
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0)), np.random.default_rng(1)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    place = lambda params, x: model.logits(params, jax.sharding.reshard(x, sharding.in_use('BTD')))
+    return np.asarray(jax.jit(place)(params, x)), params
+  got, params = run()
+  np.testing.assert_allclose(got, x @ params['embed']['w'].T, rtol=1e-4, atol=1e-4)
+  got, params = run(head='scaled')
+  np.testing.assert_allclose(got, x / 32 ** 0.5 @ params['embed']['w'].T, rtol=1e-4, atol=1e-4)
+  got, params = run(head='mlm', name='encoder', activation='relu', norm='layernorm', use_bias=True)
+  head = params['head']
+  h = np.maximum(x @ head['transform']['w'] + head['transform']['b'], 0)
+  h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+  h = h * head['norm']['scale'] + head['norm']['b']
+  np.testing.assert_allclose(got, h @ params['embed']['w'].T + head['b'], rtol=1e-3, atol=1e-3)
+
+
+def test_types_and_positions_are_added():
+  """Type 0 where a batch says nothing; RoBERTa's positions begin in row 2 of their table."""
+  model = build(name='encoder', num_layers=1, position='learned_from_2', num_types=2)
+  params = jax.tree.map(lambda s: np.random.default_rng(0).normal(size=s.shape).astype(np.float32) * 0.3,
+                        jax.eval_shape(model.init, jax.random.key(0)))
+  hidden, b = jax.jit(model.hidden), batch()
+  plain = np.asarray(hidden(params, b))
+  np.testing.assert_array_equal(hidden(params, b | dict(types=np.zeros((2, 8), np.int32))), plain)
+  other = np.asarray(hidden(params, b | dict(types=np.eye(2, 8, 3, dtype=np.int32))))
+  assert np.abs(other - plain).max() > 1e-2
+  # Types and positions both add to the embedding: what a type adds may as well come from the position.
+  moved = jax.tree.map(np.copy, params)
+  moved['positions']['w'] += moved['types']['w'][1] - moved['types']['w'][0]
+  np.testing.assert_allclose(hidden(params, b | dict(types=np.ones((2, 8), np.int32))), hidden(moved, b), atol=1e-5)
+  moved = jax.tree.map(np.copy, params)
+  moved['positions']['w'][[0, 1, *range(10, 32)]] = 9  # rows that 8 tokens do not reach
+  np.testing.assert_array_equal(hidden(moved, b), plain)
+  moved['positions']['w'][9] += 1
+  assert np.abs(np.asarray(hidden(moved, b)) - plain).max() > 1e-2
+
+
+@pytest.mark.parametrize('changes, sites', [
+    (dict(), 1 + 3), (dict(block='parallel'), 1 + 3), (dict(name='encoder', block='post_norm'), 1 + 3),
+    (dict(dropout_style='t5'), 1 + 4 + 1), (dict(name='encoder_decoder'), 1 + 3 + 1 + 5),
+    (dict(name='encoder_decoder', dropout_style='t5'), 1 + 4 + 1 + 1 + 6 + 1)], ids=str)
+def test_places_of_dropout(changes, sites):
+  """Embeddings, attention, after each sublayer; in T5's style also inside the MLP and after the last norm."""
+  def draws(jaxpr):
+    parts = [x for e in jaxpr.eqns for v in e.params.values() for x in (v if isinstance(v, (list, tuple)) else [v])]
+    inner = [getattr(x, 'jaxpr', x) for x in parts]
+    return sum(e.primitive.name == 'random_bits' for e in jaxpr.eqns) + sum(
+        draws(x) for x in inner if hasattr(x, 'eqns'))
+  b = batch() | (dict(encoder=batch()) if changes.get('name') == 'encoder_decoder' else {})
+
+  def count(rate, key):
+    model = build(dropout=rate, num_layers=1, num_encoder_layers=1, **changes)
+    shapes = sharding.abstract(lambda: model.init(jax.random.key(0)), jax.sharding.get_mesh())
+    return draws(jax.make_jaxpr(lambda p: model.hidden(p, b, key))(shapes).jaxpr)
+  assert count(0.1, jax.random.key(0)) == sites
+  assert count(0.1, None) == count(0.0, jax.random.key(0)) == 0
 
 
 def test_layout_of_parameters_and_of_adams_slots():
-  from configs.base import base
-  from t5like import optim, step
-  from tests import tiny  # noqa: F401 (its import path is the repository's root)
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices())
   with jax.set_mesh(mesh):
-    model = transformer.build(dataclasses.replace(BASE, vocab_size=64))
+    model = build(vocab_size=64)
     tx = optim.build(base().optimizer, 1e-3)
     state = sharding.abstract(lambda: step.init_state(model, tx, 0), mesh)
   spec = lambda tree: tuple(tree['stack']['blocks']['attention']['q']['w'].sharding.spec)
@@ -254,3 +223,4 @@ def test_layout_of_parameters_and_of_adams_slots():
   adam = next(s for s in jax.tree.leaves(state['opt_state'], is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
   assert spec(adam.mu) == spec(adam.nu) == (None, 'fsdp', 'tensor', None)
   assert tuple(state['params']['embed']['w'].sharding.spec) == ('tensor', 'fsdp')
+  assert tuple(state['params']['head']['out']['w'].sharding.spec) == ('fsdp', 'tensor')

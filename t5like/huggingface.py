@@ -1,0 +1,209 @@
+"""Models of Hugging Face: folders with a config.json and *.safetensors, read, written and begun with.
+
+    values, params = read('some/llama')              # values of config.model; a nested dict, numpy fp32
+    write('some/folder', config.model, params, vocabulary)
+
+Families and the names of their weights are in `families.py`, configs in `huggingface_config.py`, files in
+`huggingface_weights.py`.
+"""
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from t5like import build, workdir as workdir_lib
+from t5like.checkpoint import Checkpoints
+from t5like.config_values import base, show
+from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
+from t5like.errors import CheckpointError, ConfigError, DataError
+from t5like.huggingface_config import (
+  differing,
+  family_of,  # noqa: F401 (found here)
+  layers_of,
+  rows,
+  shape_of,
+  sizes_of,
+  to_hf,
+  to_model,  # noqa: F401 (found here)
+  to_theirs,
+)
+from t5like.huggingface_weights import leaves, library, open_model, read_json
+
+
+def read(folder, vocab_size=0):
+  """(values of config.model, params) of a model in a folder; params: nested dict of numpy arrays, fp32.
+
+  vocab_size: pads what has a row per token to so many with zeros; 0: as it is. ConfigError for a model
+  that ours cannot be, CheckpointError for weights that are missing, too many or of another shape.
+  """
+  with open_model(folder) as (model, tensor):
+    params = {}
+    for path, x in leaves(model, tensor, vocab_size or model['vocab_size']):
+      _put(params, path, x)
+    return dict(model, vocab_size=vocab_size or model['vocab_size']), params
+
+
+def model_of(folder):
+  """Values of config.model of the model in a folder, whose weights are checked by name and shape. Errors as `read`."""
+  with open_model(folder) as (model, _):
+    return model
+
+
+def begins_with_zero(folder):
+  """Whether texts of a folder's decoder begin with token 0, as those of ours do."""
+  return read_json(epath.Path(folder) / 'config.json').get('bos_token_id') == 0
+
+
+def write(folder, model, params, vocabulary=None, style='', length=0):
+  """Writes a model into a new folder, so that transformers reads it; returns notes for people, [text].
+
+  `model`: config.model, every size known; `params`: nested dict of arrays. With a vocabulary also its
+  tokenizer; `style` (decode.style_of) says what it puts around texts, `length` how long they may be.
+  Biases that a family has and the model lacks are zeros. ConfigError when no family computes this.
+  """
+  hf, sizes, out = to_hf(model, vocabulary, length), sizes_of(model), {}
+  for path, dims, name, axes in rows(model):
+    found = [_find(params, path.replace('*', part)) for part in ('qkv' if '*' in path else ' ')]
+    keys = layers_of(model, path, name)
+    if found[0] is None:  # a bias
+      out.update({key: np.zeros(shape_of(axes, sizes), np.float32) for key in keys})
+      continue
+    found = [np.asarray(x, np.float32) for x in found]
+    x = np.stack(found, -1 - len(dims)) if '*' in path else found[0]
+    for key, layer in zip(keys, x if '{}' in name else [x]):
+      out[key] = to_theirs(layer, dims, axes, sizes)
+  files, notes = tokenizer_export.files(vocabulary, style, length) if vocabulary else ({}, [])
+  if hf['model_type'] == 'roberta' and vocabulary and vocabulary.pad_id != 1:
+    notes.append('RoBERTa counts positions by tokens that are not 1: give position_ids to transformers yourself '
+                 '(2, 3, ...), for this vocabulary pads with another.')
+  files['config.json'] = _text(hf)
+  if model['name'] != 'encoder':
+    files['generation_config.json'] = _text({k: v for k, v in hf.items() if k.endswith('_token_id')})
+  _write(epath.Path(folder), files, out)
+  return notes
+
+
+def _text(values):
+  return (json.dumps(values, indent=2) + '\n').encode()
+
+
+def _find(tree, path):
+  for key in path.split('/'):
+    if key not in tree:
+      return None
+    tree = tree[key]
+  return tree
+
+
+def _put(tree, path, value):
+  *parents, last = path.split('/')
+  for key in parents:
+    tree = tree.setdefault(key, {})
+  tree[last] = value
+
+
+def _write(folder, files, tensors):
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+      raise ConfigError(f'{folder} holds files already. Give a new or an empty folder.')
+    for name, content in files.items():
+      (folder / name).write_bytes(content)
+    # transformers insists on being told that matrices are as PyTorch has them.
+    library().numpy.save_file(tensors, folder / 'model.safetensors', metadata=dict(format='pt'))
+  except OSError as e:
+    raise CheckpointError(f'cannot write to {folder}: {e}.') from e
+
+
+# --- Weights to begin with ------------------------------------------------------------------------
+
+
+def initial(config, abstract, vocabulary=None):
+  """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
+
+  `config`: every size known. `init_from` is a folder of Hugging Face's, which may have fewer tokens (the
+  other rows are zeros), or a workdir of ours, whose newest checkpoint counts. ConfigError where the models
+  do not fit or, when the run's own is given, vocabularies differ.
+  """
+  folder = epath.Path(config.init_from)
+  if (folder / 'checkpoints').exists():
+    return _from_run(config, abstract, vocabulary)
+  if not (folder / 'config.json').exists():
+    raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
+                      "folder of Hugging Face's (with config.json and *.safetensors).")
+  with open_model(folder) as (model, tensor):
+    size = max(model['vocab_size'], config.model.vocab_size)
+    _check_fits(config, dict(model, vocab_size=size))
+    _check_vocabulary(config, vocabulary, *find_vocabulary(folder))
+    params = jax.tree.map(lambda _: None, abstract)
+    for path, x in leaves(model, tensor, size):
+      _put(params, path, _place(x, _find(abstract, path)))
+  return params
+
+
+def _from_run(config, abstract, vocabulary):
+  theirs = workdir_lib.read_config(config.init_from)
+  path = workdir_lib.vocabulary_path(config.init_from)
+  their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
+  _check_fits(config, build.with_vocabulary(theirs, their_vocabulary).model.to_dict())
+  _check_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
+  with Checkpoints(config.init_from) as checkpoints:
+    if not checkpoints.steps:
+      raise ConfigError(f'init_from={config.init_from!r} has no checkpoint yet.')
+    return checkpoints.params(checkpoints.steps[-1], abstract)
+
+
+def _place(x, like):
+  return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index].astype(like.dtype))
+
+
+def _check_fits(config, theirs):
+  ours = config.model.to_dict()
+  keys = differing(theirs, ours)
+  if keys:
+    raise ConfigError(
+        f'init_from={config.init_from!r} holds another model: '
+        + '; '.join(f'model.{k} is {show(theirs[k])} there, {show(ours[k])} here' for k in keys)
+        + '. To begin with it, add ' + ' '.join(f'--config.model.{k}={theirs[k]}' for k in keys) + '.')
+
+
+def _check_vocabulary(config, ours, spec, theirs):
+  if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
+    return
+  different = tokenizer_export.difference(ours, theirs)
+  if different:
+    keys = [f'--config.vocabulary.{k}={spec[k]}' for k in ('name', 'path', 'sentinels') if spec[k] not in ('', None)]
+    raise ConfigError(f'init_from={config.init_from!r} has learned another vocabulary, in which {different}. '
+                      f'To use its own, add {" ".join(keys)}.')
+
+
+def find_vocabulary(folder):
+  """(values of config.vocabulary, vocabulary) of a folder of Hugging Face's; ({}, None) where it has none.
+
+  A SentencePiece model comes before a tokenizer.json that was made from it, unless there are more tokens.
+  """
+  folder = epath.Path(folder)
+  for name in ('spiece.model', 'tokenizer.model', 'tokenizer.json'):
+    kind = 'huggingface' if name == 'tokenizer.json' else 'sentencepiece'
+    sure = kind == 'huggingface' or not (folder / 'tokenizer.json').exists()
+    if not (folder / name).exists() or (not sure and (folder / 'added_tokens.json').exists()):
+      continue
+    spec = base().vocabulary
+    spec.update(name=kind, path=str(folder / name), sentinels=0 if kind == 'huggingface' else _sentinels(folder))
+    try:
+      return spec.to_dict(), vocabulary_lib.load(spec, spec.path)
+    except DataError:  # such as a tokenizer.model of tiktoken's
+      if sure:
+        raise
+  return {}, None
+
+
+def _sentinels(folder):
+  """How many <extra_id_0>, ... lie above a SentencePiece model, as T5's do."""
+  path = folder / 'tokenizer_config.json'
+  settings = read_json(path) if path.exists() else {}
+  named = settings.get('additional_special_tokens', settings.get('extra_special_tokens')) or []
+  count = sum('<extra_id_' in json.dumps(token) for token in named)
+  usual = 100 if read_json(folder / 'config.json').get('model_type') == 't5' else 0
+  return count or settings.get('extra_ids', usual)
