@@ -33,6 +33,9 @@ setup(
         'test': ['pytest>=8,<10', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
                  'safetensors>=0.4,<1'],
         'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
+        # transformers beside ours in one process: pytest -m parity
+        'parity': ['torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
+                   'sentencepiece>=0.2.0,<0.3', 'protobuf'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow

@@ -222,19 +222,25 @@ def base():
 
 def smoke(c):
   """Shrinks any config to one that trains a few steps on a laptop, keeping its kind of everything."""
-  c.model.update(
-      vocab_size=0, d_model=64, num_layers=2, num_heads=4, head_dim=16, max_positions=64,
-      num_kv_heads=2 if 0 < c.model.num_kv_heads < c.model.num_heads else 0, d_ff=128)
-  c.data.update(source='python_docs', validation='hash', validation_fraction=0.05,
-                max_documents=200, seq_len=64)
+  m, paired = c.model, c.objective.name == 'seq2seq'
+  m.update(
+      vocab_size=0, d_model=64, num_layers=2, num_encoder_layers=0, num_heads=4, head_dim=16, d_ff=128,
+      max_positions=66 if m.position == 'learned_from_2' else 64,
+      num_kv_heads=2 if 0 < m.num_kv_heads < m.num_heads else 0)
+  small = dict(source='python_docs', validation='hash', validation_fraction=0.05, max_documents=200)
+  pairs = dict(small, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
+  for part in c.data.mixture.values():
+    given = part.data if 'data' in part else {}
+    part.data = dict(given, **(pairs if 'targets' in given else small))
+  c.data.update(pairs if paired else small, seq_len=64, target_len=64 if paired or c.data.mixture else 0)
   if c.vocabulary.name == 'sentencepiece':
-    c.vocabulary.update(path='', size=512, sentinels=16, train_characters=200_000)
+    c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)
   c.mesh.update(data=1, fsdp=-1, tensor=1)
   c.schedule.warmup_steps = 2
-  c.stop.update(tokens=8 * 64 * 20, target='', patience=0)
+  c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1
   c.evaluate.update(every=10, batches=2)
   c.checkpoint.every = 10
-  c.sample.update(prompts=('',), tokens=16)
+  c.sample.update(prompts=('def <mask>(self):' if m.name == 'encoder' else '',), tokens=16)
   return c

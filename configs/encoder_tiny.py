@@ -18,7 +18,8 @@ def get_config(arg=''):
   c.model.update(name='encoder', head='mlm', d_model=128, num_layers=4, num_heads=2, d_ff=384,
                  dtype='float32', tie_embeddings=True, scan_layers=False)
   c.batch_size = 16
-  c.optimizer.update(learning_rate=4e-3, weight_decay=0.1)
+  # Muon needs a third of AdamW's steps here.
+  c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
   c.stop.tokens = 1200 * 16 * 128
   c.evaluate.every = 300

@@ -17,10 +17,11 @@ def get_config(arg=''):
                       train_characters=2_000_000)
   c.objective.name = 'seq2seq'
   c.model.update(name='encoder_decoder', position='relative', activation='geglu',
-                 d_model=128, num_layers=2, num_encoder_layers=2, num_heads=2, d_ff=384, dtype='float32',
+                 d_model=128, num_layers=2, num_heads=4, d_ff=384, dtype='float32',
                  tie_embeddings=True, scan_layers=False)
   c.batch_size = 8
-  c.optimizer.update(learning_rate=3e-3, weight_decay=0.1)
+  # Muon needs a third of AdamW's steps here.
+  c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
   c.stop.tokens = 1200 * 8 * 256
   c.evaluate.every = 300

@@ -10,20 +10,20 @@ from configs.base import base, smoke
 
 def get_config(arg=''):
   c = base()
-  c.data.update(source='python_docs', validation_fraction=0.01, seq_len=96)
-  c.vocabulary.update(size=1024, algorithm='bpe', normalization='identity', sentinels=32,
-                      train_characters=2_000_000)
+  c.data.update(source='python_docs', validation_fraction=0.01, seq_len=80)
+  c.vocabulary.update(name='bytes', sentinels=32)  # letters are learnt sooner than words
   c.objective.name = 'ul2'
   c.model.update(name='encoder_decoder', position='relative', activation='geglu',
-                 d_model=128, num_layers=2, num_encoder_layers=2, num_heads=2, d_ff=384, dtype='float32',
-                 tie_embeddings=True, scan_layers=False)
-  c.batch_size = 16
-  c.optimizer.update(learning_rate=4e-3, weight_decay=0.1)
+                 d_model=128, num_layers=2, num_heads=4, d_ff=384, dtype='float32', tie_embeddings=True,
+                 scan_layers=False)
+  c.batch_size = 24
+  # Muon needs a third of AdamW's steps here.
+  c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
-  c.stop.tokens = 1200 * 16 * 96
-  c.evaluate.update(every=400, batches=8)
-  c.checkpoint.every = 600
-  c.sample.update(prompts=('[NLU]for i<extra_id_0> range(10):\n    print(<extra_id_1>)\n',
-                           '[S2S]class Reader:\n    def __init__('),
+  c.stop.tokens = 1200 * 24 * 80
+  c.evaluate.update(every=400, batches=10)
+  c.checkpoint.every = 400
+  c.sample.update(prompts=('[NLU]    def __in<extra_id_0>__(se<extra_id_1>, name):\n        self.na<extra_id_2> = name\n',
+                           '[S2S]class Reader:\n    def __init__(se'),
                   tokens=48, temperature=0.5)
   return smoke(c) if arg == 'smoke' else c

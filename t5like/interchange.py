@@ -41,8 +41,9 @@ def import_folder(folder, workdir, overrides=()):
     sized = build.with_vocabulary(config, vocabulary)
     model, _ = build.build_model(sized)
     abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-    state = dict(params=huggingface.initial(sized, abstract, vocabulary), opt_state={}, step=jnp.int32(0),
-                 guard=dict(bad_steps=jnp.int32(0), bad_in_a_row=jnp.int32(0)))
+    # Orbax wants something in all parts; no run goes on from here, one begins with config.init_from.
+    state = dict(params=huggingface.initial(sized, abstract, vocabulary), opt_state=dict(none=jnp.int32(0)),
+                 step=jnp.int32(0), guard=dict(bad_steps=jnp.int32(0)))
     meta = dict(step=0, tokens=0, examples_seen=0, config=config_lib.to_json(config), vocabulary=vocabulary.fingerprint)
     with Checkpoints(workdir) as checkpoints:
       checkpoints.save(0, state, meta)

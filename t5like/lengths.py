@@ -100,9 +100,9 @@ def span_raw(fits, density, mean_span):
   return n if n > 1 else 0
 
 
-def likely(n, density):
-  """An upper bound on how many of n tokens a chance of `density` each takes (mean + 5 std)."""
-  return min(n, math.ceil(n * density + 5 * math.sqrt(n * density * (1 - density))))
+def likely(n, density, deviations=5):
+  """How many of n tokens a chance of `density` each takes at most: the mean and some standard deviations."""
+  return min(n, math.ceil(n * density + deviations * math.sqrt(n * density * (1 - density))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,14 +142,14 @@ def _decoder(o, data, T, mode, pair):
     return Lengths(T, 0, T)
   room = T - mode
   if o.name == 'span_corruption':
-    raw = span_raw(lambda i, t: i + t <= room, o.noise_density, o.mean_span)
-    return Lengths(raw, 0, T, spans=span_counts(raw, o.noise_density, o.mean_span)[1])
+    raw = span_raw(lambda i, t: i + t + o.roll <= room, o.noise_density, o.mean_span)
+    return Lengths(raw, 0, T, spans=span_counts(raw, o.noise_density, o.mean_span)[1] + o.roll)
   whole = o.name in ('mass', 'bert_style', 'deshuffling')  # the targets are all of the text
   raw = (room - 2) // 2 if whole else room - 2
   if o.name == 'iid_denoising':  # inputs and targets both hold the sentinels
     while raw > 0 and raw + 2 * likely(raw, _starts(o)) + 2 > room:
       raw -= 1
-    return Lengths(raw, 0, T, spans=likely(raw, _starts(o)))
+    return Lengths(raw, 0, T, spans=likely(raw, _starts(o), 3))
   return Lengths(raw, 0, T)
 
 
@@ -157,18 +157,19 @@ def _encoder_decoder(o, data, S, mode):
   """`S`: what is left of the encoder's row after the mode token."""
   inputs, T = S + mode, data.target_len
   if o.name == 'span_corruption':
-    raw = span_raw(lambda i, t: i <= S and (not T or t <= T), o.noise_density, o.mean_span)
+    # A mask that is rolled may cut a span in two, which adds a sentinel to one side or the other.
+    raw = span_raw(lambda i, t: i + o.roll <= S and (not T or t + o.roll <= T), o.noise_density, o.mean_span)
     if not T and o.noise_density == 0.5 and span_lengths(raw, 0.5, o.mean_span)[1] > S:
       raw -= 1  # as T5's random_spans_helper: no longer targets than inputs at a half
-    targets = span_lengths(raw, o.noise_density, o.mean_span)[1]
-    return Lengths(raw, inputs, T or targets, spans=span_counts(raw, o.noise_density, o.mean_span)[1])
+    targets = span_lengths(raw, o.noise_density, o.mean_span)[1] + o.roll
+    return Lengths(raw, inputs, T or targets, spans=span_counts(raw, o.noise_density, o.mean_span)[1] + o.roll)
   if o.name == 'prefix_lm':  # two texts of L tokens: together their prefixes take L, their rests L
     half = min(S - mode, T or S) - 2
     return Lengths(2 * half, inputs, T or S)
   if o.name == 'iid_denoising':
     raw = S - 1
     targets = likely(raw, o.noise_density) + likely(raw, _starts(o)) + 1
-    return Lengths(raw, inputs, T or min(targets, S), spans=likely(raw, _starts(o)))
+    return Lengths(raw, inputs, T or min(targets, S), spans=likely(raw, _starts(o), 3))
   if o.name == 'drop':
     return Lengths(S - 1, inputs, T or min(likely(S - 1, o.noise_density) + 1, S))
   if o.name in ('mass', 'bert_style', 'deshuffling'):

@@ -84,9 +84,9 @@ def _microbatch(x, n):
   return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
 
 
-def init_state(model, tx, seed):
-  """{params, opt_state, step, guard}: all that a step reads and writes, all arrays."""
-  params = model.init(jax.random.key(seed))
+def init_state(model, tx, seed, params=None):
+  """{params, opt_state, step, guard}: all that a step reads and writes, all arrays; `params` random if None."""
+  params = model.init(jax.random.key(seed)) if params is None else params
   return dict(params=params, opt_state=tx.init(params), step=jnp.int32(0),
               guard=dict(bad_steps=jnp.int32(0), bad_in_a_row=jnp.int32(0)))
 

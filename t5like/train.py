@@ -13,6 +13,7 @@ from t5like import (
   build,
   config as config_lib,
   decode,
+  huggingface,
   lengths,
   metrics,
   sharding,
@@ -93,7 +94,13 @@ class Run:
     abstract = sharding.abstract(init, self.mesh)
     found = self.checkpoints.restore(abstract, self.screen.say)
     if found is None:
-      return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+      layout = jax.tree.map(lambda x: x.sharding, abstract)
+      if not self.config.init_from:
+        return jax.jit(init, out_shardings=layout)()
+      params = huggingface.initial(self.config, abstract['params'], self.store.vocabulary)
+      self.screen.say(f'Weights to begin with: {self.config.init_from}')
+      begin = lambda params: step_lib.init_state(self.model, tx, self.config.seed, params)
+      return jax.jit(begin, out_shardings=layout, donate_argnums=0)(params)
     state, meta = found
     where = f'the checkpoint of step {meta["step"]} in {self.workdir}'
     config_lib.check_resumable(config_lib.from_json(meta['config']), self.asked, where)

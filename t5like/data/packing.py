@@ -26,8 +26,9 @@ def plan(needs, capacity, seed):
   if (needs > capacity).any():
     raise ValueError(f'a text needs {needs.max(0).tolist()} of the {capacity.tolist()} tokens of a row')
   whole = int(capacity.max())
-  # In units of 1 / whole of a row, rounded up; at least one, so that a row holds at most `whole` texts.
-  units = np.maximum(1, (-(-needs * whole // capacity)).max(1))
+  # In units of 1 / whole of a row, needs as well as rooms rounded down: as a token is at least a unit, one
+  # token more never is the same number. At least one, so that a row holds at most `whole` texts.
+  units = np.maximum(1, (needs * whole // capacity).max(1))
   order = np.random.default_rng([seed, len(units)]).permutation(len(units))
   free, rooms, row_of, left = [[] for _ in range(whole + 1)], 0, np.zeros(len(units), np.int64), []
   first, last = int(capacity[0]), int(capacity[-1])

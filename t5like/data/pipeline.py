@@ -49,7 +49,8 @@ class TrainRows:
       packed = '' if part.packing == 'concat_split' else ', of whose positions text takes ' + ' and '.join(
           f'{share:.1%}' for share in np.atleast_1d(part.efficiency))
       yield (f'{f"{name}: {weight:.1%} of rows, " if name else ""}{rows * weight / len(part):.3g} epochs of '
-             f'{len(part):,} rows from {part.store.folder}{packed}')
+             f'{len(part):,} rows from {part.store.folder}{packed}'
+             + ('' if 'validation' in part.store.splits else ', which has no text to validate on'))
 
   def component(self, i):
     """(component, its row, epoch) of row i, ints."""

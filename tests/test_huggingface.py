@@ -1,0 +1,434 @@
+"""Hugging Face's models here and ours there; what transformers computed of them is in tests/golden."""
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
+from safetensors.flax import save_file as save_jax
+
+from configs.base import base
+from t5like import config as config_lib, huggingface, huggingface_config, interchange, load, sharding
+from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
+from t5like.data.tokenizer_json import HuggingFace
+from t5like.errors import CheckpointError, ConfigError
+from t5like.families import FAMILIES
+from t5like.model import transformer
+from tests import tiny
+from tests.conftest import ROOT
+from tests.parity import cases
+
+GOLDEN = np.load(ROOT / 'tests' / 'golden' / 'huggingface.npz')
+ABOUT = json.loads(str(GOLDEN['about']))
+
+
+def folder_of(name, path, change=lambda config, made: None):
+  """A folder as transformers saved the case, `change` having its way with it first."""
+  config, made = copy.deepcopy(ABOUT[name]['config']), cases.weights(ABOUT[name]['shapes'])
+  change(config, made)
+  return cases.write_folder(path, config, made)
+
+
+def batch_of(name):
+  inputs = cases.row(cases.tokens(2, 9))
+  return cases.row(cases.tokens(2, 7, seed=2), encoder=inputs) if name.startswith('t5') else inputs
+
+
+def same(a, b):
+  return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def read_file(path):
+  with safe_open(path, framework='numpy') as f:
+    return {key: f.get_tensor(key) for key in f.keys()}
+
+
+# --- Numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', cases.CASES)
+def test_logits_are_those_of_transformers_and_weights_go_back(name, tmp_path):
+  values, params = huggingface.read(folder_of(name, tmp_path / 'a'))
+  np.testing.assert_allclose(cases.logits(values, params, batch_of(name)), GOLDEN[name], rtol=0, atol=1e-4)
+  assert huggingface.write(tmp_path / 'b', values, params) == []
+  before, after = (read_file(tmp_path / folder / 'model.safetensors') for folder in 'ab')
+  assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
+  config = json.loads((tmp_path / 'b' / 'config.json').read_text())
+  theirs = ABOUT[name]['config']
+  assert (config['architectures'], config['model_type']) == (theirs['architectures'], theirs['model_type'])
+  assert huggingface.to_model(config) == values
+  assert name == 't5_v1_1' or {k: config[k] for k in FAMILIES[config['model_type']].keys if k in theirs} == {
+      k: v for k, v in theirs.items() if k in FAMILIES[config['model_type']].keys} | (
+          dict(n_inner=144) if name == 'gpt2' else {})
+
+
+def test_fused_projections_by_hand(tmp_path):
+  """GPT-2 has all of q, then all of k, then of v; GPT-NeoX q, k and v of each head in turn."""
+  keys = dict(gpt2='transformer.h.1.attn.c_attn', gpt_neox='gpt_neox.layers.1.attention.query_key_value')
+  for name, key in keys.items():
+    folder = folder_of(name, tmp_path / name)
+    theirs, (_, params) = read_file(folder / 'model.safetensors'), huggingface.read(folder)
+    attention = params['stack']['blocks']['attention']
+    for which, part in enumerate('qkv'):
+      for head in range(3):
+        for h in range(12):
+          row = which * 36 + head * 12 + h if name == 'gpt2' else head * 36 + which * 12 + h
+          w = theirs[f'{key}.weight'][:, row] if name == 'gpt2' else theirs[f'{key}.weight'][row]
+          assert np.array_equal(attention[part]['w'][1][:, head, h], w)
+          assert attention[part]['b'][1][head, h] == theirs[f'{key}.bias'][row]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=4, max_size=4), st.sampled_from([
+    ('DNH', ['NH', 'D']), ('DNH', ['D', '3NH']), ('DNH', ['N3H', 'D']), ('NH', ['N3H']), ('FD', ['D', 'F'])]))
+def test_layouts_are_undone(numbers, layout):
+  dims, axes = layout
+  sizes = dict(zip('DNHF', numbers)) | {'3': 3}
+  shape = huggingface_config.shape_of(axes, sizes)
+  x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+  ours = huggingface_config.to_ours(x, dims, axes, sizes)
+  assert ours.shape[-len(dims):] == tuple(sizes[d] for d in dims)
+  assert np.array_equal(huggingface_config.to_theirs(ours, dims, axes, sizes), x)
+
+
+def test_a_model_without_biases_goes_out_with_zeros(tmp_path):
+  values, params = huggingface.read(folder_of('gpt2', tmp_path / 'a'))
+  drop = lambda tree: {k: drop(v) if isinstance(v, dict) else v for k, v in tree.items() if k != 'b'}
+  bare, model = drop(params), dict(values, use_bias=False)
+  huggingface.write(tmp_path / 'b', model, bare)
+  again, with_zeros = huggingface.read(tmp_path / 'b')
+  assert again['use_bias'] and not with_zeros['stack']['norm']['b'].any()
+  a, b = cases.logits(model, bare, batch_of('gpt2')), cases.logits(again, with_zeros, batch_of('gpt2'))
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_many_files_of_half_precision(dtype, tmp_path):
+  half = {key: jnp.asarray(x, dtype) for key, x in cases.weights(ABOUT['llama']['shapes']).items()}
+  names, where = sorted(half), {}
+  for i in range(3):
+    file = f'model-{i + 1:05}-of-00003.safetensors'
+    save_jax({key: half[key] for key in names[i::3]}, tmp_path / file)
+    where.update(dict.fromkeys(names[i::3], file))
+  (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=where)))
+  (tmp_path / 'config.json').write_text(json.dumps(ABOUT['llama']['config']))
+  values, params = huggingface.read(tmp_path)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+  expected = huggingface.read(folder_of('llama', tmp_path / 'whole', lambda config, made: made.update(
+      {key: np.asarray(x, np.float32) for key, x in half.items()})))
+  assert values == expected[0] and same(params, expected[1])
+  (tmp_path / 'model-00002-of-00003.safetensors').unlink()
+  with pytest.raises(CheckpointError, match='has no model-00002-of-00003.safetensors'):
+    huggingface.read(tmp_path)
+
+
+def _gpt2_of_the_hub(config, made):
+  for key in list(made):
+    made[key.removeprefix('transformer.')] = made.pop(key)
+  made.update({f'h.{i}.attn.bias': np.ones((1, 1, 40, 40), np.float32) for i in range(2)})
+
+
+def _old_bert(config, made):
+  for key in list(made):
+    old = key.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta')
+    made[old] = made.pop(key)
+  made.update({'bert.pooler.dense.weight': np.ones((36, 36), np.float32),
+               'bert.pooler.dense.bias': np.ones(36, np.float32),
+               'cls.seq_relationship.weight': np.ones((2, 36), np.float32),
+               'bert.embeddings.position_ids': np.arange(40)[None],
+               'cls.predictions.decoder.weight': made['bert.embeddings.word_embeddings.weight'],
+               'cls.predictions.decoder.bias': made['cls.predictions.bias']})
+
+
+def _old_neox(config, made):
+  made['lm_head.weight'] = made.pop('embed_out.weight')
+  made['gpt_neox.layers.0.attention.rotary_emb.inv_freq'] = np.ones(3, np.float32)
+  made['gpt_neox.layers.0.attention.masked_bias'] = np.ones((), np.float32)
+  rope = config.pop('rope_parameters')
+  config.update(rotary_pct=rope['partial_rotary_factor'], rotary_emb_base=rope['rope_theta'])
+
+
+def _old_llama(config, made):
+  made['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(3, np.float32)
+  config.update(rope_theta=config.pop('rope_parameters')['rope_theta'], rope_scaling=None)
+  made['lm_head.weight'] = made['model.embed_tokens.weight'].copy()
+
+
+def _old_t5(config, made):
+  for key in ('scale_decoder_outputs', 'num_decoder_layers', 'feed_forward_proj'):
+    config.pop(key)
+  config['num_decoder_layers'] = 2
+  made.update({f'{side}.embed_tokens.weight': made['shared.weight'].copy() for side in ('encoder', 'decoder')})
+  made['decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'] = np.ones((32, 3), np.float32)
+
+
+@pytest.mark.parametrize('name,change', [('gpt2', _gpt2_of_the_hub), ('bert', _old_bert), ('gpt_neox', _old_neox),
+                                         ('llama_grouped', _old_llama), ('t5', _old_t5)])
+def test_other_names_and_needless_weights(name, change, tmp_path):
+  values, params = huggingface.read(folder_of(name, tmp_path / 'a'))
+  other_values, other = huggingface.read(folder_of(name, tmp_path / 'b', change))
+  assert values == other_values and same(params, other)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+  def change(config, made):
+    del made['model.layers.1.mlp.up_proj.weight']
+    made['model.layers.2.mlp.up_proj.weight'] = made['model.norm.weight'][:7].copy()
+    made['model.norm.weight'] = made['model.norm.weight'][:7].copy()
+  with pytest.raises(CheckpointError) as e:
+    huggingface.read(folder_of('llama', tmp_path / 'a', change))
+  for text in ('layers.1.mlp.up_proj.weight is missing', 'layers.2.mlp.up_proj.weight is unexpected',
+               r'model.norm.weight has the shape (7,), not (36,)'):
+    assert text in str(e.value)
+  def untied(config, made):
+    made['lm_head.weight'] = 2 * made['model.embed_tokens.weight']
+  with pytest.raises(CheckpointError, match='lm_head.weight and model.embed_tokens.weight differ'):
+    huggingface.read(folder_of('llama_grouped', tmp_path / 'b', untied))
+  (tmp_path / 'b' / 'model.safetensors').write_bytes(b'no weights')
+  with pytest.raises(CheckpointError, match='cannot be read as safetensors'):
+    huggingface.read(tmp_path / 'b')
+  (tmp_path / 'b' / 'model.safetensors').unlink()
+  with pytest.raises(CheckpointError, match='pytorch_model.bin'):
+    huggingface.read(tmp_path / 'b')
+  with pytest.raises(ConfigError, match='config.json cannot be read'):
+    huggingface.read(tmp_path / 'nowhere')
+
+
+def test_padding_rows_are_zeros_and_change_nothing(tmp_path):
+  folder = folder_of('bert', tmp_path / 'a')
+  values, params = huggingface.read(folder, vocab_size=128)
+  assert values['vocab_size'] == 128 and params['embed']['w'].shape == (128, 36)
+  assert params['head']['b'].shape == (128,)
+  assert not params['embed']['w'][101:].any() and not params['head']['b'][101:].any()
+  logits = cases.logits(values, params, batch_of('bert'))
+  np.testing.assert_allclose(logits[..., :101], GOLDEN['bert'], rtol=0, atol=1e-4)
+
+
+# --- Configs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name,key,value', [
+    ('llama', 'attention_bias', True), ('llama', 'mlp_bias', True), ('llama', 'hidden_act', 'gelu'),
+    ('llama', 'rope_parameters', dict(rope_type='llama3', rope_theta=1e4)),
+    ('llama', 'rope_scaling', dict(type='linear', factor=2.0)), ('llama', 'partial_rotary_factor', 0.5),
+    ('llama', 'model_type', 'lama'), ('llama', 'quantization_config', dict(bits=4)), ('olmo2', 'attention_bias', True),
+    ('gpt2', 'scale_attn_by_inverse_layer_idx', True), ('gpt2', 'add_cross_attention', True),
+    ('gpt_neox', 'attention_bias', False), ('gpt_neox', 'rotary_pct', 0.26), ('bert', 'is_decoder', True),
+    ('bert', 'position_embedding_type', 'relative_key'), ('bert', 'tie_word_embeddings', False),
+    ('roberta', 'pad_token_id', 0), ('t5', 'relative_attention_num_buckets', 64), ('llama', 'num_key_value_heads', 2)])
+def test_what_ours_cannot_do_is_an_error_with_its_key(name, key, value):
+  config = dict(ABOUT[name]['config'], **{key: value})
+  if key.startswith(('rope_scaling', 'rotary', 'partial')):
+    del config['rope_parameters']
+  with pytest.raises(ConfigError, match=key):
+    huggingface.to_model(config)
+
+
+def test_rotary_numbers_of_all_versions():
+  plain = {k: v for k, v in ABOUT['gpt_neox']['config'].items() if k != 'rope_parameters'}
+  rope = lambda **more: [huggingface.to_model(dict(plain, **more))[k] for k in ('rope_theta', 'rope_fraction')]
+  assert rope(hidden_size=96) == [1e4, 0.25]
+  assert rope(rotary_pct=0.5, rotary_emb_base=500) == [500.0, 0.5]
+  assert rope(rope_parameters=dict(rope_theta=7e3, partial_rotary_factor=1.0)) == [7e3, 1.0]
+  llama = {k: v for k, v in ABOUT['llama']['config'].items() if k != 'rope_parameters'}
+  assert huggingface.to_model(dict(llama, rope_theta=5e5, rope_scaling=None))['rope_theta'] == 5e5
+
+
+def test_a_config_that_lacks_a_size_is_an_error():
+  with pytest.raises(ConfigError, match='llama model lacks hidden_size'):
+    huggingface.to_model({k: v for k, v in ABOUT['llama']['config'].items() if k != 'hidden_size'})
+
+
+def test_the_nearest_family_is_named():
+  model = dataclasses.asdict(tiny.MODEL)
+  assert huggingface.family_of(model) == 'llama'
+  for changes, texts in [
+      (dict(qk_norm='head'), ('nearest is llama', "model.qk_norm='head'")),
+      (dict(position='none'), ("model.position='none', which would have to be 'rope'",)),
+      (dict(logit_softcap=30.0), ('model.logit_softcap=30.0',)),
+      (dict(activation='gelu'), ("model.activation='gelu'",)),
+      (dict(block='output_norm', qk_norm='all', head_dim=16), ('nearest is olmo2', 'model.head_dim=16'))]:
+    with pytest.raises(ConfigError) as e:
+      huggingface.family_of(dict(model, **changes))
+    assert all(text in str(e.value) for text in texts), str(e.value)
+
+
+# --- Weights to begin with ------------------------------------------------------------------------
+
+
+def run_config(model, init_from, **sections):
+  c = base()
+  c.model.update(**model, dtype='float32')
+  c.init_from = str(init_from)
+  for name, values in sections.items():
+    c[name].update(values)
+  return config_lib.resolve(c)
+
+
+def start(config, vocabulary=None, **axes):
+  """huggingface.initial on a mesh of these sizes."""
+  axes = dict(data=1, fsdp=1, tensor=1) | axes
+  mesh = sharding.make_mesh(axes, jax.devices()[:int(np.prod(list(axes.values())))])
+  with jax.set_mesh(mesh):
+    model = transformer.build(transformer.ModelConfig(**config.model))
+    abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+    params = huggingface.initial(config, abstract, vocabulary)
+  assert jax.tree.all(jax.tree.map(lambda x, like: x.sharding == like.sharding, params, abstract))
+  return params
+
+
+def test_begins_with_a_folder_on_any_mesh(tmp_path):
+  folder = folder_of('llama_grouped', tmp_path / 'a')
+  values, params = huggingface.read(folder, vocab_size=104)
+  config = run_config(values, folder)
+  for axes in (dict(), dict(fsdp=4, tensor=2)):
+    assert same(jax.device_get(start(config, **axes)), params)
+  other = run_config(dict(values, d_ff=64, rope_theta=1e4, vocab_size=96, dropout=0.1, max_positions=7), folder)
+  with pytest.raises(ConfigError) as e:
+    start(other)
+  assert 'model.d_ff is 50 there, 64 here' in str(e.value) and 'dropout' not in str(e.value)
+  assert 'max_positions' not in str(e.value)
+  for override in str(e.value).split('add ')[1].rstrip('.').split():
+    key, value = override.removeprefix('--config.model.').split('=')
+    other.model[key] = type(other.model[key])(float(value))
+  assert other.model.vocab_size == 101
+  assert same(jax.device_get(start(other)), huggingface.read(folder)[1])
+  with pytest.raises(ConfigError, match='is neither the workdir of a run'):
+    start(run_config(values, tmp_path))
+
+
+# --- Whole runs there and back --------------------------------------------------------------------
+
+
+def vocabulary_of(file, **changes):
+  """A vocabulary trained on this file, kept in `file`; bytes unless `changes` of config.vocabulary say otherwise."""
+  spec = base().vocabulary
+  spec.update(**{**dict(name='bytes', sentinels=0), **changes})
+  return vocabulary_lib.train(spec, [open(__file__, encoding='utf-8').read()] * 3, file)
+
+
+def widened(name, path, size, vocabulary, style):
+  """A folder of a case with a vocabulary of ours."""
+  values, params = huggingface.read(folder_of(name, path / 'narrow'), vocab_size=size)
+  huggingface.write(path / 'hf', values, params, vocabulary, style=style, length=40)
+  return path / 'hf', params
+
+
+@pytest.mark.parametrize('name,style,kind,prompt', [
+    ('llama', 'document', dict(), 'def '),
+    ('t5_v1_1', 'encoder', dict(name='sentencepiece', size=500, sentinels=12), 'a <extra_id_0>'),
+    ('bert', 'fill_row', dict(name='characters', sentinels=2), 'de<mask> x')])
+def test_import_generate_and_export(name, style, kind, prompt, tmp_path):
+  vocabulary = vocabulary_of(tmp_path / 'vocabulary', **kind)
+  folder, params = widened(name, tmp_path, 512, vocabulary, style)
+  c = interchange.import_folder(folder, tmp_path / 'run', ['batch_size=4'])
+  assert c.batch_size == 4 and c.init_from == str(folder)
+  run = load.load(tmp_path / 'run')
+  assert run.step == 0 and same(jax.device_get(run.params), params)
+  assert run.vocabulary.name == ('sentencepiece' if kind.get('name') == 'sentencepiece' else 'huggingface')
+  assert tokenizer_export.difference(vocabulary, run.vocabulary) == ''
+  text, = run.generate([prompt], tokens=6, temperature=0)
+  assert isinstance(text, str) and text == run.generate([prompt], tokens=6, temperature=0)[0]
+  interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  before, after = (read_file(path / 'model.safetensors') for path in (folder, tmp_path / 'out'))
+  assert before.keys() == after.keys() and all(np.array_equal(before[k], after[k]) for k in before)
+  a, b = (json.loads((path / 'config.json').read_text()) for path in (folder, tmp_path / 'out'))
+  assert a == b
+  for override, problem in (('model.d_model=72', 'model.d_model is 36 there, 72 here'), ('modle.x=1', 'unknown key')):
+    with pytest.raises(ConfigError, match=problem):
+      interchange.import_folder(folder, tmp_path / 'bad', [override])
+  with pytest.raises(ConfigError, match='holds a run already'):
+    interchange.import_folder(folder, tmp_path / 'run')
+  with pytest.raises(ConfigError, match='holds files already'):
+    interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  # A run may begin with this one, unless its vocabulary is another.
+  sized = config_lib.resolve(c)
+  sized.init_from = str(tmp_path / 'run')
+  assert same(jax.device_get(start(sized, run.vocabulary)), params)
+  other = vocabulary_of(tmp_path / 'other', name='bytes' if name == 'bert' else 'characters')
+  with pytest.raises(ConfigError, match=f'another vocabulary.*vocabulary.path={tmp_path}/run/vocabulary'):
+    start(sized, other)
+
+
+def test_the_commands(tmp_path):
+  folder, _ = widened('llama', tmp_path, 264, vocabulary_of(tmp_path / 'vocabulary'), 'document')
+  def main(*args):
+    return subprocess.run([sys.executable, 'main.py', *args], cwd=ROOT, capture_output=True, text=True,
+                          env=dict(os.environ, XLA_FLAGS=''))
+  run = main('import', f'--folder={folder}', f'--workdir={tmp_path}/run', '--config.model.vocab_size=272')
+  assert run.returncode == 0, run.stderr
+  assert 'is ready' in run.stdout
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['vocab_size'] == 272
+  out = main('export', f'--workdir={tmp_path}/run', f'--out={tmp_path}/out')
+  assert out.returncode == 0, out.stderr
+  assert read_file(tmp_path / 'out' / 'model.safetensors')['lm_head.weight'].shape == (272, 36)
+  assert main('export', f'--workdir={tmp_path}/run').returncode == 2
+
+
+def test_sentinels_above_a_model_are_found_again(tmp_path):
+  """T5's SentencePiece model has none of its own: they follow its pieces, the last being <extra_id_0>."""
+  plain = vocabulary_of(tmp_path / 'plain', name='sentencepiece', size=400, sentinels=0)
+  vocabulary = vocabulary_of(tmp_path / 'more', name='sentencepiece', path=str(tmp_path / 'plain'), sentinels=7)
+  assert vocabulary.size == 407 and vocabulary.sentinel(0) == 406
+  folder, _ = widened('t5', tmp_path, 512, vocabulary, 'encoder')
+  spec, found = huggingface.find_vocabulary(folder)
+  assert spec['sentinels'] == 7 and found.fingerprint == vocabulary.fingerprint != plain.fingerprint
+  assert HuggingFace((folder / 'tokenizer.json').read_bytes()).sentinel(2) == vocabulary.sentinel(2)
+  (folder / 'tokenizer_config.json').unlink()
+  assert huggingface.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
+
+
+# --- Tokenizers -----------------------------------------------------------------------------------
+
+KINDS = dict(unigram=dict(name='sentencepiece', size=500, sentinels=8),
+             bpe=dict(name='sentencepiece', size=500, sentinels=8, algorithm='bpe', normalization='identity'),
+             bytes=dict(sentinels=3), characters=dict(name='characters', sentinels=3))
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+  """{kind: (a vocabulary, the same read back from its tokenizer.json)}."""
+  made = {}
+  for kind, changes in KINDS.items():
+    vocabulary = vocabulary_of(tmp_path_factory.mktemp(kind) / 'vocabulary', **changes)
+    files, notes = tokenizer_export.files(vocabulary, 'document', 40)
+    assert not notes and ('spiece.model' in files) == (changes.get('name') == 'sentencepiece')
+    made[kind] = vocabulary, HuggingFace(files['tokenizer.json'])
+  return made
+
+
+def test_other_sentinels_are_another_vocabulary(pairs, tmp_path):
+  more = vocabulary_of(tmp_path / 'more', name='bytes', sentinels=4)
+  assert tokenizer_export.difference(pairs['bytes'][0], more) == ''  # the first ones are the same
+  vocabulary_of(tmp_path / 'plain', name='sentencepiece', size=400, sentinels=0)
+  three, five = (vocabulary_of(tmp_path / f'{n}', name='sentencepiece', path=str(tmp_path / 'plain'), sentinels=n)
+                 for n in (3, 5))
+  assert tokenizer_export.difference(three, five) == 'mask_id is 404, not 402'
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(KINDS)), st.text(st.sampled_from('aeinot rsdl.,()=_\n\'é€日🙂0123:XYZ"'), max_size=40))
+def test_tokenizer_json_gives_the_same_ids(pairs, kind, text):
+  ours, theirs = pairs[kind]
+  assert theirs.encode(text).tolist() == ours.encode(text).tolist()
+  assert theirs.size == ours.size and theirs.sentinel(2) == ours.sentinel(2)
+  assert (theirs.pad_id, theirs.eos_id, theirs.unk_id) == (ours.pad_id, ours.eos_id, ours.unk_id)
+  if not {ours.unk_id} & set(ours.encode(text).tolist()):
+    assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+
+
+def test_a_tokenizer_that_would_differ_is_not_written(pairs, monkeypatch):
+  wrong = pairs['bytes'][1].content
+  monkeypatch.setattr(tokenizer_export, '_build', lambda *_: wrong)
+  files, notes = tokenizer_export.files(pairs['unigram'][0])
+  assert list(files) == ['spiece.model'] and 'No tokenizer.json was written, for in it' in notes[0]
