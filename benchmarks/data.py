@@ -1,6 +1,6 @@
 """Tokens per CPU-second of the input pipeline, from a prepared dataset to numpy batches.
 
-    python benchmarks/data.py [--config=configs/gpt2_124m.py ...]
+    python benchmarks/data.py [--config=configs/gpt2.py ...]
 
 Reads rows in training order (shuffled windows) of a prepared dataset: token windows alone, then with
 the objective's work, by hand and through the reading thread. CPU-seconds are of the whole process,

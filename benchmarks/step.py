@@ -1,6 +1,6 @@
 """Tokens/s and MFU of the train step of a config, on whatever device is here.
 
-    python benchmarks/step.py --config=configs/gpt2_124m.py [--config.batch_size=8 ...]
+    python benchmarks/step.py --config=configs/gpt2.py [--config.batch_size=8 ...]
     python benchmarks/step.py --compare
 
 --compare times three ways to train the same 10M decoder (6 layers, 384 wide, context 256, batch 16,

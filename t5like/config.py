@@ -96,7 +96,7 @@ def _call(file, arg):
                       'Let it begin with c = base() and end with return c.')
   flat = flatten(config)
   if arg and not (takes and _knows(get_config, tree, takes[0], arg, flat)):
-    found = _variants(tree, takes[0]) if takes else []
+    found = variants(tree, takes[0]) if takes else []
     raise ConfigError(f'{file} has no variant {arg!r}. ' + (
         f'Use {file}:{either(found)}.' if found else f'It has none at all: use {file}.'))
   return flat
@@ -104,7 +104,7 @@ def _call(file, arg):
 
 def _knows(get_config, tree, name, arg, flat):
   """Whether a variant is known: named in the file, or different from the config without one."""
-  if arg in _variants(tree, name):
+  if arg in variants(tree, name):
     return True
   try:
     return flatten(get_config('')) != flat
@@ -112,7 +112,7 @@ def _knows(get_config, tree, name, arg, flat):
     return True
 
 
-def _variants(tree, name):
+def variants(tree, name):
   """The texts that a file compares its variable `name` with."""
   found = []
   for node in ast.walk(tree):

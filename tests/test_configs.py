@@ -1,11 +1,25 @@
 """Every config file loads, has the parameters it says, and trains when shrunk."""
+import ast
+import importlib.util
+
 import jax
 import pytest
 
-from t5like import build, config as config_lib, train
+from t5like import build, config as config_lib, lengths, train
 from tests.conftest import ROOT
 
 FILES = sorted(f.stem for f in (ROOT / 'configs').glob('*.py') if f.stem not in ('base', '__init__'))
+# One of each kind of model, objective and optimizer; the others are like one of these, and slow.
+QUICK = {'decoder_tiny', 'pythia', 'olmo2_1b', 'lm1b', 'bert', 'roberta_base', 't5', 'nanot5_base', 'ul2_base',
+         't5_prefix_decoder', 'wmt_ende', 'multitask', 'encoder_tiny', 'markov'}
+
+
+def variants(name):
+  found = config_lib.variants(ast.parse((ROOT / 'configs' / f'{name}.py').read_text()), 'arg')
+  return ['', *(v for v in found if v != 'smoke')]
+
+
+EVERY = [(name, v) for name in FILES for v in variants(name)]
 
 
 @pytest.fixture(scope='module')
@@ -13,7 +27,7 @@ def prepared(tmp_path_factory):
   return tmp_path_factory.mktemp('prepared')
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FILES])
 def test_smoke_trains(name, prepared, tmp_path):
   """Two steps of every config's small version, validation, checkpoint and sample included."""
   c = config_lib.load(str(ROOT / 'configs' / f'{name}.py:smoke'),
@@ -23,19 +37,66 @@ def test_smoke_trains(name, prepared, tmp_path):
   assert result['step'] == 2 and 0 < result['validation']['nll'] < 12
 
 
-@pytest.mark.parametrize('name, params', [
-    ('decoder_1b', 1_104_742_400), ('gpt2_124m', 124_373_760), ('decoder_shakespeare', 10_745_088),
-    ('decoder_shakespeare:cpu', 804_096)])
-def test_params_are_those_of_the_baselines(name, params):
-  """By shapes alone: specs and nanoGPT's own counts; build_model compares with params_expected."""
-  file, _, variant = name.partition(':')
-  c = config_lib.load(str(ROOT / 'configs' / f'{file}.py') + (f':{variant}' if variant else ''))
-  assert c.params_expected == params
-  assert build.sizes(config_lib.resolve(c))['parameters'] == params
+def load(name, variant):
+  return config_lib.load(str(ROOT / 'configs' / f'{name}.py') + (f':{variant}' if variant else ''))
+
+
+@pytest.mark.parametrize('name, variant', [(n, v) for n, v in EVERY if load(n, v).params_expected])
+def test_params_are_those_expected(name, variant):
+  """By shapes alone: build_model compares with params_expected, whose figures test_published_counts knows."""
+  c = load(name, variant)
+  assert build.sizes(config_lib.resolve(c))['parameters'] == c.params_expected
+
+
+@pytest.mark.parametrize('name, params', [  # published, or counted in released checkpoints
+    ('decoder_1b', 1_104_742_400), ('gpt2', 124_373_760), ('decoder_shakespeare', 10_745_088),
+    ('decoder_shakespeare:cpu', 804_096), ('gpt3_1b3', 1_315_723_264), ('pythia:70m', 70_426_624),
+    ('pythia:160m', 162_322_944), ('pythia:410m', 405_334_016), ('pythia:1b', 1_011_781_632),
+    ('pythia:1b4', 1_414_647_808), ('tinyllama_1b1', 1_100_048_384), ('olmo_1b', 1_176_764_416),
+    ('olmo2_1b', 1_484_916_736), ('bert', 109_482_240 - 590_592 + 622_650),
+    ('bert:large', 335_141_888 - 1_049_600 + 1_082_170), ('roberta_base', 124_697_433),
+    ('t5:small', 60_506_624), ('t5', 222_903_552), ('t5:large', 737_668_096), ('t5:3b', 2_851_598_336),
+    ('t5:11b', 11_307_321_344), ('t5_1_1:small', 76_961_152), ('t5_1_1', 247_577_856),
+    ('t5_1_1:large', 783_150_080), ('t5_1_1:xl', 2_849_757_184), ('t5_1_1:xxl', 11_135_332_352)])
+def test_published_counts(name, params):
+  assert load(*name.partition(':')[::2]).params_expected == params
+
+
+@pytest.mark.parametrize('name, numbers', [  # specs, 1c and 2
+    ('t5', (568, 512, 114, 0)), ('mt5_base', (1137, 1024, 229, 0)), ('ul2_base', (1020, 512, 512, 0)),
+    ('bert', (126, 0, 128, 19)), ('roberta_base', (510, 0, 512, 77)), ('crammed_bert', (128, 0, 128, 32)),
+    ('gpt2', (1025, 0, 1024, 0)), ('lm1b', (128, 0, 128, 0)), ('wmt_ende', (255, 256, 256, 0))])
+def test_lengths_are_the_papers(name, numbers):
+  n = lengths.shapes(load(name, ''))
+  assert (n.raw, n.inputs, n.targets, n.predictions) == numbers
 
 
 def test_the_1b_config_is_as_published():
-  c = config_lib.load(str(ROOT / 'configs' / 'decoder_1b.py'))
+  c = load('decoder_1b', '')
   derived = config_lib.derived(c)
   assert derived['tokens_per_step'] == 1_048_576 and derived['steps'] == 20_400
   assert c.schedule.warmup_steps == 2040 and c.loss.z_loss == 1e-4
+
+
+def test_the_table_of_baselines_is_up_to_date():
+  spec = importlib.util.spec_from_file_location('baselines', ROOT / 'docs' / 'baselines.py')
+  baselines = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(baselines)
+  assert (ROOT / 'docs' / 'baselines.md').read_text() == baselines.table(), 'run python docs/baselines.py'
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_docstrings_say_how_and_what_to_expect(name):
+  text = ast.get_docstring(ast.parse((ROOT / 'configs' / f'{name}.py').read_text()))
+  assert f'configs/{name}.py' in text and 'Hardware' in text
+  c = load(name, '')
+  assert c.reference.metric == '' or 'Expected' in text
+  if c.params_expected > 10 ** 8 and not c.reference.verified:
+    assert 'ot verified here' in text or name in ('decoder_1b', 'gpt2')
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_unknown_variants_are_refused(name):
+  from t5like.errors import ConfigError
+  with pytest.raises(ConfigError, match='nonsense'):
+    load(name, 'nonsense')
