@@ -23,7 +23,7 @@ def get_config(arg=''):
   c.stop.tokens = 1200 * 24 * 80
   c.evaluate.update(every=400, batches=10)
   c.checkpoint.every = 400
-  c.sample.update(prompts=('[NLU]    def __in<extra_id_0>__(se<extra_id_1>, name):\n        self.na<extra_id_2> = name\n',
+  c.sample.update(prompts=('[NLU]    def __in<extra_id_0>__(se<extra_id_1>, name):\n        self.n = name\n',
                            '[S2S]class Reader:\n    def __init__(se'),
                   tokens=48, temperature=0.5)
   return smoke(c) if arg == 'smoke' else c

@@ -9,11 +9,11 @@ import os
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from t5like import config as config_lib, lengths, metrics
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAD = '''# Baselines
 
 Written by `python docs/baselines.py` from `configs/`; a test keeps it up to date. Parameters are exact, checked by

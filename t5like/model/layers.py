@@ -12,7 +12,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like.sharding import at_rest, einsum, gather, in_use
 
-
 # --- Parameters ---------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ PAIRED = dict(inputs='copy: {text}', targets='{text}', packing='best_fit', targe
 KINDS = dict(
     causal={}, causal_fit=dict(data=dict(packing='best_fit', seq_len=64)),
     prefix=dict(objective=dict(name='prefix_lm')),
-    masked=dict(model=dict(name='encoder'), objective=dict(name='masked_lm', whole_word=True, cls_sep=True), **SENTINELS),
+    masked=dict(model=dict(name='encoder'), objective=dict(name='masked_lm', whole_word=True, cls_sep=True),
+                **SENTINELS),
     masked_fit=dict(model=dict(name='encoder'), objective=dict(name='masked_lm'), data=dict(packing='best_fit'),
                     **SENTINELS),
     span=dict(objective=dict(name='span_corruption'), **T5, **SENTINELS),
