@@ -242,5 +242,7 @@ def smoke(c):
   c.log.every = 1
   c.evaluate.update(every=10, batches=2)
   c.checkpoint.every = 10
-  c.sample.update(prompts=('def <mask>(self):' if m.name == 'encoder' else '',), tokens=16)
+  restores = m.name == 'encoder_decoder' and c.objective.name in ('span_corruption', 'iid_denoising', 'ul2')
+  prompt = 'def <mask>(self):' if m.name == 'encoder' else 'def <extra_id_0>(self):' if restores else ''
+  c.sample.update(prompts=(prompt,), tokens=16)
   return c

@@ -5,7 +5,7 @@
 
 Hardware: a TPU v5e-64 or larger. Expected: loss near 2.5 after 20,400 steps (MaxText's
 test_convergence_1b_params.sh, same shape and data, its own vocabulary of 32,000); the law of
-Hoffmann et al. 2022 gives 2.58 for 1B parameters and 20B tokens.
+Hoffmann et al. 2022 gives 2.58 for 1B parameters and 20B tokens. Not verified here.
 """
 from configs.base import base, smoke
 

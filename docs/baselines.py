@@ -20,8 +20,8 @@ Written by `python docs/baselines.py` from `configs/`; a test keeps it up to dat
 the code against `params_expected`. A reference is what was published for the model, its data and vocabulary; it is
 verified only where a run of this code has reached it (see `benchmarks/RESULTS.md`).
 
-| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | verified |
-|---|---|---|---|---|---|---|---|
+| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | source | verified here |
+|---|---|---|---|---|---|---|---|---|
 '''
 
 
@@ -31,8 +31,17 @@ def variants(file):
   return ['', *(v for v in found if v != 'smoke')]
 
 
-def row(file, variant):
-  c = config_lib.load(f'{file}:{variant}' if variant else str(file))
+def rows(file):
+  """Lines of the table, one for each variant that differs from the plain config; others share its line."""
+  found = {v: config_lib.load(f'{file}:{v}' if v else str(file)) for v in variants(file)}
+  same = [v for v in found if found[v] == found['']]
+  names = {v: f'`{file.stem}.py{":" * bool(v)}{v}`' for v in found}
+  names[''] = ', '.join([names[''], *(f'`:{v}`' for v in same if v)])
+  return [row(names[v], c) for v, c in found.items() if not v or v not in same]
+
+
+def row(name, c):
+  """The line of config `c`, which its first cell calls `name`."""
   shapes = lengths.shapes(c)
   o, r = c.objective, c.reference
   objective = o.name if o.name not in ('span_corruption', 'masked_lm') else (
@@ -40,18 +49,17 @@ def row(file, variant):
   if c.data.mixture:
     objective = 'mixture: ' + ', '.join(part.name for part in lengths.components(c))
   into = f' / {shapes.targets}' if shapes.inputs else ''
-  published = f'{r.metric} {r.value:g} ({r.source})' if r.metric else ''
-  cells = [f'`{file.stem}.py{":" * bool(variant)}{variant}`', f'{c.params_expected:,}' if c.params_expected else '',
+  cells = [name, f'{c.params_expected:,}' if c.params_expected else '',
            f'{c.model.name}, {objective}', f'{c.batch_size} x {c.data.seq_len}{into}',
            f'{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.schedule.name}', metrics.short(c.stop.tokens),
-           published, 'yes' if r.verified else 'no' if r.metric else '']
+           f'{r.metric} {r.value:g}' if r.metric else '', r.source, 'yes' if r.verified else 'no' if r.metric else '']
   return f'| {" | ".join(cells)} |\n'
 
 
 def table():
   """The whole file, text."""
   files = sorted(f for f in (ROOT / 'configs').glob('*.py') if f.stem not in ('base', '__init__'))
-  return HEAD + ''.join(row(f, v) for f in files for v in variants(f))
+  return HEAD + ''.join(line for f in files for line in rows(f))
 
 
 if __name__ == '__main__':
