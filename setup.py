@@ -30,7 +30,8 @@ setup(
         'zstandard>=0.22,<1',
     ],
     extras_require={
-        'test': ['pytest>=8,<10', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
+        # xdist: as many processes as cores, for compiling is most of the work
+        'test': ['pytest>=8,<10', 'pytest-xdist>=3.5,<4', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
                  'safetensors>=0.4,<1'],
         'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
         # transformers beside ours in one process: pytest -m parity

@@ -237,7 +237,7 @@ def smoke(c):
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)
   c.mesh.update(data=1, fsdp=-1, tensor=1)
-  c.schedule.warmup_steps = 2
+  c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1
   c.evaluate.update(every=10, batches=2)

@@ -20,7 +20,7 @@ def get_config(arg=''):
   # Muon needs a third of AdamW's steps here.
   c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
-  c.stop.tokens = 1500 * 32 * 64
+  c.stop.tokens = 1400 * 32 * 64
   c.evaluate.update(every=500, batches=50)
   c.checkpoint.every = 500
   c.sample.update(prompts=('    def __in<extra_id_0>__(se<extra_id_1>, name):\n        self.na<extra_id_2> = name\n',

@@ -20,7 +20,7 @@ def get_config(arg=''):
   c.batch_size = 32
   c.optimizer.update(learning_rate=3e-3, weight_decay=0.0)
   c.schedule.warmup_steps = 50
-  c.stop.tokens = 1500 * 32 * 64
-  c.evaluate.every = 500
+  c.stop.tokens = 500 * 32 * 64
+  c.evaluate.every = 250
   c.sample.prompts = ()
   return smoke(c) if arg == 'smoke' else c

@@ -27,7 +27,7 @@ def get_config(arg=''):
     c.vocabulary.update(specials=True, sentinels=1)
     c.model.update(name='encoder', vocab_size=12, d_model=64, num_heads=4, d_ff=128)
     c.optimizer.learning_rate = 5e-3
-    c.stop.tokens = 2000 * 32 * 64
+    c.stop.tokens = 1500 * 32 * 64
     c.sample.prompts = ('abcd<mask>fg<mask><mask>ba',)
   if arg == 'smoke':
     c = smoke(c)

@@ -2,10 +2,10 @@
 
     python main.py --config=configs/pythia.py:410m --workdir=gs://BUCKET/pythia_410m
 
-Hardware: the published 1B ran on 64 A100 GPUs; a TPU v5e-64 suits up to 410m, days. Expected: Pythia publishes
-scores, not losses: zero-shot LAMBADA perplexity 142.4, 38.1, 10.8, 7.92 and 6.09 in the order of the sizes (its
-evaluation files). Not verified here; our data is C4, for The Pile is not in TFDS. At 1b its config says a
-learning rate of 2.5e-4 and its README 3.0e-4: this is the README's.
+Hardware: a TPU v5e-64 suits up to 410m, larger ones the rest, days. Expected: Pythia publishes scores, not losses:
+zero-shot LAMBADA perplexity 142.4, 38.1, 10.8, 7.92 and 6.09 in the order of the sizes (its evaluation files).
+Not verified here; our data is C4, for The Pile is not in TFDS. At 1b its config says a learning rate of 2.5e-4
+and its README 3.0e-4: this is the README's.
 """
 from configs.base import base, smoke
 

@@ -23,7 +23,7 @@ def get_config(arg=''):
   # Muon needs a third of AdamW's steps here.
   c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
-  c.stop.tokens = 1200 * 8 * 256
+  c.stop.tokens = 900 * 8 * 256
   c.evaluate.every = 300
   c.checkpoint.every = 600
   c.sample.update(prompts=('summarize: def close(self):\n    self.file.close()\n',

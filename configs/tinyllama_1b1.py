@@ -2,7 +2,7 @@
 
     python main.py --config=configs/tinyllama_1b1.py --workdir=gs://BUCKET/tinyllama
 
-Hardware: the original took 16 A100 GPUs about 90 days; a TPU v5e-256 or larger. Expected: after 3T tokens a mean of
+Hardware: its README plans 90 days on 16 A100 GPUs; a TPU v5e-256 or larger. Expected: after 3T tokens a mean of
 52.99 on seven tasks, HellaSwag 59.20 (EVAL.md of github.com/jzhang38/TinyLlama). Not verified here; our data
 is C4, not SlimPajama and StarCoder. Its README says batches of 2M tokens, its code 512 sequences per 8 devices:
 this is the README's.

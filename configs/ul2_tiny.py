@@ -20,7 +20,7 @@ def get_config(arg=''):
   # Muon needs a third of AdamW's steps here.
   c.optimizer.update(name='muon', learning_rate=3e-2, weight_decay=0.1, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 100
-  c.stop.tokens = 1200 * 24 * 80
+  c.stop.tokens = 1000 * 24 * 80
   c.evaluate.update(every=400, batches=10)
   c.checkpoint.every = 400
   c.sample.update(prompts=('[NLU]    def __in<extra_id_0>__(se<extra_id_1>, name):\n        self.n = name\n',
