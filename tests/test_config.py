@@ -70,7 +70,7 @@ def test_files_may_use_units_lists_and_whole_floats(tmp_path):
 
 def variants():
   for path in FILES:
-    names = C._variants(ast.parse(path.read_text()), 'arg')
+    names = C.variants(ast.parse(path.read_text()), 'arg')
     assert 'smoke' in names
     yield from ((path, name) for name in ('', *names))
 
