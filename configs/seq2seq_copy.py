@@ -18,7 +18,7 @@ def get_config(arg=''):
   c.model.update(
       name='encoder_decoder', d_model=64, num_layers=2, num_heads=4, d_ff=128, dtype='float32')
   c.batch_size = 16
-  c.optimizer.update(learning_rate=3e-3, weight_decay=0.0)
+  c.optimizer.update(name='muon', learning_rate=2e-2, weight_decay=0.0, extra=dict(adam_scale=0.3))
   c.schedule.warmup_steps = 50
   c.stop.tokens = 1000 * 16 * 64
   c.evaluate.every = 250

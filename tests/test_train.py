@@ -219,7 +219,7 @@ def test_command_line_end_to_end(tmp_path):
   assert shown.returncode == 0 and 'row 24' in shown.stdout and 'target' in shown.stdout
   prepared = main('prepare', *args, cwd=tmp_path)
   assert prepared.returncode == 0 and 'prepared already' in prepared.stdout
-  numbers = main(*args, '--print_config', '--config.model.vocab_size=512', cwd=tmp_path)
+  numbers = main(*args, '--print_config', '--config.model.vocab_size=640', cwd=tmp_path)
   assert numbers.returncode == 0 and 'parameters' in numbers.stdout and 'flops_in_all' in numbers.stdout
 
 
