@@ -39,8 +39,9 @@ def base():
 
   # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
   c.data = dict(
-      # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | tfds:NAME[/CONFIG] |
-      # markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; GLOBs may end in .gz or .zst
+      # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | parquet:GLOB |
+      # tfds:NAME[/CONFIG] | markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; files of GLOBs
+      # may end in .gz or .zst, and lie on gs://, s3:// or whatever else fsspec reads
       source='python_docs',
       field='text',  # field that holds the text, in jsonl records and TFDS features
       # Examples of two texts: templates over the fields of a record, such as 'summarize: {article}' and
@@ -48,14 +49,21 @@ def base():
       inputs='',  # template
       targets='',  # likewise
       split='train',  # split of the TFDS dataset to train on
-      tfds_dir='',  # where TFDS datasets lie; '': TFDS's own default
+      tfds_dir='',  # where TFDS datasets lie, on disk or gs://; '': TFDS's own default
       # what to validate on: 'hash' (documents whose hash falls in the fraction below), 'tail'
       # (the last fraction of each document), or the name of a split of the TFDS dataset
       validation='hash',
       validation_fraction=0.01,  # of documents ('hash') or characters ('tail')
       max_documents=0,  # read only the first n documents; 0: all
-      directory='prepared',  # prepared datasets lie in folders below this one
+      max_bad_records=0,  # damaged records (not JSON, not UTF-8, ..) to leave out before giving up
+      empty='drop',  # documents without text: drop | error
+      max_document_tokens=0,  # most tokens of a text, its end included; 0: no limit
+      overlong='truncate',  # texts above that limit: truncate | drop | error
+      deduplicate=False,  # keep one of all documents with exactly the same text, of validation first
+      directory='prepared',  # prepared datasets lie in folders below this one, on disk or gs://
+      cache='',  # where those on gs:// are kept on this machine; '': ~/.cache/t5like
       shards=0,  # files per split; 0: one for each 256 MB of source text
+      prepare_workers=0,  # processes that prepare; 0: as many as there are cores
       append_eos=True,  # documents end with an end-of-document token; T5's own ran into each other
       seq_len=1024,  # tokens per row: of the decoder, or of the encoder where there is one
       target_len=0,  # encoder_decoder: tokens per row of the decoder; 0: what the objective needs
@@ -66,6 +74,17 @@ def base():
       # Several datasets or objectives at once: name: dict(weight=2.0, data=dict(source=..),
       # objective=dict(name=..)); what a component does not say it takes from this config
       mixture=dict(),
+      # weights: rows in proportion to weights | examples: to weight x min(examples, cap)^(1/temperature), the
+      # examples-proportional mixing of T5 (Raffel et al. 2020, section 3.5.2)
+      mixture_rates='weights',
+      mixture_cap=0,  # examples: most examples that count of a dataset; 0: all
+      mixture_temperature=1.0,  # examples: above 1, shares are more even
+      # Weights that change: name: dict(tokens='10B', weights=dict(web=0.5, code=2.0)); from that many tokens
+      # on, the components it names have these weights (0: none of it), the others keep theirs
+      stages=dict(),
+      # Rows to leave out, as '128000:153600,200K:210K', counted from 0 (step k at a constant batch_size reads
+      # rows k x batch_size and on; metrics.jsonl says examples_seen)
+      skip_rows='',
       workers=0,  # reading processes per host; 0: one thread, fast enough for most
       prefetch=4,  # batches read ahead
   )
@@ -217,6 +236,7 @@ def base():
   c.lock()
   c.optimizer.extra.unlock()
   c.data.mixture.unlock()
+  c.data.stages.unlock()
   return c
 
 
@@ -233,6 +253,8 @@ def smoke(c):
     given = part.data if 'data' in part else {}
     part.data = dict(given, **(pairs if 'targets' in given else small))
   c.data.update(pairs if paired else small, seq_len=64, target_len=64 if paired or c.data.mixture else 0)
+  for number, stage in enumerate(c.data.stages.values(), 1):
+    stage.tokens = 8 * 64 * 20 * number // (len(c.data.stages) + 1)
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)

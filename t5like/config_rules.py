@@ -8,6 +8,9 @@ from t5like.errors import ConfigError
 
 CHOICES = {key: tuple(values.split()) for key, values in {
     'data.packing': 'concat_split best_fit none',
+    'data.empty': 'drop error',
+    'data.overlong': 'truncate drop error',
+    'data.mixture_rates': 'weights examples',
     'vocabulary.name': 'sentencepiece bytes characters huggingface',
     'vocabulary.algorithm': 'unigram bpe',
     'vocabulary.normalization': 'nmt_nfkc identity',
@@ -35,11 +38,12 @@ RANGES = {key: interval for interval, keys in {
       log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span''',
     '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
       model.num_types data.max_documents data.shards data.workers data.prefetch
+      data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
-    '(0, inf)': '''optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
+    '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
       watchdog.step''',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
@@ -50,7 +54,7 @@ RANGES = {key: interval for interval, keys in {
 
 # What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
 SOURCES = {'python_docs': '', 'python_functions': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
-           'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
+           'parquet': 'GLOB', 'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
 METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
 
 
@@ -60,6 +64,7 @@ def check(flat, where):
   if not problems:
     parts, problems = objective_rules.mixture(flat['data.mixture'])
     problems += [f'{where}.{p}' for where, part in parts for p in _single(part)]
+    problems += objective_rules.stages(flat)
   if not problems:
     config = base().unlock()
     for key, value in flat.items():
@@ -115,6 +120,13 @@ def _in_words(interval):
 
 
 def _data(c):
+  try:
+    lengths.skipped(c.data.skip_rows)
+  except ConfigError as e:
+    yield str(e)
+  if c.data.mixture_rates == 'weights' and (c.data.mixture_cap or c.data.mixture_temperature != 1):
+    yield (f'data.mixture_cap={c.data.mixture_cap}, data.mixture_temperature={c.data.mixture_temperature:g}: belong '
+           "to data.mixture_rates='examples'. Set that, or 0 and 1.")
   for where, data in [('', c.data)] if not c.data.mixture else [
       (f'data.mixture.{name}: ', part.config.data) for name, part in _datasets(c)]:
     yield from (where + problem for problem in _dataset(data))

@@ -1,7 +1,6 @@
 """Values of config keys: their types, their units, and how people write them."""
 import ast
 import difflib
-import fractions
 import json
 import math
 import pathlib
@@ -9,6 +8,8 @@ import re
 import sys
 
 import ml_collections
+
+from t5like import lengths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever directory one works in
@@ -50,12 +51,7 @@ def parse(key, text):
     return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
         plain.lower())
   if kind is int:
-    m = re.fullmatch(r'([+-]?[0-9_.]*[0-9](?:e[+-]?[0-9]{1,2})?)\s*([kmbt]?)', plain.lower())
-    try:
-      n = fractions.Fraction(m[1].replace('_', '')) * 1000 ** ' kmbt'.index(m[2] or ' ')
-    except (TypeError, ValueError):
-      return None
-    return int(n) if n.denominator == 1 else None
+    return lengths.whole_number(plain)
   if kind is float:
     m = re.fullmatch(r'(.*?)\s*(s|min|h|d)', plain) if key in DURATIONS else None
     try:

@@ -4,7 +4,9 @@ A config may ask for several datasets and objectives at once; `components` lists
 config of its own.
 """
 import dataclasses
+import fractions
 import math
+import re
 from typing import Any
 
 from t5like.errors import ConfigError
@@ -27,9 +29,13 @@ class Component:
   mode: str = ''
 
 
-def components(config):
-  """All components of a config, a plain one being its own only component. Raises ConfigError."""
-  mixed = [(name, float(parts.get('weight', 1)), _changed(config, parts))
+def components(config, weights=()):
+  """All components of a config, a plain one being its own only component. Raises ConfigError.
+
+  `weights`: a dict of the mixture's names, whose weights take the place of the config's.
+  """
+  weights_of = lambda name: {'weight': weights[name]} if name in weights else {}
+  mixed = [(name, float({'weight': 1, **parts, **weights_of(name)}['weight']), _changed(config, parts))
            for name, parts in config.data.mixture.to_dict().items()] or [('', 1.0, config)]
   found = []
   for name, weight, part in mixed:
@@ -45,10 +51,52 @@ def components(config):
   return [dataclasses.replace(c, weight=c.weight / total) for c in found]
 
 
+def stages(config):
+  """[(tokens, [weight of each component])]: from so many tokens on, these are the weights. Raises ConfigError."""
+  changed, found = {}, [(0, [c.weight for c in components(config)])]
+  for _, stage in sorted(config.data.stages.to_dict().items(), key=lambda item: item[1]['tokens']):
+    changed.update(stage['weights'])
+    found.append((stage['tokens'], [c.weight for c in components(config, changed)]))
+  return found
+
+
+def skipped(text):
+  """[(start, stop)], sorted and disjoint, of 'start:stop,start:stop' in rows. Raises ConfigError."""
+  found = []
+  for window in filter(None, (part.strip() for part in text.split(','))):
+    ends = [whole_number(end) for end in window.split(':')]
+    if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1]:
+      raise ConfigError(f"data.skip_rows={text!r}: {window!r} is no window of rows. Write the first row and the one "
+                        "after the last, as in '128000:153600' or '128K:154K'.")
+    found.append(tuple(ends))
+  return merged(found)
+
+
+def merged(windows):
+  """Pairs (start, stop), sorted, those that touch made one."""
+  found = []
+  for start, stop in sorted(map(tuple, windows)):
+    if found and start <= found[-1][1]:
+      found[-1] = (found[-1][0], max(stop, found[-1][1]))
+    else:
+      found.append((start, stop))
+  return found
+
+
+def whole_number(text):
+  """12000 from '12_000', '12K' or '1.2e4'; None when a text is no whole number."""
+  m = re.fullmatch(r'([+-]?[0-9_.]*[0-9](?:e[+-]?[0-9]{1,2})?)\s*([kmbt]?)', text.strip().lower())
+  try:
+    n = fractions.Fraction(m[1].replace('_', '')) * 1000 ** ' kmbt'.index(m[2] or ' ')
+  except (TypeError, ValueError):
+    return None
+  return int(n) if n.denominator == 1 else None
+
+
 def _changed(config, parts):
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.data.mixture = {}
+    config.data.mixture, config.data.stages = {}, {}
     for section in ('data', 'objective'):
       config[section].update(parts.get(section, {}))
   return config

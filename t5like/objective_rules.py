@@ -1,4 +1,6 @@
 """Which objectives, architectures, vocabularies and lengths go together, and by which numbers not."""
+import difflib
+
 from t5like import lengths
 from t5like.config_values import DEFAULTS, SECTIONS, divisors, either, show, unknown
 from t5like.data import templates
@@ -11,7 +13,7 @@ ARCHITECTURES = {  # what each can be trained on
 }
 # Keys of `data` that describe one dataset; the others belong to a run.
 OF_A_DATASET = '''source field inputs targets split tfds_dir validation validation_fraction max_documents
-  append_eos shards packing document_mask'''.split()
+  max_bad_records empty max_document_tokens overlong deduplicate append_eos shards packing document_mask'''.split()
 LEFT_RIGHT = ('Give both templates, such as data.inputs="summarize: {article}" and '
               'data.targets="{highlights}".')
 
@@ -25,8 +27,8 @@ def mixture(flat_mixture):
       problems.append(f'{where}={show(parts)}: write dict(weight=2.0, data=dict(source=..)).')
       continue
     weight = parts.get('weight', 1)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < 1e12:
-      problems.append(f'{where}.weight={show(weight)}: must be a number above 0.')
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e12:
+      problems.append(f'{where}.weight={show(weight)}: must be a number, 0 or above.')
     for section, values in parts.items():
       if section == 'weight':
         continue
@@ -47,8 +49,51 @@ def mixture(flat_mixture):
   return flats, problems
 
 
+def stages(flat):
+  """Yields what is wrong with `data.stages` of a flat config; turns their tokens into whole numbers."""
+  names, found = set(flat['data.mixture']), dict(flat['data.stages'])
+  if found and not names:
+    yield f'data.stages={show(found)}: these change weights of data.mixture, which is empty.'
+  starts = {}
+  for name, stage in found.items():
+    where = f'data.stages.{name}'
+    if not isinstance(stage, dict) or set(stage) != {'tokens', 'weights'} or not isinstance(stage['weights'], dict):
+      yield f"{where}={show(stage)}: write dict(tokens='10B', weights=dict(web=0.5))."
+      return
+    tokens, weights = stage['tokens'], stage['weights']
+    tokens = lengths.whole_number(tokens) if isinstance(tokens, str) else tokens
+    if isinstance(tokens, bool) or not isinstance(tokens, (int, float)) or tokens != int(tokens) or tokens < 1:
+      yield f"{where}.tokens={show(stage['tokens'])}: needs a whole number above 0, such as 10_000_000 or '10M'."
+      return
+    if tokens in starts:
+      yield f'{where}.tokens={tokens}: data.stages.{starts[tokens]} begins there too.'
+    starts[tokens] = name
+    found[name] = dict(stage, tokens=int(tokens))
+    for component, weight in weights.items():
+      if component not in names:
+        near = difflib.get_close_matches(component, names, 1)
+        yield (f'{where}.weights.{component}: is no component of data.mixture. ' + (
+            f'Did you mean {near[0]!r}?' if near else f'There is {either(sorted(names))}.'))
+      elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e12:
+        yield f'{where}.weights.{component}={show(weight)}: must be a number, 0 or above.'
+  flat['data.stages'] = found
+
+
+def _weights(config):
+  weights = {name: {'weight': 1, **part}['weight'] for name, part in config.data.mixture.to_dict().items()}
+  if weights and not any(weights.values()):
+    yield 'data.mixture: all weights are 0. Give one component a weight.'
+  for stage in sorted(config.data.stages.to_dict().values(), key=lambda stage: stage['tokens']):
+    weights.update(stage['weights'])
+    if not any(weights.values()):
+      yield f"data.stages: from {stage['tokens']:,} tokens on all weights are 0. Give one component a weight."
+
+
 def check(config):
   """Yields what is wrong with the objectives of a config whose values are right by themselves."""
+  if found := list(_weights(config)):
+    yield from found
+    return
   try:
     parts = lengths.components(config)
   except ConfigError as e:

@@ -59,6 +59,8 @@ class Run:
     self.main = jax.process_index() == 0
     self.tokens_per_step = config.batch_size * config.data.seq_len
     self.step = self.tokens = self.examples_seen = 0
+    self.rows = pipeline.TrainRows(store, config)
+    self.skipped = []  # windows of rows that are left out
     self.saved_step = -1
     self.validation = None  # the newest one's metrics
     self.save_late = False  # a save that waits for a finite step
@@ -93,6 +95,7 @@ class Run:
     init = lambda: step_lib.init_state(self.model, tx, self.config.seed)
     abstract = sharding.abstract(init, self.mesh)
     found = self.checkpoints.restore(abstract, self.screen.say)
+    self._set_counters(found[1] if found else None)
     if found is None:
       layout = jax.tree.map(lambda x: x.sharding, abstract)
       if not self.config.init_from:
@@ -101,7 +104,20 @@ class Run:
       self.screen.say(f'Weights to begin with: {self.config.init_from}')
       begin = lambda params: step_lib.init_state(self.model, tx, self.config.seed, params)
       return jax.jit(begin, out_shardings=layout, donate_argnums=0)(params)
-    state, meta = found
+    return found[0]
+
+  def _set_counters(self, meta):
+    """Where in the data the run is, and which rows it leaves out, by a checkpoint's `meta` (or None)."""
+    if meta:
+      self._check_meta(meta)
+      self.tokens, self.examples_seen = meta['tokens'], meta['examples_seen']
+      self.step = self.saved_step = meta['step']
+      self.validation = meta['validation']
+      self.stopper.restore(meta['stopper'])
+      self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
+    self.skipped = pipeline.to_skip(self.config, self.examples_seen, meta['skipped'] if meta else [])
+
+  def _check_meta(self, meta):
     where = f'the checkpoint of step {meta["step"]} in {self.workdir}'
     config_lib.check_resumable(config_lib.from_json(meta['config']), self.asked, where)
     if meta['data'] != self.store.fingerprint and 'data' not in self.config.allow_changed.split(','):
@@ -109,14 +125,8 @@ class Run:
           f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
           f'{self.store.fingerprint[:12]} in {self.store.folder}). Give the dataset it was trained on, '
           'another --workdir, or --config.allow_changed=data to go on with the new data.')
-    self.tokens, self.examples_seen = meta['tokens'], meta['examples_seen']
-    self.step = self.saved_step = meta['step']
-    self.validation = meta['validation']
-    self.stopper.restore(meta['stopper'])
-    self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
-    return state
 
-  def introduce(self, rows):
+  def introduce(self):
     c, mesh = self.config, self.mesh
     axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
     steps = self.step + self.steps_left
@@ -124,19 +134,20 @@ class Run:
         f'{c.model.name} of {self.num_params:,} parameters on {mesh.size} x '
         f'{mesh.devices.flat[0].device_kind} ({axes})\n'
         f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
-    for line in rows.describe(steps * c.batch_size):
+    for line in self.rows.describe(steps * c.batch_size):
       self.screen.say(line)
+    if self.skipped:
+      self.screen.say('Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in self.skipped))
     self.screen.say(
         f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
         f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
 
   def loop(self):
     """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
-    rows = pipeline.TrainRows(self.store, self.config)
-    self.introduce(rows)
+    self.introduce()
     started, first = time.monotonic(), True
-    with pipeline.train_batches(rows, self.config, self.examples_seen,
-                                jax.process_index(), jax.process_count()) as batches:
+    with pipeline.train_batches(self.rows, self.config, self.examples_seen, jax.process_index(),
+                                jax.process_count(), self.skipped) as batches:
       while self.steps_left:
         self._step(batches)
         if first:
@@ -163,16 +174,16 @@ class Run:
       self.state, new = self.train_step(self.state, batch)
     self.step += 1
     self.tokens += self.tokens_per_step
-    self.examples_seen += self.config.batch_size
+    self.examples_seen = pipeline.after(self.skipped, self.examples_seen, self.config.batch_size)
     self._collect()
-    self.pending = (self.step, self.tokens, new)
+    self.pending = (self.step, self.tokens, self.examples_seen, new)
     self.watchdog.arm(self.config.watchdog.step)
 
   def _collect(self):
     """Fetches and reports the metrics of the newest step that is not reported yet."""
     if self.pending is None:
       return
-    (step, tokens, values), self.pending = self.pending, None
+    (step, tokens, examples_seen, values), self.pending = self.pending, None
     self.last = values = {k: v.item() for k, v in jax.device_get(values).items()}
     if values['bad_in_a_row'] >= self.config.guard.max_bad_steps:
       raise NumericsError(
@@ -186,19 +197,24 @@ class Run:
       self.window.update(weights=w, loss=w * values['loss'], nll=w * values['nll'],
                          accuracy=w * values['accuracy'])
     if step % self.config.log.every == 0 and self.window['weights']:
-      self._report(step, tokens, values)
+      self._report(step, tokens, examples_seen, values)
 
-  def _report(self, step, tokens, values):
+  def _report(self, step, tokens, examples_seen, values):
     means = {k: self.window[k] / self.window['weights'] for k in ('loss', 'nll', 'accuracy')}
     rate = self.rate.take()
     speed = dict(tokens_per_second=rate, mfu=self.mfu(rate))
     self.screen.show(step, tokens, dict(means, **speed))
     if self.files:
       self.files.write(step, dict(
-          tokens=tokens, **means, **speed, grad_norm=values['grad_norm'],
+          tokens=tokens, examples_seen=examples_seen, **self._rows_used(examples_seen), **means, **speed, grad_norm=values['grad_norm'],
           update_norm=values['update_norm'], learning_rate=float(self.learning_rate(step - 1)),
           bad_steps=values['bad_steps'], data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
+
+  def _rows_used(self, examples_seen):
+    """Rows of each component of a mixture that were trained on, by name; else nothing."""
+    used = self.rows.used(examples_seen, self.skipped)
+    return {f'rows/{name}': count for name, count in used.items()} if len(used) > 1 else {}
 
   def _between_steps(self):
     """Validates, saves and looks for reasons to stop, all of which are due at few steps."""
@@ -267,7 +283,8 @@ class Run:
     if self.save_late or self.saved_step == self.step:
       return
     versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
-    meta = dict(step=self.step, tokens=self.tokens, examples_seen=self.examples_seen,
+    meta = dict(step=self.step, tokens=self.tokens, examples_seen=self.examples_seen, skipped=self.skipped,
+                rows=self.rows.used(self.examples_seen, self.skipped),
                 validation=self.validation, stopper=self.stopper.to_meta(),
                 config=config_lib.to_json(self.asked), data=self.store.fingerprint,
                 vocabulary=self.store.vocabulary.fingerprint, versions=versions)

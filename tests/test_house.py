@@ -10,14 +10,14 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors'], ['config_values', 'lengths', 'data.templates'], ['objective_rules'], ['config_rules'],
+FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules'], ['config_rules'],
           ['config'], ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
           ['data.vocabulary_kinds'], ['data.tokenizer_json'],
           ['data.vocabulary', 'data.files', 'data.functions'],
           ['data.sources'], ['data.store'], ['data.shards'],
           ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],
-          ['data.packing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
+          ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
           ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'], ['huggingface'],
           ['train', 'load'], ['interchange'], ['commands']]

@@ -1,11 +1,11 @@
 """From prepared datasets to batches: row = f(seed, config, index), and nothing else.
 
 Row i of the endless training sequence belongs to one component of the config (a dataset with an
-objective; usually there is one), dealt out by Grain so that any stretch of rows has the components in
-exact proportion, and is a certain row of that component: Grain computes its `order`, a new shuffle of
-all rows in every epoch, for any i at once. The batch of a step is the rows `examples_seen ..<
-examples_seen + batch_size`, whoever reads it: hosts, worker processes and restarts cannot change it,
-and the only state to keep is the integer `examples_seen`.
+objective; usually there is one), dealt out so that any stretch of rows has the components in exact
+proportion (mixing.py), and is a certain row of that component: Grain computes its `order`, a new shuffle
+of all rows in every epoch, for any i at once. The batch of a step is the batch_size rows from
+`examples_seen` on, but for windows of rows that are skipped, whoever reads it: hosts, worker processes
+and restarts cannot change it, and the only state to keep is the integer `examples_seen`.
 """
 import contextlib
 import functools
@@ -16,19 +16,44 @@ import numpy as np
 from absl import flags
 
 from t5like import lengths
+from t5like.data.mixing import Mixture
 from t5like.data.rows import Rows
-from t5like.errors import DataError
+from t5like.errors import ConfigError, DataError
 
-ENDLESS = 2 ** 60
 VALIDATION = 2 ** 32  # stream of random numbers; those of training components count from 0
 
 
-def _tag(component, rank):
-  return component, rank
+def after(skipped, row, count):
+  """The row that comes `count` rows after `row` (or after a window that holds it), without `skipped` ones.
+
+  skipped: [(start, stop)] in rows, sorted and disjoint.
+  """
+  row, first = row + count, row
+  for start, stop in skipped:
+    if start > row:
+      break
+    row += max(0, stop - max(start, first))
+  return row
+
+
+def to_skip(config, examples_seen, recorded):
+  """Windows of rows to leave out: those recorded in a checkpoint, and of data.skip_rows what lies ahead.
+
+  ConfigError for a window that was trained on already.
+  """
+  ahead = []
+  for start, stop in lengths.skipped(config.data.skip_rows):
+    if stop > examples_seen:
+      ahead.append((max(start, examples_seen), stop))
+    elif not any(first < stop <= last for first, last in recorded):
+      raise ConfigError(f'data.skip_rows: rows {start:,} to {stop - 1:,} were trained on already, this run is at row '
+                        f'{examples_seen:,}. To leave them out, go on from an older checkpoint (delete the newer ones) '
+                        'or begin in another --workdir.')
+  return lengths.merged([*recorded, *ahead])
 
 
 class TrainRows:
-  """Random access to batches of consecutive rows of the endless training sequence."""
+  """Random access to batches of rows of the endless training sequence."""
 
   def __init__(self, store, config):
     self.parts, self.orders = [], []
@@ -38,28 +63,48 @@ class TrainRows:
       seed = config.seed if k == 0 else int(np.random.SeedSequence([config.seed, k]).generate_state(1)[0])
       self.parts.append(rows)
       self.orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
-    self.names, self.weights = [c.name for c in components], [c.weight for c in components]
+    self.names = [c.name for c in components]
     self.blank = functools.partial(blank, lengths.shapes(config), any(has_prefix(c) for c in components))
-    ranks = [grain.MapDataset.range(ENDLESS).map(functools.partial(_tag, k)) for k in range(len(self.parts))]
-    self.mix = grain.MapDataset.mix(ranks, self.weights)
+    self.mixture = Mixture(self._stages(config)) if len(components) > 1 else None
+
+  def _stages(self, config):
+    """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
+    data, stages = config.data, lengths.stages(config)
+    scale = np.ones(len(self.parts))
+    if data.mixture_rates == 'examples':
+      examples = np.array([part.store.manifest['splits']['train']['documents'] for part in self.parts], np.float64)
+      scale = np.minimum(examples, data.mixture_cap or np.inf) ** (1 / data.mixture_temperature)
+    return [(-(-tokens // data.seq_len), np.array(weights) * scale) for tokens, weights in stages]
 
   def describe(self, rows):
     """What the first `rows` rows are made of, a line per component."""
-    for part, name, weight in zip(self.parts, self.names, self.weights):
+    for part, name, count in zip(self.parts, self.names, self.counts(rows)):
       packed = '' if part.packing == 'concat_split' else ', of whose positions text takes ' + ' and '.join(
-          f'{share:.1%}' for share in np.atleast_1d(part.efficiency))
-      yield (f'{f"{name}: {weight:.1%} of rows, " if name else ""}{rows * weight / len(part):.3g} epochs of '
+          f'{share:.1%}' for share in part.plan.fill)
+      yield (f'{f"{name}: {count / rows:.1%} of rows, " if name else ""}{count / len(part):.3g} epochs of '
              f'{len(part):,} rows from {part.store.folder}{packed}'
              + ('' if 'validation' in part.store.splits else ', which has no text to validate on'))
 
+  def counts(self, rows):
+    """How many of the first `rows` rows each component has: a list of ints, in the order of `names`."""
+    return self.mixture.counts(rows).tolist() if self.mixture else [rows]
+
+  def used(self, examples_seen, skipped):
+    """{name: rows of it that training has read}, when `skipped` ones were left out."""
+    counts = np.array(self.counts(examples_seen))
+    for start, stop in skipped:
+      if start < examples_seen:
+        counts -= np.array(self.counts(min(stop, examples_seen))) - self.counts(start)
+    return dict(zip(self.names, counts.tolist()))
+
   def component(self, i):
     """(component, its row, epoch) of row i, ints."""
-    k, rank = self.mix[i] if len(self.parts) > 1 else (0, i)
+    k, rank = self.mixture[i] if self.mixture else (0, i)
     return k, int(self.orders[k][rank]), rank // len(self.parts[k])
 
-  def batch(self, start, stop):
-    """Rows start ..< stop as one dict of numpy arrays."""
-    chosen = [self.component(i) for i in range(start, stop)]
+  def batch(self, rows):
+    """Batch of `rows` (ints): a dict of numpy arrays."""
+    chosen = [self.component(i) for i in rows]
     if len(self.parts) == 1:
       return self._fill(self.blank(0), self.parts[0].batch([n for _, n, _ in chosen], [e for *_, e in chosen]))
     out = self.blank(len(chosen))
@@ -110,8 +155,8 @@ def _put(out, made, rows):
 class _HostBatches:
   """What Grain reads ahead: element k is this host's part of the k-th batch after `examples_seen`."""
 
-  def __init__(self, rows, batch_size, examples_seen, host, hosts):
-    self.rows, self.batch_size, self.seen = rows, batch_size, examples_seen
+  def __init__(self, rows, batch_size, examples_seen, skipped, host, hosts):
+    self.rows, self.batch_size, self.seen, self.skipped = rows, batch_size, examples_seen, skipped
     self.part = batch_size // hosts
     self.offset = host * self.part
 
@@ -119,13 +164,15 @@ class _HostBatches:
     return sys.maxsize
 
   def __getitem__(self, k):
-    start = self.seen + k * self.batch_size + self.offset
-    return self.rows.batch(start, start + self.part)
+    start = k * self.batch_size + self.offset
+    return self.rows.batch([after(self.skipped, self.seen, n) for n in range(start, start + self.part)])
 
 
 @contextlib.contextmanager
-def train_batches(rows, config, examples_seen=0, host=0, hosts=1):
+def train_batches(rows, config, examples_seen=0, host=0, hosts=1, skipped=()):
   """Iterator of this host's part of each batch of TrainRows, read ahead by a thread (or worker processes).
+
+  It begins with row `examples_seen` and leaves out windows of rows `skipped` (see `after`).
 
   Rows are dealt in blocks, host h getting the h-th, so that the global array, row for row, is the
   same for every number of hosts. Raises DataError when the hosts do not divide the batch.
@@ -133,7 +180,7 @@ def train_batches(rows, config, examples_seen=0, host=0, hosts=1):
   if config.batch_size % hosts:
     raise DataError(f'batch_size={config.batch_size} is not divisible by the {hosts} hosts of this '
                     f'run: give a multiple of {hosts}.')
-  source = _HostBatches(rows, config.batch_size, examples_seen, host, hosts)
+  source = _HostBatches(rows, config.batch_size, examples_seen, skipped, host, hosts)
   dataset = grain.MapDataset.source(source)
   if config.data.workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags

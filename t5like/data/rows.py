@@ -2,7 +2,7 @@
 import numpy as np
 
 from t5like import lengths
-from t5like.data import objectives, packing
+from t5like.data import objectives, packing, plans
 from t5like.data.objectives import MISSING
 
 
@@ -33,28 +33,30 @@ class Rows:
       stride = self.lengths.raw - (c.objective.name == 'causal' and not self.document_mask)
       self.windows = self.store.windows(split, self.lengths.raw, stride=stride, tail=split != 'train')
     else:
-      self._plan(split)
+      key = [self.store.fingerprint, split, self.packing, seed, self._capacity(), self.lengths.raw, self.is_pairs,
+             len(self.mode), c.objective.to_dict()]
+      texts = self.store.manifest['splits'][split]['documents'] if split in self.store.splits else 0
+      self.tokens = self.store.tokens(split)
+      self.plan = plans.plan(self.store.folder, key, texts, lambda: self._plan(split))
 
   # --- Which text goes into a row -------------------------------------------------------------------
 
   def _plan(self, split):
-    """Puts whole examples (long documents in pieces) into rows, by their lengths alone."""
-    self.examples = self.store.examples(split)
-    sizes = self.examples.lengths
-    if self.objective.name == 'seq2seq':
-      number, start, size = np.arange(len(sizes)), np.zeros(len(sizes), np.int64), sizes.sum(1)
-    else:
+    """The rows of whole examples (long documents in pieces), by their lengths alone: see plans.py."""
+    examples = self.store.examples(split)
+    sizes, starts = examples.lengths, examples.starts[:-1]
+    if self.objective.name != 'seq2seq':
       # Of pairs, inputs and targets have ends of their own, and the text's is left out.
-      number, start, size = packing.pieces(sizes[:, 0] - self.is_pairs, self.lengths.raw)
+      number, first, size = packing.pieces(sizes[:, 0] - self.is_pairs, self.lengths.raw)
       enough = size >= 1 + self.is_pairs
-      number, start, size, sizes = number[enough], start[enough], size[enough], size[enough, None]
-    self.pieces = np.stack([number, start, size], 1)
+      starts, sizes = (starts[number] + first)[enough], size[enough, None]
     needs = self._needs(sizes)
     if self.packing == 'none':
-      self.members, self.starts = np.arange(len(needs)), np.arange(len(needs) + 1)
+      members, rows = np.arange(len(needs)), np.arange(len(needs) + 1)
     else:
-      self.members, self.starts = packing.plan(needs, self._capacity(), self.seed)
-    self.efficiency = packing.efficiency(needs, self.members, self.starts, self._capacity())
+      members, rows = packing.plan(needs, self._capacity(), self.seed)
+    return dict(rows=rows, starts=starts[members], sizes=sizes[members].astype(np.int32),
+                fill=np.atleast_1d(packing.efficiency(needs, members, rows, self._capacity())))
 
   def _capacity(self):
     n = self.lengths
@@ -85,16 +87,22 @@ class Rows:
     return table[text].T
 
   def __len__(self):
-    return len(self.windows) if self.packing == 'concat_split' else len(self.starts) - 1
+    return len(self.windows) if self.packing == 'concat_split' else len(self.plan)
+
+  def spans(self, number):
+    """[(start, size)] of the texts of row `number`: tokens of the split, all its shards counted through."""
+    if self.packing == 'concat_split':
+      return [self.windows.span(number)]
+    texts = slice(*self.plan.rows[number:number + 2])
+    return list(zip(self.plan.starts[texts].tolist(), self.plan.sizes[texts].sum(1).tolist()))
 
   def _texts(self, number):
     """The pieces of row `number`, each one array or, for given targets, a pair."""
-    found = []
-    for member in self.members[self.starts[number]:self.starts[number + 1]]:
-      example, start, size = self.pieces[member].tolist()
-      found.append(self.examples[example] if self.objective.name == 'seq2seq' else
-                   self.examples.read(example, start, start + size))
-    return found
+    found = [self.tokens.span(start, size) for start, size in self.spans(number)]
+    if self.objective.name != 'seq2seq':
+      return found
+    inputs = self.plan.sizes[slice(*self.plan.rows[number:number + 2]), 0]
+    return [(text[:n], text[n:]) for text, n in zip(found, inputs)]
 
   # --- Rows -----------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Store:
     tokens are shared by neighbours), padded with -1. DataError for an unknown split, or one too
     small for a window.
     """
-    tokens = self._tokens(split)
+    tokens = self.tokens(split)
     windows = Windows(tokens, length, stride or length, tail)
     if not len(windows):
       sizes = ' + '.join(map(str, tokens.sizes))
@@ -107,7 +107,7 @@ class Store:
     """Returns the Examples of a split; DataError for an unknown one, or lengths that are damaged."""
     shards = self._shards(split)
     files = [(str(self.folder / shard['lengths']['file']), shard['lengths']['sha256']) for shard in shards]
-    return Examples(self._tokens(split), files, [shard['documents'] for shard in shards], self.manifest['texts'])
+    return Examples(self.tokens(split), files, [shard['documents'] for shard in shards], self.manifest['texts'])
 
   def of(self, component):
     """The Store of a component of the config (`lengths.components`), which here is this one."""
@@ -118,7 +118,8 @@ class Store:
       raise DataError(f'{self.folder} has no split {split!r}; it has {", ".join(self.splits)}.')
     return self.manifest['splits'][split]['shards']
 
-  def _tokens(self, split):
+  def tokens(self, split):
+    """Returns the Tokens of a split; DataError for an unknown one."""
     shards = self._shards(split)
     return Tokens([str(self.folder / shard['file']) for shard in shards], [shard['tokens'] for shard in shards],
                   self.manifest['block'], self.manifest['dtype'])
@@ -158,6 +159,7 @@ class Tokens:
   def __init__(self, paths, tokens, block, dtype):
     """`paths`, `tokens`: file and number of tokens of each shard."""
     self._paths, self.sizes = paths, tokens
+    self.bases = np.cumsum([0, *tokens]).tolist()  # tokens before each shard
     self._stamps = [pathlib.Path(path).stat().st_mtime_ns for path in paths]
     self._block, self._dtype = block, np.dtype(dtype).newbyteorder('<')
 
@@ -169,6 +171,12 @@ class Tokens:
       tokens = self._record(shard, record)[offset:offset + stop - done]
       out[done - start:done - start + len(tokens)] = tokens
       done += len(tokens)
+
+  def span(self, start, size):
+    """Tokens start ..< start + size of one shard, all shards counted through: int32 [size]."""
+    shard, out = bisect.bisect_right(self.bases, start) - 1, np.empty(size, np.int32)
+    self.read(shard, start - self.bases[shard], start - self.bases[shard] + size, out)
+    return out
 
   def _record(self, shard, record):
     path = self._paths[shard]
@@ -199,13 +207,22 @@ class Windows:
 
   def __getitem__(self, i):
     """Returns int32 [length]; DataError for a damaged record."""
+    shard, start, stop = self._place(i)
+    window = np.full(self._length, -1, np.int32)
+    self._tokens.read(shard, start, stop, window)
+    return window
+
+  def span(self, i):
+    """(start, size) of window i: tokens of the split, all its shards counted through."""
+    shard, start, stop = self._place(i)
+    return self._tokens.bases[shard] + start, stop - start
+
+  def _place(self, i):
     if not 0 <= i < self._ends[-1]:
       raise IndexError(f'window {i} of {self._ends[-1]}')
     shard = bisect.bisect_right(self._ends, i)
     start = (int(i) - (self._ends[shard - 1] if shard else 0)) * self._stride
-    window = np.full(self._length, -1, np.int32)
-    self._tokens.read(shard, start, min(start + self._length, self._tokens.sizes[shard]), window)
-    return window
+    return shard, start, min(start + self._length, self._tokens.sizes[shard])
 
   def _getitems(self, indices):
     """Returns a list of int32 [length]. Grain asks for whole batches by this name."""
@@ -226,19 +243,19 @@ class Examples:
     """
     self._tokens, self._files, self._texts = tokens, files, texts
     self._ends = np.cumsum(counts).tolist()
-    self._bases = np.cumsum([0, *tokens.sizes]).tolist()  # tokens before each shard
-    self._starts  # noqa: B018  read now, so that damage is found before training
+    self.starts  # noqa: B018  read now, so that damage is found before training
 
   @functools.cached_property
   def lengths(self):
     return np.concatenate([_read_lengths(path, sha256, self._texts) for path, sha256 in self._files])
 
   @functools.cached_property
-  def _starts(self):  # tokens before each example, and before the end: int64 [n + 1]
+  def starts(self):
+    """Tokens of the split before each example, and before the end: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(self.lengths.sum(1, dtype=np.int64))])
 
   def __getstate__(self):
-    return {k: v for k, v in self.__dict__.items() if k not in ('lengths', '_starts')}
+    return {k: v for k, v in self.__dict__.items() if k not in ('lengths', 'starts')}
 
   def __len__(self):
     return self._ends[-1]
@@ -253,15 +270,12 @@ class Examples:
     first, last = self._span(i)
     if not 0 <= start <= stop <= last - first:
       raise IndexError(f'tokens {start} to {stop} of {last - first} in example {i}')
-    shard = bisect.bisect_right(self._ends, i)
-    first, out = first - self._bases[shard], np.empty(stop - start, np.int32)
-    self._tokens.read(shard, first + start, first + stop, out)
-    return out
+    return self._tokens.span(first + start, stop - start)
 
   def _span(self, i):
     if not 0 <= i < self._ends[-1]:
       raise IndexError(f'example {i} of {self._ends[-1]}')
-    return int(self._starts[i]), int(self._starts[i + 1])
+    return int(self.starts[i]), int(self.starts[i + 1])
 
 
 def _read_lengths(path, sha256, texts):
