@@ -12,6 +12,7 @@ flags.DEFINE_bool('print_config', False, 'Show every value and every derived num
 flags.DEFINE_bool('debug', False, 'Show where an error was raised.')
 flags.DEFINE_integer('step', 0, 'inspect: the step whose batch is shown.')
 flags.DEFINE_integer('rows', 2, 'inspect: how many rows of it.')
+flags.DEFINE_integer('row', None, 'inspect: only this row of it, counted from 0.')
 flags.DEFINE_multi_string('prompt', None, 'generate: text to continue; may be given several times.')
 flags.DEFINE_integer('tokens', 128, 'generate: how many at most.')
 flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token each time.')

@@ -66,7 +66,7 @@ def measure(config):
   windows = lambda k: part.windows._getitems([rows.component(i)[1] for i in range(k * B, (k + 1) * B)])
   with pipeline.train_batches(rows, config) as batches:
     ways = [('windows of tokens alone', windows),
-            ('rows of the objective', lambda k: rows.batch(k * B, (k + 1) * B)),
+            ('rows of the objective', lambda k: rows.batch(range(k * B, (k + 1) * B))),
             ('batches from the reading thread', lambda k: next(batches))]
     print(f'{B} x {tokens // B} tokens of text, objective {config.objective.name}, '
           f'document_mask={config.data.document_mask}, {store.folder}')

@@ -9,7 +9,10 @@ from t5like.model import transformer
 
 def open_data(config, say=print):
   """The prepared dataset of a config, or those of a mixture; prepared now when this is the only process."""
-  folders = {name: datasets.folder(c) for name, c in datasets.datasets(config).items()}
+  configs = datasets.datasets(config)
+  for c in configs.values():
+    datasets.fetch(c, say)
+  folders = {name: datasets.folder(c) for name, c in configs.items()}
   missing = [folder for folder in folders.values() if not (folder / 'manifest.json').exists()]
   if missing:
     if jax.process_count() > 1:

@@ -59,7 +59,7 @@ def _prepare(config, flags):
 def _inspect(config, flags):
   from t5like import build
   from t5like.data import inspect
-  inspect.show(build.open_data(config), config, flags.step, flags.rows)
+  inspect.show(build.open_data(config), config, flags.step, flags.rows, flags.row)
 
 
 def _generate(flags, overrides):

@@ -60,7 +60,6 @@ class Run:
     self.tokens_per_step = config.batch_size * config.data.seq_len
     self.step = self.tokens = self.examples_seen = 0
     self.rows = pipeline.TrainRows(store, config)
-    self.skipped = []  # windows of rows that are left out
     self.saved_step = -1
     self.validation = None  # the newest one's metrics
     self.save_late = False  # a save that waits for a finite step
@@ -96,15 +95,15 @@ class Run:
     abstract = sharding.abstract(init, self.mesh)
     found = self.checkpoints.restore(abstract, self.screen.say)
     self._set_counters(found[1] if found else None)
-    if found is None:
-      layout = jax.tree.map(lambda x: x.sharding, abstract)
-      if not self.config.init_from:
-        return jax.jit(init, out_shardings=layout)()
+    if found:
+      return found[0]
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    if self.config.init_from:
       params = huggingface.initial(self.config, abstract['params'], self.store.vocabulary)
       self.screen.say(f'Weights to begin with: {self.config.init_from}')
       begin = lambda params: step_lib.init_state(self.model, tx, self.config.seed, params)
       return jax.jit(begin, out_shardings=layout, donate_argnums=0)(params)
-    return found[0]
+    return jax.jit(init, out_shardings=layout)()
 
   def _set_counters(self, meta):
     """Where in the data the run is, and which rows it leaves out, by a checkpoint's `meta` (or None)."""
@@ -138,9 +137,8 @@ class Run:
       self.screen.say(line)
     if self.skipped:
       self.screen.say('Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in self.skipped))
-    self.screen.say(
-        f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
-        f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
+    self.screen.say(f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
+                    f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
 
   def loop(self):
     """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
@@ -206,15 +204,10 @@ class Run:
     self.screen.show(step, tokens, dict(means, **speed))
     if self.files:
       self.files.write(step, dict(
-          tokens=tokens, examples_seen=examples_seen, **self._rows_used(examples_seen), **means, **speed, grad_norm=values['grad_norm'],
+          tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means, **speed, grad_norm=values['grad_norm'],
           update_norm=values['update_norm'], learning_rate=float(self.learning_rate(step - 1)),
           bad_steps=values['bad_steps'], data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
-
-  def _rows_used(self, examples_seen):
-    """Rows of each component of a mixture that were trained on, by name; else nothing."""
-    used = self.rows.used(examples_seen, self.skipped)
-    return {f'rows/{name}': count for name, count in used.items()} if len(used) > 1 else {}
 
   def _between_steps(self):
     """Validates, saves and looks for reasons to stop, all of which are due at few steps."""

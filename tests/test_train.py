@@ -124,8 +124,8 @@ def test_a_step_that_is_not_finite_is_passed_over_and_its_save_put_off(tmp_path,
 
 def test_an_error_while_reading_is_a_data_error_with_the_step(tmp_path, monkeypatch):
   real = pipeline.TrainRows.batch
-  monkeypatch.setattr(pipeline.TrainRows, 'batch', lambda self, start, stop: (
-      real(self, start, stop) if start < 32 else (_ for _ in ()).throw(OSError('gone'))))
+  monkeypatch.setattr(pipeline.TrainRows, 'batch', lambda self, rows: (
+      real(self, rows) if min(rows) < 32 else (_ for _ in ()).throw(OSError('gone'))))
   with pytest.raises(DataError, match='batch of step 3 .*OSError: gone'):
     run(tiny.config(tmp_path), tmp_path / 'run')
 

@@ -6,23 +6,51 @@ import platform
 import re
 
 from t5like import lengths
-from t5like.data import shards, store
+from t5like.data import mirror, shards, store
+from t5like.data.parts import VOCABULARY
 
-VOCABULARY = 'vocabulary'  # file name
+CACHE = '~/.cache/t5like'
 
 
 def folder(config):
-  """Returns the path of the folder for `config`: another for any key that changes the tokens."""
+  """Returns the path of the folder for `config` on this machine: another for any key that changes tokens."""
   data = config.data
-  essence = dict(_essence(data), vocabulary=dict(config.vocabulary))
+  if mirror.is_remote(data.directory):
+    return pathlib.Path(data.cache or CACHE).expanduser() / _name(config)
+  return pathlib.Path(data.directory) / _name(config)
+
+
+def remote(config):
+  """Returns the URL of the folder, '' if data.directory is on this machine."""
+  directory = config.data.directory
+  return f'{directory.rstrip("/")}/{_name(config)}' if mirror.is_remote(directory) else ''
+
+
+def fetch(config, say=print):
+  """Copies a dataset whose data.directory is remote to this machine, if it is prepared there."""
+  url, target = remote(config), folder(config)
+  if not url or (target / store.MANIFEST).exists() or not mirror.is_file(f'{url}/{store.MANIFEST}'):
+    return
+  target.mkdir(parents=True, exist_ok=True)
+  with mirror.alone(target, say):
+    manifest = json.loads(mirror.read_bytes(f'{url}/{store.MANIFEST}'))
+    say(f'Copying {url} to {target}.')
+    mirror.pull(url, target, {**store.sizes(manifest), store.MANIFEST: None})
+
+
+def _name(config):
+  data, spec = config.data, dict(config.vocabulary)
+  # A vocabulary that prepare makes for a mixture lies beside its datasets, wherever that is.
+  spec['path'] = spec['path'].removeprefix(f'{data.directory.rstrip("/")}/')
+  essence = dict(_essence(data), vocabulary=spec)
   slug = re.sub(r'[^A-Za-z0-9]+', '-', data.source).strip('-')[:40].strip('-')
-  return pathlib.Path(data.directory) / f'{slug}-{sha256(essence)[:10]}'
+  return f'{slug}-{sha256(essence)[:10]}'
 
 
 def _essence(data):
   """What the text of a dataset depends on, for JSON."""
   keys = ('source', 'field', 'inputs', 'targets', 'split', 'validation', 'validation_fraction', 'max_documents',
-          'append_eos', 'shards')
+          'append_eos', 'shards', 'max_document_tokens', 'overlong', 'deduplicate')
   essence = dict(format=store.FORMAT, block=shards.BLOCK, data={key: data[key] for key in keys})
   if data.source.startswith('python_'):
     essence['python'] = platform.python_version()
@@ -35,10 +63,10 @@ def datasets(config):
   v = config.vocabulary
   essences = sorted({json.dumps(_essence(c.data), sort_keys=True) for c in found.values()})
   if len(essences) > 1 and not v.path and v.name != 'bytes':
-    path = pathlib.Path(config.data.directory) / f'vocabulary-{sha256([essences, dict(v)])[:10]}' / VOCABULARY
+    path = f'{config.data.directory.rstrip("/")}/vocabulary-{sha256([essences, dict(v)])[:10]}/{VOCABULARY}'
     for c in found.values():
       with c.unlocked():
-        c.vocabulary.path = str(path)
+        c.vocabulary.path = path
   return found
 
 

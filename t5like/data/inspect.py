@@ -4,28 +4,49 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from t5like import lengths
 from t5like.data import pipeline
+from t5like.errors import ConfigError
 
 COLOURS = ('cyan', 'green', 'yellow', 'magenta')
+DOCUMENTS = 12  # of a row that are named
 
 
-def show(store, config, step, rows, console=None):
-  """Prints the first `rows` rows of the batch of `step` (from 0), rebuilt from its index alone."""
+def show(store, config, step, rows, row=None, console=None):
+  """Prints the first `rows` rows (or only `row`, an int) of the batch of `step`, rebuilt from its index alone.
+
+  Steps and rows of a batch count from 0; rows that data.skip_rows leaves out do not count.
+  """
   console = console or Console(highlight=False)
-  start = step * config.batch_size
-  stop = start + min(rows, config.batch_size)
+  size = config.batch_size
+  if row is not None and not 0 <= row < size:
+    raise ConfigError(f'--row={row}: a batch has rows 0 to {size - 1} (batch_size={size}).')
+  skipped = lengths.skipped(config.data.skip_rows)
+  chosen = [pipeline.after(skipped, 0, step * size + k) for k in (range(min(rows, size)) if row is None else [row])]
   train = pipeline.TrainRows(store, config)
-  batch = train.batch(start, stop)
-  console.print(f'Step {step:,}: rows {start:,} to {start + config.batch_size - 1:,} of the endless sequence, '
-                f'{stop - start} shown. Colours tell segments apart. So far:')
-  for line in train.describe(stop):
+  batch = train.batch(chosen)
+  first, last = (pipeline.after(skipped, 0, step * size + k) for k in (0, size - 1))
+  console.print(f'Step {step:,}: rows {first:,} to {last:,} of the endless sequence, '
+                f'{len(chosen)} shown. Colours tell segments apart. So far:')
+  for line in train.describe(chosen[-1] + 1):
     console.print(line, markup=False)
-  for i in range(stop - start):
-    row = {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()}
-    component, number, epoch = train.component(start + i)
+  for i, index in enumerate(chosen):
+    content = {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()}
+    component, number, epoch = train.component(index)
     name = f', {train.names[component]}' if train.names[component] else ''
-    console.rule(f'row {start + i:,}{name}: number {number:,} of epoch {epoch}')
-    _show_row(console, store.vocabulary, row)
+    console.rule(f'row {index:,}{name}: number {number:,} of epoch {epoch}')
+    _show_documents(console, train.parts[component], number)
+    _show_row(console, store.vocabulary, content)
+
+
+def _show_documents(console, part, number):
+  """Which documents a row was made of."""
+  found = [document for span in part.spans(number) for document in part.store.names('train', *span)]
+  console.print(f'From {len(found)} document{"s" * (len(found) > 1)}:', style='dim')
+  for name, first, count in found[:DOCUMENTS]:
+    console.print(f'  {name}, tokens {first:,} to {first + count - 1:,}', style='dim', markup=False)
+  if len(found) > DOCUMENTS:
+    console.print(f'  and {len(found) - DOCUMENTS} more', style='dim')
 
 
 def _show_row(console, vocabulary, row):

@@ -90,12 +90,14 @@ class TrainRows:
     return self.mixture.counts(rows).tolist() if self.mixture else [rows]
 
   def used(self, examples_seen, skipped):
-    """{name: rows of it that training has read}, when `skipped` ones were left out."""
+    """{'rows/NAME': rows of that component that training has read}; {} if there is only one component."""
+    if not self.mixture:
+      return {}
     counts = np.array(self.counts(examples_seen))
     for start, stop in skipped:
       if start < examples_seen:
         counts -= np.array(self.counts(min(stop, examples_seen))) - self.counts(start)
-    return dict(zip(self.names, counts.tolist()))
+    return {f'rows/{name}': count for name, count in zip(self.names, counts.tolist())}
 
   def component(self, i):
     """(component, its row, epoch) of row i, ints."""

@@ -6,218 +6,196 @@ The folder of a prepared dataset:
   vocabulary                                 what `vocabulary.load` reads
   tokens-train.array_record-00000-of-00002   tokens (see store.py), in files that TFDS reads
   lengths-train-00000-of-00002.bin           of each example in that file
+  names-train-00000-of-00002.zst             where each example came from
   dataset_info.json features.json            TFDS's own description
+  plans/                                     which examples share rows (see plans.py), made by readers
   plan.json part-00000.json ...              while it is being made: what to do, what is done
 
 Every file is written under another name and then renamed, and what is done is never done again:
-a `prepare` that was killed goes on where it was, and ends with the same bytes.
+a `prepare` that was killed goes on where it was, and ends with the same bytes, as it does with any
+number of processes or machines (see parts.py).
 """
 
-import contextlib
-import fcntl
 import functools
-import itertools
+import importlib.metadata
 import json
-import math
-import os
 import pathlib
 import platform
 import time
 
-from t5like.data import shards, sources, store, vocabulary
-from t5like.data.datasets import VOCABULARY, datasets, folder, sha256
+from t5like.data import duplicates, mirror, parts, shards, store, vocabulary
+from t5like.data.datasets import datasets, fetch, folder, remote, sha256
+from t5like.data.parts import VOCABULARY
 from t5like.data.vocabulary import write_file
 from t5like.errors import DataError
 
-SHARD_BYTES = 256 << 20  # of text, if data.shards does not say how many shards
+MARKS = ('part-*.json', 'digests-*.bin', 'repeats-*.bin')  # there while the work goes on
 
 print_progress = functools.partial(print, flush=True)
 
 
-def prepare(config, say=print_progress):
+def prepare(config, say=print_progress, run=None):
   """Makes the prepared dataset of `config` unless it is there; returns its folder (a Path).
 
   For a mixture (`lengths.components`) a list of folders. `say` is called with a line of text per stage.
-  ConfigError for keys that do not fit the text, DataError for text that cannot be read or has changed since.
+  `run(function, jobs)`, an iterator of the numbers of jobs that are done, may do the work elsewhere (see
+  `parts.run_here`). ConfigError for keys that do not fit the text, DataError for text that cannot be
+  read or has changed since, or no room for what is made of it.
   """
   named = datasets(config)
   found = list({folder(c): c for c in named.values()}.values())
   if len(found) == 1:
-    return _prepare(found[0], say)
+    return _prepare(found[0], say, run)
   if found[0].vocabulary.path != config.vocabulary.path:
     _share_vocabulary(config, found, say)
   for name, c in named.items():
     say(f'{name}: {c.data.source} in {folder(c)}')
-  return [_prepare(c, say) for c in found]
+  return [_prepare(c, say, run) for c in found]
 
 
 def _share_vocabulary(config, found, say):
   """Makes the vocabulary of a mixture from equal shares of the text of its datasets."""
-  path = pathlib.Path(found[0].vocabulary.path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with _alone(path.parent, say):
-    if path.exists() and any((folder(c) / store.MANIFEST).exists() for c in found):
+  path = found[0].vocabulary.path
+  local = folder(found[0]).parent / path.split('/')[-2]
+  url = path.rpartition('/')[0] if mirror.is_remote(path) else ''
+  local.mkdir(parents=True, exist_ok=True)
+  with mirror.alone(local, say):
+    if mirror.is_file(path) and any((folder(c) / store.MANIFEST).exists() for c in found):
       return  # what is prepared keeps its vocabulary, also when its source is gone
-    opened = [_open_sources(c) for c in found]
+    opened = [parts.open_sources(c) for c in found]
     inputs = [{name: source.fingerprint for name, source in of.items()} for of in opened]
-    if path.exists() and _read_json(path.with_name('inputs.json')) == inputs:
+    if mirror.is_file(path) and json.loads(json.dumps(inputs)) == _read_json(f'{url or local}/inputs.json'):
       return
-    path.unlink(missing_ok=True)
-    _write_json(path.with_name('inputs.json'), inputs)
+    (local / VOCABULARY).unlink(missing_ok=True)
+    _write_json(local / 'inputs.json', inputs)
     start, share = time.monotonic(), config.vocabulary.train_characters // len(found)
 
     def texts():
       for c, of in zip(found, opened):
-        own = _vocabulary_texts(c, of, dict(parts=_parts(c, of)))
+        own = _vocabulary_texts(c, of, dict(parts=parts.parts(c, of)))
         yield from own if c.vocabulary.name == 'characters' else vocabulary.sample(own, share)
-    vocab = vocabulary.train(config.vocabulary, texts(), path)
+    vocab = vocabulary.train(config.vocabulary, texts(), local / VOCABULARY)
+    if url:
+      mirror.push(local, url, ['inputs.json', VOCABULARY])
     say(f'vocabulary of {len(found)} datasets: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
 
 
-def _prepare(config, say):
+def _prepare(config, say, run):
   target = folder(config)
+  try:
+    fetch(config, say)
+    return _prepare_here(config, target, say, run)
+  except OSError as error:
+    raise DataError(f'Preparing {target} failed: {error}. What is done is kept: when there is room, and permission to '
+                    'write there, run prepare again.') from error
+
+
+def _prepare_here(config, target, say, run):
   manifest = _read_json(target / store.MANIFEST)
   try:
-    texts = _open_sources(config)
+    texts = parts.open_sources(config)
   except DataError:
     if manifest and not store.broken_files(target, manifest):
       say(f'{target}: prepared; its source is not here any more, which does no harm.')
       return target
     raise
   target.mkdir(parents=True, exist_ok=True)
-  with _alone(target, say):
+  with mirror.alone(target, say):
     manifest = _read_json(target / store.MANIFEST)
-    inputs = _inputs(config, texts)
+    inputs = json.loads(json.dumps(parts.inputs(config, texts)))
     if manifest and manifest['inputs'] != inputs:
-      change = _difference(manifest['inputs'], inputs)
+      change = parts.difference(manifest['inputs'], inputs)
       raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
                       'or choose another data.directory.')
     broken = store.broken_files(target, manifest) if manifest else []
     if manifest and not broken:
       say(f'{target}: prepared already.')
       return target
-    plan = dict(format=store.FORMAT, inputs=inputs, parts=_parts(config, texts))
+    plan = dict(format=store.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
     if broken:
       say(f'{target}: {broken[0]}; making again what is not whole.')
       _reopen(target, manifest, plan)
-    _make(config, target, texts, plan, say)
+    _make(config, target, texts, plan, say, run)
   return target
-
-
-def _open_sources(config):
-  """Returns {'train': Source}, with 'validation' if that has a source of its own."""
-  texts = dict(train=sources.open_source(config))
-  if config.data.validation not in ('hash', 'tail'):
-    texts['validation'] = sources.open_source(config, split=config.data.validation)
-  return texts
-
-
-@contextlib.contextmanager
-def _alone(target, say):
-  """Waits for other processes that prepare the same folder. The lock dies with its process."""
-  lock = os.open(target, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      say(f'{target}: another process is preparing it, waiting.')
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:  # some network file systems have no locks
-      pass
-    yield
-  finally:
-    os.close(lock)
 
 
 # --- What to do, and what is done ---------------------------------------------------------------
 
 
-def _inputs(config, texts):
-  """Returns a dict for JSON that differs when a source or an imported vocabulary has changed."""
-  inputs = {name: source.fingerprint for name, source in texts.items()}
-  path = pathlib.Path(config.vocabulary.path)
-  if config.vocabulary.path and path.is_file():
-    inputs['vocabulary'] = dict(sha256=shards.file_sha256(path))
-  return inputs
-
-
-def _parts(config, texts):
-  """Returns the parts of the work, each a range of items and the shard files it makes."""
-  parts = []
-  for name, source in texts.items():
-    items = _items(source, config.data.max_documents)
-    size = source.num_bytes * items / max(1, source.num_items)
-    count = min(config.data.shards or math.ceil(size / SHARD_BYTES) or 1, items)
-    for i in range(count):
-      files = {split: f'tokens-{split}.array_record-{i:05d}-of-{count:05d}'
-               for split in ([name] if len(texts) > 1 else ['train', 'validation'])}
-      parts.append(dict(source=name, start=i * items // count, stop=(i + 1) * items // count, files=files))
-  return parts
-
-
-def _items(source, limit):
-  """Returns how many items hold the first `limit` documents; all if it is 0."""
-  seen = 0
-  for item in range(source.num_items if limit else 0):
-    seen += sum(1 for _ in itertools.islice(source.documents(item, item + 1), limit - seen))
-    if seen >= limit:
-      return item + 1
-  return source.num_items
-
-
-def _difference(old, new):
-  """One line on how the inputs differ."""
-  for name in sorted(set(old) | set(new)):
-    before, after = old.get(name, {}), new.get(name, {})
-    if 'files' in before and 'files' in after and before != after:
-      before, after = ({path: state for path, *state in side['files']} for side in (before, after))
-    keys = [key for key in sorted(set(before) | set(after)) if before.get(key) != after.get(key)]
-    if keys:
-      key = keys[0]
-      change = 'new' if key not in before else 'gone' if key not in after else f'{before[key]} is now {after[key]}'
-      return f'{len(keys)} differences, first {key}: {change}'
-  return 'in order only'
-
-
 def _reopen(target, manifest, plan):
   """Turns a finished folder back into one that is being made."""
   for i, mark in enumerate(manifest['parts']):
-    _write_json(target / f'part-{i:05d}.json', mark)
+    _write_json(target / parts.mark_name(i), mark)
   _write_json(target / 'plan.json', plan)
   (target / store.MANIFEST).unlink()
 
 
-def _make(config, target, texts, plan, say):
-  start = time.monotonic()
+def _make(config, target, texts, plan, say, run):
+  start, url = time.monotonic(), remote(config)
   if _read_json(target / 'plan.json') != plan:  # nothing yet, or the source changed meanwhile
-    for file in target.glob('part-*.json'):
+    for file in [file for pattern in MARKS for file in target.glob(pattern)]:
       file.unlink()
+    if url:
+      mirror.remove(url, MARKS)
     (target / VOCABULARY).unlink(missing_ok=True)
     _write_json(target / 'plan.json', plan)
   vocab = _vocabulary(config, target, texts, plan, say)
-  left = {name: config.data.max_documents or None for name in texts}
-  marks = []
-  for i, part in enumerate(plan['parts']):
-    done, name = target / f'part-{i:05d}.json', part['source']
-    mark = _read_json(done)
-    if not mark or not _valid(target, part, mark):
-      mark = shards.write_part(config, target, texts[name], part, vocab, left[name], bar=say is print_progress)
-      _write_json(done, mark)
-      say(f'part {i + 1} of {len(plan["parts"])}: {mark["documents"]} documents')
-    if left[name] is not None:
-      left[name] -= mark['documents']
-    marks.append(mark)
-  manifest = _manifest(config, texts, plan, marks, vocab)
-  _finish(target, manifest)
-  for split, entry in manifest['splits'].items():
-    say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
-        f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
-  if 'validation' not in manifest['splits']:
-    say('There is no validation text: no document fell to validation. Raise data.validation_fraction, or for few '
-        "long documents set data.validation='tail'.")
-  if manifest['dropped']:
-    say(f'{manifest["dropped"]} empty documents dropped')
+  if url:
+    mirror.push(target, url, [VOCABULARY])
+  jobs = parts.jobs(config, target, url, plan)
+  workers = parts.workers(config, texts)
+  if not run:
+    run = functools.partial(parts.run_here, workers=workers)
+  todo = [job for job in jobs if not _done(job)]
+  if config.data.deduplicate:
+    _find_repeats(jobs, target, url, run, say)
+  # A progress bar is for one process and a person who watches.
+  make = functools.partial(parts.make, bar=True) if workers == 1 and say is print_progress else parts.make
+  for number in run(make, todo):
+    say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
+  _finish(config, target, url, _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab))
+  _summarise(_read_json(target / store.MANIFEST), say)
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
+
+
+def _mark(job):
+  """What `parts.make` left of a job, or None."""
+  return _read_json(f'{job["remote"] or job["target"]}/{parts.mark_name(job["number"])}')
+
+
+def _done(job):
+  mark = _mark(job)
+  if not mark or {split: shard['file'] for split, shard in mark['shards'].items()} != job['part']['files']:
+    return False
+  for file in (file for shard in mark['shards'].values() for file in parts.files_of(shard)):
+    path = pathlib.Path(job['target']) / file['file']
+    if job['remote']:
+      if not mirror.is_file(f'{job["remote"]}/{file["file"]}'):
+        return False
+    elif not path.is_file() or shards.file_sha256(path) != file['sha256']:
+      return False
+  return True
+
+
+def _find_repeats(jobs, target, url, run, say):
+  """Leaves repeats-00000.bin for each part: which of its examples were there before."""
+  start, names = time.monotonic(), [f'digests-{job["number"]:05d}.bin' for job in jobs]
+  kept = [f'repeats-{job["number"]:05d}.bin' for job in jobs]
+  if all((target / name).exists() for name in kept):
+    return
+  for _ in run(parts.digest, jobs):
+    pass
+  if url:
+    mirror.pull(url, target, dict.fromkeys(names))
+  # An example that is in both splits stays in validation: what is trained on must not be judged by.
+  order = sorted(range(len(jobs)), key=lambda i: jobs[i]['part']['source'] != 'validation')
+  found = duplicates.find([(target / names[i]).read_bytes() for i in order])
+  for i, repeats in zip(order, found):
+    write_file(target / kept[i], repeats.tobytes())
+  if url:
+    mirror.push(target, url, kept)
+  say(f'{sum(int(r.sum()) for r in found):,} of {sum(map(len, found)):,} documents repeat another, '
+      f'{time.monotonic() - start:.1f} s')
 
 
 # --- The steps ----------------------------------------------------------------------------------
@@ -245,13 +223,14 @@ def _vocabulary_texts(config, texts, plan):
     size = source.num_bytes * items // max(1, source.num_items)
     step = max(1, min(size // (4 * config.vocabulary.train_characters), items // 64))
     ranges = [(0, items)] if alphabet or step == 1 else [(i, i + 1) for i in range(0, items, step)]
-    limit = config.data.max_documents or None
-    chosen = (shards.examples(config, source, start, stop, limit, count) for start, stop in ranges)
-    for texts_of_one in itertools.chain.from_iterable(chosen):
-      for split, pieces in shards.split_example(texts_of_one, name, config):
-        if alphabet or split == 'train':
-          used += 1
-          yield from pieces
+    last = next((part['last'] for part in plan['parts'] if part['source'] == name and part['stop'] == items), None)
+    for start, stop in ranges:
+      some = dict(start=start, stop=stop, last=last if stop == items else None)
+      for example, _ in shards.examples(config, source, some, count):
+        for split, pieces in shards.split_example(example, name, config):
+          if alphabet or split == 'train':
+            used += 1
+            yield from pieces
   _check(config, count, used)
 
 
@@ -263,17 +242,12 @@ def _check(config, count, train):
                     "to validation. For few long documents, set data.validation='tail'.")
 
 
-def _valid(target, part, mark):
-  found = {split: shard['file'] for split, shard in mark['shards'].items()}
-  files = [file for shard in mark['shards'].values() for file in (shard, shard['lengths'])]
-  return found == part['files'] and all(
-      (target / file['file']).is_file() and shards.file_sha256(target / file['file']) == file['sha256']
-      for file in files)
-
-
 def _manifest(config, texts, plan, marks, vocab):
-  import importlib.metadata
-  count = {key: sum(mark[key] for mark in marks) for key in shards.new_count()}
+  empty = shards.new_count()
+  count = {key: sum((mark[key] for mark in marks), none) for key, none in empty.items()}
+  if count['bad'] > config.data.max_bad_records:
+    raise DataError(f'data.source={config.data.source!r} has {count["bad"]} damaged records, '
+                    f'data.max_bad_records={config.data.max_bad_records} allows fewer. The first: {count["damage"][0]}')
   splits = {}
   for name in ('train', 'validation'):
     files = [mark['shards'][name] for mark in marks if name in mark['shards']]
@@ -284,7 +258,7 @@ def _manifest(config, texts, plan, marks, vocab):
   manifest = dict(
       format=store.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
       texts=2 if config.data.targets else 1, block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits,
-      dropped=count['dropped'], parts=marks, created=dict(python=platform.python_version()),
+      **{key: count[key] for key in empty if key != 'documents'}, parts=marks, created=dict(python=platform.python_version()),
       max_id=max(shard['max_id'] for split in splits.values() for shard in split['shards']),
       vocabulary=dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels,
                       fingerprint=vocab.fingerprint, file=VOCABULARY))
@@ -296,22 +270,46 @@ def _manifest(config, texts, plan, marks, vocab):
   return manifest
 
 
-def _finish(target, manifest):
+def _finish(config, target, url, manifest):
   """Makes the folder complete: TFDS's description, then the manifest, and nothing else."""
-  files = [shard for split in manifest['splits'].values() for shard in split['shards']]
-  kept = {file['file'] for shard in files for file in (shard, shard['lengths'])}
-  for file in [*target.glob('tokens-*'), *target.glob('lengths-*')]:
-    if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
-      file.unlink()
+  kept = store.sizes(manifest)
+  for kind in ('tokens', 'lengths', 'names'):
+    for file in target.glob(f'{kind}-*'):
+      if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
+        file.unlink()
   shards.write_tfds_metadata(target, manifest)
+  if url:
+    mirror.push(target, url, [file.name for file in target.glob('*.json') if file.name != 'plan.json'])
   _write_json(target / store.MANIFEST, manifest)
-  for file in [*target.glob('part-*.json'), *target.glob('*.tmp'), target / 'plan.json']:
-    file.unlink()
+  if url:
+    mirror.push(target, url, [store.MANIFEST])
+  done = [file.name for pattern in (*MARKS, '*.tmp', 'plan.json') for file in target.glob(pattern)]
+  for name in done:
+    (target / name).unlink()
+  if url:
+    mirror.remove(url, MARKS)
+
+
+def _summarise(manifest, say):
+  """What a person should know of a dataset that was just made."""
+  for split, entry in manifest['splits'].items():
+    say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
+        f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
+  if 'validation' not in manifest['splits']:
+    say('There is no validation text: no document fell to validation. Raise data.validation_fraction, or for few '
+        "long documents set data.validation='tail'.")
+  for key, what in dict(dropped='empty documents dropped', repeated='documents dropped whose text was there before',
+                        overlong='documents above data.max_document_tokens',
+                        bad='damaged records left out (data.max_bad_records)').items():
+    if manifest[key]:
+      say(f'{manifest[key]} {what}')
+  for message in manifest['damage']:
+    say(f'  {message}')
 
 
 def _read_json(path):
   try:
-    return json.loads(path.read_bytes())
+    return json.loads(mirror.read_bytes(path))
   except FileNotFoundError:
     return None
 

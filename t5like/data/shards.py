@@ -6,6 +6,7 @@ import os
 import sys
 
 import numpy as np
+import zstandard
 
 from t5like.data import templates
 from t5like.data.vocabulary import write_file
@@ -13,31 +14,63 @@ from t5like.errors import ConfigError, DataError
 
 BLOCK = 4096  # tokens per record
 BATCH = 1 << 20  # characters given to the vocabulary at once
+NAMED = 20  # damaged records whose messages are kept
 
 
 def new_count():
-  """Returns what counts documents."""
-  return dict(documents=0, dropped=0)
+  """Returns what counts documents: all, without text, repeated, above data.max_document_tokens, damaged."""
+  return dict(documents=0, dropped=0, repeated=0, overlong=0, bad=0, damage=[])
 
 
-def examples(config, source, start, stop, limit, count):
-  """Yields the examples of a source that are not empty, each a tuple of one text or of inputs and targets.
+def examples(config, source, part, count):
+  """Yields (texts, id) of the examples that are not empty; texts is a tuple of one, or of inputs and targets.
 
-  Counts all documents and the dropped ones, whose text (or targets) are blank, in `count`.
+  part: a dict with `start` and `stop`, items of the source, and `last`, how many records of the last of
+  them to take (None: all). Counts documents in `count`. DataError for more than data.max_bad_records
+  damaged ones, whose messages, the first few, are in count['damage'].
   """
-  for record, name in itertools.islice(source.documents(start, stop), limit):
+  for record, name in _records(source, part['start'], part['stop'], part['last']):
     count['documents'] += 1
-    texts = templates.texts(config.data, record, name)
-    if not texts[-1] or texts[-1].isspace():
-      count['dropped'] += 1
+    try:
+      texts = _texts(config.data, record, name)
+    except DataError as error:
+      _count_damage(config, count, error)
       continue
-    for text in texts:
-      try:
-        text.encode()
-      except UnicodeEncodeError as error:
-        raise DataError(f'{name} holds {text[error.start]!r}, half of a surrogate pair, which is no '
-                        'character: remove it.') from error
-    yield texts
+    if texts[-1] and not texts[-1].isspace():
+      yield texts, name
+    elif config.data.empty == 'error':
+      raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
+    else:
+      count['dropped'] += 1
+
+
+def _records(source, start, stop, last):
+  if last is None:
+    return source.documents(start, stop)
+  return itertools.chain(source.documents(start, stop - 1),
+                         itertools.islice(source.documents(stop - 1, stop), last))
+
+
+def _texts(data, record, name):
+  if isinstance(record, DataError):
+    raise record
+  texts = templates.texts(data, record, name)
+  for text in texts:
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise DataError(f'{name} holds {text[error.start]!r}, half of a surrogate pair, which is no '
+                      'character: remove it.') from error
+  return texts
+
+
+def _count_damage(config, count, error):
+  most = config.data.max_bad_records
+  count['bad'] += 1
+  count['damage'] = [*count['damage'], str(error)][:NAMED]
+  if count['bad'] > most:
+    raise DataError(f'{error} (data.max_bad_records={most} allows {most} such records'
+                    + (f', this is number {most + 1})' if most else ': raise it to leave some out)')) from error
 
 
 def split_example(texts, name, config):
@@ -56,30 +89,55 @@ def split_example(texts, name, config):
   return [(name, texts)]
 
 
-def write_part(config, target, source, part, vocab, limit, bar):
-  """Writes the shards of one part of the plan, from its first `limit` documents (None: all).
+def write_part(config, target, source, part, vocab, repeats=None, bar=False):
+  """Writes the shards of a part; returns a dict for JSON: what the manifest says about it.
 
-  Returns a dict for JSON: what the manifest says about the part.
+  repeats: bool [examples], those to leave out because their text was there before; None: none.
   """
   count = new_count()
-  found = examples(config, source, part['start'], part['stop'], limit, count)
+  found = examples(config, source, part, count)
   size = source.num_bytes * (part['stop'] - part['start']) / max(1, source.num_items)
-  writers = {split: Shard(target / file, dtype(vocab))
-             for split, file in part['files'].items()}
+  writers = {split: Shard(target / file, dtype(vocab)) for split, file in part['files'].items()}
   end = np.array([vocab.eos_id] if config.data.append_eos and vocab.eos_id is not None else [], np.int32)
-  for batch in _batches(_bar(found, size, bar)):
-    pieces = [piece for texts in batch for piece in split_example(texts, part['source'], config)]
-    encoded = iter(vocab.encode_batch([text for _, texts in pieces for text in texts]))
-    for split, texts in pieces:
-      writers[split].add([np.append(next(encoded), end) for _ in texts], sum(len(t.encode()) for t in texts))
+  for batch in _batches(_unrepeated(_bar(found, size, bar), repeats, count)):
+    pieces = [(piece, name) for texts, name in batch for piece in split_example(texts, part['source'], config)]
+    encoded = iter(vocab.encode_batch([text for (_, texts), _ in pieces for text in texts]))
+    for (split, texts), name in pieces:
+      ids = _limited(config, [np.append(next(encoded), end) for _ in texts], name, count)
+      if ids:
+        writers[split].add(ids, sum(len(t.encode()) for t in texts), name)
   return count | dict(shards={split: writer.close() for split, writer in writers.items()})
+
+
+def _unrepeated(examples, repeats, count):
+  if repeats is None:
+    yield from examples
+    return
+  for example, repeated in zip(examples, repeats.tolist()):
+    count['repeated'] += repeated
+    if not repeated:
+      yield example
+
+
+def _limited(config, ids, name, count):
+  """Ids of the texts of an example as data.max_document_tokens wants them; [] for one to leave out."""
+  most, longest = config.data.max_document_tokens, max(map(len, ids))
+  if not most or longest <= most:
+    return ids
+  if config.data.overlong == 'error':
+    raise DataError(f'{name} has {longest:,} tokens, above data.max_document_tokens={most:,}. Raise that, or let '
+                    "data.overlong='truncate' or 'drop' say what to do.")
+  count['overlong'] += 1
+  keep = config.data.append_eos  # a text that was cut still ends
+  return [] if config.data.overlong == 'drop' else [
+      x if len(x) <= most else np.append(x[:most - keep], x[len(x) - keep:]) for x in ids]
 
 
 def _batches(examples):
   batch, size = [], 0
-  for texts in examples:
-    batch.append(texts)
-    size += sum(map(len, texts))
+  for example in examples:
+    batch.append(example)
+    size += sum(map(len, example[0]))
     if size >= BATCH:
       yield batch
       batch, size = [], 0
@@ -94,9 +152,9 @@ def _bar(examples, size, wanted):
   import rich.progress
   with rich.progress.Progress(transient=True) as progress:
     task = progress.add_task('tokens', total=size)
-    for texts in examples:
-      yield texts
-      progress.advance(task, sum(map(len, texts)))
+    for example in examples:
+      yield example
+      progress.advance(task, sum(map(len, example[0])))
 
 
 def dtype(vocab):
@@ -105,7 +163,7 @@ def dtype(vocab):
 
 
 class Shard:
-  """One array_record file and the lengths of its examples, under other names until `close`."""
+  """One array_record file, and the lengths and names of its examples, under other names until `close`."""
 
   def __init__(self, path, dtype):
     """`path`: pathlib.Path; `dtype`: of the tokens, 'uint16' or 'int32'."""
@@ -113,11 +171,12 @@ class Shard:
     self.path, self.temporary, self.dtype = path, f'{path}.tmp', dtype
     # Uncompressed: reading a record takes 6 us instead of 13, in 2.1 bytes per token, not 1.5.
     self.writer = array_record_module.ArrayRecordWriter(self.temporary, 'group_size:1,uncompressed')
-    self.waiting, self.num_waiting, self.lengths = [], 0, []
-    self.mark = dict(file=path.name, documents=0, tokens=0, bytes=0, blocks=0, max_id=-1)
+    self.waiting, self.num_waiting, self.lengths, self.names = [], 0, [], []
+    self.mark = dict(documents=0, tokens=0, bytes=0, blocks=0, max_id=-1)
 
-  def add(self, texts, num_bytes):
-    """Appends an example: a list of int [n], made of `num_bytes` of text."""
+  def add(self, texts, num_bytes, name):
+    """Appends the example `name`: a list of int [n], made of `num_bytes` of text."""
+    self.names.append(name.replace('\n', ' '))
     self.waiting += texts
     self.lengths.append([len(ids) for ids in texts])
     self.num_waiting += sum(self.lengths[-1])
@@ -144,15 +203,23 @@ class Shard:
       os.fsync(f.fileno())
     os.replace(self.temporary, self.path)
     # Little-endian int32 [examples, texts]: tokens of each text, its end included.
-    lengths = self.path.with_name(lengths_name(self.path.name))
-    write_file(lengths, np.array(self.lengths, '<i4').tobytes())
-    return self.mark | dict(size=self.path.stat().st_size, sha256=file_sha256(self.path), lengths=dict(
-        file=lengths.name, size=lengths.stat().st_size, sha256=file_sha256(lengths)))
+    lengths = np.array(self.lengths, '<i4').tobytes()
+    # Names of the examples, a line each. No time of day inside, so the same bytes every time.
+    names = zstandard.ZstdCompressor().compress('\n'.join(self.names).encode())
+    return self.mark | _file_mark(self.path) | {
+        kind: _beside(self.path, f'{kind}-', ending, content)
+        for kind, ending, content in (('lengths', 'bin', lengths), ('names', 'zst', names))}
 
 
-def lengths_name(file):
-  """'lengths-train-00000-of-00002.bin' for 'tokens-train.array_record-00000-of-00002'."""
-  return file.replace('tokens-', 'lengths-').replace('.array_record-', '-') + '.bin'
+def _beside(path, start, ending, content):
+  """Writes 'lengths-train-00000-of-00002.bin' beside 'tokens-train.array_record-00000-of-00002'."""
+  file = path.with_name(path.name.replace('tokens-', start).replace('.array_record-', '-') + f'.{ending}')
+  write_file(file, content)
+  return _file_mark(file)
+
+
+def _file_mark(path):
+  return dict(file=path.name, size=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _record(tokens, dtype):
@@ -186,6 +253,11 @@ def write_tfds_metadata(folder, manifest):
   features = tfds.features.FeaturesDict(dict(tokens=tokens, n=tfds.features.Scalar(np.int32)))
   tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=infos,
                                      filename_template=template, check_data=False)
+
+
+def sha256(content):
+  """Returns the sha256 of bytes, in hex."""
+  return hashlib.sha256(content).hexdigest()
 
 
 def file_sha256(path):

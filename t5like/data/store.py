@@ -17,7 +17,7 @@ import numpy as np
 from t5like.data import vocabulary
 from t5like.errors import DataError
 
-FORMAT = 2  # of the folder; raise it when files written by older code cannot be read any more
+FORMAT = 3  # of the folder; raise it when files written by older code cannot be read any more
 MANIFEST = 'manifest.json'  # written last: a folder that has it is complete
 
 
@@ -44,12 +44,17 @@ def open_store(folder):
   return Store(folder, manifest)
 
 
+def sizes(manifest):
+  """{file name: bytes, or None for any number} of the vocabulary and of all that belongs to shards."""
+  shards = [shard for split in manifest['splits'].values() for shard in split['shards']]
+  files = {file['file']: file['size'] for shard in shards for file in (shard, shard['lengths'], shard['names'])}
+  return {manifest['vocabulary']['file']: None, **files}
+
+
 def broken_files(folder, manifest):
   """Returns what is wrong with the shards and the vocabulary of a folder, a str per file."""
-  shards = [shard for split in manifest['splits'].values() for shard in split['shards']]
-  files = [(part['file'], part['size']) for shard in shards for part in (shard, shard['lengths'])]
   broken = []
-  for file, size in [(manifest['vocabulary']['file'], None), *files]:
+  for file, size in sizes(manifest).items():
     try:
       found = (folder / file).stat().st_size
     except FileNotFoundError:
@@ -108,6 +113,26 @@ class Store:
     shards = self._shards(split)
     files = [(str(self.folder / shard['lengths']['file']), shard['lengths']['sha256']) for shard in shards]
     return Examples(self.tokens(split), files, [shard['documents'] for shard in shards], self.manifest['texts'])
+
+  def names(self, split, start, size):
+    """[(id, first, count)] of the documents that hold tokens start ..< start + size of a split.
+
+    All shards are counted through; `first` and `count` are tokens of the document.
+    """
+    import zstandard
+    shards, tokens = self._shards(split), self.tokens(split)
+    number = bisect.bisect_right(tokens.bases, start) - 1
+    shard, start = shards[number], start - tokens.bases[number]
+    path = self.folder / shard['lengths']['file']
+    ends = np.cumsum(_read_lengths(path, shard['lengths']['sha256'], self.manifest['texts']).sum(1, dtype=np.int64))
+    content = (self.folder / shard['names']['file']).read_bytes()
+    names = zstandard.ZstdDecompressor().decompress(content, max_output_size=1 << 40).decode().split('\n')
+    found = []
+    for i in range(np.searchsorted(ends, start, 'right'), np.searchsorted(ends, start + size, 'left') + 1):
+      begin = int(ends[i - 1]) if i else 0
+      first = max(start, begin)
+      found.append((names[i], first - begin, min(start + size, int(ends[i])) - first))
+    return found
 
   def of(self, component):
     """The Store of a component of the config (`lengths.components`), which here is this one."""

@@ -23,10 +23,10 @@ All kinds answer to the same names:
 
 import heapq
 import json
-import os
 import random
 import re
 
+from t5like.data import mirror
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import Bytes, Characters, SentencePiece, write_file
 from t5like.errors import ConfigError, DataError
@@ -50,7 +50,7 @@ def train(spec, texts, path):
   if spec.name == 'bytes':
     Bytes(spec.sentinels).save(path)
   elif spec.name in FILES and (spec.path or spec.name == 'huggingface'):
-    if not os.path.isfile(spec.path):
+    if not mirror.is_file(spec.path):
       raise ConfigError(f'vocabulary.path={spec.path!r} is not a file: give the path of {FILES[spec.name]}.')
     load(spec, spec.path).save(path)
   elif spec.name == 'characters':
@@ -68,12 +68,11 @@ def load(spec, path):
 
   DataError when the file is missing or holds something else, ConfigError for a missing package.
   """
-  from etils import epath  # a trained model's vocabulary may lie on gs://
   if spec.name not in ('sentencepiece', 'bytes', 'characters', 'huggingface'):
     raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be sentencepiece, bytes, characters or '
                       'huggingface.')
   try:
-    content = epath.Path(path).read_bytes()
+    content = mirror.read_bytes(path)
     if spec.name == 'sentencepiece':
       return SentencePiece(content, spec.sentinels)
     if spec.name == 'huggingface':

@@ -83,7 +83,7 @@ def test_rows_are_well_formed(kind, opened):
   """Segments count up from 1 and padding is at the end; positions restart; weights only where there are tokens."""
   config, store = opened(kind)
   rows = pipeline.TrainRows(store, config)
-  batch = rows.batch(0, 24)
+  batch = rows.batch(range(24))
   for part in [batch, *([batch['encoder']] if 'encoder' in batch else [])]:
     for segments, positions in zip(part['segments'], part['positions']):
       n = int((segments > 0).sum())
@@ -125,21 +125,21 @@ def texts_of(store, split='train'):
 def test_an_epoch_of_planned_rows_holds_every_document_once(kind, opened):
   config, store = opened(kind)
   part = pipeline.TrainRows(store, config).parts[0]
-  pieces = part.pieces[part.members]
-  found = sorted(map(tuple, pieces.tolist()))
-  assert len(set(found)) == len(found)
-  sizes = part.examples.lengths[:, 0]
-  for example, size in enumerate(sizes):
-    own = [(start, n) for number, start, n in found if number == example]
-    least = 1 + part.is_pairs
+  spans = sorted(span for number in range(len(part)) for span in part.spans(number))
+  examples = store.examples('train')
+  least = 1 + part.is_pairs  # tokens of a text; of pairs, the document's own end is left out
+  for i, size in enumerate(examples.lengths[:, 0].tolist()):
+    begin = int(examples.starts[i])
+    own = [(start - begin, n) for start, n in spans if begin <= start < begin + size]
     assert sum(n for _, n in own) >= size - part.is_pairs - (least - 1)
-    assert [start for start, _ in own] == [sum(n for _, n in own[:i]) for i in range(len(own))]
+    assert [start for start, _ in own] == [sum(n for _, n in own[:k]) for k in range(len(own))]
+  assert len(set(spans)) == len(spans)
 
 
 def test_packed_documents_are_predicted_as_if_alone(opened):
   """Targets of a causal row, segment by segment, are whole documents or full pieces of long ones."""
   config, store = opened('causal_fit')
-  batch = pipeline.TrainRows(store, config).batch(0, 16)
+  batch = pipeline.TrainRows(store, config).batch(range(16))
   documents = set(texts_of(store))
   for targets, segments in zip(batch['targets'], batch['segments']):
     for s in range(1, segments.max() + 1):
@@ -151,7 +151,7 @@ def test_packed_documents_are_predicted_as_if_alone(opened):
 
 def test_given_targets(opened):
   config, store = opened('seq2seq')
-  batch = pipeline.TrainRows(store, config).batch(0, 16)
+  batch = pipeline.TrainRows(store, config).batch(range(16))
   pairs = 0
   for row in range(16):
     for s in range(1, batch['segments'][row].max() + 1):
@@ -201,9 +201,9 @@ def test_packing_of_real_documents_is_dense(tmp_path):
                   stop=dict(tokens=10 ** 6))
   store = build.open_data(c, say=lambda _: None)
   part = pipeline.TrainRows(store, c).parts[0]
-  assert part.efficiency >= 0.98
+  assert part.plan.fill[0] >= 0.98
   batch = part.batch(list(range(len(part))), [0] * len(part))
-  assert np.isclose((batch['segments'] > 0).mean(), part.efficiency)
+  assert np.isclose((batch['segments'] > 0).mean(), part.plan.fill[0])
 
 
 @pytest.mark.parametrize('kind', ['span', 'masked', 'mixture', 'seq2seq_decoder'])
@@ -213,7 +213,7 @@ def test_inspect_shows_every_kind(kind, opened):
   from rich.console import Console
   config, store = opened(kind)
   out = io.StringIO()
-  inspect.show(store, config, 2, 3, Console(file=out, width=120))
+  inspect.show(store, config, 2, 3, console=Console(file=out, width=120))
   text = out.getvalue()
   assert 'row 16' in text and 'row 18' in text and 'epochs of' in text
   assert ('The encoder reads' in text) == (kind != 'seq2seq_decoder')
