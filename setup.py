@@ -8,7 +8,7 @@ setup(
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['t5like', 't5like.*']),
+    packages=[*find_packages(include=['t5like', 't5like.*']), 'configs'],
     python_requires='>=3.11,<3.14',
     install_requires=[
         # JAX 0.11 and later need Python 3.12; on 3.11 this resolves to 0.10.
@@ -39,6 +39,7 @@ setup(
                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
+        'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         'tensorboard': ['tensorboard'],
     },

@@ -144,13 +144,13 @@ def _make(config, target, texts, plan, say, run):
     mirror.push(target, url, [VOCABULARY])
   jobs = parts.jobs(config, target, url, plan)
   workers = parts.workers(config, texts)
-  if not run:
-    run = functools.partial(parts.run_here, workers=workers)
+  # A progress bar is for one process and a person who watches.
+  bar = workers == 1 and not run and say is print_progress
+  make = functools.partial(parts.make, bar=True) if bar else parts.make
+  run = run or functools.partial(parts.run_here, workers=workers)
   todo = [job for job in jobs if not _done(job)]
   if config.data.deduplicate:
     _find_repeats(jobs, target, url, run, say)
-  # A progress bar is for one process and a person who watches.
-  make = functools.partial(parts.make, bar=True) if workers == 1 and say is print_progress else parts.make
   for number in run(make, todo):
     say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
   _finish(config, target, url, _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab))
