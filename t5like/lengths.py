@@ -54,9 +54,10 @@ def components(config, weights=()):
 def stages(config):
   """[(tokens, [weight of each component])]: from so many tokens on, these are the weights. Raises ConfigError."""
   changed, found = {}, [(0, [c.weight for c in components(config)])]
-  for _, stage in sorted(config.data.stages.to_dict().items(), key=lambda item: item[1]['tokens']):
-    changed.update(stage['weights'])
-    found.append((stage['tokens'], [c.weight for c in components(config, changed)]))
+  given = [(whole_number(str(stage['tokens'])), stage['weights']) for stage in config.data.stages.to_dict().values()]
+  for tokens, weights in sorted(given, key=lambda stage: stage[0]):
+    changed.update(weights)
+    found.append((tokens, [c.weight for c in components(config, changed)]))
   return found
 
 

@@ -1,106 +1,377 @@
-"""Reading text files: plain and JSON lines, compressed or not, with errors that say where."""
+"""Files of text, JSON lines and parquet, on disk or wherever fsspec reads, as what a Source is made of.
 
+`text`, `jsonl` and `parquet` return the arguments of `sources.Source` but its name. Items are what can be
+read apart: a range of bytes of a JSON lines file, a row group of a parquet file, else a whole file. A
+record that is damaged comes as a DataError in its place; a file that is raises one.
+"""
+import concurrent.futures
 import difflib
+import functools
 import glob
 import gzip
+import io
 import json
 import os
 import pathlib
+import posixpath
+import queue
+import threading
+import typing
 import zlib
 
+from t5like.data import mirror, templates
 from t5like.errors import DataError
+
+RANGE = 64 << 20  # bytes of a JSON lines file in an item
+LIMIT = 20  # seconds that a remote store has to answer
+PACKED = ('.gz', '.zst')
+# What tells one version of a remote file from another, by the names that fsspec's filesystems give it.
+STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
+ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
+              s3='aws configure')
+
+
+class File(typing.NamedTuple):
+  path: str  # with its protocol if it is remote
+  size: int
+  stamp: int | str  # another one when the file was changed
 
 
 def find(name, pattern):
-  """Returns the sorted paths of the files that match a glob; DataError when there is none."""
-  pattern = os.path.expanduser(pattern)
-  paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-  paths = [path for path in paths if path.is_file()]
-  if not paths:
-    raise DataError(f'data.source={name!r}: no file matches {pattern}; {_nearby(pattern)}.')
-  return paths
+  """Returns the Files that match the glob of `data.source=name`, by path; DataError when there is none."""
+  if mirror.is_remote(pattern):
+    found, nearby = within(f'data.source={name!r}', pattern, lambda: _find_remote(pattern))
+  else:
+    pattern = os.path.expanduser(pattern)
+    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+    stats = [os.stat(path) for path in paths]
+    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in zip(paths, stats)]
+    nearby = '' if found else _nearby(pattern)
+  if not found:
+    raise DataError(f'data.source={name!r}: no file matches {pattern}; {nearby}.')
+  return found
 
 
-def read_text(path):
-  """Yields (record, id) of the one document that a text file is, dict(text=str); DataError."""
-  yield dict(text=decode(b''.join(_chunks(path)), path)), str(path)
+def within(key, url, ask):
+  """Returns ask(), which looks at a remote store; DataError, begun with `key`, if it fails or takes too long."""
+  answers = queue.SimpleQueue()
 
-
-def read_jsonl(path):
-  """Yields (record, id) of each line that is not empty: its JSON object as a dict; DataError."""
-  offset = 0
-  for number, line in enumerate(_lines(_chunks(path)), 1):
-    if line.strip():
-      yield _record(decode(line, path, offset), path, number), f'{path}:{number}'
-    offset += len(line) + 1
-
-
-def decode(content, where, offset=0):
-  """Returns the text of UTF-8 bytes that start at `offset` of `where`; DataError."""
+  def run():
+    try:
+      answers.put((ask(), None))
+    except Exception as error:  # each store has errors of its own
+      answers.put((None, error))
+  # A daemon: nobody can stop a library that hangs, and it must not keep the process from ending.
+  threading.Thread(target=run, daemon=True).start()
+  login = ADVICE.get(url.partition('://')[0])
+  advice = 'Check the path, the network, and that this machine may read it' + (f': {login}' if login else '') + '.'
   try:
-    return content.decode('utf-8')
-  except UnicodeDecodeError as error:
-    at = error.start
-    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {offset + at} of '
-                    'its text; convert it, for instance with iconv -t utf-8.') from error
+    answer, error = answers.get(timeout=LIMIT)
+  except queue.Empty:
+    raise DataError(f'{key}: {url} did not answer within {LIMIT:g} s. {advice}') from None
+  if isinstance(error, DataError):
+    raise DataError(f'{key}: {error}') from error
+  if error:
+    raise DataError(f'{key}: looking at {url} failed ({type(error).__name__}: {str(error)[:300]}). {advice}') from error
+  return answer
+
+
+def _find_remote(pattern):
+  store, inside = mirror.filesystem(pattern)
+  infos = {path: info for path, info in store.glob(inside, detail=True).items() if info.get('type') == 'file'}
+  found = [File(store.unstrip_protocol(path), info.get('size') or 0, _stamp(info))
+           for path, info in sorted(infos.items())]
+  folder = posixpath.dirname(inside)
+  while folder.strip('/') and (glob.has_magic(folder) or not store.isdir(folder)):
+    folder = posixpath.dirname(folder)
+  if found or not folder.strip('/'):
+    return found, 'nor is there a folder of that name'
+  names = sorted(posixpath.basename(path.rstrip('/')) for path in store.ls(folder, detail=False))
+  return [], _holds(store.unstrip_protocol(folder), names, inside[len(folder):].strip('/').split('/')[0])
+
+
+def _stamp(info):
+  return next((str(info[key]) for key in STAMPS if info.get(key)), '')
 
 
 def _nearby(pattern):
   path = pathlib.Path(pattern).absolute()
   folder = next(p for p in path.parents if p.is_dir() and not glob.has_magic(str(p)))
-  names = sorted(p.name for p in folder.iterdir())
-  close = difflib.get_close_matches(path.relative_to(folder).parts[0], names, 3, 0.5) or names[:3]
-  others = ', ...' if len(names) > len(close) else ''
-  return f'{folder} holds {", ".join(close) or "nothing"}{others}'
+  return _holds(folder, sorted(p.name for p in folder.iterdir()), path.relative_to(folder).parts[0])
+
+
+def _holds(folder, names, wanted):
+  close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
+  return f'{folder} holds {", ".join(close) or "nothing"}{", ..." if len(names) > len(close) else ""}'
+
+
+# --- Text and JSON lines ------------------------------------------------------------------------
+
+
+def text(name, pattern):
+  """A record dict(text=str) per file; its id is the path."""
+  found = find(name, pattern)
+  return _parts(found, [file.path for file in found], _read_text)
+
+
+def jsonl(name, pattern):
+  """A record, a JSON object as a dict, per line that is not empty.
+
+  Its id is PATH@OFFSET: bytes of (uncompressed) text before the line, from 0.
+  """
+  found, items = find(name, pattern), []
+  for path, size, _ in found:
+    whole = path.endswith(PACKED) or not size  # some web servers do not say how long a file is
+    items += [(path, 0, None, 0)] if whole else [(path, start, start + RANGE, size) for start in range(0, size, RANGE)]
+  return _parts(found, items, _read_jsonl)
+
+
+def _parts(found, items, read):
+  # Compressed text is about three times as long as its file.
+  size = sum(file.size * (3 if file.path.endswith(PACKED) else 1) for file in found)
+  return dict(items=items, read=read, num_bytes=size, fingerprint=dict(files=[list(file) for file in found]))
+
+
+def _read_text(path):
+  content = b''.join(_chunks(path))
+  try:
+    yield dict(text=decode(content, path)), path
+  except DataError as error:
+    yield error, path
+
+
+def _read_jsonl(item):
+  path, start, stop, size = item
+  lines = _split(_chunks(path)) if stop is None else _range(path, start, stop, size)
+  first = before = None
+  for number, (offset, line) in enumerate(lines, 1):
+    first = offset if first is None else first
+    record = _record(line.removeprefix(b'\xef\xbb\xbf') if offset == 0 else line) if line.strip() else None
+    if isinstance(record, str):  # what is wrong; only now its number matters
+      before = _newlines(path, first) if before is None else before
+      record = DataError(f'{path} line {before + number}, which starts at byte {offset} of the text, {record}')
+    if record is not None:
+      yield record, f'{path}@{offset}'
+
+
+def _record(line):
+  """A dict, or what is wrong with a line, for people."""
+  try:
+    record = json.loads(line.decode())
+  except UnicodeDecodeError as error:
+    return (f'is not UTF-8: it has byte 0x{line[error.start]:02X} after {error.start} bytes; convert the file, for '
+            'instance with iconv -f latin1 -t utf-8.')
+  except (ValueError, RecursionError) as error:
+    where = f' at character {error.pos + 1}' if isinstance(error, json.JSONDecodeError) else ''
+    return f'is not JSON: {getattr(error, "msg", error)}{where}. Each line must be a JSON object of its own.'
+  if not isinstance(record, dict):
+    return f'is {type(record).__name__}, not an object with named fields: write {{"text": "..."}}.'
+  return record
+
+
+def _range(path, start, stop, size):
+  """Yields (offset, line) of the lines that start in a range of bytes; a line ends with a newline."""
+  position = max(0, start - 1)
+  try:
+    with open_binary(path) as f:
+      found = f.seek(0, os.SEEK_END)
+      if found != size:
+        raise OSError(f'it has {found} bytes and had {size} when it was found')
+      f.seek(position)
+      line = b'\n' if start == 0 else b''
+      while not line.endswith(b'\n') and position < stop:  # in pieces: the line before may be very long
+        line = f.readline(1 << 20)
+        position += len(line)
+        if not line:
+          return
+      while position < stop and (line := f.readline()):
+        yield position, line
+        position += len(line)
+  except _errors(path) as error:
+    raise _unreadable(path, error, f'beyond byte {position}') from error
+
+
+def _split(chunks):
+  """Yields (offset, line) of the lines of text that comes in pieces."""
+  position, waiting = 0, []
+  for chunk in chunks:
+    *lines, rest = chunk.split(b'\n')
+    for line in lines:
+      line, waiting = b''.join([*waiting, line]), []
+      yield position, line
+      position += len(line) + 1
+    waiting.append(rest)
+  if any(waiting):
+    yield position, b''.join(waiting)
+
+
+def _newlines(path, stop):
+  """How many lines end in the first `stop` bytes of a file."""
+  count = 0
+  with open_binary(path) as f:
+    while stop > 0 and (chunk := f.read(min(stop, 1 << 20))):
+      count, stop = count + chunk.count(b'\n'), stop - len(chunk)
+  return count
+
+
+def open_binary(path):
+  """Opens a local or remote file for reading bytes."""
+  if not mirror.is_remote(path):
+    return open(path, 'rb')
+  store, inside = mirror.filesystem(path)
+  return io.BufferedReader(store.open(inside, 'rb'), 1 << 20)  # fsspec's own readline is slow
 
 
 def _chunks(path):
   """Yields the bytes of a file, uncompressed by its ending, a MB or so at a time."""
+  position = 0
   try:
-    if path.suffix == '.zst':
-      yield from _zst_chunks(path)
-    else:
-      with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
-        yield from iter(lambda: f.read(1 << 20), b'')
-  except (OSError, EOFError, zlib.error) as error:
-    raise DataError(f'{path} cannot be read: {error}.') from error
+    with open_binary(path) as f:
+      for chunk in _unpacked(path, f):
+        yield chunk
+        position += len(chunk)
+  except _errors(path) as error:
+    raise _unreadable(path, error, f'beyond byte {position} of its text') from error
 
 
-def _zst_chunks(path):
-  try:
-    import zstandard
-  except ImportError as error:
-    raise DataError(f'Reading {path} needs: pip install zstandard') from error
+def _unpacked(path, f):
+  if path.endswith('.zst'):
+    yield from _zst_chunks(f)
+  else:
+    # read1: what comes before damage is had before the error
+    f = gzip.GzipFile(fileobj=f) if path.endswith('.gz') else f
+    yield from iter(lambda: f.read1(1 << 20), b'')
+
+
+def _zst_chunks(f):
+  import zstandard
   stream = None
-  with open(path, 'rb') as f:
-    while data := f.read(1 << 20):
-      while data:  # a file may hold several frames
-        stream = stream or zstandard.ZstdDecompressor().decompressobj()
-        try:
-          yield stream.decompress(data)
-        except zstandard.ZstdError as error:
-          raise OSError(error) from error
-        data = stream.unused_data
-        stream = None if stream.eof else stream
+  while data := f.read(1 << 20):
+    while data:  # a file may hold several frames
+      stream = stream or zstandard.ZstdDecompressor().decompressobj()
+      try:
+        yield stream.decompress(data)
+      except zstandard.ZstdError as error:
+        raise OSError(error) from error
+      data = stream.unused_data
+      stream = None if stream.eof else stream
   if stream:  # zstandard's own reader would take this for the end
     raise EOFError('the file ends early')
 
 
-def _lines(chunks):
-  rest = b''
-  for chunk in chunks:
-    *lines, rest = (rest + chunk).split(b'\n')
-    yield from lines
-  if rest:
-    yield rest
+def _errors(path):
+  return Exception if mirror.is_remote(path) else (OSError, EOFError, zlib.error)
 
 
-def _record(line, path, number):
+def _unreadable(path, error, where):
+  """A DataError for a file; `where`: how far it was read."""
+  fix = 'copy or make that file again'
+  if isinstance(error, FileNotFoundError):
+    fix = 'it was there a moment ago: put it back'
+  elif isinstance(error, PermissionError):
+    fix = 'let this user read it'
+  return error if isinstance(error, DataError) else DataError(f'{path} cannot be read {where}: {error}; {fix}.')
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def parquet(name, pattern, data):
+  """A record per row: the columns that `data` asks for, as plain values. Its id is PATH#ROW, from 0."""
+  found, items, size = find(name, pattern), [], 0
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    footers = list(pool.map(_footer, (file.path for file in found)))
+  for (path, *_), (columns, groups) in zip(found, footers):
+    require(data, columns, path, 'column')
+    first = 0
+    for group, (rows, length) in enumerate(groups):
+      items.append((path, group, first))
+      first, size = first + rows, size + length
+  read = functools.partial(_read_parquet, templates.fields(data))
+  return dict(items=items, read=read, num_bytes=size, fingerprint=dict(files=[list(file) for file in found]))
+
+
+def require(data, names, where, kind):
+  """Raises DataError if `where` lacks one of the fields that `data` asks for; kind: what fields are called there."""
+  for field in templates.fields(data):
+    if field not in names:
+      asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
+      close = difflib.get_close_matches(field, names, 1)
+      raise DataError(f'{asked} is not a {kind} of {where}{f" (did you mean {close[0]!r}?)" if close else ""}, '
+                      f'which has {", ".join(sorted(names))}.')
+
+
+def _footer(path):
+  """([column], [(rows, bytes of text) of each row group]) of a parquet file."""
+  import pyarrow.parquet
   try:
-    record = json.loads(line)
+    with open_binary(path) as f:
+      meta = pyarrow.parquet.ParquetFile(f).metadata
+      groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+      return meta.schema.to_arrow_schema().names, [(g.num_rows, g.total_byte_size) for g in groups]
+  except (*_tuple(_errors(path)), pyarrow.ArrowException) as error:
+    raise _unreadable(path, error, 'as a parquet file') from error
+
+
+def _tuple(errors):
+  return errors if isinstance(errors, tuple) else (errors,)
+
+
+def _read_parquet(columns, item):
+  import pyarrow.parquet
+  path, group, row = item
+  try:
+    with open_binary(path) as f:
+      for batch in pyarrow.parquet.ParquetFile(f).iter_batches(1000, [group], columns):
+        for value in _rows(batch):
+          yield _plain_row(value, f'{path} row {row}, in row group {group},'), f'{path}#{row}'
+          row += 1
+  except (*_tuple(_errors(path)), pyarrow.ArrowException) as error:
+    raise _unreadable(path, error, f'beyond row {row}, in row group {group}') from error
+
+
+def _rows(batch):
+  """The rows of a batch: dicts, and errors for those that are damaged."""
+  try:
+    return batch.to_pylist()
+  except ValueError:  # text that is not UTF-8
+    return [_row(batch.slice(i, 1)) for i in range(len(batch))]
+
+
+def _row(batch):
+  try:
+    return batch.to_pylist()[0]
   except ValueError as error:
-    raise DataError(f'{path} line {number} is not JSON: {error}.') from error
-  if not isinstance(record, dict):
-    raise DataError(f'{path} line {number} is {type(record).__name__}, not an object with named fields: write '
-                    '{"text": "..."}.')
-  return record
+    return error
+
+
+def _plain_row(value, where):
+  try:
+    return DataError(f'{where} is damaged: {value}.') if isinstance(value, ValueError) else plain(value, where)
+  except DataError as error:
+    return error
+
+
+# --- Values -------------------------------------------------------------------------------------
+
+
+def plain(value, where):
+  """What libraries decode, as values of JSON: bytes as text, arrays as lists, dates as str. DataError."""
+  value = value.tolist() if hasattr(value, 'tolist') else value  # NumPy's
+  if isinstance(value, bytes):
+    return decode(value, where)
+  if isinstance(value, dict):
+    return {name: plain(part, f'{where} field {name},') for name, part in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(part, where) for part in value]
+  return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def decode(content, where):
+  """Returns the text of UTF-8 bytes; DataError."""
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    at = error.start
+    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; convert it, for '
+                    'instance with iconv -f latin1 -t utf-8.') from error

@@ -170,7 +170,7 @@ def run_here(function, todo, workers=0):
       yield job['number']
     return
   context = multiprocessing.get_context('spawn')  # a fork of a process with threads may hang
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context, _die_with_parent) as pool:
+  with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context, die_with_parent) as pool:
     futures = {pool.submit(function, job): job['number'] for job in todo}
     try:
       for future in concurrent.futures.as_completed(futures):
@@ -189,8 +189,11 @@ def workers(config, texts):
   return max(1, min(config.data.prepare_workers or os.cpu_count(), round(size / WORTH_A_PROCESS)))
 
 
-def _die_with_parent():
-  # Else a worker whose parent was killed waits for ever. Linux only; elsewhere it stays.
+def die_with_parent(*_):
+  """Makes the kernel end this process with its parent; else a worker whose parent was killed waits for ever.
+
+  Linux only; elsewhere it stays.
+  """
   try:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
   except (OSError, AttributeError):

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from t5like import lengths
+from t5like.data import parts
 from t5like.data.mixing import Mixture
 from t5like.data.rows import Rows
 from t5like.errors import ConfigError, DataError
@@ -190,14 +191,24 @@ def train_batches(rows, config, examples_seen=0, host=0, hosts=1, skipped=()):
     options = grain.MultiprocessingOptions(num_workers=config.data.workers,
                                            per_worker_buffer_size=config.data.prefetch)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options))
+    iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, parts.die_with_parent))
   else:
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
     iterator = iter(dataset.to_iter_dataset(read))
   try:
-    yield iterator
+    yield _read(iterator)
   finally:
     iterator.close()
+
+
+def _read(iterator):
+  try:
+    yield from iterator
+  except RuntimeError as error:
+    if 'terminated unexpectedly' not in str(error):
+      raise
+    raise DataError('A reading process was killed (out of memory? data.workers sets how many there are). Nothing is '
+                    'lost: the same command goes on from the newest checkpoint, with the same rows.') from error
 
 
 def evaluation_batches(store, config, split='validation', host=0, hosts=1):

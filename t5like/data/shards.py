@@ -1,5 +1,6 @@
 """Documents to shards of tokens: array_record files of fixed blocks, which TFDS reads too."""
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -187,9 +188,10 @@ class Shard:
 
   def _write(self, stop):
     tokens = np.concatenate(self.waiting)
-    for i in range(0, stop, BLOCK):
-      self.writer.write(_record(tokens[i:min(i + BLOCK, stop)], self.dtype))
-      self.mark['blocks'] += 1
+    with _system_errors():
+      for i in range(0, stop, BLOCK):
+        self.writer.write(_record(tokens[i:min(i + BLOCK, stop)], self.dtype))
+        self.mark['blocks'] += 1
     self.mark['tokens'] += stop
     self.mark['max_id'] = max(self.mark['max_id'], int(tokens.max()))
     self.waiting, self.num_waiting = [tokens[stop:]], len(tokens) - stop
@@ -198,7 +200,8 @@ class Shard:
     """Finishes the file; returns a dict for JSON that says what is in it."""
     if self.num_waiting:
       self._write(self.num_waiting)
-    self.writer.close()
+    with _system_errors():
+      self.writer.close()
     with open(self.temporary, 'rb') as f:
       os.fsync(f.fileno())
     os.replace(self.temporary, self.path)
@@ -209,6 +212,15 @@ class Shard:
     return self.mark | _file_mark(self.path) | {
         kind: _beside(self.path, f'{kind}-', ending, content)
         for kind, ending, content in (('lengths', 'bin', lengths), ('names', 'zst', names))}
+
+
+@contextlib.contextmanager
+def _system_errors():
+  """What array_record says when a disk is full or cannot be written to, as the OSError that it is."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f'{str(error)[:300]}') from error
 
 
 def _beside(path, start, ending, content):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like import build, lengths
-from t5like.data import prepare, shards, sources, store, vocabulary
+from t5like import build, config as config_lib, lengths
+from t5like.data import datasets, duplicates, parts, prepare, shards, sources, store, vocabulary
 from t5like.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -483,3 +484,233 @@ def test_one_dataset_in_many_objectives_is_a_plain_store(make):
   c.objective.name = 'ul2'
   data = build.open_data(c, lambda line: None)
   assert isinstance(data, store.Store) and data.folder == prepare.folder(make()) == prepare.prepare(c, **QUIET)
+
+
+# --- At scale: processes, repeats, damage, limits, folders on object stores -------------------------
+
+
+def without_marks(folder):
+  """Hashes of what the tokens are made of: TFDS's description holds the folder's own path."""
+  return {k: v for k, v in hashes(folder).items() if k.startswith(('tokens', 'lengths', 'names', 'manifest', 'voc'))}
+
+
+@pytest.fixture
+def eager(monkeypatch):
+  """Processes even for little text."""
+  monkeypatch.setattr(parts, 'WORTH_A_PROCESS', 1)
+
+
+def test_processes_give_the_same_bytes(make, tmp_path, eager):
+  keys = dict(deduplicate=True, max_documents=900)
+  alone = prepare.prepare(make(directory=str(tmp_path / 'alone'), prepare_workers=1, **keys), **QUIET)
+  said = []
+  shared = prepare.prepare(make(directory=str(tmp_path / 'shared'), prepare_workers=2, **keys), said.append)
+  assert without_marks(alone) == without_marks(shared)
+  assert sorted(line for line in said if line.startswith('part '))[3].startswith('part 4 of 4: 150 documents')
+
+
+def test_a_killed_process_is_told_and_what_is_done_is_kept(make, tmp_path, eager):
+  """The process that meets a certain document dies, as by the out-of-memory killer; the others' work stays."""
+  c = make(prepare_workers=2)
+  child = ('import os, signal, sys\n'
+           'from t5like import config as config_lib\n'
+           'from t5like.data import parts, prepare, templates\n'
+           'real = templates.texts\n'
+           'def texts(data, record, where):\n'
+           '  if multiprocessing.parent_process() and where.startswith(sys.argv[2]): os.kill(os.getpid(), 9)\n'
+           '  return real(data, record, where)\n'
+           'import multiprocessing\n'
+           'templates.texts, parts.WORTH_A_PROCESS = texts, 1\n'
+           'if __name__ == "__main__":\n'
+           '  try: prepare.prepare(config_lib.from_json(sys.argv[1]))\n'
+           '  except Exception as error: sys.exit(f"{type(error).__name__}: {error}")\n')
+  (tmp_path / 'child.py').write_text(child)
+  died = subprocess.run([sys.executable, tmp_path / 'child.py', config_lib.to_json(c), str(tmp_path / '2.jsonl')],
+                        env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+  assert 'DataError: A process that prepares data was killed' in died.stderr
+  folder = prepare.folder(c)
+  done = [p for p in folder.glob('part-*.json')]
+  assert done and not (folder / 'manifest.json').exists()
+  kept = {p: p.stat().st_ino for p in folder.glob('tokens-*') if p.suffix != '.tmp'}
+  prepare.prepare(c, **QUIET)
+  assert all(p.stat().st_ino == inode for p, inode in kept.items())
+  whole = prepare.prepare(make(directory=str(tmp_path / 'whole')), **QUIET)
+  assert without_marks(whole) == without_marks(folder)
+
+
+def test_repeats_are_left_out_across_files_and_splits(make, tmp_path):
+  """The first of equal documents stays; of one in both splits, that of validation."""
+  lines = [(tmp_path / f'{f}.jsonl').read_text().splitlines() for f in range(4)]
+  for f, extra in ((1, lines[0][:40]), (2, lines[0][20:60] + lines[2][:5]), (3, lines[1][200:])):
+    with open(tmp_path / f'{f}.jsonl', 'a') as file:
+      file.write(''.join(line + '\n' for line in extra))
+  said = []
+  once = prepare.prepare(make(deduplicate=True), said.append)
+  assert '134 documents dropped whose text was there before' in said
+  for split in ('train', 'validation'):
+    texts = documents(once, split)
+    assert len(set(texts)) == len(texts)
+    assert sorted(texts) == sorted(set(documents(prepare.prepare(make(), **QUIET), split)))
+  manifest = store.open_store(once).manifest
+  assert manifest['repeated'] == 134 and manifest['dropped'] == 5
+  assert not list(once.glob('digests-*')) and not list(once.glob('repeats-*'))
+  first = store.open_store(once).names('train', 0, 10)[0][0]
+  assert first.startswith(f'{tmp_path}/0.jsonl')
+
+
+def test_repeats_of_a_split_of_its_own_stay_in_validation():
+  train, validation = [b'a' * 16, b'b' * 16, b'c' * 16], [b'c' * 16, b'd' * 16, b'c' * 16]
+  found = duplicates.find([b''.join(validation), b''.join(train), b''])
+  assert [f.tolist() for f in found] == [[False, False, True], [False, False, True], []]
+
+
+def test_damaged_records_are_named_counted_and_limited(make, tmp_path):
+  good = (tmp_path / '1.jsonl').read_bytes().splitlines()
+  good[10], good[20], good[30] = b'{"text": "cut off', b'{"text": "\xff"}', b'{"body": "no text"}'
+  (tmp_path / '1.jsonl').write_bytes(b'\n'.join(good) + b'\n')
+  offset = len(b'\n'.join(good[:10])) + 1
+  with pytest.raises(DataError, match=r'1.jsonl.*\(data.max_bad_records=0 allows 0 such records: raise it') as error:
+    prepare.prepare(make(), **QUIET)
+  assert str(offset) in str(error.value)
+  with pytest.raises(DataError, match=r'max_bad_records=2 allows 2 such records, this is number 3'):
+    prepare.prepare(make(max_bad_records=2), **QUIET)
+  said = []
+  folder = prepare.prepare(make(max_bad_records=3), said.append)
+  at = said.index('3 damaged records left out (data.max_bad_records)')
+  assert all(str(tmp_path / '1.jsonl') in line for line in said[at + 1:at + 4])
+  manifest = store.open_store(folder).manifest
+  assert manifest['bad'] == 3 and len(manifest['damage']) == 3
+  assert sum(s['documents'] for s in manifest['splits'].values()) == 1000 - 3 - 4
+
+
+def test_damage_in_many_parts_is_counted_together(make, tmp_path):
+  for f in range(3):
+    with open(tmp_path / f'{f}.jsonl', 'a') as file:
+      file.write('not json\n')
+  with pytest.raises(DataError, match='has 3 damaged records, data.max_bad_records=2 allows fewer. The first: .*0.json'):
+    prepare.prepare(make(max_bad_records=2), **QUIET)
+  prepare.prepare(make(max_bad_records=3), **QUIET)
+
+
+@pytest.mark.parametrize('overlong', ['truncate', 'drop'])
+def test_overlong_documents(overlong, make, tmp_path):
+  whole = [len(t.encode()) + 1 for split in ('train', 'validation')
+           for t in documents(prepare.prepare(make(directory=str(tmp_path / 'all')), **QUIET), split)]
+  said = []
+  folder = prepare.prepare(make(max_document_tokens=100, overlong=overlong), said.append)
+  long = sum(n > 100 for n in whole)
+  assert f'{long} documents above data.max_document_tokens' in said
+  data = store.open_store(folder)
+  sizes = [n for split in data.splits for n in data.examples(split).lengths[:, 0].tolist()]
+  assert sorted(sizes) == sorted(min(n, 100) for n in whole if n <= 100 or overlong == 'truncate')
+  assert all(example[0][-1] == data.vocabulary.eos_id for example in data.examples('train'))
+
+
+def test_overlong_and_empty_documents_that_are_errors(make, tmp_path):
+  with pytest.raises(DataError, match=r'0.jsonl\S* has \d+ tokens, above data.max_document_tokens=50. Raise that'):
+    prepare.prepare(make(max_document_tokens=50, overlong='error'), **QUIET)
+  with pytest.raises(DataError, match=r"0.jsonl\S* has no text. data.empty='drop' leaves such documents out"):
+    prepare.prepare(make(empty='error'), **QUIET)
+
+
+def test_no_space_left(make, tmp_path):
+  c = make()
+  folder = prepare.folder(c)
+  folder.mkdir(parents=True)
+  for name in ('tokens-train.array_record-00001-of-00004.tmp', 'names-train-00002-of-00004.zst.tmp'):
+    (folder / name).symlink_to('/dev/full')
+    with pytest.raises(DataError, match='Preparing .* failed: .*No space left.* What is done is kept'):
+      prepare.prepare(c, **QUIET)
+    assert not (folder / 'manifest.json').exists() and (folder / 'part-00000.json').exists()
+    (folder / name).unlink()
+  prepare.prepare(c, **QUIET)
+  assert without_marks(folder) == without_marks(prepare.prepare(make(directory=str(tmp_path / 'whole')), **QUIET))
+
+
+def test_a_file_that_cannot_be_read(make, tmp_path):
+  (tmp_path / '2.jsonl').unlink()
+  (tmp_path / '2.jsonl.gz').write_bytes(gzip.compress(b'{"text": "word"}\n' * 5000)[:-20])
+  with pytest.raises(DataError, match=r'2.jsonl.gz cannot be read'):
+    prepare.prepare(make(source=f'jsonl:{tmp_path}/*.jsonl*'), **QUIET)
+
+
+def test_two_at_once_do_the_work_once(make, tmp_path):
+  c = make()
+  child = ('import sys\nfrom t5like import config as config_lib\nfrom t5like.data import prepare\n'
+           'prepare.prepare(config_lib.from_json(sys.argv[1]))\n')
+  both = [subprocess.Popen([sys.executable, '-c', child, config_lib.to_json(c)], cwd=ROOT, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+  said = [process.communicate()[0] for process in both]
+  assert [process.returncode for process in both] == [0, 0]
+  assert sorted('prepared already' in text for text in said) == [False, True]
+  whole = prepare.prepare(make(directory=str(tmp_path / 'whole')), **QUIET)
+  assert without_marks(whole) == without_marks(prepare.folder(c))
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'sentencepiece'])
+def test_folders_on_object_stores(kind, make, tmp_path):
+  """Prepared at one place, used at another, with a damaged copy in between."""
+  import fsspec
+  memory = fsspec.filesystem('memory')
+  url = f'memory://bucket-{tmp_path.name}'
+  keys = dict(directory=url, deduplicate=True)
+  c = make(kind, cache=str(tmp_path / 'here'), **keys)
+  c.vocabulary.size = 320
+  there = make(kind, cache=str(tmp_path / 'there'), **keys)
+  there.vocabulary.size = 320
+  folder = prepare.prepare(c, **QUIET)
+  names = {path.rpartition('/')[2] for path in memory.ls(datasets.remote(c), detail=False)}
+  assert names == {p.name for p in folder.iterdir()} and folder.parent == tmp_path / 'here'
+  for source in tmp_path.glob('*.jsonl'):
+    source.rename(source.with_suffix('.away'))
+  said = []
+  opened = build.open_data(there, said.append)
+  assert opened.folder.parent == tmp_path / 'there' and said[0].startswith(f'Copying {url}')
+  assert without_marks(opened.folder) == without_marks(folder)
+  assert opened.windows('train', 16)[5].tolist() == store.open_store(folder).windows('train', 16)[5].tolist()
+  lost = 'tokens-train.array_record-00002-of-00004'
+  content = memory.cat_file(f'{datasets.remote(c)}/{lost}')
+  third = make(kind, cache=str(tmp_path / 'third'), **keys)
+  third.vocabulary.size = 320
+  memory.pipe_file(f'{datasets.remote(c)}/{lost}', content[:-1])
+  with pytest.raises(DataError, match=f'{lost} has {len(content) - 1} bytes instead of {len(content)}: delete it'):
+    build.open_data(third, lambda line: None)
+  memory.rm_file(f'{datasets.remote(c)}/{lost}')
+  with pytest.raises(DataError, match=f'lacks {lost}: run prepare again'):
+    build.open_data(third, lambda line: None)
+
+
+def test_an_object_store_that_is_interrupted_goes_on(make, tmp_path):
+  import fsspec
+  memory = fsspec.filesystem('memory')
+  keys = dict(directory=f'memory://bucket-{tmp_path.name}')
+  c, made = make(cache=str(tmp_path / 'here'), **keys), []
+
+  def run(function, jobs):
+    made.append([job['number'] for job in jobs])
+    for job in jobs:
+      function(job)
+      if len(made) == 1 and job['number'] == 1:
+        raise KeyboardInterrupt
+      yield job['number']
+  with pytest.raises(KeyboardInterrupt):
+    prepare.prepare(c, run=run, **QUIET)
+  assert not memory.exists(f'{datasets.remote(c)}/manifest.json')
+  prepare.prepare(c, run=run, **QUIET)
+  assert made == [[0, 1, 2, 3], [2, 3]]
+  assert not memory.glob(f'{datasets.remote(c)}/part-*')
+
+
+def test_stores_that_nothing_reads(make, tmp_path):
+  with pytest.raises(DataError, match='nosuch://bucket/.* cannot be opened .*gs://, s3:// and others'):
+    build.open_data(make(directory='nosuch://bucket', cache=str(tmp_path)), lambda line: None)
+
+
+def test_a_mixture_on_an_object_store(mixed, tmp_path):
+  c = mixed('characters')
+  c.data.update(directory=f'memory://mixed-{tmp_path.name}', cache=str(tmp_path / 'here'))
+  folders = prepare.prepare(c, **QUIET)
+  data = build.open_data(c, lambda line: None)
+  assert [data.of(part).folder for part in lengths.components(c)] == [folders[0], folders[1], folders[0]]
+  c.data.cache = str(tmp_path / 'there')
+  assert build.open_data(c, lambda line: None).fingerprint == data.fingerprint
