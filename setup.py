@@ -41,6 +41,7 @@ setup(
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
         'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
+        's3': ['s3fs'],  # s3:// paths
         'tensorboard': ['tensorboard'],
     },
 )

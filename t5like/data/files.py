@@ -1,10 +1,9 @@
-"""Files of text, JSON lines and parquet, on disk or wherever fsspec reads, as what a Source is made of.
+"""Files of text and JSON lines, on disk or wherever fsspec reads, as what a Source is made of.
 
-`text`, `jsonl` and `parquet` return the arguments of `sources.Source` but its name. Items are what can be
+`text` and `jsonl`, and `parquet.read`, return the arguments of `sources.Source` but its name. Items are what can be
 read apart: a range of bytes of a JSON lines file, a row group of a parquet file, else a whole file. A
 record that is damaged comes as a DataError in its place; a file that is raises one.
 """
-import concurrent.futures
 import difflib
 import functools
 import glob
@@ -19,13 +18,15 @@ import threading
 import typing
 import zlib
 
-from t5like.data import mirror, templates
+from t5like.data import fields, mirror
 from t5like.errors import DataError
 
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
+COUNTED = 8 << 30  # bytes up to which lines are counted to say which one is damaged
+LINE = 1 << 30  # most bytes of a line: memory is not endless
 LIMIT = 20  # seconds that a remote store has to answer
 PACKED = ('.gz', '.zst')
-# What tells one version of a remote file from another, by the names that fsspec's filesystems give it.
+# What tells versions of a remote file apart, by the names that fsspec's filesystems give it.
 STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
 ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
               s3='aws configure')
@@ -44,8 +45,7 @@ def find(name, pattern):
   else:
     pattern = os.path.expanduser(pattern)
     paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
-    stats = [os.stat(path) for path in paths]
-    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in zip(paths, stats)]
+    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in zip(paths, map(os.stat, paths))]
     nearby = '' if found else _nearby(pattern)
   if not found:
     raise DataError(f'data.source={name!r}: no file matches {pattern}; {nearby}.')
@@ -63,8 +63,8 @@ def within(key, url, ask):
       answers.put((None, error))
   # A daemon: nobody can stop a library that hangs, and it must not keep the process from ending.
   threading.Thread(target=run, daemon=True).start()
-  login = ADVICE.get(url.partition('://')[0])
-  advice = 'Check the path, the network, and that this machine may read it' + (f': {login}' if login else '') + '.'
+  login = ADVICE.get(url.partition('://')[0], '')
+  advice = f'Check the path, the network, and that this machine may read it{": " if login else ""}{login}.'
   try:
     answer, error = answers.get(timeout=LIMIT)
   except queue.Empty:
@@ -81,13 +81,16 @@ def _find_remote(pattern):
   infos = {path: info for path, info in store.glob(inside, detail=True).items() if info.get('type') == 'file'}
   found = [File(store.unstrip_protocol(path), info.get('size') or 0, _stamp(info))
            for path, info in sorted(infos.items())]
-  folder = posixpath.dirname(inside)
-  while folder.strip('/') and (glob.has_magic(folder) or not store.isdir(folder)):
+  folder = '' if found else posixpath.dirname(inside)
+  while folder.strip('/'):
+    try:
+      if not glob.has_magic(folder):  # glob takes a folder that may not be read for an empty one; this does not
+        names = sorted(posixpath.basename(path.rstrip('/')) for path in store.ls(folder, detail=False))
+        return [], _holds(store.unstrip_protocol(folder), names, inside[len(folder):].strip('/').split('/')[0])
+    except (FileNotFoundError, NotADirectoryError):
+      pass
     folder = posixpath.dirname(folder)
-  if found or not folder.strip('/'):
-    return found, 'nor is there a folder of that name'
-  names = sorted(posixpath.basename(path.rstrip('/')) for path in store.ls(folder, detail=False))
-  return [], _holds(store.unstrip_protocol(folder), names, inside[len(folder):].strip('/').split('/')[0])
+  return found, 'nor is there a folder of that name'
 
 
 def _stamp(info):
@@ -97,7 +100,8 @@ def _stamp(info):
 def _nearby(pattern):
   path = pathlib.Path(pattern).absolute()
   folder = next(p for p in path.parents if p.is_dir() and not glob.has_magic(str(p)))
-  return _holds(folder, sorted(p.name for p in folder.iterdir()), path.relative_to(folder).parts[0])
+  names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
+  return _holds(folder, names, path.relative_to(folder).parts[0])
 
 
 def _holds(folder, names, wanted):
@@ -129,13 +133,18 @@ def jsonl(name, pattern):
 def _parts(found, items, read):
   # Compressed text is about three times as long as its file.
   size = sum(file.size * (3 if file.path.endswith(PACKED) else 1) for file in found)
-  return dict(items=items, read=read, num_bytes=size, fingerprint=dict(files=[list(file) for file in found]))
+  return dict(items=items, read=read, num_bytes=size, fingerprint=fingerprint(found))
+
+
+def fingerprint(found):
+  """A dict for JSON that differs when Files have changed."""
+  return dict(files=[list(file) for file in found])
 
 
 def _read_text(path):
   content = b''.join(_chunks(path))
   try:
-    yield dict(text=decode(content, path)), path
+    yield dict(text=fields.decode(content, path)), path
   except DataError as error:
     yield error, path
 
@@ -148,8 +157,9 @@ def _read_jsonl(item):
     first = offset if first is None else first
     record = _record(line.removeprefix(b'\xef\xbb\xbf') if offset == 0 else line) if line.strip() else None
     if isinstance(record, str):  # what is wrong; only now its number matters
-      before = _newlines(path, first) if before is None else before
-      record = DataError(f'{path} line {before + number}, which starts at byte {offset} of the text, {record}')
+      before = _newlines(path, first, size) if before is None else before
+      place = f' line {before + number}, which starts at byte {offset}' if before >= 0 else f' at byte {offset}'
+      record = DataError(f'{path}{place} of the text, {record}')
     if record is not None:
       yield record, f'{path}@{offset}'
 
@@ -170,7 +180,7 @@ def _record(line):
 
 
 def _range(path, start, stop, size):
-  """Yields (offset, line) of the lines that start in a range of bytes; a line ends with a newline."""
+  """Yields (offset, line) of the lines that start in a range of bytes."""
   position = max(0, start - 1)
   try:
     with open_binary(path) as f:
@@ -184,15 +194,17 @@ def _range(path, start, stop, size):
         position += len(line)
         if not line:
           return
-      while position < stop and (line := f.readline()):
-        yield position, line
+      while position < stop and (line := f.readline(LINE + 1)):
+        if len(line) > LINE:
+          raise OSError(f'a line of more than {LINE:,} bytes starts there, so this is no file of JSON lines')
+        yield position, line.removesuffix(b'\n')
         position += len(line)
-  except _errors(path) as error:
-    raise _unreadable(path, error, f'beyond byte {position}') from error
+  except errors(path) as error:
+    raise unreadable(path, error, f'beyond byte {position}') from error
 
 
 def _split(chunks):
-  """Yields (offset, line) of the lines of text that comes in pieces."""
+  """Yields (offset, line) of text that comes in pieces."""
   position, waiting = 0, []
   for chunk in chunks:
     *lines, rest = chunk.split(b'\n')
@@ -205,13 +217,18 @@ def _split(chunks):
     yield position, b''.join(waiting)
 
 
-def _newlines(path, stop):
-  """How many lines end in the first `stop` bytes of a file."""
-  count = 0
+def _newlines(path, stop, size):
+  """How many lines end in the first `stop` bytes of a file; a negative number if it would take long to count."""
+  if stop > COUNTED:
+    return -1
+  return sum(_block(path, start, min(stop, start + RANGE), size) for start in range(0, stop, RANGE))
+
+
+@functools.lru_cache(4096)  # as damage is seldom alone
+def _block(path, start, stop, size):
   with open_binary(path) as f:
-    while stop > 0 and (chunk := f.read(min(stop, 1 << 20))):
-      count, stop = count + chunk.count(b'\n'), stop - len(chunk)
-  return count
+    f.seek(start)
+    return sum(f.read(min(1 << 20, stop - i)).count(b'\n') for i in range(start, stop, 1 << 20))
 
 
 def open_binary(path):
@@ -230,8 +247,8 @@ def _chunks(path):
       for chunk in _unpacked(path, f):
         yield chunk
         position += len(chunk)
-  except _errors(path) as error:
-    raise _unreadable(path, error, f'beyond byte {position} of its text') from error
+  except errors(path) as error:
+    raise unreadable(path, error, f'beyond byte {position} of its text') from error
 
 
 def _unpacked(path, f):
@@ -259,119 +276,13 @@ def _zst_chunks(f):
     raise EOFError('the file ends early')
 
 
-def _errors(path):
-  return Exception if mirror.is_remote(path) else (OSError, EOFError, zlib.error)
+def errors(path):
+  """The exceptions that reading a file may raise, a tuple."""
+  return (Exception,) if mirror.is_remote(path) else (OSError, EOFError, zlib.error)
 
 
-def _unreadable(path, error, where):
+def unreadable(path, error, where):
   """A DataError for a file; `where`: how far it was read."""
-  fix = 'copy or make that file again'
-  if isinstance(error, FileNotFoundError):
-    fix = 'it was there a moment ago: put it back'
-  elif isinstance(error, PermissionError):
-    fix = 'let this user read it'
+  fix = ('it was there a moment ago: put it back' if isinstance(error, FileNotFoundError) else
+         'let this user read it' if isinstance(error, PermissionError) else 'copy or make that file again')
   return error if isinstance(error, DataError) else DataError(f'{path} cannot be read {where}: {error}; {fix}.')
-
-
-# --- Parquet ------------------------------------------------------------------------------------
-
-
-def parquet(name, pattern, data):
-  """A record per row: the columns that `data` asks for, as plain values. Its id is PATH#ROW, from 0."""
-  found, items, size = find(name, pattern), [], 0
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    footers = list(pool.map(_footer, (file.path for file in found)))
-  for (path, *_), (columns, groups) in zip(found, footers):
-    require(data, columns, path, 'column')
-    first = 0
-    for group, (rows, length) in enumerate(groups):
-      items.append((path, group, first))
-      first, size = first + rows, size + length
-  read = functools.partial(_read_parquet, templates.fields(data))
-  return dict(items=items, read=read, num_bytes=size, fingerprint=dict(files=[list(file) for file in found]))
-
-
-def require(data, names, where, kind):
-  """Raises DataError if `where` lacks one of the fields that `data` asks for; kind: what fields are called there."""
-  for field in templates.fields(data):
-    if field not in names:
-      asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
-      close = difflib.get_close_matches(field, names, 1)
-      raise DataError(f'{asked} is not a {kind} of {where}{f" (did you mean {close[0]!r}?)" if close else ""}, '
-                      f'which has {", ".join(sorted(names))}.')
-
-
-def _footer(path):
-  """([column], [(rows, bytes of text) of each row group]) of a parquet file."""
-  import pyarrow.parquet
-  try:
-    with open_binary(path) as f:
-      meta = pyarrow.parquet.ParquetFile(f).metadata
-      groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-      return meta.schema.to_arrow_schema().names, [(g.num_rows, g.total_byte_size) for g in groups]
-  except (*_tuple(_errors(path)), pyarrow.ArrowException) as error:
-    raise _unreadable(path, error, 'as a parquet file') from error
-
-
-def _tuple(errors):
-  return errors if isinstance(errors, tuple) else (errors,)
-
-
-def _read_parquet(columns, item):
-  import pyarrow.parquet
-  path, group, row = item
-  try:
-    with open_binary(path) as f:
-      for batch in pyarrow.parquet.ParquetFile(f).iter_batches(1000, [group], columns):
-        for value in _rows(batch):
-          yield _plain_row(value, f'{path} row {row}, in row group {group},'), f'{path}#{row}'
-          row += 1
-  except (*_tuple(_errors(path)), pyarrow.ArrowException) as error:
-    raise _unreadable(path, error, f'beyond row {row}, in row group {group}') from error
-
-
-def _rows(batch):
-  """The rows of a batch: dicts, and errors for those that are damaged."""
-  try:
-    return batch.to_pylist()
-  except ValueError:  # text that is not UTF-8
-    return [_row(batch.slice(i, 1)) for i in range(len(batch))]
-
-
-def _row(batch):
-  try:
-    return batch.to_pylist()[0]
-  except ValueError as error:
-    return error
-
-
-def _plain_row(value, where):
-  try:
-    return DataError(f'{where} is damaged: {value}.') if isinstance(value, ValueError) else plain(value, where)
-  except DataError as error:
-    return error
-
-
-# --- Values -------------------------------------------------------------------------------------
-
-
-def plain(value, where):
-  """What libraries decode, as values of JSON: bytes as text, arrays as lists, dates as str. DataError."""
-  value = value.tolist() if hasattr(value, 'tolist') else value  # NumPy's
-  if isinstance(value, bytes):
-    return decode(value, where)
-  if isinstance(value, dict):
-    return {name: plain(part, f'{where} field {name},') for name, part in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [plain(part, where) for part in value]
-  return value if value is None or isinstance(value, (str, int, float)) else str(value)
-
-
-def decode(content, where):
-  """Returns the text of UTF-8 bytes; DataError."""
-  try:
-    return content.decode('utf-8')
-  except UnicodeDecodeError as error:
-    at = error.start
-    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; convert it, for '
-                    'instance with iconv -f latin1 -t utf-8.') from error

@@ -1,8 +1,8 @@
 """Where text comes from: `open_source(config)` gives records, the same ones in the same order.
 
 A record is a dict of named fields, of plain Python values: `data.field` names the one with the text,
-or templates make two texts of several (templates.py). A source is a list of items (files, modules,
-records), each of which holds records, so that `prepare` can cut it into independent parts. To add a
+or templates make two texts of several (templates.py). A source is a list of items (modules, files, ranges
+of them), each of which holds records, so that `prepare` can cut it into independent parts. To add a
 kind: a function here that returns a Source, and a line in `open_source`. Nothing is ever downloaded.
 """
 
@@ -17,7 +17,7 @@ import sysconfig
 
 import numpy as np
 
-from t5like.data import files, functions, templates
+from t5like.data import files, functions, parquet, tfds_source
 from t5like.errors import ConfigError, DataError
 
 # Standard library folders without text worth learning: tests, tables, machine-specific values.
@@ -46,7 +46,13 @@ class Source:
     self.num_items = len(items)
 
   def documents(self, start=0, stop=None):
-    """Yields (record, id), a dict and a str, of the records in items `start` to `stop`; DataError."""
+    """Yields (record, id), a dict and a str, of the records in items `start` to `stop`.
+
+    In place of a record that is damaged comes a DataError, not raised, that says which and where; the next
+    record follows. A file that cannot be read any further raises one. Ids are unique: PATH for a text file,
+    PATH@OFFSET (bytes of text before it) for a JSON line, PATH#ROW for parquet, 'plays/1.0.0 train record 12'
+    for TFDS.
+    """
     for item in self._items[start:stop]:
       yield from self._read(item)
 
@@ -60,9 +66,11 @@ def open_source(config, split=None):
   name = config.data.source
   kind, colon, rest = name.partition(':')
   kinds = dict(python_docs=_python_docs, python_functions=_python_functions, shakespeare=_shakespeare,
-               text=_text, jsonl=_jsonl, tfds=_tfds, markov=_markov, iid=_iid, copy=_task, reverse=_task)
-  usage = ('python_docs, python_functions, shakespeare, text:GLOB, jsonl:GLOB, '
-           'tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, copy:SYMBOLS or reverse:SYMBOLS')
+               text=_text, jsonl=_jsonl, parquet=_parquet, tfds=_tfds, markov=_markov, iid=_iid, copy=_task,
+               reverse=_task)
+  usage = ('python_docs, python_functions, shakespeare, text:GLOB, jsonl:GLOB, parquet:GLOB (files on disk, gs://, '
+           's3:// or whatever else fsspec reads), tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, '
+           'copy:SYMBOLS or reverse:SYMBOLS')
   if kind not in kinds:
     close = difflib.get_close_matches(kind, kinds, 1)
     guess = f' (did you mean {close[0]!r}?)' if close else ''
@@ -159,95 +167,21 @@ def _shakespeare(name, rest, data, split):
 
 
 def _text(name, pattern, data, split):
-  return _files(name, files.find(name, pattern), files.read_text)
+  return Source(name, **files.text(name, pattern))
 
 
 def _jsonl(name, pattern, data, split):
-  return _files(name, files.find(name, pattern), files.read_jsonl)
+  return Source(name, **files.jsonl(name, pattern))
 
 
-def _files(name, paths, read):
-  stats = [path.stat() for path in paths]
-  # Compressed text is about three times as long as its file.
-  size = sum(s.st_size * (3 if p.suffix in ('.gz', '.zst') else 1) for p, s in zip(paths, stats))
-  state = [[str(path), s.st_size, s.st_mtime_ns] for path, s in zip(paths, stats)]
-  return Source(name, paths, read, size, dict(files=state))
-
-
-# --- TFDS ---------------------------------------------------------------------------------------
+def _parquet(name, pattern, data, split):
+  return Source(name, **parquet.read(name, pattern, data))
 
 
 def _tfds(name, rest, data, split):
-  """A prepared dataset, found by its folder: neither TensorFlow nor the builder's code is run."""
-  import tensorflow_datasets as tfds
-  key, split = ('data.validation', split) if split else ('data.split', data.split)
-  folder = _tfds_folder(rest, tfds.core.Path(data.tfds_dir or tfds.core.constants.DATA_DIR))
-  builder = tfds.builder_from_directory(folder)
-  info = builder.info
-  if info.file_format.value != 'array_record':
-    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads; prepare it '
-                    f'once more in another data.tfds_dir: {_tfds_command(rest)}')
-  base = split.partition('[')[0]
-  if base not in info.splits:
-    raise DataError(f'{key}={split!r} is not a split of {folder}, which has {", ".join(sorted(info.splits))}.')
-  for field in templates.fields(data):
-    if field not in info.features:
-      asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
-      raise DataError(f'{asked} is not a feature of {folder}, which has {", ".join(sorted(info.features))}.')
-  paths = info.splits[base].filepaths
-  missing = [path for path in paths if not path.exists()]
-  if missing:
-    raise DataError(f'{len(missing)} of {len(paths)} files of {folder} are missing, first '
-                    f'{missing[0].name}; prepare or copy the dataset again.')
-  try:
-    records = builder.as_data_source(split)
-  except ValueError as error:
-    raise DataError(f'{key}={split!r} cannot be read: {error}') from error
-
-  def read(i):
-    where = f'{info.full_name} {split} record {i}'
-    yield _plain(records[i], where), where
-
-  sizes = sum(path.stat().length for path in paths)
-  share = len(records) / max(1, info.splits[base].num_examples)
-  fingerprint = dict(dataset=info.full_name, split=split, records=len(records), bytes=sizes)
-  return Source(name, range(len(records)), read, sizes * share, fingerprint, info.redistribution_info.license or '')
-
-
-def _plain(value, where):
-  """What TFDS decodes, as plain Python values: bytes as text, arrays as lists."""
-  if isinstance(value, (np.ndarray, np.generic)):
-    value = value.tolist()
-  if isinstance(value, bytes):
-    return files.decode(value, where)
-  if isinstance(value, dict):
-    return {name: _plain(part, f'{where}, field {name},') for name, part in value.items()}
-  return [_plain(part, where) for part in value] if isinstance(value, list) else value
-
-
-def _tfds_folder(rest, root):
-  match = re.fullmatch(r'(\w+)(?:/([^:]+))?(?::(\d+\.\d+\.\d+))?', rest)
-  if not match:
-    raise ConfigError(f"data.source='tfds:{rest}' must be written as tfds:NAME[/CONFIG][:VERSION], such as "
-                      "'tfds:lm1b' or 'tfds:wiki40b/en:1.3.0'.")
-  name, config, version = match.groups()
-  folder = root / name / config if config else root / name
-  found = sorted(folder.glob(f'{version or "*.*.*"}/dataset_info.json'),
-                 key=lambda path: [int(n) for n in re.findall(r'\d+', path.parent.name)])
-  if found:
-    return found[-1].parent
-  configs = sorted({path.parts[-3] for path in folder.glob('*/*.*.*/dataset_info.json')})
-  hint = f' It holds the configs {", ".join(configs)}: name one.' if configs and not config else ''
-  raise DataError(f"data.source='tfds:{rest}': no prepared dataset in {folder} (looked for "
-                  f'{version or "*.*.*"}/dataset_info.json; data.tfds_dir sets the folder).{hint} '
-                  f'To prepare it there: {_tfds_command(rest, root)}')
-
-
-def _tfds_command(rest, root='OTHER'):
-  # Some names, such as c4, are only known once their part of the catalogue is imported.
-  return ('python -c "import tensorflow_datasets as tfds, tensorflow_datasets.text; '
-          f"tfds.builder('{rest}', data_dir='{root}', file_format='array_record')"
-          '.download_and_prepare()"')
+  built_in = dict(documents=lambda: _python_docs(name, '', data, None),
+                  functions=lambda: _python_functions(name, '', data, None))
+  return Source(name, **tfds_source.find(rest, data, split, built_in))
 
 
 # --- Synthetic text whose best possible loss is known -------------------------------------------
