@@ -52,8 +52,14 @@ def _train(config, flags):
 
 
 def _prepare(config, flags):
-  from t5like.data import prepare
+  from t5like.data import pipeline, prepare
   prepare.prepare(config)
+  # Rows of whole documents need a plan, which is kept beside the tokens: better now than on a pod.
+  from t5like import build
+  steps = config_lib.derived(config)['steps']
+  print(f'All {steps:,} steps of this config:')
+  for line in pipeline.TrainRows(build.open_data(config), config).describe(steps * config.batch_size):
+    print(f'  {line}')
 
 
 def _inspect(config, flags):

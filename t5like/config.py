@@ -37,7 +37,8 @@ from t5like.errors import ConfigError
 # parameters are nor which rows of text come next, or are meant to be turned while training.
 ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
   log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
-  data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows model.remat model.scan_layers model.attention loss.chunks'''.split())
+  data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
+  model.remat model.scan_layers model.attention loss.chunks'''.split())
 
 
 def load(path, overrides=()):

@@ -54,7 +54,8 @@ RANGES = {key: interval for interval, keys in {
 
 # What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
 SOURCES = {'python_docs': '', 'python_functions': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
-           'parquet': 'GLOB', 'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS', 'reverse': 'SYMBOLS'}
+           'parquet': 'GLOB', 'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS',
+           'reverse': 'SYMBOLS'}
 METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
 
 

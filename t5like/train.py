@@ -204,9 +204,9 @@ class Run:
     self.screen.show(step, tokens, dict(means, **speed))
     if self.files:
       self.files.write(step, dict(
-          tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means, **speed, grad_norm=values['grad_norm'],
-          update_norm=values['update_norm'], learning_rate=float(self.learning_rate(step - 1)),
-          bad_steps=values['bad_steps'], data_wait=self.waited))
+          tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means,
+          **speed, grad_norm=values['grad_norm'], update_norm=values['update_norm'],
+          learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
 
   def _between_steps(self):

@@ -12,7 +12,7 @@ LINES, FUNCTION = 320, 60
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules'], ['config_rules'],
           ['config'], ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'],
-          ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
+          ['kernels.splash'], ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
           ['data.vocabulary_kinds'], ['data.mirror', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
           ['data.vocabulary', 'data.files', 'data.functions', 'data.tfds_builder'],
           ['data.parquet', 'data.tfds_source'], ['data.sources'], ['data.store'], ['data.shards'],

@@ -13,8 +13,6 @@ import json
 import os
 import pathlib
 import posixpath
-import queue
-import threading
 import typing
 import zlib
 
@@ -24,12 +22,9 @@ from t5like.errors import DataError
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
 COUNTED = 8 << 30  # bytes up to which lines are counted to say which one is damaged
 LINE = 1 << 30  # most bytes of a line: memory is not endless
-LIMIT = 20  # seconds that a remote store has to answer
 PACKED = ('.gz', '.zst')
 # What tells versions of a remote file apart, by the names that fsspec's filesystems give it.
 STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
-ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
-              s3='aws configure')
 
 
 class File(typing.NamedTuple):
@@ -41,7 +36,7 @@ class File(typing.NamedTuple):
 def find(name, pattern):
   """Returns the Files that match the glob of `data.source=name`, by path; DataError when there is none."""
   if mirror.is_remote(pattern):
-    found, nearby = within(f'data.source={name!r}', pattern, lambda: _find_remote(pattern))
+    found, nearby = mirror.within(f'data.source={name!r}', pattern, lambda: _find_remote(pattern))
   else:
     pattern = os.path.expanduser(pattern)
     paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
@@ -50,30 +45,6 @@ def find(name, pattern):
   if not found:
     raise DataError(f'data.source={name!r}: no file matches {pattern}; {nearby}.')
   return found
-
-
-def within(key, url, ask):
-  """Returns ask(), which looks at a remote store; DataError, begun with `key`, if it fails or takes too long."""
-  answers = queue.SimpleQueue()
-
-  def run():
-    try:
-      answers.put((ask(), None))
-    except Exception as error:  # each store has errors of its own
-      answers.put((None, error))
-  # A daemon: nobody can stop a library that hangs, and it must not keep the process from ending.
-  threading.Thread(target=run, daemon=True).start()
-  login = ADVICE.get(url.partition('://')[0], '')
-  advice = f'Check the path, the network, and that this machine may read it{": " if login else ""}{login}.'
-  try:
-    answer, error = answers.get(timeout=LIMIT)
-  except queue.Empty:
-    raise DataError(f'{key}: {url} did not answer within {LIMIT:g} s. {advice}') from None
-  if isinstance(error, DataError):
-    raise DataError(f'{key}: {error}') from error
-  if error:
-    raise DataError(f'{key}: looking at {url} failed ({type(error).__name__}: {str(error)[:300]}). {advice}') from error
-  return answer
 
 
 def _find_remote(pattern):

@@ -8,10 +8,15 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import queue
+import threading
 
 from t5like.errors import DataError
 
 PACKAGES = {'gs': 'gcs', 's3': 's3'}  # extras that bring what fsspec needs
+LIMIT = 20  # seconds that a remote store has to answer
+ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
+              s3='aws configure')
 
 
 def is_remote(path):
@@ -46,6 +51,30 @@ def filesystem(url):
     raise DataError(f'{url} cannot be opened ({error}); {fix}.') from error
 
 
+def within(key, url, ask):
+  """Returns ask(), which looks at a remote store; DataError, begun with `key`, if it fails or takes too long."""
+  answers = queue.SimpleQueue()
+
+  def run():
+    try:
+      answers.put((ask(), None))
+    except Exception as error:  # each store has errors of its own
+      answers.put((None, error))
+  # A daemon: nobody can stop a library that hangs, and it must not keep the process from ending.
+  threading.Thread(target=run, daemon=True).start()
+  login = ADVICE.get(url.partition('://')[0], '')
+  advice = f'Check the path, the network, and that this machine may read it{": " if login else ""}{login}.'
+  try:
+    answer, error = answers.get(timeout=LIMIT)
+  except queue.Empty:
+    raise DataError(f'{key}: {url} did not answer within {LIMIT:g} s. {advice}') from None
+  if isinstance(error, DataError):
+    raise DataError(f'{key}: {error}') from error
+  if error:
+    raise DataError(f'{key}: looking at {url} failed ({type(error).__name__}: {str(error)[:300]}). {advice}') from error
+  return answer
+
+
 @contextlib.contextmanager
 def _explained(what, url):
   try:
@@ -61,18 +90,26 @@ def read_bytes(path):
   """Content of a local or remote file; FileNotFoundError, or DataError when the store fails."""
   if not is_remote(path):
     return pathlib.Path(path).read_bytes()
-  store, inside = filesystem(str(path))
-  with _explained('Reading', path):
-    return store.cat_file(inside)
+  def ask():
+    store, inside = filesystem(str(path))
+    try:
+      return store.cat_file(inside)
+    except FileNotFoundError:
+      return None
+  content = within('Reading', str(path), ask)
+  if content is None:
+    raise FileNotFoundError(path)
+  return content
 
 
 def is_file(path):
   """Whether a local or remote file is there; DataError when the store fails."""
   if not is_remote(path):
     return pathlib.Path(path).is_file()
-  store, inside = filesystem(str(path))
-  with _explained('Looking for', path):
+  def ask():
+    store, inside = filesystem(str(path))
     return store.isfile(inside)
+  return within('Looking for a file', str(path), ask)
 
 
 def push(folder, url, names):

@@ -258,7 +258,8 @@ def _manifest(config, texts, plan, marks, vocab):
   manifest = dict(
       format=store.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
       texts=2 if config.data.targets else 1, block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits,
-      **{key: count[key] for key in empty if key != 'documents'}, parts=marks, created=dict(python=platform.python_version()),
+      **{key: count[key] for key in empty if key != 'documents'}, parts=marks,
+      created=dict(python=platform.python_version()),
       max_id=max(shard['max_id'] for split in splits.values() for shard in split['shards']),
       vocabulary=dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels,
                       fingerprint=vocab.fingerprint, file=VOCABULARY))

@@ -13,7 +13,7 @@ import posixpath
 import re
 import tempfile
 
-from t5like.data import fields, files, mirror, templates
+from t5like.data import fields, mirror, templates
 from t5like.errors import ConfigError, DataError
 
 BATCH = 64  # records read at once
@@ -60,7 +60,7 @@ def find(rest, data, split, built_in):
 
 
 def _in_time(root, ask):
-  return files.within(f'data.tfds_dir={root!r}', root, ask) if mirror.is_remote(root) else ask()
+  return mirror.within(f'data.tfds_dir={root!r}', root, ask) if mirror.is_remote(root) else ask()
 
 
 def _items(info, folder, sizes, key, split):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5like.kernels import splash
 from t5like.model.layers import Dense, Norm, keep_share, rope
 from t5like.sharding import in_use
 
@@ -24,18 +25,46 @@ def make_mask(query, key, causal):
   return mask
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NTS=None, keep_BNTS=None):
+def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False):
+  """Which kernel attention runs, 'splash' or 'xla', and why: (name, reason). `asked`: model.attention."""
+  if asked == 'xla':
+    return 'xla', 'model.attention asks for it'
+  if has_dropout:
+    return 'xla', 'only it drops attention probabilities'
+  if has_bias:
+    return 'xla', 'only it adds a bias'
+  if causal and T != S:
+    return 'xla', 'decoding token by token'
+  if asked == 'splash':
+    return 'splash', 'model.attention asks for it'
+  return ('splash', 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
+
+
+def platform():
+  """'tpu', 'gpu' or 'cpu': of the mesh in force, which may be one of devices that are not here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NTS=None, keep_BNTS=None,
+                kernel='auto'):
   """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
   `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `keep` multiplies probabilities
-  (dropout). Batch and heads never mix, so each device works alone on what it has.
+  (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
   """
   names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
   given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
   dims = dict(bias='NTS', keep='BNTS')
+  scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  where = platform()
+  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NTS is not None,
+                            keep_BNTS is not None)
 
   def attend(q, k, v, query, key, given):
+    if chosen == 'splash':
+      return splash.attention(q, k, v, query, key, causal, scale, interpret=where != 'tpu')
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
     mask = make_mask(query, key, causal)[:, None]
     if 'keep' in given:
@@ -44,7 +73,7 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
   in_specs = (in_use('BTNH'), in_use('BSKH'), in_use('BSKH'), *[{n: in_use('BT') for n in names}] * 2,
               {n: in_use(dims[n]) for n in given})
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
+  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen != 'splash')(
       q_BTNH, k_BSKH, v_BSKH, of(query), of(key), given)
 
 
@@ -53,7 +82,7 @@ def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, keep, bias=None):
   repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
   k_BSNH, v_BSNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
   logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
-  logits_BNTS *= q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  logits_BNTS *= scale
   if bias is not None:
     logits_BNTS += bias[None]
   p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1) * keep
@@ -99,5 +128,5 @@ class Attention(nnx.Module):
       shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNTS'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
-                           None if c.scale_attention else 1.0, bias_NTS, keep_BNTS)
+                           None if c.scale_attention else 1.0, bias_NTS, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -229,7 +229,7 @@ def build(c):
 
 def count_params(model):
   """Exact number of parameters, without making them."""
-  return sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+  return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: model.init(jax.random.key(0)))))
 
 
 def flops_per_row(model, lengths):
@@ -242,7 +242,7 @@ def flops_per_row(model, lengths):
   c, T, S = model.config, lengths.targets, lengths.inputs
   predictions = lengths.predictions or T
   total = 0
-  for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(model.init, jax.random.key(0))):
+  for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: model.init(jax.random.key(0)))):
     keys = [k.key for k in path]
     if keys[0] in ('positions', 'types') or 'relative' in keys:
       continue

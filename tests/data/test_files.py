@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import strategies as st
 
 from configs.base import base
-from t5like.data import files, sources, templates
+from t5like.data import files, mirror, sources, templates
 from t5like.errors import DataError
 
 PACK = {'': bytes, '.gz': gzip.compress, '.zst': zstandard.compress}
@@ -352,8 +352,8 @@ class Hangs(fsspec.AbstractFileSystem):
 
 def test_a_store_that_hangs_or_refuses_is_an_error_in_time(monkeypatch):
   fsspec.register_implementation('hangs', Hangs, clobber=True)
-  monkeypatch.setitem(files.ADVICE, 'hangs', 'gcloud auth application-default login')
-  monkeypatch.setattr(files, 'LIMIT', 0.3)
+  monkeypatch.setitem(mirror.ADVICE, 'hangs', 'gcloud auth application-default login')
+  monkeypatch.setattr(mirror, 'LIMIT', 0.3)
   start = time.monotonic()
   with pytest.raises(DataError, match=r"data.source='jsonl:hangs://b/\*.jsonl': hangs://b/\*.jsonl did not answer "
                      'within 0.3 s. Check the path, the network, .*: gcloud auth application-default login'):

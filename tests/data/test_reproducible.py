@@ -16,7 +16,8 @@ from tests.data.test_rows import PAIRED, SENTINELS, T5, leaves
 
 KINDS = dict(
     causal=dict(data=dict(shards=3)),
-    span_packed=dict(objective=dict(name='span_corruption'), data=dict(packing='best_fit', shards=2), **T5, **SENTINELS),
+    span_packed=dict(objective=dict(name='span_corruption'), data=dict(packing='best_fit', shards=2), **T5,
+                     **SENTINELS),
     seq2seq_packed_mixture=dict(
         data=dict(PAIRED, mixture=dict(copy=dict(weight=5), shout=dict(weight=3, data=dict(inputs='shout: {text}')),
                                        letters=dict(weight=2, data=dict(source='copy:8', inputs='{inputs}',

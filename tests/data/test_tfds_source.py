@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from configs.base import base
-from t5like.data import files, prepare, sources, store, templates, tfds_builder, tfds_source
+from t5like.data import mirror, prepare, sources, store, templates, tfds_builder, tfds_source
 from t5like.errors import ConfigError, DataError
 from tests.conftest import ROOT
 
@@ -282,7 +282,7 @@ def test_a_remote_dataset_is_read_like_a_local_one(remote, plays, tmp_path, monk
 
 def test_a_remote_folder_that_does_not_answer(remote, monkeypatch):
   answer = threading.Event()
-  monkeypatch.setattr(files, 'LIMIT', 0.2)
+  monkeypatch.setattr(mirror, 'LIMIT', 0.2)
   monkeypatch.setattr(type(fsspec.filesystem('memory')), 'ls', lambda *_, **__: answer.wait(30) and [])
   with pytest.raises(DataError, match="data.tfds_dir='memory://datasets': memory://datasets did not answer within 0.2"):
     open_source('tfds:plays', remote)
