@@ -54,6 +54,7 @@ def stages(flat):
   names, found = set(flat['data.mixture']), dict(flat['data.stages'])
   if found and not names:
     yield f'data.stages={show(found)}: these change weights of data.mixture, which is empty.'
+    return
   starts = {}
   for name, stage in found.items():
     where = f'data.stages.{name}'

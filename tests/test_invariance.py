@@ -34,7 +34,8 @@ def test_meshes(mesh, plain, tmp_path):
 @pytest.mark.parametrize('change', [
     dict(microbatches=2), dict(microbatches=4), dict(data=dict(workers=1)), dict(data=dict(workers=4)),
     dict(model=dict(scan_layers=False)), dict(model=dict(remat='full')), dict(model=dict(remat='minimal')),
-    dict(loss=dict(chunks=4)),
+    dict(loss=dict(chunks=4)), dict(model=dict(attention='splash')),
+    dict(model=dict(attention='splash', remat='minimal'), mesh=dict(data=2, fsdp=2, tensor=2)),
     dict(model=dict(remat='full'), microbatches=2, mesh=dict(data=2, fsdp=2, tensor=2)),
 ], ids=str)
 def test_ways_to_compute(change, plain, tmp_path):

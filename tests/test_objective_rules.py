@@ -90,7 +90,7 @@ def test_mixtures():
   refused("data.mixture.b.objective.nam='causal'", 'Did you mean objective.name?',
           data=part(objective=dict(nam='causal')))
   refused('data.mixture.b.data.seq_len=9', 'belongs to the whole run', data=part(data=dict(seq_len=9)))
-  refused('data.mixture.b.weight=0', 'above 0', data=part(weight=0))
+  refused('data.mixture.b.weight=-1', '0 or above', data=part(weight=-1))
   refused('data.mixture.b.x=1', 'weight, data and objective', data=part(x=1))
   refused('data.mixture.b: ', "data.source='x:'", data=part(data=dict(source='x:')))
   refused("data.mixture.b.objective.name='mlm'", 'masked_lm', data=part(objective=dict(name='mlm')))
@@ -124,3 +124,38 @@ def test_every_problem_names_a_key_and_a_remedy():
     config(model=dict(name='encoder', head='scaled'), objective=dict(name='causal'))
   for line in str(e.value).split('\n')[1:] or [str(e.value)]:
     assert re.search(r'\w+\.\w+=', line) and 'Use ' in line
+
+
+MIXED = dict(mixture=dict(web=dict(weight=3), code=dict()))
+
+
+def test_stages_of_a_mixture():
+  ok = config(data=dict(MIXED, stages=dict(end=dict(tokens='2M', weights=dict(code=0)),
+                                           start=dict(tokens=1000, weights=dict(web=1)))))
+  assert lengths.stages(ok) == [(0, [0.25, 0.75]), (1000, [0.5, 0.5]), (2_000_000, [0.0, 1.0])]
+  stage = lambda **changes: dict(MIXED, stages=dict(end=dict(dict(tokens='1M', weights=dict(web=1)), **changes)))
+  refused("data.stages.end.tokens='soon'", 'needs a whole number above 0', data=stage(tokens='soon'))
+  refused('data.stages.end.weights.wep: is no component', "Did you mean 'web'?", data=stage(weights=dict(wep=1)))
+  refused('data.stages.end.weights.web=-1: must be a number, 0 or above', data=stage(weights=dict(web=-1)))
+  refused('data.stages: from 1,000,000 tokens on all weights are 0', data=stage(weights=dict(web=0, code=0)))
+  refused("write dict(tokens='10B', weights=dict(web=0.5))", data=stage(more=1))
+  refused('data.stages.late.tokens=1000000: data.stages.end begins there too',
+          data=dict(stage(), stages=dict(stage()['stages'], late=dict(tokens=1_000_000, weights=dict(web=2)))))
+  refused('change weights of data.mixture, which is empty', data=dict(stages=stage()['stages']))
+  refused('data.mixture: all weights are 0', data=dict(mixture=dict(web=dict(weight=0))))
+
+
+def test_stages_of_denoisers_keep_their_shares():
+  c = config(data=dict(MIXED, stages=dict(end=dict(tokens=10, weights=dict(code=1, web=1)))), model=T5,
+             objective=dict(name='ul2'), vocabulary=dict(sentinels=128))
+  (_, before), (_, after) = lengths.stages(c)
+  assert len(before) == 14 and abs(sum(before[:7]) - 0.25) < 1e-9 and abs(sum(after[:7]) - 0.5) < 1e-9
+  assert [round(x / before[0], 6) for x in before[:7]] == [round(x / after[0], 6) for x in after[:7]]
+
+
+def test_rates_and_windows():
+  refused('data.mixture_cap=5', "belong to data.mixture_rates='examples'", data=dict(mixture_cap=5))
+  refused('data.mixture_temperature=2', data=dict(MIXED, mixture_temperature=2.0))
+  for text in ('5', '5:', '9:3', 'a:b', '1:2:3'):
+    refused(f"data.skip_rows='{text}'", "as in '128000:153600'", data=dict(skip_rows=text))
+  assert lengths.skipped('5K:6K, 10:20,15:30') == [(10, 30), (5000, 6000)]
