@@ -26,8 +26,8 @@ def get_config(arg=''):
   c.stop.tokens = 1000 * 32 * 72
   c.evaluate.update(every=500, batches=50)
   c.checkpoint.every = 500
-  c.sample.update(prompts=('class Reader:\n    def __init__(self, name):\n<extra_id_0>\n    def close(self):\n'
-                           '        self<extra_id_1>\n',
-                           'def read(path):\n    with open(<extra_id_0>\n    return text\n'),
+  c.sample.update(prompts=('class Reader:\n    def read(<extra_id_0>\n        return self.file\n\n'
+                           '    def close(self):\n        <extra_id_1>\n',
+                           'import os\n\ndef <extra_id_0>\n    return os.path.join(path, name)\n'),
                   tokens=60, temperature=0.0)
   return smoke(c) if arg == 'smoke' else c

@@ -116,7 +116,7 @@ def generate(model, params, vocabulary, prompts, *, style, context, targets=0, t
   """
   if style.startswith('fill'):
     return _fill(model, params, vocabulary, prompts, context, ends=style == 'fill_row')
-  ids = _prompt_ids(vocabulary, prompts, style)
+  ids = asked_ids = _prompt_ids(vocabulary, prompts, style)
   encoder = None
   if style == 'encoder':
     ids = [[*i[:context - 1], vocabulary.eos_id] for i in ids]
@@ -147,7 +147,15 @@ def generate(model, params, vocabulary, prompts, *, style, context, targets=0, t
     more = _sample(model, params, prompt, key, new, temperature, top_k, top_p, eos_id, banned)
     for o, row, end in zip(out, np.asarray(more).tolist(), ended):
       o.extend([eos_id] * new if end else row)
-  return [vocabulary.decode(o[:o.index(eos_id)] if eos_id in o else o) for o in out]
+  ends = [{eos_id}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
+  return [vocabulary.decode(o[:next((n for n, i in enumerate(o) if i in end), len(o))]) for o, end in zip(out, ends)]
+
+
+def _later_sentinels(vocabulary, ids):
+  """Sentinels that come after those of a prompt: where an answer that restores its spans is over."""
+  sentinels = [vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)]
+  last = max((k for k, sentinel in enumerate(sentinels) if sentinel in ids), default=len(sentinels))
+  return sentinels[last + 1:]
 
 
 def _prompt_ids(vocabulary, prompts, style):

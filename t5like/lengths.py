@@ -47,7 +47,7 @@ def components(config, weights=()):
     for text, (mode, rate, objective) in zip(part.objective.denoisers, denoisers):
       found.append(Component(f'{name} {text}'.strip(), weight * rate / rates,
                              _changed(part, dict(objective=objective)), mode))
-  total = sum(c.weight for c in found)
+  total = sum(c.weight for c in found) or 1  # all 0 is refused by objective_rules
   return [dataclasses.replace(c, weight=c.weight / total) for c in found]
 
 

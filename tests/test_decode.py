@@ -164,3 +164,15 @@ def test_a_model_without_beginnings_needs_a_prompt(setting):
   vocabulary.eos_id = None
   with pytest.raises(ValueError, match='give a prompt'):
     generate((*setting[:2], vocabulary), [''], context=16, style='stream')
+
+
+def test_answers_end_before_sentinels_that_were_not_asked_for(setting, monkeypatch):
+  """A model that restores spans goes on with spans that the prompt does not have."""
+  v = Bytes(100)
+  setting = (*setting[:2], v)
+  s = v.sentinel
+  said = [s(0), *b'a', s(1), *b'bc', s(2), *b'd', s(3)]
+  ids = [i + 3 if i < 128 else i for i in said]  # bytes begin at 3
+  monkeypatch.setattr(decode, '_sample', lambda *a: np.array([ids] * 3))
+  texts = generate(setting, ['x<extra_id_0>y', '<extra_id_0>y<extra_id_1>', 'none'], style='pair', tokens=len(ids))
+  assert texts == ['<extra_id_0>a', '<extra_id_0>a<extra_id_1>bc', '<extra_id_0>a<extra_id_1>bc<extra_id_2>d<extra_id_3>']
