@@ -201,8 +201,10 @@ def base():
 
   # --- While training ---------------------------------------------------------------------------
   c.mesh = dict(  # devices along each axis; one may be -1: all that are left
+      slice=1,  # TPU slices, each with a copy of what follows, on other rows
       data=1,  # copies of the model, each on other rows
       fsdp=-1,  # likewise, with parameters and optimizer state spread over the axis
+      context=1,  # pieces of each row, for long ones; parameters and optimizer state are spread too
       tensor=1,  # heads, feed-forward and vocabulary spread over the axis
   )
   c.log = dict(
@@ -258,7 +260,7 @@ def smoke(c):
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)
-  c.mesh.update(data=1, fsdp=-1, tensor=1)
+  c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1

@@ -66,7 +66,8 @@ def build_step(config, model, total_steps, mesh):
                       f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
   vocab = config.model.vocab_size // mesh.shape['tensor']
   shapes = lengths.shapes(config)
-  chunks = step_lib.num_chunks(config.loss.chunks, shapes.predictions or shapes.targets, rows, vocab)
+  predictions = (shapes.predictions or shapes.targets) // mesh.shape['context']
+  chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab)
   sums = step_lib.make_sums(model, config.loss, chunks)
   train_step = step_lib.make_train_step(
       sums, tx, seed=config.seed, microbatches=config.microbatches, clip_norm=config.optimizer.clip_norm)

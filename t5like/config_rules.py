@@ -2,7 +2,7 @@
 import difflib
 import re
 
-from t5like import lengths, objective_rules
+from t5like import lengths, mesh_rules, objective_rules
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
 from t5like.errors import ConfigError
 
@@ -72,7 +72,7 @@ def check(flat, where):
       section, _, name = key.rpartition('.')
       (config[section] if section else config)[name] = value
     config.lock()
-    rules = (_data, _vocabulary, objective_rules.check, _model, _batch, _schedule)
+    rules = (_data, _vocabulary, objective_rules.check, _model, _mesh, _schedule)
     problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config
@@ -205,12 +205,6 @@ def _model(c):
   if 0 < m.vocab_size < needs:
     yield (f'model.vocab_size={m.vocab_size}: the vocabulary has {needs} tokens. '
            f'Use at least {needs} (better {up(needs, 128)}), or 0 to have it rounded up.')
-  for axis, keys in (('tensor', 'num_heads num_kv_heads d_ff vocab_size'), ('fsdp', 'd_model')):
-    n = c.mesh[axis]
-    for key in keys.split():
-      if n > 1 and r[key] % n and (key, r.num_kv_heads) != ('num_kv_heads', r.num_heads):
-        yield (f'mesh.{axis}={n}: must divide model.{key}={r[key]}. '
-               f'Use mesh.{axis}={divisors(n, r[key])}, or model.{key}={up(r[key], n)}.')
   if 'learning_rate' in c.optimizer.extra:
     yield 'optimizer.extra.learning_rate: set optimizer.learning_rate instead.'
   try:
@@ -220,22 +214,8 @@ def _model(c):
            f"The default is {DEFAULTS['optimizer.decay_mask']!r}.")
 
 
-def _batch(c):
-  sizes = {f'mesh.{axis}': c.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
-  for key, n in sizes.items():
-    if n < 1 and n != -1:
-      yield f'{key}={n}: must be at least 1, or -1 for all devices that are left.'
-  left = [key for key, n in sizes.items() if n == -1]
-  if len(left) > 1:
-    yield (f'{"=-1, ".join(left)}=-1: only one axis can take the devices that are left. '
-           'Give all others a number.')
-  b, m = c.batch_size, c.microbatches
-  shards = max(c.mesh.data, 1) * max(c.mesh.fsdp, 1)
-  if b % m or b // m % shards:
-    unit = m * shards
-    by = 'microbatches' + ' x mesh.data x mesh.fsdp' * (shards > 1)
-    yield (f'batch_size={b}: must be divisible by {by} = {unit}. '
-           f'Use {either(sorted({max(b // unit, 1) * unit, up(b, unit)}))}.')
+def _mesh(c):
+  return mesh_rules.check(c, resolve(c).model)
 
 
 def _schedule(c):

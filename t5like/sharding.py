@@ -19,26 +19,41 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from t5like.errors import ConfigError
 
-AXES = ('data', 'fsdp', 'tensor')
+# slice: TPU slices, joined by a network slower than a slice's own (data parallel between them)
+# data, fsdp: rows of the batch; fsdp: parameters and optimizer state too    context: positions of a row
+# tensor: heads, features and vocabulary
+AXES = ('slice', 'data', 'fsdp', 'context', 'tensor')
+ROWS = ('slice', 'data', 'fsdp')
 
 # The mesh axis of each dimension; a letter that is not listed is on every device in full.
-AT_REST = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-IN_USE = {'B': ('data', 'fsdp'), 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+WEIGHTS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+AT_REST = {**WEIGHTS, 'D': ('fsdp', 'context')}
+IN_USE = {**WEIGHTS, 'B': ROWS, 'T': 'context', 'S': 'context'}
 
 
 def at_rest(dims):
-  """PartitionSpec of stored parameters and optimizer state: spread over fsdp too."""
+  """PartitionSpec of stored parameters and optimizer state: spread over fsdp and context too."""
   return P(*map(AT_REST.get, dims))
 
 
 def in_use(dims):
-  """PartitionSpec of activations, and of parameters while a layer works with them."""
+  """PartitionSpec of activations."""
   return P(*map(IN_USE.get, dims))
 
 
+def weights(dims):
+  """PartitionSpec of parameters while a layer works with them."""
+  return P(*map(WEIGHTS.get, dims))
+
+
 def gather(w, dims, dtype):
-  """A stored parameter as its layer needs it: cast first, so that fewer bytes travel over fsdp."""
-  return jax.sharding.reshard(w.astype(dtype), in_use(dims))
+  """A stored parameter as its layer needs it: cast first, so that fewer bytes travel."""
+  return jax.sharding.reshard(w.astype(dtype), weights(dims))
+
+
+def everywhere(x, dims):
+  """An activation whose letters that are '_' in `dims` are on every device in full: keys and values, say."""
+  return jax.sharding.reshard(x, in_use(dims))
 
 
 def einsum(equation, x, w, **kwargs):
@@ -47,14 +62,19 @@ def einsum(equation, x, w, **kwargs):
 
 
 def spread_rows(batch):
-  """A batch whose rows are spread as in use, wherever they came from; nothing moves if they are."""
-  return jax.tree.map(lambda x: jax.sharding.reshard(x, P(IN_USE['B'])), batch)
+  """A batch whose rows (and positions) are spread as in use, wherever they came from."""
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, row_spec(x)), batch)
+
+
+def row_spec(x):
+  """PartitionSpec of an array [B, ..] or [B, T] of a batch."""
+  return P(ROWS, *['context'][:x.ndim - 1])
 
 
 def make_mesh(mesh, devices=None):
-  """Mesh of the sizes in `config.mesh`. Raises ConfigError when they do not fit the devices."""
+  """Mesh of the sizes in `config.mesh`, an axis that it lacks being 1. ConfigError when they do not fit the devices."""
   devices = jax.devices() if devices is None else devices
-  sizes = [mesh[axis] for axis in AXES]
+  sizes = [mesh[axis] if axis in mesh else 1 for axis in AXES]
   given = math.prod(s for s in sizes if s != -1)
   asked = ' '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
   if -1 in sizes:
@@ -65,18 +85,36 @@ def make_mesh(mesh, devices=None):
   elif given != len(devices):
     raise ConfigError(f'{asked} makes {given} devices, but {len(devices)} are present '
                       f'({jax.process_count()} processes). Set one of them to -1 to use them all.')
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+  slices = len({d.slice_index if hasattr(d, 'slice_index') else 0 for d in devices})
+  if slices > 1 and sizes[0] not in (1, slices):
+    raise ConfigError(f'{asked}: the devices are in {slices} slices. Set mesh.slice={slices}.')
+  types = (AxisType.Explicit,) * len(AXES)
+  if slices > 1 and sizes[0] == slices:
+    from jax.experimental import mesh_utils
+    inside = (1, *sizes[1:])
+    array = mesh_utils.create_hybrid_device_mesh(inside, (slices,) + (1,) * len(sizes[1:]), devices,
+                                                 allow_split_physical_axes=True)
+    return jax.sharding.Mesh(array, AXES, axis_types=types)
+  return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
 def batch_shards(mesh):
   """Number of pieces that the batch dimension is cut into."""
-  return math.prod(mesh.shape[axis] for axis in IN_USE['B'])
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def replicated(params, mesh):
+  """[(path, bytes)] of abstract parameters that lie on every device of fsdp and context in full; [] without these."""
+  spread = {axis for axis in ('fsdp', 'context') if mesh.shape[axis] > 1}
+  named = jax.tree_util.tree_leaves_with_path(params)
+  axes_of = lambda x: {a for part in x.sharding.spec for a in (part if isinstance(part, tuple) else (part,))}
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), x.size * x.dtype.itemsize)
+          for path, x in named if spread and not spread & axes_of(x)]
 
 
 def to_global(mesh, batch):
   """Rows of this process (numpy, [B / processes, ...]) to global arrays [B, ...] on the mesh."""
-  sharding = NamedSharding(mesh, P(IN_USE['B']))
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, row_spec(x)), x), batch)
 
 
 def start_processes(coordinator='', num_processes=0, process_id=0):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t5like.sharding import everywhere
+
 LOGITS_BYTES = 2 ** 27  # per device; larger logits are made in pieces
 
 
@@ -60,7 +62,8 @@ def make_sums(model, loss, chunks=1):
   def sums(params, batch, key=None):
     x_BTD = model.hidden(params, batch, key)
     if 'predict' in batch:
-      x_BTD = jnp.take_along_axis(x_BTD, batch['predict'][:, :, None], axis=1)
+      x_BTD, at_BP = everywhere(x_BTD, 'B_D'), everywhere(batch['predict'], 'B_')
+      x_BTD = everywhere(jnp.take_along_axis(x_BTD, at_BP[:, :, None], axis=1), 'BTD')
     targets_BT, weights_BT = batch['targets'], batch['weights']
     if chunks == 1:
       return of_hidden(params, x_BTD, targets_BT, weights_BT)
@@ -75,13 +78,12 @@ def make_sums(model, loss, chunks=1):
 
 
 def _split(x, axis, n):
-  """[.., n * m, ..] -> [n, .., m, ..] along an axis that is not spread over devices."""
-  return jnp.moveaxis(x.reshape(*x.shape[:axis], n, -1, *x.shape[axis + 1:]), axis, 0)
-
-
-def _microbatch(x, n):
-  """[n * m, ..] -> [n, m, ..]: piece i takes the rows i, i + n, ..., so no row changes its device."""
-  return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+  """[.., m * n, ..] -> [n, .., m, ..]: piece i takes i, i + n, ..., so nothing changes its device."""
+  shape, spec = (*x.shape[:axis], x.shape[axis] // n, n, *x.shape[axis + 1:]), None
+  if not jax.sharding.get_abstract_mesh().empty:
+    given = jax.typeof(x).sharding.spec
+    spec = jax.sharding.PartitionSpec(*given[:axis + 1], None, *given[axis + 1:])
+  return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=spec), axis + 1, 0)
 
 
 def init_state(model, tx, seed, params=None):
@@ -111,7 +113,7 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
       i, piece = i_batch
       (_, s), grads = grad(params, piece, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, (grads, s)), None
-    pieces = jax.tree.map(lambda x: _microbatch(x, microbatches), batch)
+    pieces = jax.tree.map(lambda x: _split(x, 0, microbatches), batch)
     first, rest = jax.tree.map(lambda x: x[0], pieces), jax.tree.map(lambda x: x[1:], pieces)
     (_, s), grads = grad(params, first, jax.random.fold_in(key, 0))
     return jax.lax.scan(add, (grads, s), (jnp.arange(1, microbatches), rest))[0]

@@ -303,7 +303,7 @@ class Run:
 
   def _sample(self):
     s = self.config.sample
-    if not s.prompts or jax.process_count() > 1:
+    if not s.prompts or jax.process_count() > 1 or self.mesh.shape['context'] > 1:
       return
     style = decode.style_of(self.config)
     texts = decode.generate(

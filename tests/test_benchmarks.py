@@ -29,7 +29,7 @@ def test_plain_jax_computes_what_we_compute():
   from t5like import config as config_lib
   c = config_lib.resolve(c)
   c.model.update(num_layers=2, d_model=32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=48, vocab_size=64)
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   rng = np.random.default_rng(0)
   inputs, targets = rng.integers(0, 64, (2, 4, 16)).astype(np.int32)
   batch = dict(inputs=inputs, targets=targets, positions=np.tile(np.arange(16, dtype=np.int32), (4, 1)),

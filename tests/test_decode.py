@@ -37,7 +37,7 @@ def test_filters(logits, top_k, top_p):
 
 @pytest.fixture(scope='module')
 def setting():
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     vocabulary = Bytes()
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=384))
@@ -82,7 +82,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(style, setting):
 @pytest.fixture(scope='module')
 def other():
   """An encoder-decoder with relative positions, and an encoder, both random, of bytes with sentinels."""
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     vocabulary, models = Bytes(sentinels=4), {}
     for name, changes in dict(encoder_decoder=dict(position='relative', init='t5'), encoder=dict(head='mlm')).items():

@@ -36,6 +36,8 @@ def test_meshes(mesh, plain, tmp_path):
     dict(model=dict(scan_layers=False)), dict(model=dict(remat='full')), dict(model=dict(remat='minimal')),
     dict(loss=dict(chunks=4)), dict(model=dict(attention='splash')),
     dict(model=dict(attention='splash', remat='minimal'), mesh=dict(data=2, fsdp=2, tensor=2)),
+    dict(mesh=dict(slice=2, data=1, fsdp=1, context=2, tensor=2)), dict(mesh=dict(fsdp=2, context=4), microbatches=2,
+                                                                         loss=dict(chunks=4)),
     dict(model=dict(remat='full'), microbatches=2, mesh=dict(data=2, fsdp=2, tensor=2)),
 ], ids=str)
 def test_ways_to_compute(change, plain, tmp_path):

@@ -41,7 +41,8 @@ def test_splash_is_plain_attention(kind, T, S):
   def value(attend, q, k, v):
     out = jnp.where(real, attend(q, k, v), 0)
     return jnp.sum(out * mix), out
-  ours = lambda q, k, v: splash.attention(q, k, v, query, key, causal, 0.1, interpret=True)
+  kernels, _ = splash.prepare(q, k, causal, interpret=True)
+  ours = lambda q, k, v: splash.attention(kernels, q, k, v, query, key, causal, 0.1)
   theirs = lambda q, k, v: plain(q, k, v, query, key, causal)
   (_, out), grads = jax.value_and_grad(lambda *x: value(ours, *x), (0, 1, 2), has_aux=True)(q, k, v)
   (_, want), want_grads = jax.value_and_grad(lambda *x: value(theirs, *x), (0, 1, 2), has_aux=True)(q, k, v)

@@ -61,7 +61,7 @@ def decayed(**changes):
   """Names of the parameters that decay and of those that do not; those of blocks without where they are."""
   c = base()
   c.model.update(vocab_size=64, d_model=16, num_layers=2, num_heads=2, d_ff=32, max_positions=8, **changes)
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model = transformer.build(transformer.ModelConfig(**config_rules.resolve(c).model))
     params = jax.eval_shape(model.init, jax.random.key(0))

@@ -9,11 +9,12 @@ from tests import tiny
 
 
 def mesh(data, fsdp, tensor, devices=8):
-  return sharding.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[:devices])
+  sizes = dict(slice=1, data=data, fsdp=fsdp, context=1, tensor=tensor)
+  return sharding.make_mesh(sizes, jax.devices()[:devices])
 
 
 def test_minus_one_takes_what_is_left():
-  assert dict(mesh(2, -1, 2).shape) == dict(data=2, fsdp=2, tensor=2)
+  assert dict(mesh(2, -1, 2).shape) == dict(slice=1, data=2, fsdp=2, context=1, tensor=2)
 
 
 @pytest.mark.parametrize('sizes, words', [((3, -1, 1), ['mesh.data=3', '8 devices']),

@@ -26,7 +26,7 @@ def data(seed=0, uneven=True):
 def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=None, **optimizer):
   """(metrics of n steps, final state, the compiled step)."""
   devices = int(np.prod(mesh))
-  mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh)), jax.devices()[:devices])
+  mesh = sharding.make_mesh(dict(zip(('data', 'fsdp', 'tensor'), mesh)), jax.devices()[:devices])
   c = base()
   c.optimizer.update(learning_rate=1e-2, **optimizer)
   with jax.set_mesh(mesh):
@@ -156,7 +156,7 @@ def test_clipping_is_optaxs():
 
 def test_the_state_is_given_away():
   """Donated: the step works in the memory of the state it was given."""
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optax.sgd(0.1)

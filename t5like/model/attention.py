@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like.kernels import splash
 from t5like.model.layers import Dense, Norm, keep_share, rope
-from t5like.sharding import in_use
+from t5like.sharding import everywhere, in_use
 
 
 def make_mask(query, key, causal):
@@ -25,8 +25,11 @@ def make_mask(query, key, causal):
   return mask
 
 
-def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False):
-  """Which kernel attention runs, 'splash' or 'xla', and why: (name, reason). `asked`: model.attention."""
+def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1):
+  """Which kernel attention runs, 'splash' or 'xla', and why: (name, reason).
+
+  `asked`: model.attention; `pieces`: mesh.context, into which queries are cut.
+  """
   if asked == 'xla':
     return 'xla', 'model.attention asks for it'
   if has_dropout:
@@ -35,6 +38,8 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
     return 'xla', 'only it adds a bias'
   if causal and T != S:
     return 'xla', 'decoding token by token'
+  if causal and pieces > 1 and T % (splash.LANES * pieces):
+    return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
   if asked == 'splash':
     return 'splash', 'model.attention asks for it'
   return ('splash', 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
@@ -56,25 +61,31 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
   given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
-  dims = dict(bias='NTS', keep='BNTS')
+  dims = dict(bias='NT_', keep='BNT_')
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   where = platform()
+  mesh = jax.sharding.get_abstract_mesh()
   chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NTS is not None,
-                            keep_BNTS is not None)
+                            keep_BNTS is not None, 1 if mesh.empty else mesh.shape['context'])
 
-  def attend(q, k, v, query, key, given):
+  # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
+  k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
+  key = {n: everywhere(x, 'B_') for n, x in of(key).items()}
+  kernel, kernel_specs = splash.prepare(q_BTNH, k_BSKH, causal, where != 'tpu') if chosen == 'splash' else ((), ())
+
+  def attend(q, k, v, query, key, given, kernel):
     if chosen == 'splash':
-      return splash.attention(q, k, v, query, key, causal, scale, interpret=where != 'tpu')
+      return splash.attention(kernel, q, k, v, query, key, causal, scale)
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
     mask = make_mask(query, key, causal)[:, None]
     if 'keep' in given:
       return _with_dropout(q, k, v, mask, scale, **given)
     bias = given['bias'][None] if 'bias' in given else None
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
-  in_specs = (in_use('BTNH'), in_use('BSKH'), in_use('BSKH'), *[{n: in_use('BT') for n in names}] * 2,
-              {n: in_use(dims[n]) for n in given})
+  in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {n: in_use('BT') for n in names},
+              {n: in_use('B_') for n in names}, {n: in_use(dims[n]) for n in given}, kernel_specs)
   return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen != 'splash')(
-      q_BTNH, k_BSKH, v_BSKH, of(query), of(key), given)
+      q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernel)
 
 
 def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, keep, bias=None):
@@ -126,7 +137,7 @@ class Attention(nnx.Module):
     if random is not None and c.dropout:
       (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]
       shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
-      keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNTS'))
+      keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
                            None if c.scale_attention else 1.0, bias_NTS, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.sharding import at_rest, einsum, gather, in_use
+from t5like.sharding import at_rest, einsum, everywhere, gather, in_use, weights
 
 # --- Parameters ---------------------------------------------------------------------------------
 
@@ -187,11 +187,11 @@ class RelativeBias(nnx.Module):
     distance_R = jnp.asarray(np.where(ring < S, ring, ring - T - S)) - at  # of slot s - t, modulo T + S
     one_hot = jax.nn.one_hot(self.buckets(distance_R, self.bidirectional), self.BUCKETS, dtype=jnp.float32)
     by_distance_NR = jnp.einsum('NE,RE->NR', gather(self.w[...], 'N_', jnp.float32), one_hot,
-                                out_sharding=in_use('NR'), precision='highest')
+                                out_sharding=weights('NR'), precision='highest')
     # Row t of the result is the ring turned by t: rows one element short of the ring, laid end to end.
     N, R = by_distance_NR.shape
     rows = jnp.broadcast_to(by_distance_NR[:, None], (N, T, R)).reshape(N, T * R)
-    return rows[:, :T * (R - 1)].reshape(N, T, R - 1)[:, :, :S]
+    return everywhere(rows[:, :T * (R - 1)].reshape(N, T, R - 1)[:, :, :S], 'NT_')
 
 
 def rope(x_BTNH, positions_BT, theta, fraction=1.0):

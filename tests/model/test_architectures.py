@@ -43,7 +43,7 @@ compiled = functools.partial(jax.jit, compiler_options=dict(xla_backend_optimiza
 
 @pytest.fixture(autouse=True, scope='module')
 def one_device():
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     yield mesh
 
@@ -239,7 +239,7 @@ def test_eight_devices_equal_one(kind, dropout):
   rows = pack(kind, [DOCUMENTS, DOCUMENTS[1:], DOCUMENTS[:1], DOCUMENTS[::-1]] * 2)
   changes, results = dict(dropout=dropout, vocab_size=64, num_layers=2), []
   for sizes in (1, 1, 1), (2, 2, 2):
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[:np.prod(sizes)])
+    mesh = sharding.make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), jax.devices()[:np.prod(sizes)])
     with jax.set_mesh(mesh):
       model, params, _ = built.__wrapped__(kind, **changes)
       layout = jax.tree.map(lambda x: x.sharding, sharding.abstract(lambda: model.init(jax.random.key(0)), mesh))
@@ -252,7 +252,7 @@ def test_eight_devices_equal_one(kind, dropout):
 def test_initial_weights_do_not_depend_on_the_mesh():
   drawn = []
   for sizes in (1, 1, 1), (2, 2, 2):
-    with jax.set_mesh(sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[:np.prod(sizes)])):
+    with jax.set_mesh(sharding.make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), jax.devices()[:np.prod(sizes)])):
       model = transformer.build(dataclasses.replace(tiny.MODEL, vocab_size=64))
       drawn.append(compiled(model.init)(jax.random.key(0)))
   assert len(drawn[1]['embed']['w'].sharding.device_set) == 8

@@ -22,7 +22,7 @@ with_changes = lambda **changes: dataclasses.replace(BASE, **changes)
 
 @pytest.fixture(autouse=True, scope='module')
 def one_device():
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     yield mesh
 
@@ -172,7 +172,7 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
       layer.w[...] = table
       return layer(T, S, at)
     bias, pull = jax.vjp(biases, table)
-    return bias, pull(place(weights, 'NTS'))[0]
+    return bias, pull(place(weights, 'NT_'))[0]
   bias, got = run(table, at)
   np.testing.assert_array_equal(bias, table[:, buckets])
   gradient = np.zeros((4, 32))
@@ -315,7 +315,7 @@ def test_dot_product(case, K):
   def run(q, k, v, rows, bias, keep):
     rows = sharding.spread_rows(rows)
     return dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), rows, rows, case != 'both', scale,
-                       None if bias is None else place(bias, 'NTS'), None if keep is None else place(keep, 'BNTS'))
+                       None if bias is None else place(bias, 'NT_'), None if keep is None else place(keep, 'BNT_'))
   got = np.asarray(jax.jit(run)(q, k, v, rows, bias, keep))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
@@ -361,7 +361,7 @@ def test_blocks_by_hand(kind, cross):
   def run(x, rows, memory_x, bias):
     block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
-    memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NTS'), block.attention
+    memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NT_'), block.attention
     got, cache = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
     assert cache is None
     attend = lambda y: own(y, own.keys_values(y, rows['positions']), rows, rows, bias)

@@ -15,7 +15,7 @@ from tests import tiny
 
 @pytest.fixture(autouse=True, scope='module')
 def one_device():
-  mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     yield mesh
 
@@ -219,8 +219,8 @@ def test_layout_of_parameters_and_of_adams_slots():
     tx = optim.build(base().optimizer, 1e-3)
     state = sharding.abstract(lambda: step.init_state(model, tx, 0), mesh)
   spec = lambda tree: tuple(tree['stack']['blocks']['attention']['q']['w'].sharding.spec)
-  assert spec(state['params']) == (None, 'fsdp', 'tensor', None)
+  assert spec(state['params']) == (None, ('fsdp', 'context'), 'tensor', None)
   adam = next(s for s in jax.tree.leaves(state['opt_state'], is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
-  assert spec(adam.mu) == spec(adam.nu) == (None, 'fsdp', 'tensor', None)
-  assert tuple(state['params']['embed']['w'].sharding.spec) == ('tensor', 'fsdp')
-  assert tuple(state['params']['head']['out']['w'].sharding.spec) == ('fsdp', 'tensor')
+  assert spec(adam.mu) == spec(adam.nu) == (None, ('fsdp', 'context'), 'tensor', None)
+  assert tuple(state['params']['embed']['w'].sharding.spec) == ('tensor', ('fsdp', 'context'))
+  assert tuple(state['params']['head']['out']['w'].sharding.spec) == (('fsdp', 'context'), 'tensor')
