@@ -85,7 +85,7 @@ def measure(config):
       print(f'  {name:34} {tokens_per_cpu_second(work, tokens) / 1e6:6.1f} M tokens per CPU-second')
 
 
-def text_on_the_fly(copies=6):
+def text_on_the_fly(copies=16):
   """Python's own source through SentencePiece, some copies of it so that processes have time to start."""
   from configs.base import base
   from t5like.data import parts, prepare, sources

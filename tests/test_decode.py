@@ -175,4 +175,5 @@ def test_answers_end_before_sentinels_that_were_not_asked_for(setting, monkeypat
   ids = [i + 3 if i < 128 else i for i in said]  # bytes begin at 3
   monkeypatch.setattr(decode, '_sample', lambda *a: np.array([ids] * 3))
   texts = generate(setting, ['x<extra_id_0>y', '<extra_id_0>y<extra_id_1>', 'none'], style='pair', tokens=len(ids))
-  assert texts == ['<extra_id_0>a', '<extra_id_0>a<extra_id_1>bc', '<extra_id_0>a<extra_id_1>bc<extra_id_2>d<extra_id_3>']
+  assert texts == ['<extra_id_0>a', '<extra_id_0>a<extra_id_1>bc',
+                   '<extra_id_0>a<extra_id_1>bc<extra_id_2>d<extra_id_3>']

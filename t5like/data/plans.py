@@ -18,8 +18,26 @@ ARRAYS = ('rows', 'starts', 'sizes', 'fill')
 FORMAT = 1  # raise it when the same key would give another plan
 
 
+class _Stored:
+  """The array in a .npy file, read slice by slice: a memory map would count as this process's memory."""
+
+  def __init__(self, path):
+    array = np.load(path, mmap_mode='r')
+    self.shape, self._dtype, self._offset = array.shape, array.dtype, array.offset
+    self._row = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+    self._file = open(path, 'rb')  # closed with this object
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, span):
+    start, stop, _ = span.indices(len(self))
+    content = os.pread(self._file.fileno(), (stop - start) * self._row, self._offset + start * self._row)
+    return np.frombuffer(content, self._dtype).reshape(-1, *self.shape[1:])
+
+
 class Plan:
-  """The arrays above. One that lies on disk pickles as its path."""
+  """The arrays above; of one that lies on disk, slices can be had. It pickles as its path."""
 
   def __init__(self, arrays=None, folder=None):
     self._arrays, self._folder = arrays, folder
@@ -28,7 +46,8 @@ class Plan:
     if name.startswith('_') or name not in ARRAYS:
       raise AttributeError(name)
     if self._arrays is None:
-      self._arrays = {k: np.load(self._folder / f'{k}.npy', mmap_mode='r') for k in ARRAYS}
+      self._arrays = {k: _Stored(self._folder / f'{k}.npy') for k in ARRAYS[:3]}
+      self._arrays['fill'] = np.load(self._folder / 'fill.npy')
     return self._arrays[name]
 
   def __getstate__(self):

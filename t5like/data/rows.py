@@ -93,15 +93,18 @@ class Rows:
     """[(start, size)] of the texts of row `number`: tokens of the split, all its shards counted through."""
     if self.packing == 'concat_split':
       return [self.windows.span(number)]
-    texts = slice(*self.plan.rows[number:number + 2])
+    texts = self._members(number)
     return list(zip(self.plan.starts[texts].tolist(), self.plan.sizes[texts].sum(1).tolist()))
+
+  def _members(self, number):
+    return slice(*self.plan.rows[number:number + 2].tolist())
 
   def _texts(self, number):
     """The pieces of row `number`, each one array or, for given targets, a pair."""
     found = [self.tokens.span(start, size) for start, size in self.spans(number)]
     if self.objective.name != 'seq2seq':
       return found
-    inputs = self.plan.sizes[slice(*self.plan.rows[number:number + 2]), 0]
+    inputs = self.plan.sizes[self._members(number)][:, 0].tolist()
     return [(text[:n], text[n:]) for text, n in zip(found, inputs)]
 
   # --- Rows -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What they answer to is in vocabulary.py, which makes and loads them.
 """
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ from t5like.errors import ConfigError, DataError
 
 UNKNOWN = ' ⁇ '  # what the unknown id decodes to, as SentencePiece has it
 SPACE = '\u2581'  # how SentencePiece writes a space inside pieces
+# Threads that tokenise: all cores, or one in each of many processes (SentencePiece's -1 means all).
+THREADS = 1 if multiprocessing.parent_process() else -1
 MARK = re.compile(r'(<mask>|<extra_id_\d+>)')
 
 
@@ -138,7 +141,7 @@ class SentencePiece(Vocabulary):
   def encode_batch(self, texts):
     """Returns a list of int32 [n], one per text."""
     texts = list(texts)
-    arrays = [np.asarray(ids, np.int32) for ids in self._model.encode(texts)]
+    arrays = [np.asarray(ids, np.int32) for ids in self._model.encode(texts, num_threads=THREADS)]
     if self._underscore:
       for i, text in enumerate(texts):
         if SPACE in text:  # it would come back as a space; spelt in bytes it stays itself
