@@ -40,7 +40,7 @@ def base():
   # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
   c.data = dict(
       # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | parquet:GLOB |
-      # tfds:NAME[/CONFIG] | markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; files of GLOBs
+      # tfds:NAME[/CONFIG][:VERSION] | markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; files of GLOBs
       # may end in .gz or .zst, and lie on gs://, s3:// or whatever else fsspec reads
       source='python_docs',
       field='text',  # field that holds the text, in jsonl records and TFDS features

@@ -11,16 +11,17 @@ LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules', 'mesh_rules'],
-          ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'], ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'],
-          ['kernels.splash'], ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'],
-          ['data.vocabulary_kinds'], ['data.mirror', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
+          ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'],
+          ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['kernels.splash'],
+          ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'], ['data.vocabulary_kinds'],
+          ['data.mirror', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
           ['data.vocabulary', 'data.files', 'data.functions', 'data.tfds_builder'],
           ['data.parquet', 'data.tfds_source'], ['data.sources'], ['data.store'], ['data.shards'],
           ['data.parts'], ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
           ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'], ['huggingface'],
-          ['train', 'load'], ['interchange'], ['commands']]
+          ['train', 'load', 'aot'], ['preflight'], ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
 

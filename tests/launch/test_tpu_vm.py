@@ -1,0 +1,149 @@
+"""launch/tpu_vm.sh: what it tells gcloud, and what the hosts then do (one stands in for all)."""
+import os
+import shutil
+import time
+
+import pytest
+
+from tests.launch.paths import LAUNCH, ROOT, recorded, run
+
+SCRIPT = LAUNCH / 'tpu_vm.sh'
+RUN = ['--config=configs/decoder_1b.py', '--workdir=gs://BUCKET/run', '--config.data.source=text:a b']
+POD = dict(NAME='pod', ZONE='us-west4-b', TYPE='v5litepod-256', REF='HEAD', TMPDIR='/tmp', PROJECT=None, DRY_RUN=None)
+
+
+@pytest.fixture
+def host(tmp_path):
+  """Variables under which gcloud is a script that takes notes, and runs what is meant for the hosts in one folder."""
+  tools, home = tmp_path / 'tools', tmp_path / 'host'
+  (home / '.local/bin').mkdir(parents=True)
+  tools.mkdir()
+
+  def tool(path, text):
+    path.write_text('#!/usr/bin/env bash\n' + text)
+    path.chmod(0o755)
+
+  tool(tools / 'gcloud', f'''printf '%s\\n' "$*" >> {tmp_path}/asked
+case "$4" in
+  describe) cat {tmp_path}/state ;;
+  create) echo ACTIVE > {tmp_path}/state ;;
+  delete) rm {tmp_path}/state ;;
+  scp) cp "$5" {home}/"${{6#*:}}" ;;
+  ssh) for a in "$@"; do [[ $a == --command=* ]] && cd {home} && HOME={home} bash -c "${{a#--command=}}"; done ;;
+esac
+''')
+  tool(tools / 'python3', 'exit 0\n')  # pip
+  tool(home / '.local/bin/uv', f'''echo "$*" >> {tmp_path}/asked_uv
+if [[ $1 == venv ]]; then mkdir -p ${{@: -1}}/bin; cp {tmp_path}/python ${{@: -1}}/bin/python; fi
+''')
+  tool(tmp_path / 'python', f'''[[ $1 == -c ]] && exit 0
+for a in "$@"; do printf '[%s]' "$a" >> {tmp_path}/ran; done; echo >> {tmp_path}/ran
+trap 'exit 75' TERM
+echo training; while [[ ! -f {tmp_path}/code ]]; do sleep 0.05; done; exit "$(cat {tmp_path}/code)"
+''')
+  repo = tmp_path / 'repo'
+  shutil.copytree(LAUNCH, repo / 'launch')
+  shutil.copy(ROOT / 'main.py', repo)
+  git = ['git', '-C', repo, '-c', 'user.name=a', '-c', 'user.email=a@b']
+  for command in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'all']):
+    assert run(*git, *command).returncode == 0
+  yield dict(POD, PATH=f'{tools}:{os.environ["PATH"]}', TMPDIR=str(tmp_path), REPO=str(repo), REF=None, POLL='0.2',
+             RETRY_WAIT='0')
+  (tmp_path / 'code').write_text('0')  # nothing outlives a test that failed
+
+
+@pytest.mark.parametrize('command', ['create', 'wait', 'setup', 'run', 'logs', 'status', 'stop', 'delete', 'keep'])
+def test_dry_run(command):
+  arguments = RUN if command in ('run', 'keep') else []
+  text = ''
+  for flags in ([], ['--slices=2', '--spot', '--project=mine', '--extras=tpu']):
+    done = run(SCRIPT, *flags, '--dry_run', command, *arguments, **POD)
+    assert done.returncode == 0, done.stderr
+    text += done.stdout
+  recorded(f'tpu_vm_{command}.txt', text)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--nmae=x', 'run'], '--nmae=x: no such setting'), (['start'], 'start: no such command'),
+    (['--name=', 'run'], 'NAME and ZONE are needed'), (['--slices=none', 'create'], 'SLICES=none: needs'),
+    (['--type=v9-8', 'create'], 'TYPE=v9-8'), (['run'], 'which run?'),
+    (['run', '--config=a.py', '--workdir=here'], 'Add --workdir=gs://BUCKET/run')])
+def test_mistakes(arguments, message):
+  done = run(SCRIPT, *arguments, **dict(POD, DRY_RUN='1'))
+  assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_only_commits_are_sent(tmp_path):
+  run('git', 'init', '-q', tmp_path)
+  (tmp_path / 'new.py').touch()
+  done = run(SCRIPT, '--dry_run', 'setup', **dict(POD, REPO=str(tmp_path), REF=None))
+  assert done.returncode == 2 and 'not committed, such as new.py' in done.stderr
+
+
+def wait_for(condition):
+  for _ in range(100):
+    if condition():
+      return True
+    time.sleep(0.05)
+
+
+def test_the_life_of_a_run(host, tmp_path):
+  do = lambda *command: run(SCRIPT, *command, **host)
+  assert do('create').returncode == 0 and do('wait').stdout == 'pod: ACTIVE\n'
+  done = do('setup')
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'host/t5like/main.py').exists()
+  assert 'pip install' in (tmp_path / 'asked_uv').read_text() and '-e .[tpu,gcs]' in (tmp_path / 'asked_uv').read_text()
+  assert 'none' in do('status').stdout
+  done = do('run', *RUN)
+  assert done.returncode == 0, done.stderr
+  assert wait_for((tmp_path / 'ran').exists)
+  assert (tmp_path / 'ran').read_text() == '[main.py]' + ''.join(f'[{a}]' for a in RUN) + '\n'
+  assert do('status').stdout.splitlines() == ['pod: ACTIVE', 'running', 'training']
+  again = do('run', *RUN)
+  assert again.returncode == 1 and 'a run is on already' in again.stderr
+  assert 'stopped' in do('stop').stdout
+  assert do('status').stdout.splitlines()[1] == 'ended 75'
+  assert do('run', *RUN).returncode == 0
+  (tmp_path / 'code').write_text('3')
+  assert wait_for(lambda: 'ended 3' in do('status').stdout)
+  (tmp_path / 'host/t5like/prepared').mkdir()
+  (tmp_path / 'host/t5like/stale.py').touch()
+  assert do('setup').returncode == 0  # data stays, old code goes
+  assert (tmp_path / 'host/t5like/prepared').exists() and not (tmp_path / 'host/t5like/stale.py').exists()
+  assert do('delete').returncode == 0
+  asked = (tmp_path / 'asked').read_text()
+  recorded('gcloud_asked.txt', asked.replace(str(tmp_path), 'TMP'))
+
+
+def test_keep(host, tmp_path):
+  """Slices that are gone are asked for again, a run that failed for good ends it."""
+  (tmp_path / 'state').write_text('SUSPENDED\n')
+  (tmp_path / 'code').write_text('4')
+  done = run(SCRIPT, 'keep', *RUN, **host)
+  assert done.returncode == 4, done.stderr
+  asked = [line.split()[3] for line in (tmp_path / 'asked').read_text().splitlines()]
+  assert [a for a in asked if a not in ('describe', 'ssh')] == ['delete', 'create', 'scp']
+  assert (tmp_path / 'ran').read_text().count('main.py') == 1
+  assert run(SCRIPT, 'keep', *RUN, **host).returncode == 4  # begins anew, as asked
+  assert (tmp_path / 'ran').read_text().count('main.py') == 2
+
+
+@pytest.mark.parametrize('state', ['FAILED', 'SUSPENDED'])
+def test_wait_gives_up(host, tmp_path, state):
+  (tmp_path / 'state').write_text(state)
+  done = run(SCRIPT, 'wait', **host)
+  assert done.returncode == 2 and f'NAME=pod is {state}' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not there')
+def test_gcloud_knows_these_flags():
+  import json
+  for command in ('create', 'setup', 'run', 'logs', 'status', 'stop', 'delete'):
+    for flags in ([], ['--slices=2', '--spot', '--project=mine']):
+      lines = run(SCRIPT, *flags, '--dry_run', command, *(RUN if command == 'run' else []), **POD).stdout.splitlines()
+      for line in lines:
+        if line.startswith('gcloud'):
+          verdict = run('gcloud', 'meta', 'lint-gcloud-commands', f'--command-string={line}').stdout
+          assert json.loads(verdict)[0]['success'], verdict
