@@ -1,4 +1,4 @@
-"""The front door: python main.py [train|prepare|inspect|generate|export|import] --config=FILE.py[:VARIANT] ..."""
+"""The front door: python main.py [train|prepare|inspect|preflight|generate|export|import] --config=FILE.py ..."""
 import os
 import sys
 import traceback
@@ -13,6 +13,11 @@ flags.DEFINE_bool('debug', False, 'Show where an error was raised.')
 flags.DEFINE_integer('step', 0, 'inspect: the step whose batch is shown.')
 flags.DEFINE_integer('rows', 2, 'inspect: how many rows of it.')
 flags.DEFINE_integer('row', None, 'inspect: only this row of it, counted from 0.')
+flags.DEFINE_string('topology', None, 'preflight: TPUs, such as v5e-256, 2xv5e-256 or v5p:4x4x8.')
+flags.DEFINE_bool('search', False, 'preflight: try meshes, layouts and remat, and say what is fastest.')
+flags.DEFINE_bool('full', False, 'preflight: compile to the end, minutes instead of seconds.')
+flags.DEFINE_bool('json', False, 'preflight: all that was found, for programs.')
+flags.DEFINE_float('price', 0.0, 'preflight: of a chip for an hour, to tell the cost.')
 flags.DEFINE_multi_string('prompt', None, 'generate: text to continue; may be given several times.')
 flags.DEFINE_integer('tokens', 128, 'generate: how many at most.')
 flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token each time.')

@@ -207,6 +207,9 @@ def base():
       context=1,  # pieces of each row, for long ones; parameters and optimizer state are spread too
       tensor=1,  # heads, feed-forward and vocabulary spread over the axis
   )
+  c.compile = dict(
+      options=dict(),  # of XLA, for the train step; preflight --search finds some
+  )
   c.log = dict(
       every=10,  # steps between lines in metrics.jsonl and TensorBoard
       tensorboard=True,
@@ -238,6 +241,7 @@ def base():
   c.lock()
   c.optimizer.extra.unlock()
   c.data.mixture.unlock()
+  c.compile.options.unlock()
   c.data.stages.unlock()
   return c
 
@@ -261,6 +265,7 @@ def smoke(c):
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)
   c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
+  c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1

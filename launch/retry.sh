@@ -43,6 +43,7 @@ trap forward TERM INT
 run() {
   "$@" &
   child=$!
+  [[ $stopping ]] && kill -TERM "$child" 2>/dev/null # told to before $child was known
   while true; do
     caught=''
     wait "$child"

@@ -182,12 +182,14 @@ def run(args, rest):
   args.dir = args.dir or 'runs/sweep-' + re.sub(r'\W', '-', args.config.split('/')[-1].replace('.py', ''))
   launcher = shlex.split(args.launcher) or [sys.executable, str(ROOT / 'main.py')]
   trials = all_trials(args, rest)
-  todo = [t for t in trials if not t.result()]
+  far = args.dry_run and '://' in args.dir  # a dry run needs no access to buckets
+  todo = trials if far else [t for t in trials if not t.result()]
   first = preparations(todo) if not args.launcher and not args.no_prepare else []
   if args.dry_run:
     for command in first + [t.command(launcher) for t in todo]:
       print(shlex.join(command))
-    print(f'{len(trials)} trials, of which {len(trials) - len(todo)} are done.')
+    print(f'{len(trials)} trials, of which {"those that are done" if far else len(trials) - len(todo)} '
+          f'{"would be passed over" if far else "are done"}.')
     return 0
   from rich.console import Console
   logs = pathlib.Path(args.dir if '://' not in args.dir else f'runs/sweep-logs/{pathlib.Path(args.dir).name}')

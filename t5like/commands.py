@@ -62,6 +62,30 @@ def _prepare(config, flags):
     print(f'  {line}')
 
 
+def _preflight(config, flags):
+  import json
+
+  from t5like import preflight, preflight_report, tpu
+  if not flags.topology:
+    raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
+  topology = tpu.parse(flags.topology)
+  if flags.search:
+    found = preflight.search(config, topology)
+    if not found:
+      raise ConfigError(f'Nothing that was tried fits {topology.name}: give more chips or a smaller batch_size.')
+    if not flags.json:
+      preflight_report.show_search(found)
+    report = found[0][1]
+  else:
+    report = preflight.predict(config, topology, flags.full)
+  if flags.json:
+    print(json.dumps(report, indent=1))
+  else:
+    preflight_report.show(report, flags.price)
+  if not report['fits']:
+    raise ConfigError(f'This config does not fit {topology.name}; see above, or let --search look for one that does.')
+
+
 def _inspect(config, flags):
   from t5like import build
   from t5like.data import inspect
@@ -120,5 +144,5 @@ def _print_config(config):
     console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
 
 
-COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect)
+COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)
 WITHOUT_CONFIG = dict(generate=_generate, export=_export, **{'import': _import})

@@ -38,7 +38,7 @@ from t5like.errors import ConfigError
 ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
   log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
   data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
-  model.remat model.scan_layers model.attention loss.chunks'''.split())
+  model.remat model.scan_layers model.attention loss.chunks compile'''.split())
 
 
 def load(path, overrides=()):

@@ -9,7 +9,8 @@ import optax
 
 from t5like.sharding import everywhere
 
-LOGITS_BYTES = 2 ** 27  # per device; larger logits are made in pieces
+# Of fp32 logits per device; larger ones are made in pieces. Accelerators lose more by pieces than by size.
+LOGITS_BYTES = dict(cpu=2 ** 27, gpu=2 ** 31, tpu=2 ** 31)
 
 
 def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
@@ -35,14 +36,14 @@ def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
   return nll_BT, loss_BT, target_BT >= jnp.max(logits_BTV, -1)
 
 
-def num_chunks(asked, seq_len, rows, vocab_size):
+def num_chunks(asked, seq_len, rows, vocab_size, platform='cpu'):
   """Pieces of the sequence whose logits are made at once; `rows` and `vocab_size` per device.
 
   asked 0: the fewest that divide seq_len and keep fp32 logits within LOGITS_BYTES.
   """
   if asked:
     return asked
-  fits = lambda n: rows * (seq_len // n) * vocab_size * 4 <= LOGITS_BYTES
+  fits = lambda n: rows * (seq_len // n) * vocab_size * 4 <= LOGITS_BYTES[platform]
   return next((n for n in range(1, seq_len) if seq_len % n == 0 and fits(n)), seq_len)
 
 

@@ -30,6 +30,10 @@ def _read(path):
     return path.read_text()
   except FileNotFoundError:
     return None
+  except ImportError as e:  # etils needs a library for gs:// or s3://
+    raise CheckpointError(f"--workdir: cannot read {path} ({e}). For gs:// there is pip install 't5like[gcs]'.") from e
+  except OSError as e:
+    raise CheckpointError(f'--workdir: cannot read {path} ({e}).') from e
 
 
 def read_config(workdir):
