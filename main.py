@@ -18,6 +18,8 @@ flags.DEFINE_bool('search', False, 'preflight: try meshes, layouts and remat, an
 flags.DEFINE_bool('full', False, 'preflight: compile to the end, minutes instead of seconds.')
 flags.DEFINE_bool('json', False, 'preflight: all that was found, for programs.')
 flags.DEFINE_float('price', 0.0, 'preflight: of a chip for an hour, to tell the cost.')
+flags.DEFINE_string('profile_steps', '', 'train: trace these steps, such as 10:13, into WORKDIR/profile.')
+flags.DEFINE_string('dump_xla', None, 'train: write what the compiler makes of the steps into this folder.')
 flags.DEFINE_multi_string('prompt', None, 'generate: text to continue; may be given several times.')
 flags.DEFINE_integer('tokens', 128, 'generate: how many at most.')
 flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token each time.')

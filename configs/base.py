@@ -157,9 +157,9 @@ def base():
       # two std | t5 (T5X) | neox (GPT-NeoX)
       init='fan_in',
       dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
-      attention='auto',  # kernel: auto | xla | splash (what auto takes on TPUs; slow elsewhere)
+      attention='auto',  # kernel: auto | xla | splash (auto's on TPUs, slow elsewhere) | cudnn (auto's on GPUs)
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
-      remat='none',  # recompute in the backward pass: none | minimal | full
+      remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
   )
 
   # --- Loss and optimizer ---------------------------------------------------------------------
@@ -209,6 +209,7 @@ def base():
   )
   c.compile = dict(
       options=dict(),  # of XLA, for the train step; preflight --search finds some
+      cache='auto',  # folder or gs:// for compiled programs; auto: ~/.cache/t5like/xla; '': none
   )
   c.log = dict(
       every=10,  # steps between lines in metrics.jsonl and TensorBoard

@@ -18,17 +18,17 @@ QUIET = dict(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16', TPU_WO
 DUMPS = dict(xla_dump_hlo_as_text=True, xla_dump_latency_hiding_schedule=True)
 
 
-def lower(config, devices, tx_steps=1000):
+def lower(config, devices):
   """(lowered train step, facts as a dict for JSON) of a resolved config on `devices`, real or not."""
   import jax
 
-  from t5like import build, lengths, sharding, step as step_lib
+  from t5like import build, config as config_lib, lengths, sharding, step as step_lib
   from t5like.data import pipeline
   from t5like.model import attention, transformer
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = build.build_model(config)
-    tx, train_step, _, _ = build.build_step(config, model, tx_steps, mesh)
+    tx, train_step, _, _ = build.build_step(config, model, config_lib.derived(config)['steps'], mesh)
     state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
     shapes = lengths.shapes(config)
     rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(config)), 1)

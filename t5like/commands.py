@@ -45,10 +45,14 @@ def _train(config, flags):
           f'validation nll {done["validation"]["nll"]:.4f}. Nothing left to do; a larger '
           '--config.stop.tokens goes on, another --workdir starts afresh.')
     return
-  from t5like import sharding
+  from t5like import profiling, sharding
+  if flags.profile_steps:
+    profiling.parse(flags.profile_steps)
+  if flags.dump_xla:
+    profiling.dump_xla(flags.dump_xla)
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
   from t5like import train
-  train.train(config, workdir, _name(flags))
+  train.train(config, workdir, _name(flags), profile_steps=flags.profile_steps)
 
 
 def _prepare(config, flags):

@@ -27,8 +27,8 @@ CHOICES = {key: tuple(values.split()) for key, values in {
     'model.dropout_style': 'standard t5',
     'model.init': 'fan_in gpt2 bert t5 neox',
     'model.dtype': 'bfloat16 float32',
-    'model.attention': 'auto xla splash',
-    'model.remat': 'none minimal full',
+    'model.attention': 'auto xla splash cudnn',
+    'model.remat': 'none weights minimal full',
     'schedule.name': 'cosine linear rsqrt rsqrt_decay wsd constant',
 }.items()}
 

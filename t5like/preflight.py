@@ -5,12 +5,14 @@ ended when the schedule is there: what follows takes minutes and changes nothing
 `schedule.py` turns the schedule into a time. MFU is told in two conventions: PaLM's (full attention), which
 training reports too, and with half of attention, which is what causal kernels do.
 """
+import concurrent.futures
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,14 @@ LIMIT = 900.0  # seconds for one compilation
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIB = 2 ** 30
-FUSED_REDUCE_SCATTER = dict(xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter='true',
-                            xla_enable_async_reduce_scatter_fusion='ENABLED')
+FUSED_REDUCE_SCATTER = dict(  # with the VMEM that its fusions need: less does not compile to the end
+    xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter='true',
+    xla_enable_async_reduce_scatter_fusion='ENABLED', xla_tpu_scoped_vmem_limit_kib='32768')
+SPARSE_CORES = dict(  # collectives run on cores that have nothing else to do
+    xla_tpu_enable_sparse_core_collective_offload_all_gather='true',
+    xla_tpu_enable_sparse_core_collective_offload_reduce_scatter='true',
+    xla_tpu_enable_sparse_core_collective_offload_all_reduce='true', xla_tpu_use_tc_device_shape_on_sc='true',
+    xla_sc_disable_megacore_partitioning='true')
 
 
 def predict(config, topology, full=False):
@@ -157,17 +165,27 @@ def kernel_flops(config, op, operands):
 # --- Searching ----------------------------------------------------------------------------------
 
 
-def candidates(config, topology):
-  """Overrides to try, as dicts {key: value}, the config's own first."""
-  splits = [{}]
-  if config.mesh.tensor == 1 and config.mesh.context == 1 and config.mesh.data == 1:
-    splits += [{'mesh.data': n} for n in (2, 4) if topology.devices // topology.slices % n == 0]
-  for split in splits:
-    for scan in (True, False):
-      for remat in ('minimal', 'full', 'none'):
-        for options in [{}] + [FUSED_REDUCE_SCATTER] * (topology.generation.name == 'v5e' and bool(split)):
-          yield {**split, 'model.scan_layers': scan, 'model.remat': remat,
-                 **({'compile.options': options} if options else {})}
+def splits(config, topology):
+  """Ways to spread the devices of a slice, as overrides of `config.mesh`, its own first; no other if it gives sizes."""
+  per_slice = topology.devices // topology.slices
+  yield {}
+  if any(config.mesh[axis] != 1 for axis in ('data', 'context', 'tensor')) or config.mesh.fsdp != -1:
+    return
+  for data in (2, 4, 8, per_slice):
+    if per_slice % data == 0:
+      yield {'mesh.data': data}
+  for tensor in (2, 4, 8):
+    if per_slice % tensor == 0 and config.model.num_heads % tensor == 0:
+      yield {'mesh.tensor': tensor}
+
+
+def options(config, topology):
+  """Compiler options that have been seen to help on a generation, beside the config's own."""
+  yield {}
+  if topology.generation.name == 'v5e':
+    yield FUSED_REDUCE_SCATTER
+  if topology.generation.name == 'v6e':
+    yield SPARSE_CORES
 
 
 def changed(config, overrides):
@@ -181,23 +199,68 @@ def changed(config, overrides):
 
 
 def search(config, topology, say=print):
-  """[(overrides, report)] of all candidates that fit, the fastest first; `say` is told of each."""
-  found = []
-  for overrides in candidates(config, topology):
-    name = ' '.join(f'{key}={"fused reduce-scatter" if key == "compile.options" else value}'
-                    for key, value in overrides.items())
+  """[(overrides, report)] of all layouts tried that fit, the fastest first; `say` is told of each.
+
+  One thing after another, each from the best of those before: how devices are split; what is kept for the
+  backward pass, with more micro-batches where that is too much; layers unrolled and compiler options.
+  """
+  tried = {}
+
+  def attempt(overrides, full=False):
     try:
-      report = predict(changed(config, overrides), topology)
+      return predict(changed(config, overrides), topology, full)
     except ConfigError as e:
-      say(f'{name}: {e}')
-      continue
-    gib = report['hbm']['used'] / GIB
-    if report['fits']:
-      found.append((overrides, report))
-      say(f'{name}: {report["step_seconds"] * 1e3:.1f} ms, {gib:.1f} GiB')
-    else:
-      say(f'{name}: does not fit ({gib:.1f} GiB)')
-  return sorted(found, key=lambda pair: pair[1]['step_seconds'])
+      return str(e)
+
+  def best(stage, keep):
+    """Tries all overrides that are new; the fastest `keep` of all so far that fit (or the smallest, if none does)."""
+    new = list({flags(o): o for o in stage if flags(o) not in tried}.values())
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+      for overrides, report in zip(new, pool.map(attempt, new)):
+        tried[flags(overrides)] = overrides, report
+        say(f'{verdict(report)}  {flags(overrides) or "as it is"}')
+    known = [pair for pair in tried.values() if not isinstance(pair[1], str)]
+    fitting = sorted((p for p in known if p[1]['fits']), key=lambda p: p[1]['step_seconds'])
+    return [o for o, _ in (fitting or sorted(known, key=lambda p: p[1]['hbm']['used']))[:keep]]
+
+  ways = best(splits(config, topology), 2)
+  stage = [{**way, 'model.remat': remat} for way in ways for remat in ('none', 'weights', 'minimal', 'full')]
+  fast = best(stage, 3)
+  for times in (2, 4):  # more micro-batches only make room: for those that need it
+    stage = [{**overrides, 'microbatches': config.microbatches * times} for overrides in stage
+             if _too_large(tried[flags(overrides)][1])]
+    fast = best(stage, 3)
+  best([{**way, **({'model.scan_layers': False} if unrolled else {}),
+         **({'compile.options': {**config.compile.options.to_dict(), **o}} if o else {})}
+        for way in fast for unrolled in (False, True) for o in options(config, topology)], 1)
+  found = [pair for pair in tried.values() if not isinstance(pair[1], str) and pair[1]['fits']]
+  found.sort(key=lambda pair: pair[1]['step_seconds'])
+  while found:  # some kernels and fusions need too much VMEM, which only the end of compilation finds out
+    say(f'compiling to the end, which takes minutes: {flags(found[0][0]) or "as it is"}')
+    report = attempt(found[0][0], full=True)
+    if not isinstance(report, str):
+      break
+    say(verdict(report))
+    found.pop(0)
+  return found
+
+
+def _too_large(report):
+  return not isinstance(report, str) and not report['fits']
+
+
+def verdict(report):
+  """'  385.3 ms   7.8 GiB', or why not, of a report of `predict` or the text of its error."""
+  if isinstance(report, str):
+    return f'cannot be: {report[:160]}'
+  size = f'{report["hbm"]["used"] / GIB:5.1f} GiB'
+  return f'{report["step_seconds"] * 1e3:7.1f} ms {size}' if report['fits'] else f' too large {size}'
+
+
+def flags(overrides):
+  """'--config.mesh.data=2 ..' of a dict, for a command line."""
+  return ' '.join(shlex.quote(f'--config.{key}={json.dumps(value) if isinstance(value, dict) else value}')
+                  for key, value in overrides.items())
 
 
 def front(found):

@@ -2,7 +2,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from t5like import metrics, preflight
+from t5like import metrics, preflight, sharding
 
 GIB = preflight.GIB
 
@@ -26,7 +26,7 @@ def show(report, price=0.0, console=None):
     console.print('Largest buffers: ' + '; '.join(report['largest']) +
                   '. Smaller with model.remat=full, a larger microbatches, a smaller batch_size, or more chips.')
   total = sum(size for _, size in report['replicated'])
-  if total > 0.02 * 4 * report['parameters']:
+  if total > sharding.MOST_REPLICATED * 4 * report['parameters']:
     console.print(f'{total / 4 / report["parameters"]:.0%} of parameter bytes are on every device in full, '
                   f'{report["replicated"][0][0]} first.', style='yellow')
   if report['fits']:
@@ -61,14 +61,9 @@ def show_search(found, console=None):
   table = Table('step', 'MFU (PaLM)', 'HBM', 'what to change', box=None, pad_edge=False)
   for overrides, report in preflight.front(found):
     table.add_row(f'{report["step_seconds"] * 1e3:.1f} ms', f'{report["mfu"]:.1%}',
-                  f'{report["hbm"]["used"] / GIB:.1f} GiB', flags(overrides))
+                  f'{report["hbm"]["used"] / GIB:.1f} GiB', preflight.flags(overrides) or "nothing")
   console.print('\nFastest first; those below are slower and smaller:', style='bold')
   console.print(table)
-
-
-def flags(overrides):
-  """'--config.mesh.data=2 ..' of a dict."""
-  return ' '.join(f'--config.{key}={str(value).replace(" ", "")}' for key, value in overrides.items())
 
 
 def _table(console, rows):

@@ -24,10 +24,11 @@ from t5like.errors import ConfigError
 # tensor: heads, features and vocabulary
 AXES = ('slice', 'data', 'fsdp', 'context', 'tensor')
 ROWS = ('slice', 'data', 'fsdp')
+STORED = ('fsdp', 'context')
 
 # The mesh axis of each dimension; a letter that is not listed is on every device in full.
 WEIGHTS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-AT_REST = {**WEIGHTS, 'D': ('fsdp', 'context')}
+AT_REST = {**WEIGHTS, 'D': STORED}
 IN_USE = {**WEIGHTS, 'B': ROWS, 'T': 'context', 'S': 'context'}
 
 
@@ -49,6 +50,17 @@ def weights(dims):
 def gather(w, dims, dtype):
   """A stored parameter as its layer needs it: cast first, so that fewer bytes travel."""
   return jax.sharding.reshard(w.astype(dtype), weights(dims))
+
+
+def gather_factor(w, dims, dtype):
+  """`gather` for a factor of a product over positions: its gradient stays in partial sums until it is stored.
+
+  P's `reduced` says so. The sums are first spread over the axes that store the parameter and then added over the
+  others; without it every device would get the whole gradient, to keep a piece of it.
+  """
+  summed = {*ROWS, 'context'}
+  w = jax.sharding.reshard(w.astype(dtype), P(*map(AT_REST.get, dims), reduced=summed - {*STORED}))
+  return jax.sharding.reshard(w, P(*map(WEIGHTS.get, dims), reduced=summed))
 
 
 def everywhere(x, dims):
@@ -101,6 +113,9 @@ def make_mesh(mesh, devices=None):
 def batch_shards(mesh):
   """Number of pieces that the batch dimension is cut into."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+MOST_REPLICATED = 0.02  # share of parameter bytes that may be, without a word
 
 
 def replicated(params, mesh):

@@ -54,6 +54,7 @@ def make_sums(model, loss, chunks=1):
   with `predict`, positions [B, P], has targets and weights for these alone, and only they reach the
   vocabulary (BERT's gather_indexes).
   """
+  @jax.named_scope('loss')
   def of_hidden(params, x_BTD, targets_BT, weights_BT):
     nll_BT, loss_BT, hit_BT = cross_entropy(
         model.logits(params, x_BTD), targets_BT, loss.label_smoothing, loss.z_loss)
@@ -123,19 +124,20 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
     params, opt_state = state['params'], state['opt_state']
     key = jax.random.fold_in(jax.random.key(seed), state['step'])
     grads, s = grads_and_sums(params, batch, key)
-    count = jnp.maximum(s['weights'], 1)
-    grad_norm = optax.global_norm(grads) / count
-    scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, 1e-30)) if clip_norm else 1
-    grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
-    updates, new_opt_state = tx.update(grads, opt_state, params)
-    update_norm = optax.global_norm(updates)
-    # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
-    ok = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-    guard = dict(bad_steps=state['guard']['bad_steps'] + ~ok,
-                 bad_in_a_row=jnp.where(ok, 0, state['guard']['bad_in_a_row'] + 1))
-    new_state = dict(params=keep(optax.apply_updates(params, updates), params),
-                     opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
+    with jax.named_scope('optimizer'):
+      count = jnp.maximum(s['weights'], 1)
+      grad_norm = optax.global_norm(grads) / count
+      scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, 1e-30)) if clip_norm else 1
+      grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
+      updates, new_opt_state = tx.update(grads, opt_state, params)
+      update_norm = optax.global_norm(updates)
+      # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
+      ok = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+      keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+      guard = dict(bad_steps=state['guard']['bad_steps'] + ~ok,
+                   bad_in_a_row=jnp.where(ok, 0, state['guard']['bad_in_a_row'] + 1))
+      new_state = dict(params=keep(optax.apply_updates(params, updates), params),
+                       opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
     metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
                    weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard)
     return new_state, metrics

@@ -13,34 +13,36 @@ from t5like import (
   build,
   config as config_lib,
   decode,
-  huggingface,
   lengths,
   metrics,
+  profiling,
+  resume,
   sharding,
-  step as step_lib,
   workdir as workdir_lib,
 )
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.errors import ConfigError, DataError, Failure, NumericsError, Preempted
+from t5like.errors import DataError, Failure, NumericsError, Preempted
 from t5like.model import transformer
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 
 
-def train(config, workdir, name, devices=None):
+def train(config, workdir, name, devices=None, profile_steps=''):
   """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation}.
 
-  `devices`: those to use, all by default. Raises Preempted after SIGTERM or stop.wall_time, with the
-  state saved: the same call goes on from there. Other Failures leave the newest checkpoint as it was.
+  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler. Raises Preempted after
+  SIGTERM or stop.wall_time, with the state saved: the same call goes on from there. Other Failures leave the
+  newest checkpoint as it was.
   """
+  profiling.compile_cache(config.compile.cache)
   store = build.open_data(config)
   watchdog = Watchdog(config.watchdog.start)
   mesh = sharding.make_mesh(config.mesh, devices)
   keep = dict(keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
   try:
     with jax.set_mesh(mesh), Checkpoints(workdir, **keep) as checkpoints:
-      run = Run(config, store, workdir, name, mesh, checkpoints, watchdog)
+      run = Run(config, store, workdir, name, mesh, checkpoints, watchdog, profile_steps)
       try:
         return run.finish(run.loop())
       finally:
@@ -52,7 +54,7 @@ def train(config, workdir, name, devices=None):
 class Run:
   """One start of a run: its state on the devices, its counters on the host."""
 
-  def __init__(self, config, store, workdir, name, mesh, checkpoints, watchdog):
+  def __init__(self, config, store, workdir, name, mesh, checkpoints, watchdog, profile_steps):
     self.asked, self.store, self.workdir, self.mesh = config, store, workdir, mesh
     self.config = config = build.with_vocabulary(config, store.vocabulary)
     self.checkpoints, self.watchdog = checkpoints, watchdog
@@ -68,6 +70,7 @@ class Run:
     self.waited = 0.0  # seconds that the devices may have waited for data, likewise
     self.stopper, self.rate = Stopper(config.stop), metrics.Rate()
     self.screen = metrics.Screen(name, config.stop.tokens, quiet=not self.main)
+    self.profiler = profiling.Profiler(profile_steps, workdir, self.screen.say)
     self.model, self.num_params = build.build_model(config)
     self.state = self._start_state()
     _, self.train_step, self.eval_step, self.learning_rate = self._build()
@@ -91,39 +94,20 @@ class Run:
   def _start_state(self):
     """The newest checkpoint's state, or a fresh one; sets the counters."""
     tx = self._build()[0]  # the schedule may end elsewhere yet, but the state's structure is right
-    init = lambda: step_lib.init_state(self.model, tx, self.config.seed)
-    abstract = sharding.abstract(init, self.mesh)
-    found = self.checkpoints.restore(abstract, self.screen.say)
-    self._set_counters(found[1] if found else None)
-    if found:
-      return found[0]
-    layout = jax.tree.map(lambda x: x.sharding, abstract)
-    if self.config.init_from:
-      params = huggingface.initial(self.config, abstract['params'], self.store.vocabulary)
-      self.screen.say(f'Weights to begin with: {self.config.init_from}')
-      begin = lambda params: step_lib.init_state(self.model, tx, self.config.seed, params)
-      return jax.jit(begin, out_shardings=layout, donate_argnums=0)(params)
-    return jax.jit(init, out_shardings=layout)()
+    state, meta = resume.start_state(self.config, self.asked, self.model, tx, self.mesh, self.store,
+                                     self.checkpoints, self.workdir, self.screen.say)
+    self._set_counters(meta)
+    return state
 
   def _set_counters(self, meta):
     """Where in the data the run is, and which rows it leaves out, by a checkpoint's `meta` (or None)."""
     if meta:
-      self._check_meta(meta)
       self.tokens, self.examples_seen = meta['tokens'], meta['examples_seen']
       self.step = self.saved_step = meta['step']
       self.validation = meta['validation']
       self.stopper.restore(meta['stopper'])
       self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
     self.skipped = pipeline.to_skip(self.config, self.examples_seen, meta['skipped'] if meta else [])
-
-  def _check_meta(self, meta):
-    where = f'the checkpoint of step {meta["step"]} in {self.workdir}'
-    config_lib.check_resumable(config_lib.from_json(meta['config']), self.asked, where)
-    if meta['data'] != self.store.fingerprint and 'data' not in self.config.allow_changed.split(','):
-      raise ConfigError(
-          f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
-          f'{self.store.fingerprint[:12]} in {self.store.folder}). Give the dataset it was trained on, '
-          'another --workdir, or --config.allow_changed=data to go on with the new data.')
 
   def introduce(self):
     c, mesh = self.config, self.mesh
@@ -133,6 +117,11 @@ class Run:
         f'{c.model.name} of {self.num_params:,} parameters on {mesh.size} x '
         f'{mesh.devices.flat[0].device_kind} ({axes})\n'
         f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
+    whole = sharding.replicated(self.state['params'], mesh)
+    share = sum(size for _, size in whole) / (4 * self.num_params)
+    if share > sharding.MOST_REPLICATED:
+      self.screen.say(f'{share:.0%} of parameter bytes are on every device in full, {whole[0][0]} first: rules in '
+                      't5like/sharding.py place them.')
     for line in self.rows.describe(steps * c.batch_size):
       self.screen.say(line)
     if self.skipped:
@@ -143,16 +132,18 @@ class Run:
   def loop(self):
     """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
     self.introduce()
-    started, first = time.monotonic(), True
+    started, first = time.monotonic(), profiling.FirstStep()
     with pipeline.train_batches(self.rows, self.config, self.examples_seen, jax.process_index(),
                                 jax.process_count(), self.skipped) as batches:
       while self.steps_left:
+        self.profiler.before(self.step + 1, self.state)
         self._step(batches)
         if first:
           self._collect()
-          self.screen.say(f'First step, compilation included: {time.monotonic() - started:.0f} s')
+          self.screen.say(f'First step: {time.monotonic() - started:.1f} s, of which {first}, waiting for data '
+                          f'{self.waited:.1f} s')
           self.rate.start()
-          first = False
+          first = None
         reason = self._between_steps()
         if reason:
           return reason
@@ -315,6 +306,7 @@ class Run:
       self.files.text(self.step, 'sample', f'{prompt}|{text}')
 
   def close(self):
+    self.profiler.close()
     self.screen.close()
     if self.files:
       self.files.close()

@@ -34,6 +34,7 @@ def test_meshes(mesh, plain, tmp_path):
 @pytest.mark.parametrize('change', [
     dict(microbatches=2), dict(microbatches=4), dict(data=dict(workers=1)), dict(data=dict(workers=4)),
     dict(model=dict(scan_layers=False)), dict(model=dict(remat='full')), dict(model=dict(remat='minimal')),
+    dict(model=dict(remat='weights'), mesh=dict(data=2, fsdp=2, context=2)),
     dict(loss=dict(chunks=4)), dict(model=dict(attention='splash')),
     dict(model=dict(attention='splash', remat='minimal'), mesh=dict(data=2, fsdp=2, tensor=2)),
     dict(mesh=dict(slice=2, data=1, fsdp=1, context=2, tensor=2)), dict(mesh=dict(fsdp=2, context=4), microbatches=2,
@@ -156,3 +157,20 @@ def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
   monkeypatch.undo()
   train.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
   assert final_state(c, tmp_path / 'straight') == final_state(c, tmp_path / 'stopped')
+
+
+def test_preflight_compiles_what_trains(tmp_path, monkeypatch):
+  """The program that `aot.lower` makes from shapes alone is the one that the loop runs, letter for letter."""
+  from t5like import aot, config as config_lib
+  c = tiny.config(tmp_path, steps=2, mesh=dict(data=2, fsdp=2, tensor=2), microbatches=2, model=dict(remat='minimal'))
+  seen, step = [], train.Run._step
+
+  def once(run, batches):
+    if not seen:
+      batch = train.sharding.to_global(run.mesh, next(batches))
+      seen.append(run.train_step.lower(run.state, batch).as_text())
+    step(run, batches)
+  monkeypatch.setattr(train.Run, '_step', once)
+  train.train(c, tmp_path / 'run', 'test', jax.devices())
+  lowered, facts = aot.lower(config_lib.resolve(c), jax.devices())
+  assert lowered.as_text() == seen[0] and facts['parameters'] > 10_000

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5like import sharding
 from t5like.kernels import splash
 from t5like.model import attention
 
@@ -69,3 +70,35 @@ def test_which_kernel_is_chosen():
   assert choose('auto', 'tpu', True, 1, 8) == ('xla', 'decoding token by token')
   assert choose('auto', 'tpu', False, 8, 8, has_bias=True) == ('xla', 'only it adds a bias')
   assert choose('auto', 'tpu', False, 8, 8, has_dropout=True)[0] == 'xla'
+
+
+def test_cudnn_is_chosen_where_it_can_run(monkeypatch):
+  choose = attention.choose_kernel
+  assert choose('auto', 'gpu', True, 8, 8) == ('xla', 'no NVIDIA GPU is present')
+  assert choose('cudnn', 'cpu', True, 8, 8) == ('xla', 'this is no GPU')
+  assert 'float32' in choose('auto', 'gpu', True, 8, 8, dtype='float32')[1]
+  assert 'even lengths: here 64, 7 and 7' in choose('auto', 'gpu', True, 7, 7, H=64)[1]
+  found = [type('D', (), dict(compute_capability='9.0'))]
+  monkeypatch.setattr(attention.jax, 'devices', lambda kind: found)
+  assert choose('auto', 'gpu', True, 8, 8) == ('cudnn', 'a GPU')
+  assert choose('auto', 'gpu', True, 8, 8, has_bias=True)[0] == choose('xla', 'gpu', True, 8, 8)[0] == 'xla'
+  found[0].compute_capability = '7.5'
+  assert '8.0, this GPU has 7.5' in choose('auto', 'gpu', True, 8, 8)[1]
+
+
+def test_cudnn_in_a_program_for_gpus(monkeypatch):
+  """No GPU is here: that a packed batch spread over two of them becomes cuDNN's calls, forwards and backwards."""
+  from jax._src.cudnn import fused_attention_stablehlo as library
+  monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91100)
+  monkeypatch.setattr(attention, '_cudnn_lacks', lambda *_: '')
+  monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
+  mesh = sharding.make_mesh(dict(data=2, fsdp=1, tensor=1), jax.devices()[:2])
+  of = lambda shape, dims, dtype: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=jax.NamedSharding(mesh, sharding.in_use(dims)))
+  q, k = of((4, 64, 4, 32), 'BTNH', jnp.bfloat16), of((4, 64, 2, 32), 'BTKH', jnp.bfloat16)
+  info = dict.fromkeys(('positions', 'segments'), of((4, 64), 'BT', jnp.int32))
+  with jax.set_mesh(mesh):
+    loss = lambda q, k, v, info: jnp.sum(attention.dot_product(q, k, v, info, info).astype(jnp.float32))
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, info).lower(lowering_platforms=('cuda',))
+  text = lowered.as_text()
+  assert text.count('@__cudnn$fmhaScaleBiasSoftmax(') == text.count('@__cudnn$fmhaScaleBiasSoftmaxBackward(') == 1

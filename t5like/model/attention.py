@@ -25,10 +25,10 @@ def make_mask(query, key, causal):
   return mask
 
 
-def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1):
-  """Which kernel attention runs, 'splash' or 'xla', and why: (name, reason).
+def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1, H=128, dtype='bfloat16'):
+  """Which kernel attention runs, 'splash', 'cudnn' or 'xla', and why: (name, reason).
 
-  `asked`: model.attention; `pieces`: mesh.context, into which queries are cut.
+  `asked`: model.attention; `pieces`: mesh.context, into which queries are cut; H: size of a head.
   """
   if asked == 'xla':
     return 'xla', 'model.attention asks for it'
@@ -38,11 +38,27 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
     return 'xla', 'only it adds a bias'
   if causal and T != S:
     return 'xla', 'decoding token by token'
+  if asked == 'cudnn' or asked == 'auto' and platform == 'gpu':
+    missing = 'this is no GPU' if platform != 'gpu' else _cudnn_lacks(T, S, H, dtype)
+    return ('xla', missing) if missing else ('cudnn', 'a GPU')
   if causal and pieces > 1 and T % (splash.LANES * pieces):
     return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
   if asked == 'splash':
     return 'splash', 'model.attention asks for it'
   return ('splash', 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
+
+
+def _cudnn_lacks(T, S, H, dtype):
+  """Why cuDNN's flash attention cannot run here, or ''."""
+  if dtype not in ('bfloat16', 'float16'):
+    return f'cuDNN has no kernel for {dtype}: model.dtype=bfloat16 would have one'
+  if H % 8 or H > 128 or T % 2 or S % 2:
+    return f'cuDNN needs heads of up to 128 in multiples of 8, and even lengths: here {H}, {T} and {S}'
+  try:
+    capability = jax.devices('gpu')[0].compute_capability
+    return '' if float(capability) >= 8 else f'cuDNN needs compute capability 8.0, this GPU has {capability}'
+  except (RuntimeError, AttributeError, ValueError):
+    return 'no NVIDIA GPU is present'
 
 
 def platform():
@@ -66,7 +82,8 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   where = platform()
   mesh = jax.sharding.get_abstract_mesh()
   chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NTS is not None,
-                            keep_BNTS is not None, 1 if mesh.empty else mesh.shape['context'])
+                            keep_BNTS is not None, 1 if mesh.empty else mesh.shape['context'], q_BTNH.shape[3],
+                            str(q_BTNH.dtype))
 
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
@@ -81,10 +98,13 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
     if 'keep' in given:
       return _with_dropout(q, k, v, mask, scale, **given)
     bias = given['bias'][None] if 'bias' in given else None
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
+    # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
+    lower_half = chosen == 'cudnn' and causal and 'prefix' not in query and q.shape[1] == k.shape[1]
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, is_causal=lower_half,
+                                        implementation=chosen)
   in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {n: in_use('BT') for n in names},
               {n: in_use('B_') for n in names}, {n: in_use(dims[n]) for n in given}, kernel_specs)
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen != 'splash')(
+  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen == 'xla')(
       q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernel)
 
 
@@ -117,6 +137,7 @@ class Attention(nnx.Module):
       self.q_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'NH')
       self.k_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'KH')
 
+  @jax.named_scope('attention')
   def keys_values(self, x_BSD, positions_BS):
     """(k_BSKH, v_BSKH) of what is attended to."""
     c, k, v = self.c, self.k(x_BSD), self.v(x_BSD)
@@ -126,6 +147,7 @@ class Attention(nnx.Module):
       k = rope(k, positions_BS, c.rope_theta, c.rope_fraction)
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
+  @jax.named_scope('attention')
   def __call__(self, x_BTD, kv, query, key, bias_NTS=None, random=None):
     """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
     c, q_BTNH = self.c, self.q(x_BTD)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.sharding import at_rest, einsum, everywhere, gather, in_use, weights
+from t5like.sharding import at_rest, einsum, everywhere, gather, gather_factor, in_use, weights
 
 # --- Parameters ---------------------------------------------------------------------------------
 
@@ -71,7 +71,8 @@ class Dense(nnx.Module):
       self.b = constant(0, c, self.bias_dims)
 
   def __call__(self, x):
-    y = einsum(self.equation, x, gather(self.w[...], self.dims, self.c.dtype))
+    w = checkpoint_name(gather_factor(self.w[...], self.dims, self.c.dtype), 'weights')
+    y = einsum(self.equation, x, w)
     if self.use_bias:
       y += expand(gather(self.b[...], self.bias_dims, self.c.dtype), y)
     return y
@@ -116,7 +117,7 @@ class Embed(nnx.Module):
     return table_VD.at[tokens_BT].get(out_sharding=in_use('BTD'))
 
   def decode(self, x_BTD):
-    return einsum('BTD,VD->BTV', x_BTD, gather(self.w[...], 'VD', self.c.dtype),
+    return einsum('BTD,VD->BTV', x_BTD, gather_factor(self.w[...], 'VD', self.c.dtype),
                   preferred_element_type=jnp.float32)
 
 
@@ -236,6 +237,7 @@ class MLP(nnx.Module):
       self.gate = Dense(c, 'BTD,DF->BTF', k_gate, 'gate')
     self.down = Dense(c, 'BTF,FD->BTD', k_down, 'down')
 
+  @jax.named_scope('mlp')
   def __call__(self, x_BTD, key=None):
     up_BTF = checkpoint_name(self.up(x_BTD), 'mlp')
     if self.gated:

@@ -54,6 +54,8 @@ POLICIES = jax.checkpoint_policies
 REMAT = dict(  # what the backward pass finds saved; the rest it computes again
     full=POLICIES.nothing_saveable,
     minimal=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp'),
+    # Gathered once a step instead of twice, for as much memory as the parameters need in `model.dtype`.
+    weights=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp', 'weights'),
 )
 
 

@@ -105,6 +105,7 @@ class Transformer(nnx.Module):
     if c.embed_norm:
       self.embed_norm = Norm(c)
 
+  @jax.named_scope('embed')
   def start(self, batch, random):
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
     c, x_BTD = self.c, self.embed.encode(batch['inputs'])
@@ -116,6 +117,7 @@ class Transformer(nnx.Module):
       x_BTD = self.embed_norm(x_BTD)
     return dropout(x_BTD, c, random)
 
+  @jax.named_scope('logits')
   def logits(self, x_BTD):
     """[B, T, V] fp32."""
     return self.head(x_BTD, self.embed)

@@ -531,7 +531,8 @@ def test_a_killed_process_is_told_and_what_is_done_is_kept(make, tmp_path, eager
   folder = prepare.folder(c)
   done = [p for p in folder.glob('part-*.json')]
   assert done and not (folder / 'manifest.json').exists()
-  kept = {p: p.stat().st_ino for p in folder.glob('tokens-*') if p.suffix != '.tmp'}
+  kept = {p: p.stat().st_ino for mark in done for p in folder.glob(f'tokens-*-{mark.stem[-5:]}-of-*')}
+  assert kept
   prepare.prepare(c, **QUIET)
   assert all(p.stat().st_ino == inode for p, inode in kept.items())
   whole = prepare.prepare(make(directory=str(tmp_path / 'whole')), **QUIET)
