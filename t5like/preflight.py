@@ -25,6 +25,7 @@ LIMIT = 900.0  # seconds for one compilation
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIB = 2 ** 30
+UNITS = dict(G=GIB, M=2 ** 20, K=2 ** 10)
 FUSED_REDUCE_SCATTER = dict(  # with the VMEM that its fusions need: less does not compile to the end
     xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter='true',
     xla_enable_async_reduce_scatter_fusion='ENABLED', xla_tpu_scoped_vmem_limit_kib='32768')
@@ -58,7 +59,7 @@ def predict(config, topology, full=False):
       raise ConfigError(f'{topology.name} cannot run this config: {_short(error["text"])}')
     report = dict(topology=topology.name, chips=topology.chips, hosts=topology.hosts, config_batch=config.batch_size,
                   compile_seconds=round(seconds, 1), libtpu=_version('libtpu'), jax=_version('jax'), **facts)
-    report.update(_memory(folder / 'dump', topology, facts, error))
+    report.update(_memory(folder / 'dump', resolved, topology, facts, error))
     if not error:
       report.update(_speed(folder / 'dump', resolved, topology, facts))
     return report
@@ -108,7 +109,7 @@ def _version(package):
   return importlib.metadata.version(package)
 
 
-def _memory(dump, topology, facts, error):
+def _memory(dump, config, topology, facts, error):
   """HBM of one device, in bytes, by group; its largest buffers."""
   allowed, state = topology.generation.hbm * GIB, facts['bytes']
   path = _dumped(dump, 'after_optimizations-memory-usage-report')
@@ -118,10 +119,24 @@ def _memory(dump, topology, facts, error):
   if error:
     asked = re.search(r'(?:Used |\()([\d.]+)([GM])i?B?\)? (?:exceeds|of)', error['text'])
     used = max(used, float(asked[1]) * (GIB if asked[2] == 'G' else 2 ** 20) if asked else 0)
-  largest = re.findall(r'([\d.]+[GMK]iB)\(\s*\d+%\);\s*([\d.]+[GMK]iB);\s*\d+;\s*\d+; (.+)', text)[:6]
+  buffers = re.findall(r'\(\s*\d+%\);\s*([\d.]+)([GMK])iB;\s*\d+;\s*\d+; (.+)', text)
+  size_of = lambda buffers: sum(float(size) * UNITS[unit] for size, unit, _ in buffers)
+  # Buffers share places at different times, so that they add up to more than is used: their share counts.
+  activations = [b for b in buffers if _holds_rows(b[2], config, facts)]
+  activations = used * size_of(activations) / size_of(buffers) if buffers else 0
   return dict(fits=not error and used <= allowed, hbm=dict(
-      allowed=allowed, used=used, **state, temporaries=max(0, used - sum(state.values()))),
-      largest=[f'{size} {shapes[:70]}' for _, size, shapes in largest])
+      allowed=allowed, used=used, **state, activations=activations, headroom=max(0, allowed - used),
+      temporaries=max(0, used - activations - sum(state.values()))),
+      largest=[f'{size} {unit}iB {shapes[:70]}' for size, unit, shapes in buffers[:6]])
+
+
+def _holds_rows(shapes, config, facts):
+  """Whether a buffer of these shapes holds something for each position of each row of a micro-batch."""
+  mesh, found = facts['mesh'], lengths.shapes(config)
+  rows = config.batch_size // config.microbatches // math.prod(mesh[axis] for axis in ('slice', 'data', 'fsdp'))
+  positions = {n // mesh['context'] for n in (found.inputs, found.targets) if n}
+  return any(positions & (dims := {int(n) for n in shape.split(',') if n}) and (rows == 1 or rows in dims)
+             for shape in re.findall(r'\[([\d,]*)\]', shapes))
 
 
 def _speed(dump, config, topology, facts):

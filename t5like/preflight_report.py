@@ -18,7 +18,8 @@ def show(report, price=0.0, console=None):
   verdict, style = ('Fits', 'green') if report['fits'] else ('DOES NOT FIT', 'bold red')
   console.print(f'{verdict}: {g(hbm["used"])} of the {g(hbm["allowed"])} of HBM that a program may use ({share:.0%})',
                 style=style)
-  _table(console, [(name, g(hbm[name])) for name in ('parameters', 'optimizer', 'batch', 'temporaries')])
+  groups = ('parameters', 'optimizer', 'batch', 'activations', 'temporaries', 'headroom')
+  _table(console, [(name, g(hbm[name])) for name in groups])
   if report['fits'] and share > preflight.HEADROOM:
     console.print('There is next to no room left: the compiler overlaps less, and a real run may not fit.',
                   style='yellow')

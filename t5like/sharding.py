@@ -15,6 +15,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from t5like.errors import ConfigError
@@ -100,14 +101,13 @@ def make_mesh(mesh, devices=None):
   slices = len({d.slice_index if hasattr(d, 'slice_index') else 0 for d in devices})
   if slices > 1 and sizes[0] not in (1, slices):
     raise ConfigError(f'{asked}: the devices are in {slices} slices. Set mesh.slice={slices}.')
-  types = (AxisType.Explicit,) * len(AXES)
+  # An axis may have a part of a side of the slice, which jax.make_mesh allows on some TPUs only.
+  split = dict(allow_split_physical_axes=True)
   if slices > 1 and sizes[0] == slices:
-    from jax.experimental import mesh_utils
-    inside = (1, *sizes[1:])
-    array = mesh_utils.create_hybrid_device_mesh(inside, (slices,) + (1,) * len(sizes[1:]), devices,
-                                                 allow_split_physical_axes=True)
-    return jax.sharding.Mesh(array, AXES, axis_types=types)
-  return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    array = mesh_utils.create_hybrid_device_mesh((1, *sizes[1:]), (slices, *[1] * len(sizes[1:])), devices, **split)
+  else:
+    array = mesh_utils.create_device_mesh(sizes, devices, **split)
+  return jax.sharding.Mesh(array, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def batch_shards(mesh):

@@ -1,0 +1,39 @@
+"""Every config of 100M parameters or more on the TPUs that its file names, by the TPU compiler.
+
+    pytest -m "tpu and slow"
+"""
+import re
+
+import pytest
+
+from t5like import build, config as config_lib, preflight, tpu
+from tests.conftest import ROOT
+from tests.test_configs import EVERY
+
+pytestmark = [pytest.mark.tpu, pytest.mark.slow]
+
+
+def load(name, variant):
+  config = config_lib.load(f'{ROOT}/configs/{name}.py' + (f':{variant}' if variant else ''))
+  if not config.model.vocab_size:
+    config.model.vocab_size = 32_128  # the vocabulary will be of this size or nearly
+  return config
+
+
+def topology(name, variant):
+  """What the docstring names: 'v5e-64 (3b)' for a variant, 'v5e-32' for all others, or v5e-64 where it names GPUs."""
+  text = (ROOT / 'configs' / f'{name}.py').read_text()
+  own = re.search(rf'\b(v\d\w*-\d+) \({variant}\)', text) if variant else None
+  any_ = re.search(r'\b(v\d\w*-\d+)', text)
+  return (own or any_)[1] if any_ else 'v5e-64'
+
+
+@pytest.mark.parametrize('name, variant', EVERY, ids=':'.join)
+def test_compiles_and_fits(name, variant):
+  config = load(name, variant)
+  if build.sizes(config_lib.resolve(config))['parameters'] < 100e6:
+    pytest.skip('smaller')
+  where = tpu.parse(topology(name, variant))
+  report = preflight.predict(config, where)
+  assert report['fits'], (where.name, report['hbm'])
+  assert 0.2 < report['mfu'] < 0.9 and report['step_seconds'] > 0
