@@ -220,6 +220,7 @@ def search(config, topology, say=print):
   backward pass, with more micro-batches where that is too much; layers unrolled and compiler options.
   """
   tried = {}
+  lean = lambda overrides: {key: value for key, value in overrides.items() if _at(config, key) != value}
 
   def attempt(overrides, full=False):
     try:
@@ -229,7 +230,7 @@ def search(config, topology, say=print):
 
   def best(stage, keep):
     """Tries all overrides that are new; the fastest `keep` of all so far that fit (or the smallest, if none does)."""
-    new = list({flags(o): o for o in stage if flags(o) not in tried}.values())
+    new = list({flags(o): o for o in map(lean, stage) if flags(o) not in tried}.values())
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
       for overrides, report in zip(new, pool.map(attempt, new)):
         tried[flags(overrides)] = overrides, report
@@ -238,12 +239,15 @@ def search(config, topology, say=print):
     fitting = sorted((p for p in known if p[1]['fits']), key=lambda p: p[1]['step_seconds'])
     return [o for o, _ in (fitting or sorted(known, key=lambda p: p[1]['hbm']['used']))[:keep]]
 
+  def too_large(overrides):
+    report = tried[flags(lean(overrides))][1]
+    return not isinstance(report, str) and not report['fits']
+
   ways = best(splits(config, topology), 2)
   stage = [{**way, 'model.remat': remat} for way in ways for remat in ('none', 'weights', 'minimal', 'full')]
   fast = best(stage, 3)
   for times in (2, 4):  # more micro-batches only make room: for those that need it
-    stage = [{**overrides, 'microbatches': config.microbatches * times} for overrides in stage
-             if _too_large(tried[flags(overrides)][1])]
+    stage = [{**overrides, 'microbatches': config.microbatches * times} for overrides in stage if too_large(overrides)]
     fast = best(stage, 3)
   best([{**way, **({'model.scan_layers': False} if unrolled else {}),
          **({'compile.options': {**config.compile.options.to_dict(), **o}} if o else {})}
@@ -260,8 +264,10 @@ def search(config, topology, say=print):
   return found
 
 
-def _too_large(report):
-  return not isinstance(report, str) and not report['fits']
+def _at(config, key):
+  for part in key.split('.'):
+    config = config[part]
+  return config
 
 
 def verdict(report):

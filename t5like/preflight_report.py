@@ -59,12 +59,11 @@ def _show_speed(console, report, price):
 def show_search(found, console=None):
   """Prints the Pareto front of `preflight.search`, and how to have its fastest."""
   console = console or Console(highlight=False, soft_wrap=True)
-  table = Table('step', 'MFU (PaLM)', 'HBM', 'what to change', box=None, pad_edge=False)
-  for overrides, report in preflight.front(found):
-    table.add_row(f'{report["step_seconds"] * 1e3:.1f} ms', f'{report["mfu"]:.1%}',
-                  f'{report["hbm"]["used"] / GIB:.1f} GiB', preflight.flags(overrides) or "nothing")
   console.print('\nFastest first; those below are slower and smaller:', style='bold')
-  console.print(table)
+  for overrides, report in preflight.front(found):
+    console.print(f'{report["step_seconds"] * 1e3:7.1f} ms  MFU {report["mfu"]:.1%}  '
+                  f'{report["hbm"]["used"] / GIB:5.1f} GiB  {preflight.flags(overrides) or "as it is"}', markup=False)
+  console.print('')
 
 
 def _table(console, rows):

@@ -48,7 +48,7 @@ def normal(key, c, dims, std, cut=False):
 
 def constant(value, c, dims):
   shape = tuple(c.size(d) for d in dims)
-  return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=at_rest(dims)))
+  return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=weights(dims)))
 
 
 def expand(w, x):
