@@ -2,6 +2,7 @@
 
     pytest -m "tpu and slow"
 """
+import importlib.util
 import re
 
 import pytest
@@ -10,7 +11,8 @@ from t5like import build, config as config_lib, preflight, tpu
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
 
-pytestmark = [pytest.mark.tpu, pytest.mark.slow]
+pytestmark = [pytest.mark.tpu, pytest.mark.slow,
+              pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="pip install -e '.[tpu]'")]
 
 
 def load(name, variant):

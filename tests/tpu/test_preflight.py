@@ -1,4 +1,5 @@
 """The TPU compiler on real configs: pip install -e '.[test,tpu]' && pytest -m tpu"""
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.tpu
+pytestmark = [pytest.mark.tpu, pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="pip install -e '.[tpu]'")]
 
 
 def run(*args):
