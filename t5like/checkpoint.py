@@ -15,6 +15,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from t5like import checksums
 from t5like.errors import CheckpointError
 
 _KEEP = ocp.training.preservation_policies
@@ -52,6 +53,14 @@ def _cause(e):
   return f'{type(e).__name__}: {" ".join(str(e).split())[:500]}'
 
 
+def _check(parts, meta):
+  """CheckpointError when arrays are not those that were saved: Orbax notices only some of what disks do to them."""
+  wrong = [path for path, found in checksums.of_tree(parts).items() if found != meta['checksums'][path]]
+  if wrong:
+    more = f' and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
+    raise CheckpointError(f'{wrong[0]}{more}: the values read are not those that were saved (their checksum differs).')
+
+
 class Checkpoints:
   """The checkpoints of one run. Use as a context manager: leaving waits for saves under way."""
 
@@ -87,7 +96,8 @@ class Checkpoints:
   def save(self, step, state, meta):
     """Starts saving; blocks only while arrays are copied to the host. `meta` must be JSON."""
     parts = dict(params=state['params'], opt_state=state['opt_state'],
-                 train=dict(step=state['step'], guard=state['guard']), meta=meta)
+                 train=dict(step=state['step'], guard=state['guard']))
+    parts['meta'] = dict(meta, checksums=checksums.of_tree(parts))
     # A step that exists already is one that could not be read when this run went back before it.
     self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
 
@@ -106,7 +116,9 @@ class Checkpoints:
   @_translated
   def params(self, step, abstract):
     """Parameters alone, in the shapes, dtypes and shardings of `abstract`."""
-    return self._orbax.load_checkpointables(step, dict(params=abstract))['params']
+    found = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
+    _check(dict(params=found['params']), found['meta'])
+    return found['params']
 
   def restore(self, abstract, say=print):
     """(state, meta) of the newest checkpoint that can be read, or None when there is none.
@@ -114,19 +126,22 @@ class Checkpoints:
     `abstract` is the state's shapes and shardings, of any mesh. A damaged checkpoint is reported and
     the one before it taken; CheckpointError when none is left.
     """
-    parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
-                 train=dict(step=abstract['step'], guard=abstract['guard']), meta=None)
     damaged = []
     for step in reversed(self.steps):
       try:
-        found = self._orbax.load_checkpointables(step, parts)
+        return self._read(step, abstract)
       except Exception as e:
         damaged.append(f'step {step}: {_cause(e)}')
         say(f'The checkpoint of {damaged[-1]} Trying the one before it.')
-        continue
-      state = dict(params=found['params'], opt_state=found['opt_state'], **found['train'])
-      return jax.block_until_ready(state), found['meta']
     if damaged:
       raise CheckpointError(f'no checkpoint in {self.directory} can be read ({"; ".join(damaged)}). '
                             'Nothing was changed there; start again with another --workdir.')
     return None
+
+  def _read(self, step, abstract):
+    parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
+                 train=dict(step=abstract['step'], guard=abstract['guard']), meta=None)
+    found = self._orbax.load_checkpointables(step, parts)
+    meta = found.pop('meta')
+    _check(found, meta)
+    return jax.block_until_ready(dict(params=found['params'], opt_state=found['opt_state'], **found['train'])), meta
