@@ -226,6 +226,7 @@ def base():
   )
   c.guard = dict(
       max_bad_steps=20,  # non-finite steps in a row (each changes nothing) before giving up
+      compare_every=1000,  # steps between comparisons of devices that should hold the same, also at saves; 0: never
   )
   c.watchdog = dict(  # the run ends with exit code 124 when nothing happens for this long
       start=1800.0,  # seconds from start-up to the end of the first step

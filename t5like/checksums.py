@@ -1,4 +1,6 @@
 """Numbers that tell whether arrays are what they were: in a checkpoint, and on devices that hold the same."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +51,7 @@ def differing_replicas(tree, mesh):
   shared = [(path, x) for path, x in named if not _is_whole(x, mesh)]
   if not shared:
     return []
-  every = P(mesh.axis_names)
-  local = lambda arrays: jnp.stack([of_array(x) for x in arrays])[None]
-  sums = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=([x.sharding.spec for _, x in shared],), out_specs=every,
-                               check_vma=False))([x for _, x in shared])
+  sums = _of_pieces(mesh, tuple(x.sharding.spec for _, x in shared))(*[x for _, x in shared])
   sums = sums if sums.is_fully_addressable else multihost_utils.process_allgather(sums, tiled=True)
   by_device = dict(zip(mesh.devices.flat, np.asarray(sums)))
   wrong = []
@@ -65,6 +64,13 @@ def differing_replicas(tree, mesh):
       usual = next((value for value in found if 2 * found.count(value) > len(found)), None)
       wrong += [(path_name(path), device) for device, value in zip(devices, found) if value != usual]
   return wrong
+
+
+@functools.cache
+def _of_pieces(mesh, specs):
+  """Function of arrays that are spread so: [devices, arrays], each device's numbers of its own pieces."""
+  local = lambda *arrays: jnp.stack([of_array(x) for x in arrays])[None]
+  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(mesh.axis_names), check_vma=False))
 
 
 def _is_whole(x, mesh):

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from t5like import (
   build,
+  checksums,
   config as config_lib,
   decode,
   lengths,
@@ -18,6 +19,7 @@ from t5like import (
   profiling,
   resume,
   sharding,
+  validation,
   workdir as workdir_lib,
 )
 from t5like.checkpoint import Checkpoints
@@ -207,9 +209,12 @@ class Run:
     save_due = c.checkpoint.every and self.step % c.checkpoint.every == 0 or self.save_late
     ending = self._ending()
     reason = None
-    if validation_due or save_due or ending:
+    compare_due = c.guard.compare_every and self.step % c.guard.compare_every == 0
+    if validation_due or save_due or compare_due or ending:
       self._collect()
       self.rate.pause()
+    if compare_due or c.guard.compare_every and (save_due or ending):  # what is saved should be right
+      self._compare_devices()
     if validation_due:
       reason = self.stopper.after_validation(self.validate())
     if (save_due or ending) and not reason:
@@ -229,37 +234,29 @@ class Run:
     return None
 
   def validate(self):
-    """Metrics of the validation set: nll (nats), perplexity, accuracy, bits_per_byte."""
+    """Metrics of the validation set, as of `validation.measure`."""
     if self.validation and self.validation['step'] == self.step:
       return self.validation
-    sums = []
-    for name, batch in pipeline.evaluation_batches(self.store, self.config, 'validation',
-                                                   jax.process_index(), jax.process_count()):
-      sums.append((name, self.eval_step(self.state['params'], sharding.to_global(self.mesh, batch))))
-      self.watchdog.arm(self.config.watchdog.step)
-    sums = [(name, {k: v.item() for k, v in s.items()}) for name, s in jax.device_get(sums)]
-    add = lambda wanted: {k: sum(s[k] for name, s in sums if wanted in (None, name))
-                          for k in ('nll', 'hits', 'weights')}
-    total = add(None)
-    values = metrics.summary(total, self._bytes_per_token())
-    self.screen.say(f'step {self.step:,}  {metrics.describe(values)}')
-    names = list(dict.fromkeys(name for name, _ in sums))
-    for name in names if len(names) > 1 else ():
-      part = metrics.summary(add(name), 0)
-      self.screen.say(f'  {name}: {metrics.describe(part)}')
-      values.update({f'{name}/{k}': part[k] for k in ('nll', 'accuracy', 'tokens')})
+    values = validation.measure(self.store, self.config, self.eval_step, self.state['params'], self.mesh,
+                                alive=lambda: self.watchdog.arm(self.config.watchdog.step))
+    for line in validation.lines(values, self.step):
+      self.screen.say(line)
     if self.files:
       self.files.write(self.step, {f'validation/{k}': v for k, v in values.items()})
       self.files.flush()
     self.validation = dict(values, step=self.step)
     return self.validation
 
-  def _bytes_per_token(self):
-    """Of validation text, where each token of it is predicted once; else 0."""
-    if self.config.objective.name != 'causal' or self.config.data.mixture:
-      return 0
-    split = self.store.manifest['splits']['validation']
-    return split['bytes'] / split['tokens']
+  def _compare_devices(self):
+    """NumericsError when a device no longer holds what those with the same piece of the state hold."""
+    wrong = checksums.differing_replicas({k: self.state[k] for k in ('params', 'opt_state')}, self.mesh)
+    if wrong:
+      array, device = wrong[0]
+      raise NumericsError(
+          f'After step {self.step:,} device {device.id} ({device.device_kind}, host {device.process_index}) holds '
+          f'other values of {array} than the devices that should hold the same ({len(wrong)} differences in all, '
+          'guard.compare_every): its memory or arithmetic is at fault. Nothing of this was saved. Take that host '
+          'out and start again; the newest checkpoint is from before.')
 
   def save(self):
     """Saves the newest step, unless it was not finite: then the next finite one."""

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from t5like import checksums, sharding, train
 from t5like.checkpoint import Checkpoints
+from t5like.errors import NumericsError
 from tests import tiny
 
 ARRAYS = dict(w=np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), flags=np.array([True, False]),
@@ -97,3 +98,24 @@ def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
     fell_back += meta['step'] == 4
     shutil.rmtree(damaged)
   assert fell_back >= 10
+
+
+def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):
+  c = tiny.config(tmp_path, steps=8, mesh=dict(data=4, fsdp=2, tensor=1), guard=dict(compare_every=2))
+  step = train.Run._step
+
+  def flip(run, batches):
+    step(run, batches)
+    if run.step == 6:
+      w = run.state['params']['embed']['w']
+      pieces = [np.array(s.data) for s in w.addressable_shards]
+      pieces[5].view(np.uint32).flat[7] ^= np.uint32(1 << 20)
+      run.state['params']['embed']['w'] = jax.make_array_from_single_device_arrays(
+          w.shape, w.sharding, [jax.device_put(p, s.device) for p, s in zip(pieces, w.addressable_shards)])
+      flip.device = w.addressable_shards[5].device.id
+  monkeypatch.setattr(train.Run, '_step', flip)
+  with pytest.raises(NumericsError, match='After step 6 device (.*) holds other values of params/embed/w') as e:
+    train.train(c, tmp_path / 'run', 'test', jax.devices())
+  assert f'device {flip.device} ' in str(e.value)
+  with Checkpoints(tmp_path / 'run') as checkpoints:
+    assert checkpoints.steps == [4]

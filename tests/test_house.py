@@ -22,7 +22,8 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['object
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
           ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop', 'profiling'], ['build'], ['huggingface'],
-          ['resume'], ['train', 'load', 'aot'], ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
+          ['resume', 'validation'], ['train', 'load', 'aot'], ['preflight'], ['preflight_report'],
+          ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
 
