@@ -18,6 +18,7 @@ def get_config(arg=''):
       vocab_size=32_128, d_model=2048, num_layers=16, num_heads=16, head_dim=128, d_ff=7168,
       activation='swiglu', norm='rmsnorm', position='rope', remat='minimal')
   c.batch_size = 512
+  c.microbatches = 2  # 1 leaves no room on a v5e-64
   c.optimizer.update(learning_rate=3e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
   c.schedule.update(warmup_steps=2040, final_scale=0.1)
   c.loss.z_loss = 1e-4

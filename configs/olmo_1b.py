@@ -16,6 +16,7 @@ def get_config(arg=''):
       vocab_size=50_304, d_model=2048, num_layers=16, num_heads=16, d_ff=8192, activation='swiglu',
       norm='layernorm_plain', norm_eps=1e-5, position='rope', tie_embeddings=True, init='bert', remat='minimal')
   c.batch_size = 2048
+  c.microbatches = 2
   c.optimizer.update(learning_rate=4e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
   c.schedule.update(warmup_steps=2000, final_scale=0.1)
   c.stop.tokens = 739_328 * 2048 * 2048

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/pythia.py:410m --workdir=gs://BUCKET/pythia_410m
 
-Hardware: a TPU v5e-64 suits up to 410m, larger ones the rest, days. Expected: Pythia publishes scores, not losses:
+Hardware: a TPU v5e-64, days, or a larger one for the larger sizes. Expected: Pythia publishes scores, not losses:
 zero-shot LAMBADA perplexity 142.4, 38.1, 10.8, 7.92 and 6.09 in the order of the sizes (its evaluation files).
 Not verified here; our data is C4, for The Pile is not in TFDS. At 1b its config says a learning rate of 2.5e-4
 and its README 3.0e-4: this is the README's.
@@ -26,6 +26,7 @@ def get_config(arg=''):
       activation='gelu', norm='layernorm', norm_eps=1e-5, use_bias=True, rope_fraction=0.25, init='neox',
       remat='minimal')
   c.batch_size = 1024
+  c.microbatches = 4 if size == '1b4' else 2 if size in ('410m', '1b') else 1
   c.optimizer.update(learning_rate=rate, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
   c.schedule.update(warmup_steps=1430, final_scale=0.1)
   c.stop.tokens = 143_000 * 1024 * 2048

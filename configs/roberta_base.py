@@ -19,6 +19,7 @@ def get_config(arg=''):
       tie_embeddings=True, norm='layernorm', norm_eps=1e-5, use_bias=True, activation='gelu', init='bert',
       vocab_size=50_265, max_positions=514, dropout=0.1, d_model=768, num_layers=12, num_heads=12)
   c.batch_size = 8192
+  c.microbatches = 4
   c.optimizer.update(name='adamw', learning_rate=6e-4, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=0.0)
   c.schedule.update(name='linear', warmup_steps=24_000, final_scale=0.0)
   c.stop.tokens = 500_000 * 8192 * 512

@@ -2,9 +2,9 @@
 
     python main.py --config=configs/t5.py:large --workdir=gs://BUCKET/t5_large
 
-Hardware: from a TPU v5e-32 (small) to pods of thousands of chips (11b), days to weeks. Expected: the published
-models were trained on supervised tasks too, so only the 11b's GLUE of 90.3 is given here (Raffel et al. 2020,
-table 14, as quoted by others). Not verified here.
+Hardware: a TPU v5e-32 for the smaller, v5e-64 (large), v5e-256 (3b), v5p-512 (11b), days to weeks. Expected: the
+published models were trained on supervised tasks too, so only the 11b's GLUE of 90.3 is given here (Raffel et al.
+2020, table 14, as quoted by others). Not verified here.
 """
 from configs.base import base, smoke
 

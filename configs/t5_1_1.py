@@ -2,8 +2,8 @@
 
     python main.py --config=configs/t5_1_1.py:xl --workdir=gs://BUCKET/t5_1_1_xl
 
-Hardware: from a TPU v5e-32 (small) to pods of thousands of chips (xxl). Expected: no loss was published. Shapes
-are those of T5X's gin files. Not verified here. The batch of 2,048 was not looked up.
+Hardware: a TPU v5e-32 for the smaller, v5e-128 (large), v5e-256 (xl), v5p-512 (xxl). Expected: no loss was
+published. Shapes are those of T5X's gin files. Not verified here. The batch of 2,048 was not looked up.
 """
 from configs.base import base, smoke
 

@@ -118,7 +118,9 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
     pieces = jax.tree.map(lambda x: _split(x, 0, microbatches), batch)
     first, rest = jax.tree.map(lambda x: x[0], pieces), jax.tree.map(lambda x: x[1:], pieces)
     (_, s), grads = grad(params, first, jax.random.fold_in(key, 0))
-    return jax.lax.scan(add, (grads, s), (jnp.arange(1, microbatches), rest))[0]
+    # A loop of one turn is none to the compiler, which would then have the activations of both pieces at once.
+    rest, done = jax.lax.optimization_barrier((rest, (grads, s)))
+    return jax.lax.scan(add, done, (jnp.arange(1, microbatches), rest))[0]
 
   def train_step(state, batch):
     params, opt_state = state['params'], state['opt_state']

