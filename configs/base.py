@@ -157,7 +157,9 @@ def base():
       # two std | t5 (T5X) | neox (GPT-NeoX)
       init='fan_in',
       dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
-      attention='auto',  # kernel: auto | xla | splash (what auto takes on TPUs; slow elsewhere)
+      # kernel: auto | xla | splash (what auto takes on TPUs, one of ours in its place where position='relative';
+      # slow elsewhere)
+      attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | minimal | full
   )

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.kernels import splash
+from t5like.kernels import relative_bias_attention, splash
 from t5like.model.layers import Dense, Norm, keep_share, rope
 from t5like.sharding import everywhere, in_use
 
@@ -26,7 +26,7 @@ def make_mask(query, key, causal):
 
 
 def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1):
-  """Which kernel attention runs, 'splash' or 'xla', and why: (name, reason).
+  """Which kernel attention runs, 'splash', 'relative_bias' or 'xla', and why: (name, reason).
 
   `asked`: model.attention; `pieces`: mesh.context, into which queries are cut.
   """
@@ -34,15 +34,14 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
     return 'xla', 'model.attention asks for it'
   if has_dropout:
     return 'xla', 'only it drops attention probabilities'
-  if has_bias:
-    return 'xla', 'only it adds a bias'
   if causal and T != S:
     return 'xla', 'decoding token by token'
-  if causal and pieces > 1 and T % (splash.LANES * pieces):
+  if causal and pieces > 1 and not has_bias and T % (splash.LANES * pieces):
     return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
+  kernel = 'relative_bias' if has_bias else 'splash'
   if asked == 'splash':
-    return 'splash', 'model.attention asks for it'
-  return ('splash', 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
+    return kernel, 'model.attention asks for it'
+  return (kernel, 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
 
 
 def platform():
@@ -51,22 +50,24 @@ def platform():
   return device.platform if device else jax.default_backend()
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NTS=None, keep_BNTS=None,
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NR=None, keep_BNTS=None,
                 kernel='auto'):
   """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `keep` multiplies probabilities
-  (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
+  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `bias_NR`: T + S values of each head by
+  distance, query t having element t - s + S for key s; `keep` multiplies probabilities (dropout); `kernel`: see
+  `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
   """
   names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
-  given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
-  dims = dict(bias='NT_', keep='BNT_')
+  given = {n: x for n, x in dict(bias=bias_NR, keep=keep_BNTS).items() if x is not None}
+  dims = dict(bias='NR', keep='BNT_')
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   where = platform()
   mesh = jax.sharding.get_abstract_mesh()
-  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NTS is not None,
-                            keep_BNTS is not None, 1 if mesh.empty else mesh.shape['context'])
+  pieces = 1 if mesh.empty else mesh.shape['context']
+  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NR is not None,
+                            keep_BNTS is not None, pieces)
 
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
@@ -76,6 +77,14 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   def attend(q, k, v, query, key, given, kernel):
     if chosen == 'splash':
       return splash.attention(kernel, q, k, v, query, key, causal, scale)
+    if 'bias' in given:
+      T, S = q.shape[1], k.shape[1]
+      start = jax.lax.axis_index('context') * T if pieces > 1 else 0  # of this device's queries
+      given = dict(given, bias=jax.lax.dynamic_slice_in_dim(given['bias'], start, T + S, axis=1))
+      if chosen == 'relative_bias':
+        return relative_bias_attention.attention(q, k, v, given['bias'], query, key, causal, scale, start=start,
+                                                 interpret=where != 'tpu')
+      given['bias'] = relative_bias_attention.expand(given['bias'], T, S)
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
     mask = make_mask(query, key, causal)[:, None]
     if 'keep' in given:
@@ -84,7 +93,7 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
   in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {n: in_use('BT') for n in names},
               {n: in_use('B_') for n in names}, {n: in_use(dims[n]) for n in given}, kernel_specs)
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen != 'splash')(
+  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen == 'xla')(
       q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernel)
 
 
@@ -126,7 +135,7 @@ class Attention(nnx.Module):
       k = rope(k, positions_BS, c.rope_theta, c.rope_fraction)
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
-  def __call__(self, x_BTD, kv, query, key, bias_NTS=None, random=None):
+  def __call__(self, x_BTD, kv, query, key, bias_NR=None, random=None):
     """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
     c, q_BTNH = self.c, self.q(x_BTD)
     if c.qk_norm != 'none':
@@ -139,5 +148,5 @@ class Attention(nnx.Module):
       shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
-                           None if c.scale_attention else 1.0, bias_NTS, keep_BNTS, c.attention)
+                           None if c.scale_attention else 1.0, bias_NR, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))
