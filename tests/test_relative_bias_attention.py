@@ -107,7 +107,8 @@ def any_shape(data):
 
 def test_queries_in_pieces_for_the_gradient(monkeypatch):
   """Where gradients of all queries do not fit, the pass backwards takes some at a time."""
-  monkeypatch.setattr(kernel, 'DQ_BYTES', 4 * 8 * 256)
+  monkeypatch.setattr(kernel, 'vmem', lambda: 11 * 2 ** 19)
+  assert kernel._piece(blocks.Form(True, 1.0, 0.0, *SMALL, 640, 640, True), 8) == 384
   check(both(*example(600, 600, documents=2), causal=True))
 
 
@@ -146,10 +147,12 @@ def test_gradient_of_the_table_by_finite_differences():
 
 def test_a_row_becomes_a_diagonal_block_and_back():
   rng = np.random.default_rng(0)
-  window = rng.normal(size=(1, 640)).astype(np.float32)
-  c, r = np.indices((256, 384))
-  block = jax.jit(blocks.diagonal_block, static_argnums=(1, 2))(window, 384, 256)
-  np.testing.assert_array_equal(block, window[0, 256 + r - c])
+  vector = rng.normal(size=(1, 640)).astype(np.float32)
+  rows = jax.jit(blocks.skew)(vector)
+  np.testing.assert_array_equal(rows, np.stack([np.roll(vector[0], r) for r in range(128)]))
+  r, x = np.indices((256, 384))
+  block = np.concatenate([rows[:, 256 - c:256 - c + 384] for c in (0, 128)])
+  np.testing.assert_array_equal(block, vector[0, 256 + x - r])
   x = rng.normal(size=(128, 640)).astype(np.float32)
   turned = sum(np.roll(x[r], -r) for r in range(128))
   np.testing.assert_allclose(jax.jit(blocks.unskewed_sum)(x)[0], turned, atol=1e-4)
@@ -158,17 +161,18 @@ def test_a_row_becomes_a_diagonal_block_and_back():
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([128, 256]), st.sampled_from([128, 384]), st.booleans(),
        st.integers(0, 700))
 def test_visits_are_the_pairs_of_blocks_that_see_each_other(rows, cols, block_q, block_k, causal, first):
-  form = blocks.Form(causal, 1.0, 0.0, block_q, block_k, cols * block_k, True)
-  found = list(map(tuple, kernel.visits(form, rows, first)))
+  form = blocks.Form(causal, 1.0, 0.0, block_q, block_k, rows * block_q, cols * block_k, True)
+  found = list(map(tuple, kernel.visits(form, first)))
   seen = {(i, j) for i in range(rows) for j in range(cols)
           if not causal or first + (i + 1) * block_q - 1 >= j * block_k}
   assert found == sorted(set(found)) and seen <= set(found)
   assert {i for i, _ in found} == set(range(rows)) and {j for _, j in found} == set(range(cols))
   assert len(found) <= len(seen) + cols  # the last row sees to columns that nobody sees, so that they are written
-  assert len(kernel.visits(form, rows, None)) == rows * cols
+  assert len(kernel.visits(form, None)) == rows * cols
 
 
 def test_blocks_are_even_and_smaller_under_a_causal_mask():
+  assert kernel.vmem() == 56 * 2 ** 20
   for length in (1, 127, 128, 129, 512, 1000, 1408, 2048, 8192, 8193):
     for causal in (True, False):
       b = kernel.block_size(length, causal)

@@ -8,6 +8,7 @@ maximum, and the logits made again for the gradient.
 
 It runs on what one device holds, inside `shard_map`. `reference` says what is computed.
 """
+import dataclasses
 import functools
 import math
 
@@ -21,9 +22,9 @@ from jax.experimental.pallas import tpu as pltpu
 from t5like.kernels import relative_bias_blocks as blocks
 from t5like.kernels.relative_bias_blocks import LANES, NOBODY, Form
 
-VMEM = 64 * 2 ** 20
-LARGEST = 512  # of blocks
-DQ_BYTES = 4 * 2 ** 20  # of gradients of queries that wait in VMEM; longer rows of queries go in pieces
+MIB = 2 ** 20
+LARGEST = 1024  # block of queries or keys
+LONGEST = 32_768  # keys: of more the distances, turned 128 times, do not fit VMEM
 
 
 def expand(bias_NR, T, S):
@@ -65,7 +66,7 @@ def attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, causal, scale=1.0, so
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
   block_q, block_k = block_sizes or (block_size(T, causal), block_size(S, causal))
   queries, keys = _up(T, block_q), _up(S, block_k)
-  form = Form(causal, float(scale), float(softcap), block_q, block_k, keys, interpret)
+  form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret)
   q_BNTH = _pad(q_BTNH, 1, queries - T).swapaxes(1, 2)
   k_BKSH, v_BKSH = (_pad(x, 1, keys - S).swapaxes(1, 2) for x in (k_BSKH, v_BSKH))
   bias_NR = jnp.pad(bias_NR.astype(jnp.float32), [(0, 0), (keys - S, queries - T)])
@@ -77,9 +78,22 @@ def attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, causal, scale=1.0, so
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
+def vmem():
+  """Bytes that a kernel may take of the VMEM of a core, on the TPUs of the mesh in force (64 MiB elsewhere)."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  is_tpu = (device.platform if device else jax.default_backend()) == 'tpu'
+  return (pltpu.get_tpu_info().vmem_capacity_bytes if is_tpu else 64 * MIB) * 7 // 8
+
+
 def block_size(length, causal):
-  """A multiple of 128 by which `length` is cut evenly: blocks of at most LARGEST, under a causal mask of a quarter."""
-  most = min(LARGEST, max(LANES, length // 4)) if causal else LARGEST
+  """A multiple of 128 by which `length` is cut evenly: blocks of at most LARGEST, under a causal mask of a quarter.
+
+  A step of the grid costs about a third of a microsecond whatever it does, in which any TPU computes a good part of a
+  block of 512 x 512: so blocks are as large as their intermediate values allow, 4 MiB each at 1024 x 1024. v4, with
+  16 MiB of VMEM, has 512.
+  """
+  largest = LARGEST if vmem() > 32 * MIB else LARGEST // 2
+  most = min(largest, max(LANES, length // 4)) if causal else largest
   return _up(math.ceil(length / math.ceil(length / most)), LANES)
 
 
@@ -100,12 +114,26 @@ def _ids(info, padding, nobody, has_prefix):
   return jnp.stack([segments, jnp.where(_pad(info['prefix'], 1, padding), segments, none)], 1)
 
 
-def visits(form, rows, first=0, has_prefix=False):
+def _work(form):
+  """Bytes of VMEM for blocks, and for what a visit makes of them."""
+  return 28 * form.block_q * form.block_k + 4 * MIB
+
+
+def _piece(form, H):
+  """Queries whose gradients, and distances to all keys, fit what VMEM there is: all, or so many at a time."""
+  of_distance, of_query = 8 * LANES, 4 * H + 8 * LANES  # bytes
+  most = (vmem() - _work(form) - of_distance * form.keys) // of_query // form.block_q
+  pieces = -(-form.queries // (max(1, most) * form.block_q))
+  return _up(-(-form.queries // pieces), form.block_q)
+
+
+def visits(form, first=0, has_prefix=False):
   """[n, 2] int32: (block of queries, block of keys) of all pairs of which one sees the other, row by row.
 
-  rows: blocks of queries; first: the slot of the first query, None where it is known on the device only. All keys
-  are in some pair, and all queries.
+  first: the slot of the first query, None where it is known on the device only. All keys are in some pair, and all
+  queries.
   """
+  rows = form.queries // form.block_q
   i, j = np.indices((rows, form.keys // form.block_k)).reshape(2, -1)
   seen = (first or 0) + (i + 1) * form.block_q > j * form.block_k
   if not form.causal or has_prefix or first is None:
@@ -129,22 +157,23 @@ def _attend_forward(form, first, *given):
 
 def _attend_backward(form, first, saved, do_BNTH):
   q, k, v, bias, query_ids, key_ids, start, out, lse = saved
+  B, K, S, H = k.shape
   di = jnp.einsum('BNTH,BNTH->BNT', out, do_BNTH, preferred_element_type=jnp.float32)[:, :, None]
-  T, group, H = q.shape[2], q.shape[1] // k.shape[1], q.shape[3]
-  rows = max(1, DQ_BYTES // (4 * group * H * form.block_q))
-  length = rows * form.block_q
   dq, dk, dv, dbias = [], 0, 0, jnp.zeros_like(bias)
-  for at in range(0, T, length):
-    piece = slice(at, min(T, at + length))
-    distances = slice(at, piece.stop + form.keys)
-    x = lambda x, axis: x[(slice(None),) * axis + (piece,)]
-    parts = _backward(form, None if first is None else first + at, x(q, 2), x(do_BNTH, 2), k, v, bias[:, distances],
-                      x(query_ids, 2), key_ids, x(lse, 3), x(di, 3), start + at, whole=length >= T)
+  length = _piece(form, H)
+  for at in range(0, form.queries, length):
+    q, dk, dv = jax.lax.optimization_barrier((q, dk, dv))  # one piece after the other, or all take memory at once
+    part = dataclasses.replace(form, queries=min(length, form.queries - at))
+    piece = lambda x, axis: jax.lax.slice_in_dim(x, at, at + part.queries, axis=axis)
+    distances = slice(at, at + part.queries + S)
+    parts = _backward(part, None if first is None else first + at, piece(q, 2), piece(do_BNTH, 2), k, v,
+                      bias[:, distances], piece(query_ids, 2), key_ids, piece(lse, 3), piece(di, 3), start + at,
+                      whole=length >= form.queries)
     dq.append(parts[0])
     dk, dv = dk + parts[1], dv + parts[2]
     dbias = dbias.at[:, distances].add(jnp.sum(parts[3], (0, 2)))
-  return (jnp.concatenate(dq, 2) if len(dq) > 1 else dq[0], dk.astype(k.dtype), dv.astype(v.dtype), dbias, None, None,
-          None)
+  of_keys = lambda x, like: jnp.sum(x.reshape(B, K, -1, S, H), 2).astype(like.dtype)  # heads that share them
+  return jnp.concatenate(dq, 2), of_keys(dk, k), of_keys(dv, v), dbias, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -154,13 +183,15 @@ def _call(form, name, kernel, lists, start, inputs, outputs, scratch, grid, flop
   """The kernel on a grid of (row of the batch, head, visit); inputs, outputs: (array or its shape, block, where)."""
   specs = lambda arrays: [pl.BlockSpec(block, where) for _, block, where in arrays]
   size = lambda arrays: sum(x.size * x.dtype.itemsize for x, _, _ in arrays)
+  kept = sum(4 * math.prod(shape) for shape in scratch)
   return pl.pallas_call(
       functools.partial(kernel, form=form), out_shape=[shape for shape, _, _ in outputs],
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(lists) + 1, grid=grid, in_specs=specs(inputs), out_specs=specs(outputs),
-          scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch]),
+          scratch_shapes=[*(pltpu.VMEM(shape, jnp.float32) for shape in scratch[:-1]),
+                          pltpu.VMEM(scratch[-1], jnp.int32)]),
       compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary'),
-                                           vmem_limit_bytes=VMEM),
+                                           vmem_limit_bytes=min(vmem(), kept + _work(form))),
       cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=size(inputs) + size(outputs),
                                     transcendentals=math.prod(grid) * form.block_q * form.block_k),
       interpret=form.interpret, name=f'relative_bias_{"causal_" * form.causal}{name}',
@@ -171,52 +202,47 @@ def _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, s
   """(out_BNTH, logsumexp_BN1T)."""
   (B, N, T, H), K, I, R = q_BNTH.shape, k_BKSH.shape[1], query_ids.shape[1], bias_NR.shape[1]
   q, k, group = form.block_q, form.block_k, N // K
-  rows, cols = visits(form, T // q, first, I > 1).T
+  rows, cols = visits(form, first, I > 1).T
+  reversed_NR = jnp.roll(bias_NR[:, ::-1], 1, 1)  # element s - t + T for key s
   # Where blocks begin, for row b, head n, visit v of the lists of visits.
   at_query = lambda b, n, v, i, *_: (b, n, i[v], 0)
   at_key = lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), j[v], 0)
   return _call(
       form, 'forward', blocks.forward, (rows, cols), start,
       [(q_BNTH, (None, None, q, H), at_query), (k_BKSH, (None, None, k, H), at_key),
-       (v_BKSH.swapaxes(2, 3), (None, None, H, k), lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), 0, j[v])),
-       (bias_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
+       (v_BKSH, (None, None, k, H), at_key), (reversed_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),
        (key_ids, (None, I, k), lambda b, n, v, i, j, *_: (b, 0, j[v]))],
       [(jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), (None, None, q, H), at_query),
        (jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32), (None, None, 1, q), lambda b, n, v, i, *_: (b, n, 0, i[v]))],
-      [(1, q), (1, q), (H, q)], (B, N, len(rows)), 4 * B * N * len(rows) * q * k * H)
+      [(q, LANES), (q, LANES), (q, H), (LANES, R), (I, q, LANES)], (B, N, len(rows)), 4 * B * N * len(rows) * q * k * H)
 
 
 def _backward(form, first, q_BNTH, do_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, lse_BN1T, di_BN1T, start,
               whole):
-  """(dq_BNTH, dk_BKSH, dv_BKSH, dbias_BN1R); dk and dv are fp32 unless these are the `whole` of the queries."""
-  (B, N, T, H), K, I, R = q_BNTH.shape, k_BKSH.shape[1], query_ids.shape[1], bias_NR.shape[1]
-  q, k, group, blocks_q = form.block_q, form.block_k, N // K, T // form.block_q
-  pairs = visits(form, blocks_q, first, I > 1)
-  order = sorted((j, head, i) for i, j in pairs.tolist() for head in range(group))
-  cols, heads, rows = np.array(order, np.int32).T
-  block = heads * blocks_q + rows
-  done = {b: v for v, b in enumerate(block.tolist())}  # the last visit of each
-  ends = sorted(done.values())
-  written = block[[ends[e] for e in np.searchsorted(ends, np.arange(len(block))).clip(max=len(ends) - 1)]]
-  at_query = lambda b, n, v, i, j, h, *_: (b, n * group + h[v], i[v], 0)
-  at_row = lambda b, n, v, i, j, h, *_: (b, n * group + h[v], 0, i[v])
-  at_key = lambda b, n, v, i, j, *_: (b, n, j[v], 0)
+  """(dq_BNTH, dk_BNSH, dv_BNSH, dbias_BN1R), those of keys and values for each head of queries."""
+  (B, N, T, H), (_, K, S, _) = q_BNTH.shape, k_BKSH.shape
+  I, R, q, k, group = query_ids.shape[1], bias_NR.shape[1], form.block_q, form.block_k, N // K
+  pairs = visits(form, first, I > 1)
+  rows, cols = pairs[np.lexsort(pairs.T)].T  # column by column
+  done = sorted({i: v for v, i in enumerate(rows.tolist())}.values())  # the last visit of each row
+  written = rows[np.take(done, np.searchsorted(done, np.arange(len(rows))), mode='clip')]
+  at_query, at_row = lambda b, n, v, i, *_: (b, n, i[v], 0), lambda b, n, v, i, *_: (b, n, 0, i[v])
+  at_key = lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), j[v], 0)
   of_queries, of_keys = (None, None, q, H), (None, None, k, H)
-  like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
+  # What several heads, or pieces of the queries, add to is rounded when it is complete.
+  dkv = jax.ShapeDtypeStruct((B, N, S, H), k_BKSH.dtype if group == 1 and whole else jnp.float32)
   return _call(
-      form, 'backward', blocks.backward, (rows, cols, heads, written), start,
+      form, 'backward', blocks.backward, (rows, cols, written), start,
       [(q_BNTH, of_queries, at_query), (do_BNTH, of_queries, at_query), (k_BKSH, of_keys, at_key),
        (v_BKSH, of_keys, at_key),
-       (k_BKSH.swapaxes(2, 3), (None, None, H, k), lambda b, n, v, i, j, *_: (b, n, 0, j[v])),
-       (bias_NR[:, None], (group, 1, R), lambda b, n, *_: (n, 0, 0)),
+       (k_BKSH.swapaxes(2, 3), (None, None, H, k), lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), 0, j[v])),
+       (bias_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),
        (key_ids, (None, I, k), lambda b, n, v, i, j, *_: (b, 0, j[v])),
        (lse_BN1T, (None, None, 1, q), at_row), (di_BN1T, (None, None, 1, q), at_row)],
-      [(like(q_BNTH, q_BNTH.dtype), of_queries,
-        lambda b, n, v, i, j, h, w, *_: (b, n * group + jax.lax.div(w[v], blocks_q), jax.lax.rem(w[v], blocks_q), 0)),
-       (like(k_BKSH, k_BKSH.dtype if whole else jnp.float32), of_keys, at_key),
-       (like(v_BKSH, v_BKSH.dtype if whole else jnp.float32), of_keys, at_key),
-       (jax.ShapeDtypeStruct((B, N, 1, R), jnp.float32), (None, group, 1, R), lambda b, n, *_: (b, n, 0, 0))],
-      [(group * blocks_q, H, q), (k, H), (k, H), (LANES, form.window)],
-      (B, K, len(rows)), 10 * B * K * len(rows) * q * k * H)
+      [(jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), of_queries, lambda b, n, v, i, j, w, *_: (b, n, w[v], 0)),
+       *((dkv, of_keys, lambda b, n, v, i, j, *_: (b, n, j[v], 0)),) * 2,
+       (jax.ShapeDtypeStruct((B, N, 1, R), jnp.float32), (None, None, 1, R), lambda b, n, *_: (b, n, 0, 0))],
+      [(T // q, H, q), (k, H), (k, H), (LANES, R), (LANES, R + LANES), (I, k, LANES)],
+      (B, N, len(rows)), 10 * B * N * len(rows) * q * k * H)

@@ -1,12 +1,11 @@
 """What the kernels of relative_bias_attention.py do with one block of queries and one of keys, in VMEM.
 
-Blocks of logits are kept as [keys, queries]: maxima and sums over keys are then sums of registers, and what
-there is one number of for each query (maximum, sum, logsumexp) is a row.
+Forward blocks of logits are [queries, keys], backward ones [keys, queries]: what changes at every visit is then
+always a row in memory, and never a column. "rows" and "columns" below are those of a block.
 
-A row becomes a diagonal block in three steps, each the cheapest that a TPU has: 8 rows, the sublanes of a register,
-by rotating by 1, 2 and 4 lanes those whose number has that bit; 128 rows by rotating all 8 by 8, 16, .. 120 lanes;
-all others by reading those 128 some multiple of 128 lanes further on, which costs nothing. Sums along diagonals,
-which the gradient needs, are the same steps backwards.
+A vector of values by distance becomes 128 rows, each one lane further to the right than the last, once for a head.
+All blocks on all diagonals are in them: rows 128 .. 255 of a block are the same 128 rows read 128 lanes to the left,
+which costs nothing. Sums along diagonals, which the gradient needs, are the same steps backwards.
 """
 import dataclasses
 
@@ -29,20 +28,20 @@ class Form:
   softcap: float  # 0: none
   block_q: int
   block_k: int
-  keys: int  # a multiple of block_k
+  queries: int  # a multiple of block_q
+  keys: int  # likewise, of block_k
   interpret: bool
 
-  @property
-  def window(self):
-    """Distances between the queries and the keys of two blocks, the unused one at its beginning included."""
-    return self.block_q + self.block_k
 
-
-# --- Rows and diagonals --------------------------------------------------------------------------
+# --- Vectors and diagonals ------------------------------------------------------------------------
 
 
 def skew(row_1W):
-  """[128, W]: row r is row_1W rotated right by r lanes, W a multiple of 128."""
+  """[128, W]: row r is row_1W rotated right by r lanes, W a multiple of 128.
+
+  8 rows, the sublanes of a register, by rotating by 1, 2 and 4 lanes those whose number has that bit; the others by
+  rotating all 8 by 8, 16, .. 120 lanes. Every TPU can do that (v4 has no rotation that differs by sublane).
+  """
   x = jnp.broadcast_to(row_1W, (SUBLANES, row_1W.shape[1]))
   r = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
   for step in (1, 2, 4):
@@ -60,10 +59,28 @@ def unskewed_sum(x_128W):
   return jnp.sum(x, 0, keepdims=True)
 
 
-def diagonal_block(window_1W, block_q, block_k):
-  """[keys, queries] of the values by distance in a window: element (c, r) is window[block_k + r - c]."""
-  x = skew(window_1W)
-  return jnp.concatenate([x[:, block_k - c:block_k - c + block_q] for c in range(0, block_k, LANES)], 0)
+def skew_all(vector, skewed):
+  """Fills `skewed` [128, R] with the rows of `vector` [1, R], lane x of row r being its element x - r, x >= 128."""
+  @pl.loop(1, skewed.shape[1] // LANES)
+  def _(p):
+    rows = skew(vector[:, pl.ds(pl.multiple_of((p - 1) * LANES, LANES), 2 * LANES)])
+    skewed[:, pl.ds(pl.multiple_of(p * LANES, LANES), LANES)] = rows[:, LANES:]
+
+
+def sum_all(diagonals, vector):
+  """Likewise back: `vector` [1, R] gets the sums of elements x + r of rows r of `diagonals` [128, R + 128]."""
+  @pl.loop(0, vector.shape[1] // LANES)
+  def _(p):
+    at = pl.multiple_of(p * LANES, LANES)
+    vector[:, pl.ds(at, LANES)] = unskewed_sum(diagonals[:, pl.ds(at, 2 * LANES)])[:, :LANES]
+
+
+def window(first, rows, columns, c):
+  """Lanes of skewed rows where rows c .. c + 127 of a block are, of whose vector `first` is the first element.
+
+  Element (r, x) of the block is element first + rows + x - r of the vector.
+  """
+  return pl.ds(pl.multiple_of(first + (rows - c), LANES), columns)
 
 
 # --- A pair of blocks -----------------------------------------------------------------------------
@@ -75,29 +92,36 @@ def _product(a, b, contracting):
   return jax.lax.dot_general(a, b, (contracting, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
-def _window(form, i, j):
-  """Where the distances between query block i and key block j lie in the vector of all of them."""
-  return pl.ds(pl.multiple_of(i * form.block_q - (j + 1) * form.block_k + form.keys, LANES), form.window)
+def _wide(x, n):
+  """[rows, n] of [rows, 128] whose lanes are all the same: a row's number, where a product or a sum needs it."""
+  return jnp.concatenate([x] * -(-n // LANES), 1)[:, :n]
 
 
-def _logits(form, q, k, window_1W, query_ids, key_ids, first_query, first_key):
-  """[keys, queries] fp32, MASKED where nothing is seen. `_ids`: rows of segments and, if there are any, of prefixes."""
-  s = _product(k, q, ((1,), (1,)))
+def _turn(ids, columns):
+  """Ids of tokens, rows in memory because a column takes 128 times the room, as columns [ids, tokens, 128]."""
+  for n in range(ids.shape[0]):
+    columns[n] = jnp.broadcast_to(ids[n:n + 1], (LANES, ids.shape[1])).T
+
+
+def _logits(form, a, b, skewed, first, row_ids, column_ids, ahead, queries_are_rows):
+  """[rows, columns] fp32 of rows a and columns b, MASKED where nothing is seen.
+
+  first: see `window`. _ids: segments and, if there are any, prefixes. ahead: slots from column 0 to row 0.
+  """
+  s = _product(a[...], b[...], ((1,), (1,)))
+  rows, columns = s.shape
   if form.scale != 1:
     s *= form.scale
-  s += diagonal_block(window_1W, form.block_q, form.block_k)
+  s += jnp.concatenate([skewed[:, window(first, rows, columns, c)] for c in range(0, rows, LANES)], 0)
   if form.softcap:
     s = form.softcap * jnp.tanh(s / form.softcap)
-
-  def same(n):
-    # Ids of keys lie in memory as a row, for a column would take 128 times the room: they are turned here.
-    column = jnp.broadcast_to(key_ids[n:n + 1], (LANES, form.block_k)).T
-    return jnp.concatenate([column] * (form.block_q // LANES), 1) == query_ids[n:n + 1]
+  same = lambda n: _wide(row_ids[n], columns) == column_ids[n:n + 1]
   seen = same(0)
   if form.causal:
-    slot = [jax.lax.broadcasted_iota(jnp.int32, s.shape, axis) for axis in (0, 1)]
-    seen &= slot[1] - slot[0] >= first_key - first_query
-    seen = seen | same(1) if query_ids.shape[0] > 1 else seen
+    row = _wide(jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0) + ahead, columns)
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+    seen &= row >= column if queries_are_rows else row <= column
+    seen = seen | same(1) if column_ids.shape[0] > 1 else seen
   return jnp.where(seen, s, MASKED)
 
 
@@ -106,88 +130,102 @@ def _visible(form, first_query, first_key, ids):
   return first_query + form.block_q > first_key if form.causal and ids.shape[0] == 1 else True
 
 
-def forward(rows, cols, start, q, k, v_HS, bias, query_ids, key_ids, out, lse, top, total, weighted, *, form):
+def forward(rows, cols, start, q, k, v, bias, query_ids, key_ids, out, lse, top, total, weighted, skewed, ids, *, form):
   """Visit n: what queries of block rows[n] take from keys of block cols[n] is added to what they have.
 
-  Visits of a row follow each other. start: [1], slot of the first query; top, total: [1, block_q], largest logit
-  and sum of weights; weighted: [H, block_q], of values; all fp32.
+  Visits of a row follow each other. start: [1], slot of the first query. bias: [1, R], element s - t + T of key s and
+  query t. top, total: [block_q, 128], largest logit and sum of weights; weighted: [block_q, H], of values; all fp32.
   """
   n, last = pl.program_id(2), pl.num_programs(2) - 1
   i, j = rows[n], cols[n]
   first_query, first_key = start[0] + i * form.block_q, j * form.block_k
+
+  @pl.when(n == 0)
+  def _():
+    skew_all(bias, skewed)
 
   @pl.when((n == 0) | (rows[jnp.maximum(n - 1, 0)] != i))
   def _():
     top[...] = jnp.full_like(top, EMPTY)
     total[...] = jnp.zeros_like(total)
     weighted[...] = jnp.zeros_like(weighted)
+    _turn(query_ids, ids)
 
   @pl.when(_visible(form, first_query, first_key, query_ids))
   def _():
-    s = _logits(form, q[...], k[...], bias[:, _window(form, i, j)], query_ids[...], key_ids[...], first_query,
-                first_key)
-    before, most = top[...], jnp.maximum(top[...], jnp.max(s, 0, keepdims=True))
-    p, shrunk = jnp.exp(s - most), jnp.exp(before - most)
+    first = first_key - (i + 1) * form.block_q + form.queries
+    s = _logits(form, q, k, skewed, first, ids, key_ids, first_query - first_key, queries_are_rows=True)
+    before = top[...]
+    most = jnp.maximum(before, jnp.max(s, 1, keepdims=True))
+    p, shrunk = jnp.exp(s - _wide(most, s.shape[1])), jnp.exp(before - most)
     top[...] = most
-    total[...] = shrunk * total[...] + jnp.sum(p, 0, keepdims=True)
-    weighted[...] = shrunk * weighted[...] + _product(v_HS[...], p.astype(v_HS.dtype), ((1,), (0,)))
+    total[...] = shrunk * total[...] + jnp.sum(p, 1, keepdims=True)
+    weighted[...] = _wide(shrunk, v.shape[1]) * weighted[...] + _product(p.astype(v.dtype), v[...], ((1,), (0,)))
 
   @pl.when((n == last) | (rows[jnp.minimum(n + 1, last)] != i))
   def _():
     share = jnp.where(total[...] > 0, total[...], 1)
-    out[...] = (weighted[...] / share).T.astype(out.dtype)
-    lse[...] = top[...] + jnp.log(share)
+    out[...] = (weighted[...] / _wide(share, out.shape[1])).astype(out.dtype)
+    lse[...] = (top[...] + jnp.log(share)).T[:1]
 
 
-def backward(rows, cols, heads, written, start, q, do, k, v, k_HS, bias, query_ids, key_ids, lse, di, dq, dk, dv, dbias,
-             dq_sum, dk_sum, dv_sum, diagonals, *, form):
-  """Visit n: gradients from queries of block rows[n] of head heads[n], of those that share keys, to block cols[n].
+def backward(rows, cols, written, start, q, do, k, v, k_HS, bias, query_ids, key_ids, lse, di, dq, dk, dv, dbias,
+             dq_sum, dk_sum, dv_sum, skewed, diagonals, ids, *, form):
+  """Visit n: gradients from queries of block rows[n] to keys, values and distances of block cols[n], and back.
 
-  Visits of a column follow each other. dq_sum: [heads x rows, H, block_q], dk_sum, dv_sum: [block_k, H],
-  diagonals: [128, window], all fp32. written: the block of queries whose gradient is done at this visit, or else
-  at the next at which one is, so that none leaves VMEM before that.
+  Visits of a column follow each other. bias, dbias: [1, R], element t - s + S of query t and key s. dq_sum: [all rows,
+  H, block_q]; dk_sum, dv_sum: [block_k, H]; diagonals: [128, R + 128], all fp32. written: the block of queries whose
+  gradient is done at this visit, or else at the next at which one is, so that none leaves VMEM before that.
   """
   n, last = pl.program_id(2), pl.num_programs(2) - 1
-  i, j, head = rows[n], cols[n], heads[n]
-  block = head * (dq_sum.shape[0] // bias.shape[0]) + i
+  i, j = rows[n], cols[n]
   first_query, first_key = start[0] + i * form.block_q, j * form.block_k
 
   @pl.when(n == 0)
   def _():
-    dbias[...] = jnp.zeros_like(dbias)
+    skew_all(bias, skewed)
+
+    @pl.loop(0, diagonals.shape[1] // LANES)
+    def _(p):
+      diagonals[:, pl.ds(pl.multiple_of(p * LANES, LANES), LANES)] = jnp.zeros((LANES, LANES), jnp.float32)
 
   @pl.when((n == 0) | (cols[jnp.maximum(n - 1, 0)] != j))
   def _():
     dk_sum[...] = jnp.zeros_like(dk_sum)
     dv_sum[...] = jnp.zeros_like(dv_sum)
+    _turn(key_ids, ids)
 
   @pl.when(j == 0)  # which all queries may see
   def _():
-    dq_sum[block] = jnp.zeros_like(dq_sum[block])
+    dq_sum[i] = jnp.zeros_like(dq_sum[i])
 
   @pl.when(_visible(form, first_query, first_key, query_ids))
   def _():
-    window = _window(form, i, j)
-    s = _logits(form, q[...], k[...], bias[head, :, window], query_ids[...], key_ids[...], first_query, first_key)
+    first = i * form.block_q - (j + 1) * form.block_k + form.keys
+    s = _logits(form, k, q, skewed, first, ids, query_ids, first_key - first_query, queries_are_rows=False)
     p = jnp.exp(s - lse[...])
     dv_sum[...] += _product(p.astype(do.dtype), do[...], ((1,), (0,)))
     ds = p * (_product(v[...], do[...], ((1,), (1,))) - di[...])
     if form.softcap:
       ds *= jnp.where(s > MASKED, 1 - jnp.square(s / form.softcap), 0)
-    # Diagonals of the block run along rows of `diagonals`, each turned by its number.
-    diagonals[...] = jnp.zeros_like(diagonals)
-    for c in range(0, form.block_k, LANES):
-      diagonals[:, form.block_k - c:form.window - c] += ds[c:c + LANES]
-    dbias[head, :, window] += unskewed_sum(diagonals[...])
+    for x in range(-form.block_k + LANES, form.block_q, LANES):
+      # Squares of 128 x 128 that go to the same lanes are summed before: memory is written a few times less.
+      squares = [ds[c:c + LANES, x + c:x + c + LANES] for c in range(0, form.block_k, LANES)
+                 if 0 <= x + c < form.block_q]
+      diagonals[:, window(first + x, form.block_k, LANES, 0)] += sum(squares)
     ds = ds.astype(q.dtype)
     dk_sum[...] += _product(ds, q[...], ((1,), (0,)))
-    dq_sum[block] += _product(k_HS[...], ds, ((1,), (0,)))
+    dq_sum[i] += _product(k_HS[...], ds, ((1,), (0,)))
 
-  @pl.when(written[n] == block)
+  @pl.when(written[n] == i)
   def _():
-    dq[...] = (form.scale * dq_sum[block]).T.astype(dq.dtype)
+    dq[...] = (form.scale * dq_sum[i]).T.astype(dq.dtype)
 
   @pl.when((n == last) | (cols[jnp.minimum(n + 1, last)] != j))
   def _():
     dk[...] = (form.scale * dk_sum[...]).astype(dk.dtype)
     dv[...] = dv_sum[...].astype(dv.dtype)
+
+  @pl.when(n == last)
+  def _():
+    sum_all(diagonals, dbias)
