@@ -179,6 +179,11 @@ def _attend_backward(form, first, saved, do_BNTH):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _name(form, ids, direction):
+  """By which preflight.py knows a call, and that a causal mask, where there are no prefixes, spares half of it."""
+  return f'relative_bias_{"causal_" * (form.causal and ids == 1)}{direction}'
+
+
 def _call(form, name, kernel, lists, start, inputs, outputs, scratch, grid, flops):
   """The kernel on a grid of (row of the batch, head, visit); inputs, outputs: (array or its shape, block, where)."""
   specs = lambda arrays: [pl.BlockSpec(block, where) for _, block, where in arrays]
@@ -194,7 +199,7 @@ def _call(form, name, kernel, lists, start, inputs, outputs, scratch, grid, flop
                                            vmem_limit_bytes=min(vmem(), kept + _work(form))),
       cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=size(inputs) + size(outputs),
                                     transcendentals=math.prod(grid) * form.block_q * form.block_k),
-      interpret=form.interpret, name=f'relative_bias_{"causal_" * form.causal}{name}',
+      interpret=form.interpret, name=name,
   )(*map(jnp.asarray, lists), start, *(x for x, _, _ in inputs))
 
 
@@ -208,7 +213,7 @@ def _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, s
   at_query = lambda b, n, v, i, *_: (b, n, i[v], 0)
   at_key = lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), j[v], 0)
   return _call(
-      form, 'forward', blocks.forward, (rows, cols), start,
+      form, _name(form, I, 'forward'), blocks.forward, (rows, cols), start,
       [(q_BNTH, (None, None, q, H), at_query), (k_BKSH, (None, None, k, H), at_key),
        (v_BKSH, (None, None, k, H), at_key), (reversed_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),
@@ -233,9 +238,9 @@ def _backward(form, first, q_BNTH, do_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, 
   # What several heads, or pieces of the queries, add to is rounded when it is complete.
   dkv = jax.ShapeDtypeStruct((B, N, S, H), k_BKSH.dtype if group == 1 and whole else jnp.float32)
   return _call(
-      form, 'backward', blocks.backward, (rows, cols, written), start,
-      [(q_BNTH, of_queries, at_query), (do_BNTH, of_queries, at_query), (k_BKSH, of_keys, at_key),
-       (v_BKSH, of_keys, at_key),
+      form, _name(form, I, 'backward'), blocks.backward, (rows, cols, written), start,
+      [(q_BNTH, of_queries, at_query), (k_BKSH, of_keys, at_key), (v_BKSH, of_keys, at_key),
+       (do_BNTH, of_queries, at_query),
        (k_BKSH.swapaxes(2, 3), (None, None, H, k), lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), 0, j[v])),
        (bias_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),

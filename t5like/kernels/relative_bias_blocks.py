@@ -169,7 +169,7 @@ def forward(rows, cols, start, q, k, v, bias, query_ids, key_ids, out, lse, top,
     lse[...] = (top[...] + jnp.log(share)).T[:1]
 
 
-def backward(rows, cols, written, start, q, do, k, v, k_HS, bias, query_ids, key_ids, lse, di, dq, dk, dv, dbias,
+def backward(rows, cols, written, start, q, k, v, do, k_HS, bias, query_ids, key_ids, lse, di, dq, dk, dv, dbias,
              dq_sum, dk_sum, dv_sum, skewed, diagonals, ids, *, form):
   """Visit n: gradients from queries of block rows[n] to keys, values and distances of block cols[n], and back.
 
