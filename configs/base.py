@@ -157,7 +157,9 @@ def base():
       # two std | t5 (T5X) | neox (GPT-NeoX)
       init='fan_in',
       dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
-      attention='auto',  # kernel: auto | xla | splash (auto's on TPUs, slow elsewhere) | cudnn (auto's on GPUs)
+      # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
+      # elsewhere) | cudnn (auto's on GPUs)
+      attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
   )

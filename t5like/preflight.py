@@ -165,16 +165,16 @@ def _half_attention(config):
 
 
 def kernel_flops(config, op, operands):
-  """FLOPs of a call of an attention kernel, from the sizes of its operands."""
+  """FLOPs of a call of an attention kernel, ours (which say when they are causal) or splash, from its operands."""
   arrays = [a.dims for a in operands if len(a.dims) >= 3 and a.dims[-1] == config.model.head_dim]
   if len(arrays) < 2:
     return 0
   query, key = arrays[:2]
   T, S = query[-2], key[-2]
-  causal = T == S and config.model.name != 'encoder' and (
+  causal = 'causal' in op.name or 'relative_bias' not in op.name and T == S and config.model.name != 'encoder' and (
       config.model.name == 'decoder' or T == lengths.shapes(config).targets)
   forward = 4 * math.prod(query) * S * (0.5 if causal else 1)
-  return forward * (2.5 if re.search('dkv|dq|bwd', op.name) else 1)
+  return forward * (2.5 if re.search('dkv|dq|bwd|backward', op.name) else 1)
 
 
 # --- Searching ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ LINES, FUNCTION = 320, 60
 FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules', 'mesh_rules'],
           ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
-          ['kernels.splash'],
+          ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'], ['data.vocabulary_kinds'],
           ['data.mirror', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
           ['data.vocabulary', 'data.files', 'data.functions', 'data.tfds_builder'],

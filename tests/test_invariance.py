@@ -146,6 +146,22 @@ def test_every_architecture_on_any_machine(kind, tmp_path):
   assert len(plain) >= 3 and plain[-1] < plain[0]
 
 
+@pytest.mark.parametrize('kind, mesh', [
+    ('spans', dict(data=2, fsdp=2, tensor=2)), pytest.param('spans', {}, marks=pytest.mark.slow),
+    pytest.param('decoder', dict(fsdp=2, context=2, tensor=2), marks=pytest.mark.slow),
+    pytest.param('prefixes', {}, marks=pytest.mark.slow)])
+def test_the_kernel_for_relative_bias_trains_alike(kind, mesh, tmp_path):
+  """Losses of the Pallas kernel (interpreted, under remat) and of XLA's attention agree to 5 decimals."""
+  plain = dict(model=dict(position='relative', vocab_size=304))
+  prefixes = dict(plain, objective=dict(name='prefix_lm'))
+  c = tiny.config(tmp_path, steps=3, vocabulary=dict(sentinels=40), evaluate=dict(every=0, batches=1),
+                  **dict(spans=OTHERS['spans'], decoder=plain, prefixes=prefixes)[kind])
+  want = losses(c, tmp_path / 'xla')
+  c.model.update(attention='splash', remat='minimal')
+  c.mesh.update(mesh)
+  np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8 if mesh else 1), want, atol=1.01e-5)
+
+
 def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
   options = dict(OTHERS['spans'], checkpoint=dict(every=0), vocabulary=dict(sentinels=40))
   options['model'] = dict(options['model'], dropout=0.1, dropout_style='t5')

@@ -95,6 +95,9 @@ def test_kernels_count_what_masks_leave():
   whole = 4 * 4 * 16 * 2048 * 2048 * 128
   assert preflight.kernel_flops(get_config(), op('splash_mha_fwd'), operands) == whole / 2
   assert preflight.kernel_flops(get_config(), op('splash_mha_dkv'), operands) == whole / 2 * 2.5
+  assert preflight.kernel_flops(get_config(), op('jvp_relative_bias_causal_forward_.1'), operands) == whole / 2
+  assert preflight.kernel_flops(get_config(), op('relative_bias_forward.2'), operands) == whole
+  assert preflight.kernel_flops(get_config(), op('transpose_jvp_relative_bias_backward__'), operands) == whole * 2.5
   assert preflight.kernel_flops(get_config(), op('other'), operands[:1]) == 0
 
 

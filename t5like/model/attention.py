@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.kernels import splash
+from t5like.kernels import relative_bias_attention, splash
 from t5like.model.layers import Dense, Norm, keep_share, rope
 from t5like.sharding import everywhere, in_use
 
@@ -26,7 +26,7 @@ def make_mask(query, key, causal):
 
 
 def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1, H=128, dtype='bfloat16'):
-  """Which kernel attention runs, 'splash', 'cudnn' or 'xla', and why: (name, reason).
+  """Which kernel attention runs, 'splash', 'relative_bias', 'cudnn' or 'xla', and why: (name, reason).
 
   `asked`: model.attention; `pieces`: mesh.context, into which queries are cut; H: size of a head.
   """
@@ -34,18 +34,19 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
     return 'xla', 'model.attention asks for it'
   if has_dropout:
     return 'xla', 'only it drops attention probabilities'
-  if has_bias:
-    return 'xla', 'only it adds a bias'
   if causal and T != S:
     return 'xla', 'decoding token by token'
+  if has_bias and (asked == 'cudnn' or asked == 'auto' and platform == 'gpu'):
+    return 'xla', 'on GPUs only it adds a bias by distance'
   if asked == 'cudnn' or asked == 'auto' and platform == 'gpu':
     missing = 'this is no GPU' if platform != 'gpu' else _cudnn_lacks(T, S, H, dtype)
     return ('xla', missing) if missing else ('cudnn', 'a GPU')
-  if causal and pieces > 1 and T % (splash.LANES * pieces):
+  if causal and pieces > 1 and not has_bias and T % (splash.LANES * pieces):
     return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
+  kernel = 'relative_bias' if has_bias else 'splash'
   if asked == 'splash':
-    return 'splash', 'model.attention asks for it'
-  return ('splash', 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
+    return kernel, 'model.attention asks for it'
+  return (kernel, 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
 
 
 def _cudnn_lacks(T, S, H, dtype):
@@ -67,23 +68,24 @@ def platform():
   return device.platform if device else jax.default_backend()
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NTS=None, keep_BNTS=None,
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NR=None, keep_BNTS=None,
                 kernel='auto'):
   """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `keep` multiplies probabilities
-  (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
+  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `bias_NR`: T + S values of each head by
+  distance, query t having element t - s + S for key s; `keep` multiplies probabilities (dropout); `kernel`: see
+  `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
   """
   names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
-  given = {n: x for n, x in dict(bias=bias_NTS, keep=keep_BNTS).items() if x is not None}
-  dims = dict(bias='NT_', keep='BNT_')
+  given = {n: x for n, x in dict(bias=bias_NR, keep=keep_BNTS).items() if x is not None}
+  dims = dict(bias='NR', keep='BNT_')
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   where = platform()
   mesh = jax.sharding.get_abstract_mesh()
-  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NTS is not None,
-                            keep_BNTS is not None, 1 if mesh.empty else mesh.shape['context'], q_BTNH.shape[3],
-                            str(q_BTNH.dtype))
+  pieces = 1 if mesh.empty else mesh.shape['context']
+  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NR is not None,
+                            keep_BNTS is not None, pieces, q_BTNH.shape[3], str(q_BTNH.dtype))
 
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
@@ -93,6 +95,14 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   def attend(q, k, v, query, key, given, kernel):
     if chosen == 'splash':
       return splash.attention(kernel, q, k, v, query, key, causal, scale)
+    if 'bias' in given:
+      T, S = q.shape[1], k.shape[1]
+      start = jax.lax.axis_index('context') * T if pieces > 1 else 0  # of this device's queries
+      given = dict(given, bias=jax.lax.dynamic_slice_in_dim(given['bias'], start, T + S, axis=1))
+      if chosen == 'relative_bias':
+        return relative_bias_attention.attention(q, k, v, given['bias'], query, key, causal, scale, start=start,
+                                                 interpret=where != 'tpu')
+      given['bias'] = relative_bias_attention.expand(given['bias'], T, S)
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
     mask = make_mask(query, key, causal)[:, None]
     if 'keep' in given:
@@ -148,7 +158,7 @@ class Attention(nnx.Module):
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
   @jax.named_scope('attention')
-  def __call__(self, x_BTD, kv, query, key, bias_NTS=None, random=None):
+  def __call__(self, x_BTD, kv, query, key, bias_NR=None, random=None):
     """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
     c, q_BTNH = self.c, self.q(x_BTD)
     if c.qk_norm != 'none':
@@ -161,5 +171,5 @@ class Attention(nnx.Module):
       shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
-                           None if c.scale_attention else 1.0, bias_NTS, keep_BNTS, c.attention)
+                           None if c.scale_attention else 1.0, bias_NR, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.sharding import at_rest, einsum, everywhere, gather, gather_factor, in_use, weights
+from t5like.sharding import at_rest, einsum, gather, gather_factor, in_use, weights
 
 # --- Parameters ---------------------------------------------------------------------------------
 
@@ -183,16 +183,14 @@ class RelativeBias(nnx.Module):
     return offset + jnp.where(distance < exact, distance, far)
 
   def __call__(self, T, S, at=0):
-    """[N, T, S] fp32 for queries at slots at .. at + T of S; slots and positions differ by a constant."""
-    ring = np.arange(T + S)
-    distance_R = jnp.asarray(np.where(ring < S, ring, ring - T - S)) - at  # of slot s - t, modulo T + S
+    """[N, T + S] fp32, of queries at slots at .. at + T: t has element t - s + S for key slot s of S.
+
+    Slots and positions differ by a constant. `dot_product` makes what it needs of it.
+    """
+    distance_R = S - at - jnp.arange(T + S)
     one_hot = jax.nn.one_hot(self.buckets(distance_R, self.bidirectional), self.BUCKETS, dtype=jnp.float32)
-    by_distance_NR = jnp.einsum('NE,RE->NR', gather(self.w[...], 'N_', jnp.float32), one_hot,
-                                out_sharding=weights('NR'), precision='highest')
-    # Row t of the result is the ring turned by t: rows one element short of the ring, laid end to end.
-    N, R = by_distance_NR.shape
-    rows = jnp.broadcast_to(by_distance_NR[:, None], (N, T, R)).reshape(N, T * R)
-    return everywhere(rows[:, :T * (R - 1)].reshape(N, T, R - 1)[:, :, :S], 'NT_')
+    return jnp.einsum('NE,RE->NR', gather(self.w[...], 'N_', jnp.float32), one_hot, out_sharding=weights('NR'),
+                      precision='highest')
 
 
 def rope(x_BTNH, positions_BT, theta, fraction=1.0):

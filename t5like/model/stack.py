@@ -78,8 +78,8 @@ class Stack(nnx.Module):
     `memory`: those of the encoder's output, and x, that output [B, S, D] (not needed with a cache)."""
     c = self.c
     T, S = x_BTD.shape[1], keys['positions'].shape[1]
-    bias_NTS = self.relative(T, S, at) if self.has_bias else None
-    view = dict(query=query, keys=keys, memory=memory, bias=bias_NTS)
+    bias_NR = self.relative(T, S, at) if self.has_bias else None
+    view = dict(query=query, keys=keys, memory=memory, bias=bias_NR)
 
     def body(x, block_random_cache):
       block, random, cache = block_random_cache

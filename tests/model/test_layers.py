@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
+from t5like.kernels.relative_bias_attention import expand
 from t5like.model import layers
 from t5like.model.attention import Attention, dot_product, make_mask
 from t5like.model.stack import Block
@@ -170,9 +171,9 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
     def biases(table):
       layer = make()
       layer.w[...] = table
-      return layer(T, S, at)
+      return expand(layer(T, S, at), T, S)
     bias, pull = jax.vjp(biases, table)
-    return bias, pull(place(weights, 'NT_'))[0]
+    return bias, pull(place(weights, 'N__'))[0]
   bias, got = run(table, at)
   np.testing.assert_array_equal(bias, table[:, buckets])
   gradient = np.zeros((4, 32))
@@ -303,19 +304,20 @@ def test_masks(see):
                                      ('bias', 2), ('unscaled', 2), ('dropout', 1), ('all', 4)])
 def test_dot_product(case, K):
   q, k, v = (random(2, 5, n, 8, seed=i) for i, n in enumerate((4, K, K)))
-  bias = random(4, 5, 5, seed=3) if case in ('bias', 'all', 'dropout') else None
+  bias = random(4, 10, seed=3) if case in ('bias', 'all', 'dropout') else None
   keep = np.random.default_rng(4).choice([0, 2.0], (2, 4, 5, 5)).astype(np.float32)
   keep = keep if case in ('dropout', 'all') else None
+  t, s = np.indices((5, 5))
   scale, rows = (0.9 if case in ('unscaled', 'all') else None), dict(ROWS)
   if case in ('prefix', 'all'):
     rows['prefix'] = PREFIX
   mask = np.asarray(make_mask(rows, rows, case != 'both'))
-  expected = attended(q, k, v, mask, scale, *([0.0] if bias is None else [bias]), *([] if keep is None else [keep]))
+  expected = attended(q, k, v, mask, scale, 0.0 if bias is None else bias[:, t - s + 5], 1.0 if keep is None else keep)
 
   def run(q, k, v, rows, bias, keep):
     rows = sharding.spread_rows(rows)
     return dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), rows, rows, case != 'both', scale,
-                       None if bias is None else place(bias, 'NT_'), None if keep is None else place(keep, 'BNT_'))
+                       None if bias is None else place(bias, 'NR'), None if keep is None else place(keep, 'BNT_'))
   got = np.asarray(jax.jit(run)(q, k, v, rows, bias, keep))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
@@ -361,7 +363,7 @@ def test_blocks_by_hand(kind, cross):
   def run(x, rows, memory_x, bias):
     block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
-    memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NT_'), block.attention
+    memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NR'), block.attention
     got, cache = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
     assert cache is None
     attend = lambda y: own(y, own.keys_values(y, rows['positions']), rows, rows, bias)
@@ -378,7 +380,7 @@ def test_blocks_by_hand(kind, cross):
     for f, n in list(zip(parts, norms))[:-1]:
       expected = expected + f(n(expected))
     return got, expected + block.mlp(block.mlp_norm(x))
-  got, expected = map(np.asarray, jax.jit(run)(random(2, 5, 32), ROWS, random(2, 5, 32, seed=5), random(4, 5, 5)))
+  got, expected = map(np.asarray, jax.jit(run)(random(2, 5, 32), ROWS, random(2, 5, 32, seed=5), random(4, 10)))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)
 
