@@ -1,11 +1,11 @@
-"""Relative position bias on TPUs by the compiler: our kernel, splash attention without bias, others with bias.
+"""Relative position bias on TPUs by the compiler: our kernel, splash attention without bias, dot products with bias.
 
     python benchmarks/relative_bias.py [--only=kernels|steps|cycles]      # pip install -e '.[tpu]'; 10 minutes
 
-kernels: HBM of attention and all its gradients, the table's too, compiled in full; also JAX's flash attention, whose
-bias is an array. steps: train steps by preflight.py, which takes Pallas kernels to reach half of the peak, with
-their FLOPs and bytes. cycles: how long one visit to a pair of blocks is in the compiler's own schedule, from the
-first product of matrices to the last; loads from HBM and what a step of the grid costs are not in it.
+kernels: HBM of attention and all its gradients, the table's too, compiled in full. steps: train
+steps by preflight.py, which takes Pallas kernels to reach half of the peak, with their FLOPs and HBM. cycles: how long
+one visit to a pair of blocks is in the compiler's own schedule for v5e, from the first product of matrices to the
+last; loads from HBM and what a step of the grid costs are not in it.
 """
 import os
 import pathlib
@@ -19,16 +19,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.experimental.pallas.ops.tpu import flash_attention
 
 from configs import t5_1_1, yardstick_1b
-from t5like import aot, preflight, sharding, tpu
+from t5like import aot, hlo, preflight, sharding, tpu
 from t5like.errors import ConfigError
-from t5like.kernels import relative_bias_attention
+from t5like.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model import attention
 from t5like.model.layers import RelativeBias
-
-KINDS = ('kernel', 'splash', 'flash')
 
 
 def attend(kind, q_BTNH, k_BTNH, v_BTNH, table_NE, segments_BT, causal):
@@ -36,18 +33,7 @@ def attend(kind, q_BTNH, k_BTNH, v_BTNH, table_NE, segments_BT, causal):
   T, rows = q_BTNH.shape[1], dict(segments=segments_BT)
   one_hot = jax.nn.one_hot(RelativeBias.buckets(T - jnp.arange(2 * T), not causal), 32)
   bias_NR = jnp.einsum('NE,RE->NR', table_NE, one_hot, out_sharding=sharding.weights('NR'))
-  if kind != 'flash':
-    return attention.dot_product(q_BTNH, k_BTNH, v_BTNH, rows, rows, causal, 1.0, bias_NR if kind == 'kernel' else None)
-
-  def of_device(q_BTNH, k_BTNH, v_BTNH, bias_NR, segments_BT):
-    turned = lambda x: x.swapaxes(1, 2)
-    bias_1NTS = relative_bias_attention.expand(bias_NR, T, T)[None]
-    bias_BNTS = jnp.broadcast_to(bias_1NTS, (q_BTNH.shape[0], *bias_1NTS.shape[1:]))
-    segments = flash_attention.SegmentIds(segments_BT, segments_BT)
-    return turned(flash_attention.flash_attention(
-        turned(q_BTNH), turned(k_BTNH), turned(v_BTNH), bias_BNTS, segments, causal=causal))
-  return jax.shard_map(of_device, out_specs=sharding.in_use('BTNH'), check_vma=False)(
-      q_BTNH, k_BTNH, v_BTNH, bias_NR, segments_BT)
+  return attention.dot_product(q_BTNH, k_BTNH, v_BTNH, rows, rows, causal, 1.0, bias_NR if kind == 'kernel' else None)
 
 
 def compiled(kind, generation, T, causal, B=1, N=8, H=128):
@@ -67,23 +53,28 @@ def compiled(kind, generation, T, causal, B=1, N=8, H=128):
 
 
 def kernels():
-  """Bytes of all that is in HBM at once: operands, results and what is between."""
-  print(f'| TPU | T = S | causal | {", MiB | ".join(KINDS)}, MiB | kernel / splash |\n' + '|---' * 7 + '|')
+  """Bytes of all that is in HBM at once, and of what kernels take and give if each moves once."""
+  print('| TPU | T = S | causal | blocks | visits a head | HBM, kernel, MiB | splash | ratio | moved, kernel, MiB | '
+        'splash |\n' + '|---' * 10 + '|')
   for generation in ('v5e', 'v5p', 'v6e', 'tpu7x'):
-    for T, causal in ((2048, True), (8192, True), (8192, False)):
-      sizes = {kind: _size(kind, generation, T, causal) for kind in KINDS[:3 if generation == 'v5e' else 2]}
-      cells = [x if isinstance(x, str) else f'{x:.0f}' for x in (sizes[k] if k in sizes else '' for k in KINDS)]
-      print(f'| {generation} | {T:,} | {"yes" if causal else "no"} | {" | ".join(cells)} | '
-            f'{sizes["kernel"] / sizes["splash"]:.2f} |', flush=True)
+    for T, causal in ((2048, True), (2048, False), (8192, True), (8192, False)):
+      block = relative_bias_attention.block_size(T, causal)  # as splash's
+      form = relative_bias_blocks.Form(causal, 1.0, 0.0, block, block, T, T, False)
+      size, moved = _bytes(compiled('kernel', generation, T, causal))
+      base, base_moved = _bytes(compiled('splash', generation, T, causal))
+      print(f'| {generation} | {T:,} | {"yes" if causal else "no"} | {block} x {block} | '
+            f'{len(relative_bias_attention.visits(form))} of {(T // block) ** 2} | {size / 2 ** 20:.0f} | '
+            f'{base / 2 ** 20:.0f} | {size / base:.2f} | {moved / 2 ** 20:.0f} | {base_moved / 2 ** 20:.0f} |',
+            flush=True)
 
 
-def _size(kind, generation, T, causal):
-  try:
-    memory = compiled(kind, generation, T, causal).memory_analysis()
-  except jax.errors.JaxRuntimeError as e:
-    asked = re.search(r'Used ([\d.]+[GM]) of', str(e))
-    return f'does not fit ({asked[1]}iB)' if asked else str(e)[:80]
-  return (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 2 ** 20
+def _bytes(program):
+  memory = program.memory_analysis()
+  computations, _ = hlo.parse(program.as_text())
+  arrays = {op.name: op.arrays for ops in computations.values() for op in ops}
+  calls = [op for ops in computations.values() for op in ops if 'tpu_custom_call' in op.attributes]
+  return (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes,
+          sum(a.bytes for op in calls for name in (op.name, *op.args) for a in arrays[name]))
 
 
 def models():
