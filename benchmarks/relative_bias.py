@@ -91,7 +91,7 @@ def models():
 
 def steps():
   print('| TPU | model | context | rows per chip | remat | attention | step, ms | to splash | kernels, ms | TFLOP | '
-        'kernels, TFLOP | HBM, GiB |\n' + '|---' * 12 + '|')
+        'HBM, GiB |\n' + '|---' * 11 + '|')
   for name in ('v5e-256', 'v5p-128'):
     topology = tpu.parse(name)
     for model, T, batch, config in models():
@@ -109,13 +109,13 @@ def steps():
           continue
         gib = report['hbm']['used'] / 2 ** 30
         if not report['fits']:
-          print(row + f'does not fit | | | | | {gib:.1f} |', flush=True)
+          print(row + f'does not fit | | | | {gib:.1f} |', flush=True)
           continue
         base = base or report['step_seconds']
         times = report['times']
         print(row + f'{report["step_seconds"] * 1e3:.1f} | {report["step_seconds"] / base:.3f} | '
               f'{times.get("kernel", 0) * 1e3:.1f} | {report["flops"] / 1e12:.1f} | '
-              f'{times.get("kernel", 0) * topology.generation.flops * 0.5 / 1e12:.1f} | {gib:.2f} |', flush=True)
+              f'{gib:.2f} |', flush=True)
 
 
 def cycles():
