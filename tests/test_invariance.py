@@ -162,6 +162,18 @@ def test_the_kernel_for_relative_bias_trains_alike(kind, mesh, tmp_path):
   np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8 if mesh else 1), want, atol=1.01e-5)
 
 
+@pytest.mark.slow
+def test_encdec_tiny_trains_alike_with_the_kernel(tmp_path):
+  from configs.encdec_tiny import get_config
+  c = get_config('smoke')
+  c.data.directory, c.stop.tokens, c.sample.prompts = str(tmp_path / 'prepared'), 5 * 8 * 64, ()
+  c.evaluate.update(every=0, batches=1)
+  want = losses(c, tmp_path / 'xla')
+  c.model.attention = 'splash'
+  assert len(want) == 5
+  np.testing.assert_allclose(losses(c, tmp_path / 'kernel'), want, atol=1.01e-5)
+
+
 def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
   options = dict(OTHERS['spans'], checkpoint=dict(every=0), vocabulary=dict(sentinels=40))
   options['model'] = dict(options['model'], dropout=0.1, dropout_style='t5')

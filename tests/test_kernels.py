@@ -71,6 +71,7 @@ def test_which_kernel_is_chosen():
   assert choose('auto', 'tpu', False, 8, 8, has_bias=True) == ('relative_bias', 'a TPU')
   assert choose('splash', 'cpu', True, 100, 100, has_bias=True, pieces=2)[0] == 'relative_bias'
   assert choose('splash', 'cpu', True, 100, 100, pieces=2)[0] == 'xla'
+  assert choose('auto', 'tpu', True, 2 ** 16, 2 ** 16, has_bias=True)[0] == 'xla'
   assert choose('auto', 'gpu', True, 8, 8, has_bias=True) == ('xla', 'on GPUs only it adds a bias by distance')
   assert choose('auto', 'tpu', False, 8, 8, has_dropout=True)[0] == 'xla'
 

@@ -171,11 +171,13 @@ def test_visits_are_the_pairs_of_blocks_that_see_each_other(rows, cols, block_q,
   assert len(kernel.visits(form, None)) == rows * cols
 
 
-def test_blocks_are_even_and_smaller_under_a_causal_mask():
+def test_blocks_are_even_and_smaller_under_a_causal_mask(monkeypatch):
   assert kernel.vmem() == 56 * 2 ** 20
   for length in (1, 127, 128, 129, 512, 1000, 1408, 2048, 8192, 8193):
     for causal in (True, False):
       b = kernel.block_size(length, causal)
       blocks_of_it = -(-length // b)
       assert b % 128 == 0 and b <= kernel.LARGEST and blocks_of_it * b - length < 128 * blocks_of_it
-  assert kernel.block_size(512, True) == 128 < kernel.block_size(512, False) == 512
+  assert kernel.block_size(512, True) == kernel.block_size(2048, True) == 512 < kernel.block_size(8192, True) == 1024
+  monkeypatch.setattr(kernel, 'vmem', lambda: 14 * 2 ** 20)  # v4
+  assert kernel.block_size(8192, True) == 512

@@ -23,7 +23,7 @@ from t5like.kernels import relative_bias_blocks as blocks
 from t5like.kernels.relative_bias_blocks import LANES, NOBODY, Form
 
 MIB = 2 ** 20
-LARGEST = 1024  # block of queries or keys
+LARGEST, SMALLER = 1024, 512  # blocks of queries or keys
 LONGEST = 32_768  # keys: of more the distances, turned 128 times, do not fit VMEM
 
 
@@ -86,14 +86,14 @@ def vmem():
 
 
 def block_size(length, causal):
-  """A multiple of 128 by which `length` is cut evenly: blocks of at most LARGEST, under a causal mask of a quarter.
+  """A multiple of 128 by which `length` is cut evenly: blocks as large as their intermediate values allow.
 
-  A step of the grid costs about a third of a microsecond whatever it does, in which any TPU computes a good part of a
-  block of 512 x 512: so blocks are as large as their intermediate values allow, 4 MiB each at 1024 x 1024. v4, with
-  16 MiB of VMEM, has 512.
+  These take 4 MiB each at 1024 x 1024, which all TPUs have room for but v4 with its 16 MiB: it has 512. Under a causal
+  mask parts of the blocks on the diagonal are for nothing, less with blocks of a quarter of the length; but below 512
+  a step of the grid would cost more than what it computes (on v5e 0.7 us forward, v6e a fifth of it).
   """
-  largest = LARGEST if vmem() > 32 * MIB else LARGEST // 2
-  most = min(largest, max(LANES, length // 4)) if causal else largest
+  largest = LARGEST if vmem() > 32 * MIB else SMALLER
+  most = min(largest, max(SMALLER, length // 4)) if causal else largest
   return _up(math.ceil(length / math.ceil(length / most)), LANES)
 
 

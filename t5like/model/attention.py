@@ -43,6 +43,8 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
     return ('xla', missing) if missing else ('cudnn', 'a GPU')
   if causal and pieces > 1 and not has_bias and T % (splash.LANES * pieces):
     return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
+  if has_bias and S > relative_bias_attention.LONGEST:
+    return 'xla', f'the kernel that adds a bias takes {relative_bias_attention.LONGEST} keys'
   kernel = 'relative_bias' if has_bias else 'splash'
   if asked == 'splash':
     return kernel, 'model.attention asks for it'
@@ -68,24 +70,36 @@ def platform():
   return device.platform if device else jax.default_backend()
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias_NR=None, keep_BNTS=None,
-                kernel='auto'):
+def pieces():
+  """Into how many pieces the mesh in force cuts rows of queries."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape['context']
+
+
+def bias_for(kernel, bias, T, S):
+  """[N, T + S] values by distance as a kernel takes them: like this, or for XLA [N, T, S], made once for all layers."""
+  if kernel == 'relative_bias' or bias.ndim == 3:
+    return bias
+  return everywhere(relative_bias_attention.expand(bias, T, S), 'NT_')
+
+
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias=None, keep_BNTS=None, kernel='auto'):
   """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `bias_NR`: T + S values of each head by
-  distance, query t having element t - s + S for key s; `keep` multiplies probabilities (dropout); `kernel`: see
-  `choose_kernel`. Batch and heads never mix, so each device works alone on what it has.
+  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `bias`: T + S values of each head by
+  distance, query t having element t - s + S for key s, or what `bias_for` makes of them; `keep` multiplies
+  probabilities (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on
+  what it has.
   """
   names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
   of = lambda info: {n: info[n] for n in names}
-  given = {n: x for n, x in dict(bias=bias_NR, keep=keep_BNTS).items() if x is not None}
-  dims = dict(bias='NR', keep='BNT_')
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-  where = platform()
-  mesh = jax.sharding.get_abstract_mesh()
-  pieces = 1 if mesh.empty else mesh.shape['context']
-  chosen, _ = choose_kernel(kernel, where, causal, q_BTNH.shape[1], k_BSKH.shape[1], bias_NR is not None,
-                            keep_BNTS is not None, pieces, q_BTNH.shape[3], str(q_BTNH.dtype))
+  where, T, S = platform(), q_BTNH.shape[1], k_BSKH.shape[1]
+  chosen, _ = choose_kernel(kernel, where, causal, T, S, bias is not None, keep_BNTS is not None, pieces(),
+                            q_BTNH.shape[3], str(q_BTNH.dtype))
+  bias = None if bias is None else bias_for(chosen, bias, T, S)
+  given = {n: x for n, x in dict(bias=bias, keep=keep_BNTS).items() if x is not None}
+  dims = dict(bias='NR' if chosen == 'relative_bias' else 'NT_', keep='BNT_')
 
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
@@ -95,14 +109,12 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   def attend(q, k, v, query, key, given, kernel):
     if chosen == 'splash':
       return splash.attention(kernel, q, k, v, query, key, causal, scale)
-    if 'bias' in given:
-      T, S = q.shape[1], k.shape[1]
-      start = jax.lax.axis_index('context') * T if pieces > 1 else 0  # of this device's queries
-      given = dict(given, bias=jax.lax.dynamic_slice_in_dim(given['bias'], start, T + S, axis=1))
-      if chosen == 'relative_bias':
-        return relative_bias_attention.attention(q, k, v, given['bias'], query, key, causal, scale, start=start,
-                                                 interpret=where != 'tpu')
-      given['bias'] = relative_bias_attention.expand(given['bias'], T, S)
+    if chosen == 'relative_bias':
+      T = q.shape[1]  # this device's queries, the first of which is at `start`
+      start = jax.lax.axis_index('context') * T if pieces() > 1 else 0
+      bias_NR = jax.lax.dynamic_slice_in_dim(given['bias'], start, T + S, axis=1)
+      return relative_bias_attention.attention(q, k, v, bias_NR, query, key, causal, scale, start=start,
+                                               interpret=where != 'tpu')
     # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
     mask = make_mask(query, key, causal)[:, None]
     if 'keep' in given:
@@ -158,7 +170,7 @@ class Attention(nnx.Module):
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
   @jax.named_scope('attention')
-  def __call__(self, x_BTD, kv, query, key, bias_NR=None, random=None):
+  def __call__(self, x_BTD, kv, query, key, bias=None, random=None):
     """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
     c, q_BTNH = self.c, self.q(x_BTD)
     if c.qk_norm != 'none':
@@ -171,5 +183,5 @@ class Attention(nnx.Module):
       shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
-                           None if c.scale_attention else 1.0, bias_NR, keep_BNTS, c.attention)
+                           None if c.scale_attention else 1.0, bias, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -3,7 +3,7 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.model.attention import Attention
+from t5like.model.attention import Attention, bias_for, choose_kernel, pieces, platform
 from t5like.model.layers import MLP, Norm, RelativeBias, dropout
 
 
@@ -78,8 +78,12 @@ class Stack(nnx.Module):
     `memory`: those of the encoder's output, and x, that output [B, S, D] (not needed with a cache)."""
     c = self.c
     T, S = x_BTD.shape[1], keys['positions'].shape[1]
-    bias_NR = self.relative(T, S, at) if self.has_bias else None
-    view = dict(query=query, keys=keys, memory=memory, bias=bias_NR)
+    bias = None
+    if self.has_bias:
+      kernel, _ = choose_kernel(c.attention, platform(), not self.relative.bidirectional, T, S, True,
+                                bool(random is not None and c.dropout), pieces())
+      bias = bias_for(kernel, self.relative(T, S, at), T, S)
+    view = dict(query=query, keys=keys, memory=memory, bias=bias)
 
     def body(x, block_random_cache):
       block, random, cache = block_random_cache
