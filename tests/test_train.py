@@ -274,7 +274,8 @@ def test_ctrl_c_ends_quietly_with_130(tmp_path):
   process = subprocess.Popen(
       [sys.executable, ROOT / 'main.py', f'--config={ROOT}/configs/decoder_tiny.py:smoke',
        '--config.stop.tokens=10M'], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      env={**os.environ, 'XLA_FLAGS': ''})
+      env={**os.environ, 'XLA_FLAGS': ''},
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # what runs behind a script inherits SIG_IGN
   metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
   deadline = time.time() + 120
   while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 2):

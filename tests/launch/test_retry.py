@@ -50,7 +50,9 @@ def test_waits_longer_each_time(tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stops(tmp_path, number):
   saves = 'trap "sleep 0.2; exit 75" TERM; echo up; while :; do sleep 0.05; done'
-  process = subprocess.Popen([RETRY, 'bash', '-c', saves], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+      [RETRY, 'bash', '-c', saves], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # what runs behind a script inherits SIG_IGN
   assert process.stdout.readline() == 'up\n'
   process.send_signal(number)
   assert process.wait(10) == 75

@@ -1,4 +1,5 @@
 """The kernel for relative position bias, compiled in full for TPUs that are not here, VMEM included."""
+import importlib.util
 import os
 
 import pytest
@@ -7,7 +8,8 @@ from benchmarks import relative_bias
 from t5like import aot
 from tests.tpu.test_preflight import ROOT, report
 
-pytestmark = pytest.mark.tpu
+pytestmark = [pytest.mark.tpu, pytest.mark.slow,
+              pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="pip install -e '.[tpu]'")]
 
 
 def size(*args, **kwargs):
