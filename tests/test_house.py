@@ -20,10 +20,13 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['object
           ['data.parts'], ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
-          ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop'], ['build'], ['huggingface'],
+          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop'], ['beam'], ['decode'],
+          ['evals.ask', 'evals.answers', 'evals.task', 'evals.tasks.make'], ['evals.score'], ['evals.evaluate'],
+          ['evals.harness'], ['build'], ['huggingface'],
           ['train', 'load', 'aot'], ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
-         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
+         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
+         'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}
 
 
 def name(file):
