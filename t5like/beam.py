@@ -76,7 +76,7 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
 def _top(x_BM, k):
   """The k largest of each row and where they are; ties go to the first."""
   spec = P(ROWS, None)
-  return jax.shard_map(lambda x: jax.lax.top_k(x, k), in_specs=spec, out_specs=(spec, spec), check_vma=False)(x_BM)
+  return jax.shard_map(lambda x: tuple(jax.lax.top_k(x, k)), in_specs=spec, out_specs=(spec, spec), check_vma=False)(x_BM)
 
 
 def _choose(x_BMN, which_BK):

@@ -14,6 +14,10 @@ from t5like.sharding import batch_shards, place
 PIECE = 16  # tokens between two looks at the text that is being made
 
 
+class PromptError(ValueError):
+  """A prompt that the model cannot take."""
+
+
 def _padded(contexts, left, rows):
   """inputs, positions and segments, [rows, P] int32; texts all end in the last column, or begin in the first.
 
@@ -63,7 +67,7 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   `context` is the length the model was trained on; documents and streams that grow beyond it go on from
   its last half. beams above 1: beam search with the length penalty `alpha` (see beam.py), which does not sample
   and stops at `context`. `seeds`: an int for each prompt, beside `seed`; what a prompt gives depends on these two
-  alone, not on the others. A stream needs a prompt or an end of document to follow: ValueError if the vocabulary
+  alone, not on the others. A stream needs a prompt or an end of document to follow: PromptError if the vocabulary
   has none.
   """
   if style.startswith('fill'):
@@ -82,7 +86,7 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   if not slides or beams > 1:
     room = context - max(map(len, ids))
     if room < 1:
-      raise ValueError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
+      raise PromptError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
                        'that this model was trained on: give a shorter one.')
     tokens = min(tokens, room)
   eos_id = -1 if vocabulary.eos_id is None else vocabulary.eos_id
@@ -155,7 +159,7 @@ def _prompt_ids(vocabulary, prompts, style):
   ids = [_ids(vocabulary.encode if plain else vocabulary.encode_marked, prompt) for prompt in prompts]
   if style == 'stream':
     if not all(ids) and vocabulary.eos_id is None:
-      raise ValueError('this model knows no beginning of documents: give a prompt.')
+      raise PromptError('this model knows no beginning of documents: give a prompt.')
     return [i or [vocabulary.eos_id] for i in ids]
   if style == 'encoder':
     return ids
@@ -169,7 +173,7 @@ def fill(model, params, vocabulary, rows, ends, prompts=None):
   """
   for i, row in enumerate(rows):
     if vocabulary.mask_id not in row:
-      raise ValueError(f'this model fills in what is masked, and the prompt {(prompts or rows)[i]!r} has no <mask>.')
+      raise PromptError(f'this model fills in what is masked, and the prompt {(prompts or rows)[i]!r} has no <mask>.')
   if ends:
     rows = [[vocabulary.cls_id, *row, vocabulary.eos_id] for row in rows]
   rows, count = [list(row) for row in rows], -(-len(rows) // batch_shards(_mesh())) * batch_shards(_mesh())

@@ -10,7 +10,8 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules', 'mesh_rules'],
+FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
+          ['objective_rules', 'mesh_rules'],
           ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['kernels.splash'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'], ['data.vocabulary_kinds'],
@@ -21,9 +22,10 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['object
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
           ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop'], ['beam'], ['decode'],
-          ['evals.ask', 'evals.answers', 'evals.task', 'evals.tasks.make'], ['evals.score'], ['evals.evaluate'],
-          ['evals.harness'], ['build'], ['huggingface'],
-          ['train', 'load', 'aot'], ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
+          ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
+          ['evals.during', 'evals.harness'],
+          ['build'], ['huggingface'],
+          ['train', 'load', 'aot'], ['answering'], ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
          'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}

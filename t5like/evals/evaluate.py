@@ -1,5 +1,6 @@
 """Tasks on a model: what `main.py evaluate` and a training run's `evaluate.tasks` compute."""
 import dataclasses
+import functools
 import math
 import re
 import statistics
@@ -9,7 +10,7 @@ import jax
 
 from t5like import decode, lengths, sharding
 from t5like.errors import ConfigError
-from t5like.evals import answers, ask, score, task as task_lib
+from t5like.evals import answers, ask, items, score, task as task_lib
 from t5like.model import transformer
 
 TOKENS_AT_ONCE = 4096  # of prompts and answers that are decoded together, per piece of the batch
@@ -27,7 +28,6 @@ class Subject:
 
   def __post_init__(self):
     self.scorer = score.Scorer(self.model, self.params, self.vocabulary, self.config, self.mesh, self.tick)
-    self.decoding = None
 
   def generate(self, prompts, tokens):
     """The likeliest answers to prompts (lists of ids), greedily, [text]; decoded in batches of few shapes."""
@@ -59,24 +59,30 @@ class Subject:
 
   def _for_decoding(self):
     """(model, params, mesh): tokens come one by one, so no axis can cut a row."""
-    if self.decoding is None:
-      mesh = sharding.without_context(self.mesh)
-      with jax.set_mesh(mesh):
-        model = transformer.build(self.model.config)
-        layout = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-        self.decoding = model, jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), self.params, layout), mesh
-    return self.decoding
+    mesh = sharding.without_context(self.mesh)
+    if mesh is self.mesh:
+      return self.model, self.params, mesh
+    with jax.set_mesh(mesh):
+      model = _built(self.model.config, mesh)
+      like = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+      return model, jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), self.params, like), mesh
+
+
+@functools.lru_cache(4)
+def _built(config, mesh):
+  """The same model each time, for programs are compiled anew for another."""
+  return transformer.build(config)
 
 
 def evaluate(subject, tasks, shots=-1, limit=0, say=lambda _: None):
-  """{task: {metric: value}} of Tasks; `say` hears of each. `shots` and `limit`: see `task.questions`.
+  """{task: {metric: value}} of Tasks; `say` hears of each. `shots` and `limit`: see `items.questions`.
 
   Every value is a mean over items, whose standard error is METRIC_stderr, but for perplexities, which are of all
   tokens, and bleu; `items` says how many there were, `cut` how many lost part of their question to the model's length.
   """
   found = {}
   for task in tasks:
-    values, notes = EVALUATORS[task.kind](subject, task, task_lib.questions(task, shots, limit))
+    values, notes = EVALUATORS[task.kind](subject, task, items.questions(task, shots, limit))
     found[task.name] = values
     say(f'{task.name}: {describe(values)}')
     for note in notes:
