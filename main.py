@@ -1,4 +1,4 @@
-"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|export|import] --config=FILE.py ..."""
+"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|export|import] --config=.. ..."""
 import os
 import sys
 import traceback
@@ -10,7 +10,7 @@ flags.DEFINE_string('config', None, 'Config file, with a variant after a colon i
 flags.DEFINE_string('workdir', None, 'Where a run leaves everything; default runs/CONFIG.')
 flags.DEFINE_bool('print_config', False, 'Show every value and every derived number, and end.')
 flags.DEFINE_bool('debug', False, 'Show where an error was raised.')
-flags.DEFINE_integer('step', 0, 'inspect: the step whose batch is shown; evaluate, generate: the checkpoint, 0: the newest.')
+flags.DEFINE_integer('step', 0, 'inspect: whose batch is shown; evaluate, generate: the checkpoint; 0: the newest.')
 flags.DEFINE_integer('rows', 2, 'inspect: how many rows of it.')
 flags.DEFINE_integer('row', None, 'inspect: only this row of it, counted from 0.')
 flags.DEFINE_string('topology', None, 'preflight: TPUs, such as v5e-256, 2xv5e-256 or v5p:4x4x8.')
@@ -18,7 +18,7 @@ flags.DEFINE_bool('search', False, 'preflight: try meshes, layouts and remat, an
 flags.DEFINE_bool('full', False, 'preflight: compile to the end, minutes instead of seconds.')
 flags.DEFINE_bool('json', False, 'preflight: all that was found, for programs.')
 flags.DEFINE_float('price', 0.0, 'preflight: of a chip for an hour, to tell the cost.')
-flags.DEFINE_list('tasks', [], 'evaluate: names of built-in tasks, paths of task files, harness:NAME; default: all built in.')
+flags.DEFINE_list('tasks', [], 'evaluate: built-in tasks, paths of task files, harness:NAME; default: all built in.')
 flags.DEFINE_integer('shots', -1, 'evaluate: worked examples before each question; -1: as many as the task says.')
 flags.DEFINE_integer('limit', 0, 'evaluate: only so many questions of each task; 0: all.')
 flags.DEFINE_string('harness_path', None, 'evaluate: a folder with task files of lm-evaluation-harness.')

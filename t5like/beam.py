@@ -49,10 +49,10 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
     logits = sampling.allowed(state['logits'], banned)
     logp_BKV = jax.nn.log_softmax(logits, axis=-1).reshape(B, K, V, out_sharding=P(ROWS, None, None))
     logp_BKV = jnp.maximum(logp_BKV, LOWEST)
-    # An answer that ends here, and the K best beginnings that do not: no more than 2 K of all can matter.
-    end_BK = (alive_BK + logp_BKV[:, :, eos_id]) / penalty(i + 1, alpha) if eos_id >= 0 else alive_BK * 0 + LOWEST
-    goes_BKV = alive_BK[:, :, None] + logp_BKV
+    # Answers that end here, and the K best beginnings that do not.
+    goes_BKV, end_BK = alive_BK[:, :, None] + logp_BKV, jnp.full_like(alive_BK, LOWEST)
     if eos_id >= 0:
+      end_BK = goes_BKV[:, :, eos_id] / penalty(i + 1, alpha)
       goes_BKV = jnp.where(jnp.arange(V)[None, None] == eos_id, 2 * LOWEST, goes_BKV)
     alive_BK, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
     parent_BK, token_BK = flat_BK // V, flat_BK % V
@@ -64,7 +64,8 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
     said_BKN = jax.lax.dynamic_update_slice(_choose(said_BKN, parent_BK), token_BK[:, :, None], (0, 0, i))
     cache = _each_cache(lambda x, dims: _reorder(x, parent_BK, dims), state['cache'], own=True)
     token = token_BK.reshape(B * K, out_sharding=in_use('B'))
-    return i + 1, sampling.step(model, params, dict(state, cache=cache), token), alive_BK, said_BKN, ended_BK, answers_BKN
+    state = sampling.step(model, params, dict(state, cache=cache), token)
+    return i + 1, state, alive_BK, said_BKN, ended_BK, answers_BKN
   i, _, alive_BK, said_BKN, ended_BK, answers_BKN = jax.lax.while_loop(goes_on, one, carry)
   # Beginnings that were cut off at new_tokens are answers too.
   cut_BK = jnp.where(i == new_tokens, alive_BK / penalty(new_tokens, alpha), LOWEST)
@@ -76,7 +77,8 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
 def _top(x_BM, k):
   """The k largest of each row and where they are; ties go to the first."""
   spec = P(ROWS, None)
-  return jax.shard_map(lambda x: tuple(jax.lax.top_k(x, k)), in_specs=spec, out_specs=(spec, spec), check_vma=False)(x_BM)
+  top = lambda x: tuple(jax.lax.top_k(x, k))
+  return jax.shard_map(top, in_specs=spec, out_specs=(spec, spec), check_vma=False)(x_BM)
 
 
 def _choose(x_BMN, which_BK):

@@ -97,8 +97,8 @@ def _generate(flags, overrides):
     raise ConfigError('--workdir is missing: the folder of a trained model, such as '
                       'runs/decoder_tiny.')
   if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
-    raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL file '
-                      '(answers go to --output).')
+    raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
+                      'file (answers go to --output).')
   if flags.beams < 1 or flags.alpha < 0 or flags.tokens < 1 or flags.temperature < 0 or not 0 < flags.top_p <= 1:
     raise ConfigError(f'--beams={flags.beams} --alpha={flags.alpha:g} --tokens={flags.tokens} --temperature='
                       f'{flags.temperature:g} --top_p={flags.top_p:g}: beams and tokens must be at least 1, alpha and '

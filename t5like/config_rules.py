@@ -42,7 +42,8 @@ RANGES = {key: interval for interval, keys in {
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
-      evaluate.batches evaluate.tasks_every evaluate.items checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
+      evaluate.batches evaluate.tasks_every evaluate.limit
+      checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
       watchdog.step''',
     '[-1, inf)': 'evaluate.shots',

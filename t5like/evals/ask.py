@@ -153,7 +153,8 @@ class Asker:
 
   def _paired(self, before, answer, after):
     manner, mode = self.manner, self.mode
-    sentinel = [self.vocabulary.sentinel(0)] if manner == 'sentinel' or manner == 'all' and self.objective != 'lm' else []
+    marked = manner == 'sentinel' or manner == 'all' and self.objective != 'lm'
+    sentinel = [self.vocabulary.sentinel(0)] if marked else []
     hole = sentinel * (len(answer) if manner == 'all' else 1)
     source = [] if self.objective == 'lm' else [*before, *hole, *after]
     begin, known = ([], before) if manner == 'all' else (sentinel, [])

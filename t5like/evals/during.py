@@ -15,7 +15,7 @@ def solve(run):
     return run.solved and run.solved['tasks']
   subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
                              tick=lambda: run.watchdog.arm(run.config.watchdog.start))  # new shapes are compiled
-  found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.items, run.screen.say)
+  found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.limit, run.screen.say)
   if run.files:
     run.files.write(run.step, {f'tasks/{task}/{metric}': value for task, values in found.items()
                                for metric, value in values.items()})

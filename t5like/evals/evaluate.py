@@ -40,8 +40,9 @@ class Subject:
       some = [i for i in order[:most] if width(i) == width(order[0])]
       order = order[len(some):]
       with jax.set_mesh(mesh):
-        texts = decode.generate(model, params, self.vocabulary, [prompts[i] for i in some], style=style, targets=targets,
-                                context=self.config.data.seq_len, tokens=tokens, temperature=0.0)
+        texts = decode.generate(
+            model, params, self.vocabulary, [prompts[i] for i in some], style=style, targets=targets,
+            context=self.config.data.seq_len, tokens=tokens, temperature=0.0)
       self.tick()
       for i, text in zip(some, texts):
         found[i] = text

@@ -58,8 +58,8 @@ def questions(task, shots=-1, limit=0):
             for i, item in enumerate(items[:limit or None])]
   shots, held = task.shots if shots < 0 else shots, min(task.reserved, len(items) - 1)
   if shots > held:
-    raise ConfigError(f'--shots={shots}: the task {task.name} holds {held} items back for examples (`reserved`). Use at '
-                      'most that.')
+    raise ConfigError(f'--shots={shots}: the task {task.name} holds {held} items back for examples (`reserved`). Use '
+                      'at most that.')
   asked = list(enumerate(items))
   made = [_question(task, item, _where(task, i)) for i, item in asked[:shots] + asked[held:][:limit or None]]
   start = (task.description + task.separator if task.description else '') + ''.join(
@@ -88,7 +88,7 @@ def _question(task, item, where):
   elif isinstance(right, str) and right in string.ascii_uppercase[:len(choices)]:
     right = string.ascii_uppercase.index(right)
   if not isinstance(right, int) or not 0 <= right < len(choices):
-    raise DataError(f'{where}: the field label={task.label!r} holds {right!r}; it must be the number of the right choice, '
-                    f'0 to {len(choices) - 1}, its letter or its text.')
+    raise DataError(f'{where}: the field label={task.label!r} holds {right!r}; it must be the number of the right '
+                    f'choice, 0 to {len(choices) - 1}, its letter or its text.')
   filled = [[fill(key, dict(item, choice=choice)) for key in ('before', 'answer', 'after')] for choice in choices]
   return Question(*map(tuple, zip(*filled)), right=right, lengths=tuple(len(str(choice)) for choice in choices))

@@ -15,6 +15,7 @@ from tests import tiny
 
 KINDS = dict(
     document=dict(),
+    long_document=dict(data=dict(seq_len=256)),
     stream=dict(data=dict(document_mask=False)),
     prefix=dict(objective=dict(name='prefix_lm')),
     spans_in_a_row=dict(objective=dict(name='span_corruption')),
@@ -34,7 +35,7 @@ QUESTIONS = [('the a of', ' to in'), ('', 'is it'), ('for on as ', 'x'), ('a', '
 def setting(kind, folder, devices=1, **mesh):
   options = {k: dict(v) for k, v in KINDS[kind].items()}
   options['model'] = dict(dict(vocab_size=304), **options.get('model', {}))
-  c = tiny.config(folder, vocabulary=dict(sentinels=40), **options)
+  c = tiny.config(folder, steps=100, vocabulary=dict(sentinels=40), **options)
   vocabulary = vocabulary_lib.Bytes(40)
   c = build.with_vocabulary(c, vocabulary)
   mesh = sharding.make_mesh(dict(mesh) or {'fsdp': devices}, jax.devices()[:devices])
@@ -109,7 +110,7 @@ def scorer(kind, folder, devices=1, **mesh):
   return score.Scorer(model, params, vocabulary, c, mesh)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [k for k in KINDS if k != 'long_document'])
 def test_a_plain_loop_says_the_same(kind, folder):
   got = scorer(kind, folder).score(QUESTIONS[:3])
   for question, s in zip(QUESTIONS, got):
@@ -164,7 +165,7 @@ def test_every_token_of_a_text_is_asked_for_once_and_fits(kind, n, folder):
   assert asked == ids
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [k for k in KINDS if k != 'long_document'])
 def test_a_question_that_is_too_long_loses_its_beginning(kind, folder):
   c, _, _, v, _ = setting(kind, folder)
   asker = ask.Asker(c, v)

@@ -141,7 +141,7 @@ def brackets(rng):
   text, open_ones = f'{rng.choice(IDENTIFIERS)} = {rng.choice(IDENTIFIERS)}', []
   for _ in range(rng.randint(2, 5)):
     kind = rng.choice('([{')
-    text += kind + (f"'{rng.choice(WORDS)}': " if kind == '{' else f'{rng.choice(IDENTIFIERS)}, ' if kind == '(' else '')
+    text += kind + {'{': f"'{rng.choice(WORDS)}': ", '(': f'{rng.choice(IDENTIFIERS)}, ', '[': ''}[kind]
     open_ones.append(kind)
   text += str(rng.randint(0, 99))
   for _ in range(rng.randint(0, len(open_ones) - 1)):
@@ -149,9 +149,9 @@ def brackets(rng):
   return dict(code=text, choices=[')', ']', '}'], answer='([{'.index(open_ones[-1]))
 
 
-def snippet(rng, which=None):
+def snippet(rng):
   a, b = rng.sample(IDENTIFIERS, 2)
-  return [line.format(a=a, b=b) for line in (SNIPPETS[which] if which is not None else rng.choice(SNIPPETS)).split('|')]
+  return [line.format(a=a, b=b) for line in rng.choice(SNIPPETS).split('|')]
 
 
 def next_line(rng):
