@@ -1,10 +1,11 @@
 """Decoding speed beside transformers: the same weights, prompts and machine, in turns in one process.
 
-    pip install -e '.[parity]' && python benchmarks/decode.py [--size=small] [--beams=4]
+    pip install -e '.[parity]' && python benchmarks/decode.py [--size=small] [--beams=4] [--threads=1]
 
 Prints, for several batch sizes, tokens per second of both (greedy, or beam search; prompts of 64 tokens, 64 new
 ones, prompts' pass included, compilation not) and the median of the ratios of rounds taken in turns. Both must
-say the same tokens. fp32 on CPUs.
+say the same tokens. fp32 on CPUs. --threads=1 keeps both to one core: on a machine that is shared, threads that
+wait for each other say more about the neighbours than about either.
 """
 import argparse
 import os
@@ -14,6 +15,10 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ONE_THREAD = '--threads=1' in sys.argv
+if ONE_THREAD:  # before JAX counts the cores
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
 
 import jax
 import numpy as np
@@ -67,6 +72,8 @@ def compare(size, batch_sizes=(1, 8), beams=1, rounds=ROUNDS):
   import torch
   import transformers
   transformers.logging.set_verbosity_error()
+  if ONE_THREAD:
+    torch.set_num_threads(1)
   found = []
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
@@ -75,8 +82,8 @@ def compare(size, batch_sizes=(1, 8), beams=1, rounds=ROUNDS):
     params = jax.jit(model.init)(jax.random.key(0))
     huggingface.write(f'{folder}/out', config.__dict__, params)
     other = transformers.AutoModelForCausalLM.from_pretrained(f'{folder}/out').eval()
-    print(f'{transformer.count_params(model):,} parameters ({size}); {jax.devices()[0].device_kind}, {os.cpu_count()} '
-          f'cores, jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, '
+    print(f'{transformer.count_params(model):,} parameters ({size}); {jax.devices()[0].device_kind}, '
+          f'{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, '
           f'Python {sys.version.split()[0]}')
     for rows in batch_sizes:
       ids = np.random.default_rng(rows).integers(3, config.vocab_size, (rows, PROMPT)).astype(np.int32)
@@ -101,5 +108,6 @@ if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--size', choices=SIZES, default='small')
   parser.add_argument('--beams', type=int, default=1)
+  parser.add_argument('--threads', type=int, choices=(0, 1), default=0, help='0: as many as there are cores')
   arguments = parser.parse_args()
   compare(arguments.size, beams=arguments.beams)

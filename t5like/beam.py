@@ -24,7 +24,8 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
   """(tokens [B, K, new_tokens] int32, scores [B, K]) of the K = `beams` best answers, best first.
 
   Answers end with eos_id, which fills up their rows, or have new_tokens tokens. Each step keeps the K likeliest
-  beginnings that go on and the K best answers that have ended; it stops when no beginning can become better than
+  beginnings that go on and the K best answers that have ended (which must have been among the K likeliest ways to
+  go on, as fairseq and transformers have it); it stops when no beginning can become better than
   those, or at new_tokens. Prompts: see `sampling.start`; their number is a multiple of the mesh's pieces.
   """
   K = beams
@@ -49,10 +50,13 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
     logits = sampling.allowed(state['logits'], banned)
     logp_BKV = jax.nn.log_softmax(logits, axis=-1).reshape(B, K, V, out_sharding=P(ROWS, None, None))
     logp_BKV = jnp.maximum(logp_BKV, LOWEST)
-    # Answers that end here, and the K best beginnings that do not.
+    # Answers that end here, if they are among the K likeliest ways to go on at all (else, with a small alpha, ends
+    # that nobody would say win by being short); and the K best beginnings that do not end.
     goes_BKV, end_BK = alive_BK[:, :, None] + logp_BKV, jnp.full_like(alive_BK, LOWEST)
     if eos_id >= 0:
-      end_BK = goes_BKV[:, :, eos_id] / penalty(i + 1, alpha)
+      least_B1 = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)[0][:, -1:]
+      end_BK = goes_BKV[:, :, eos_id]
+      end_BK = jnp.where(end_BK >= least_B1, end_BK / penalty(i + 1, alpha), LOWEST)
       goes_BKV = jnp.where(jnp.arange(V)[None, None] == eos_id, 2 * LOWEST, goes_BKV)
     alive_BK, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
     parent_BK, token_BK = flat_BK // V, flat_BK % V

@@ -77,9 +77,9 @@ def every_answer(name, text, alpha, eos_id=EOS):
 @pytest.mark.parametrize('alpha', [0.0, 0.6, 2.0])
 @pytest.mark.parametrize('name', ['decoder', 'encoder_decoder'])
 def test_wide_enough_it_finds_the_best_of_all_answers(name, alpha):
-  """4 ** 3 beams hold every beginning there is, so nothing can be missed; prompts of two lengths."""
+  """100 beams hold every beginning and every end of 3 tokens, and more than the 20 best of 4; prompts of two lengths."""
   texts = [(2, 3), (4, 2, 3, 3, 2)]
-  tokens, scores = search(name, texts, 64, alpha)
+  tokens, scores = search(name, texts, 100, alpha)
   for text, answers, values in zip(texts, tokens.tolist(), scores):
     expected = every_answer(name, text, alpha)[:20]
     np.testing.assert_allclose(values[:20], [score for score, _ in expected], atol=2e-4)
@@ -91,7 +91,7 @@ def test_wide_enough_it_finds_the_best_of_all_answers(name, alpha):
 def test_the_penalty_decides_between_short_and_long():
   best = lambda alpha: [len(every_answer('decoder', (2, 3), alpha)[k][1]) for k in range(5)]
   assert np.mean(best(5.0)) > np.mean(best(0.0))
-  length = lambda alpha: (search('decoder', [(2, 3)], 64, alpha)[0][0, :5] != EOS).sum()
+  length = lambda alpha: (search('decoder', [(2, 3)], 100, alpha)[0][0, :5] != EOS).sum()
   assert length(5.0) > length(0.0)
 
 
