@@ -15,10 +15,6 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-ONE_THREAD = '--threads=1' in sys.argv
-if ONE_THREAD:  # before JAX counts the cores
-  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
 
 import jax
 import numpy as np
@@ -72,8 +68,6 @@ def compare(size, batch_sizes=(1, 8), beams=1, rounds=ROUNDS):
   import torch
   import transformers
   transformers.logging.set_verbosity_error()
-  if ONE_THREAD:
-    torch.set_num_threads(1)
   found = []
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
@@ -83,7 +77,8 @@ def compare(size, batch_sizes=(1, 8), beams=1, rounds=ROUNDS):
     huggingface.write(f'{folder}/out', config.__dict__, params)
     other = transformers.AutoModelForCausalLM.from_pretrained(f'{folder}/out').eval()
     print(f'{transformer.count_params(model):,} parameters ({size}); {jax.devices()[0].device_kind}, '
-          f'{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, '
+          f'{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, torch {torch.__version__}, '
+          f'transformers {transformers.__version__}, '
           f'Python {sys.version.split()[0]}')
     for rows in batch_sizes:
       ids = np.random.default_rng(rows).integers(3, config.vocab_size, (rows, PROMPT)).astype(np.int32)
@@ -110,4 +105,9 @@ if __name__ == '__main__':
   parser.add_argument('--beams', type=int, default=1)
   parser.add_argument('--threads', type=int, choices=(0, 1), default=0, help='0: as many as there are cores')
   arguments = parser.parse_args()
+  if arguments.threads:  # before JAX counts the cores, at its first array
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    import torch
+    torch.set_num_threads(1)
   compare(arguments.size, beams=arguments.beams)

@@ -21,8 +21,8 @@ def run(tmp_path_factory):
 @pytest.fixture
 def prompts(tmp_path):
   path = tmp_path / 'prompts.jsonl'
-  path.write_text(''.join(json.dumps(dict(prompt=p, id=i)) + '\n' for i, p in enumerate(['the ', 'of', 'a', 'is', 'it ']))
-                  + '\n"by"\n')
+  records = [dict(prompt=p, id=i) for i, p in enumerate(['the ', 'of', 'a', 'is', 'it '])]
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records) + '\n"by"\n')
   return path
 
 
@@ -37,7 +37,8 @@ def test_answers_come_in_order_with_all_that_records_hold(run, prompts, tmp_path
   out = tmp_path / 'answers.jsonl'
   assert answering.answer_file(run, prompts, out, **HOW) == 6
   found = lines(out)
-  assert [(f['prompt'], f.get('id')) for f in found] == [('the ', 0), ('of', 1), ('a', 2), ('is', 3), ('it ', 4), ('by', None)]
+  assert [f['prompt'] for f in found] == ['the ', 'of', 'a', 'is', 'it ', 'by']
+  assert [f.get('id') for f in found] == [0, 1, 2, 3, 4, None]
   alone = run.generate(['a'], tokens=6, temperature=1.0, top_k=0, seeds=[2])
   assert found[2]['answer'] == alone[0] != found[1]['answer']
 
@@ -118,8 +119,8 @@ def test_tasks_are_solved_while_training(tmp_path):
     (dict(evaluate=dict(tasks=('code',), shots=-2)), 'evaluate.shots=-2: must be at least -1'),
     (dict(evaluate=dict(tasks=('code',)), vocabulary=dict(name='characters', specials=False),
           data=dict(document_mask=False)), 'vocabulary.specials=False has no id'),
-    (dict(evaluate=dict(tasks=('code',)), vocabulary=dict(sentinels=40), model=dict(name='encoder_decoder', vocab_size=304),
-          objective=dict(name='deshuffling')), 'in another order')])
+    (dict(evaluate=dict(tasks=('code',)), vocabulary=dict(sentinels=40),
+          model=dict(name='encoder_decoder', vocab_size=304), objective=dict(name='deshuffling')), 'in another order')])
 def test_tasks_that_cannot_be_are_refused_at_once(changes, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
     tiny.config(tmp_path, **changes)

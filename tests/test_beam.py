@@ -77,7 +77,7 @@ def every_answer(name, text, alpha, eos_id=EOS):
 @pytest.mark.parametrize('alpha', [0.0, 0.6, 2.0])
 @pytest.mark.parametrize('name', ['decoder', 'encoder_decoder'])
 def test_wide_enough_it_finds_the_best_of_all_answers(name, alpha):
-  """100 beams hold every beginning and every end of 3 tokens, and more than the 20 best of 4; prompts of two lengths."""
+  """100 beams hold all that is 3 tokens long, and more than the 20 best of 4; prompts of two lengths."""
   texts = [(2, 3), (4, 2, 3, 3, 2)]
   tokens, scores = search(name, texts, 100, alpha)
   for text, answers, values in zip(texts, tokens.tolist(), scores):

@@ -41,7 +41,7 @@ def test_items_of_the_rules_are_true():
     opened = lambda text: [c for c in text if c in '([{)]}']
     assert pairs(opened(code)) is not None and all(pairs(opened(w)) is None for w in wrong)
   for item in make.items('agreement'):
-    plural = not item['subject'].split()[1] in [n.split('/')[0] for n in make.NOUNS]
+    plural = item['subject'].split()[1] not in [n.split('/')[0] for n in make.NOUNS]
     assert item['choices'][item['answer']] in [pair[plural] for pair in make.VERBS]
   assert [make.in_words(n) for n in (0, 15, 40, 42, 100, 718)] == [
       'zero', 'fifteen', 'forty', 'forty-two', 'one hundred', 'seven hundred and eighteen']
@@ -186,7 +186,8 @@ def subject(kind, folder, devices=1, **mesh):
 
 
 def test_choices_are_counted_as_defined(folder, tmp_path):
-  records = [dict(choices=['aa', 'b'], answer=0), dict(choices=['cc', 'dddd'], answer=1), dict(choices=['e', 'f'], answer=0)]
+  records = [dict(choices=['aa', 'b'], answer=0), dict(choices=['cc', 'dddd'], answer=1),
+             dict(choices=['e', 'f'], answer=0)]
   t = task.find(written(tmp_path, kind='choice', before='', answer='{choice}', reserved=0, records=records))
   s = subject('document', folder)
   s.scorer = Knowing({'aa', 'e'})  # -0.5 for these; of the others, the shorter is likelier
@@ -243,5 +244,6 @@ def test_built_in_tasks_run_and_their_numbers_can_be_kept(folder):
 
 
 def test_questions_that_were_cut_are_counted(folder):
-  found = evaluate.evaluate(subject('document', folder), [dataclasses.replace(task.find('last_word'), reserved=0)], limit=3)
+  t = dataclasses.replace(task.find('last_word'), reserved=0)
+  found = evaluate.evaluate(subject('document', folder), [t], limit=3)
   assert found['last_word']['cut'] == 3  # sentences of 50 bytes, rows of 32
