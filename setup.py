@@ -9,6 +9,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=[*find_packages(include=['t5like', 't5like.*']), 'configs'],
+    package_data={'t5like.evals': ['tasks/*.json', 'tasks/*.jsonl']},
     python_requires='>=3.11,<3.14',
     install_requires=[
         # JAX 0.11 and later need Python 3.12; on 3.11 this resolves to 0.10.
@@ -37,6 +38,8 @@ setup(
         # transformers beside ours in one process: pytest -m parity
         'parity': ['torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],
+        # lm-evaluation-harness, BLEU and ROUGE: main.py evaluate
+        'eval': ['lm-eval>=0.4.10,<0.5', 'sacrebleu>=2.4,<3', 'rouge-score>=0.1.2,<0.2'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
         'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py

@@ -220,6 +220,10 @@ def base():
   c.evaluate = dict(
       every=500,  # steps between validations; 0: only at the end
       batches=0,  # batches of the validation set; 0: all
+      tasks=(),  # to be solved while training: names of built-in tasks, paths of task files (docs/evaluate.md)
+      tasks_every=0,  # steps between them; 0: only at the end
+      shots=-1,  # worked examples before each question of a task; -1: as many as the task says
+      limit=0,  # questions of each task, the first ones; 0: all
   )
   c.checkpoint = dict(
       every=1000,  # steps between saves; 0: only at the end
@@ -273,7 +277,7 @@ def smoke(c):
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1
-  c.evaluate.update(every=10, batches=2)
+  c.evaluate.update(every=10, batches=2, limit=8)
   c.checkpoint.every = 10
   restores = m.name == 'encoder_decoder' and c.objective.name in ('span_corruption', 'iid_denoising', 'ul2')
   prompt = 'def <mask>(self):' if m.name == 'encoder' else 'def <extra_id_0>(self):' if restores else ''

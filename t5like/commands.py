@@ -100,13 +100,56 @@ def _generate(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as '
                       'runs/decoder_tiny.')
-  from t5like import load, metrics
-  model = load.load(flags.workdir)
-  prompts = flags.prompt or ['']
-  texts = model.generate(prompts, tokens=flags.tokens, temperature=flags.temperature,
-                         top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed)
-  for prompt, text in zip(prompts, texts):
-    metrics.Screen('', 0).sample(prompt, text, model.style)
+  if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
+    raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
+                      'file (answers go to --output).')
+  if flags.beams < 1 or flags.alpha < 0 or flags.tokens < 1 or flags.temperature < 0 or not 0 < flags.top_p <= 1:
+    raise ConfigError(f'--beams={flags.beams} --alpha={flags.alpha:g} --tokens={flags.tokens} --temperature='
+                      f'{flags.temperature:g} --top_p={flags.top_p:g}: beams and tokens must be at least 1, alpha and '
+                      'temperature at least 0, top_p above 0 and at most 1.')
+  import jax
+
+  from t5like import answering, load, metrics
+  model = load.load(flags.workdir, flags.step or None, jax.local_devices() if flags.input else None)
+  how = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed,
+             beams=flags.beams, alpha=flags.alpha)
+  if flags.input:
+    count = answering.answer_file(model, flags.input, flags.output, **how)
+    print(f'{flags.output} holds all {count:,} answers.')
+  elif len(flags.prompt or ['']) == 1:
+    between = metrics.between(model.style)
+    answering.show_stream(model, (flags.prompt or [''])[0], between, **how)
+  else:
+    for prompt, text in zip(flags.prompt, model.generate(flags.prompt, **how)):
+      metrics.Screen('', 0).sample(prompt, text, model.style)
+
+
+def _evaluate(flags, overrides):
+  if not flags.workdir:
+    raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
+  from t5like.evals import task
+  names = [name for name in flags.tasks if not name.startswith('harness:')]
+  for name in names:
+    task.find(name)
+  import jax
+
+  from t5like import load, sharding, workdir as workdir_lib
+  from t5like.evals import evaluate
+  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+  say = print if jax.process_index() == 0 else lambda _: None
+  run = load.load(flags.workdir, flags.step or None, jax.devices())
+  subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
+  say(f'{flags.workdir}, step {run.step:,}')
+  tasks = evaluate.chosen(names) if names or not flags.tasks else []
+  found = evaluate.evaluate(subject, tasks, flags.shots, flags.limit, say)
+  theirs = [name.removeprefix('harness:') for name in flags.tasks if name.startswith('harness:')]
+  if theirs:
+    from t5like.evals import harness
+    found.update(harness.evaluate(subject, theirs, flags.harness_path, flags.shots, flags.limit, say))
+  out = flags.output or f'{flags.workdir}/evaluation.json'
+  if jax.process_index() == 0:
+    workdir_lib.write_json(out, dict(step=run.step, shots=flags.shots, limit=flags.limit, tasks=found))
+    say(f'{out} has these numbers.')
 
 
 def _export(flags, overrides):
@@ -149,4 +192,4 @@ def _print_config(config):
 
 
 COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)
-WITHOUT_CONFIG = dict(generate=_generate, export=_export, **{'import': _import})
+WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, **{'import': _import})

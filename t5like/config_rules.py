@@ -42,9 +42,11 @@ RANGES = {key: interval for interval, keys in {
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
-      evaluate.batches checkpoint.every checkpoint.keep_every guard.compare_every sample.temperature sample.top_k''',
+      evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every
+      checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
       watchdog.step''',
+    '[-1, inf)': 'evaluate.shots',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
     '(0, 1]': 'sample.top_p model.rope_fraction',
@@ -72,7 +74,7 @@ def check(flat, where):
       section, _, name = key.rpartition('.')
       (config[section] if section else config)[name] = value
     config.lock()
-    rules = (_data, _vocabulary, objective_rules.check, _model, _mesh, _schedule)
+    rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, _mesh, _schedule)
     problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config

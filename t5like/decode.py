@@ -1,87 +1,32 @@
-"""Text from models: prompts in one pass, then one token at a time with a key-value cache; or masks filled in."""
+"""Text from models: what prompts are to each kind of model, and the way from text to text.
+
+Tokens are made in `sampling.py` (greedily or by chance) and `beam.py`; models that see both sides fill in masks.
+"""
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from t5like import beam, sampling
 from t5like.data.objectives import BOS
-from t5like.sharding import in_use, spread_rows
+from t5like.sharding import batch_shards, place
+
+PIECE = 16  # tokens between two looks at the text that is being made
 
 
-def filter_logits(logits_BV, top_k=0, top_p=1.0):
-  """-inf outside the top_k likeliest tokens and the fewest that hold top_p of the probability.
+class PromptError(ValueError):
+  """A prompt that the model cannot take."""
 
-  Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. 0 and 1.0 switch the filters off. The
-  likeliest token always stays.
+
+def _padded(contexts, left, rows):
+  """inputs, positions and segments, [rows, P] int32; texts all end in the last column, or begin in the first.
+
+  Rows beyond the texts repeat the last of them.
   """
-  V = logits_BV.shape[-1]
-  if 0 < top_k < V:
-    least_BK = jax.lax.top_k(logits_BV, top_k)[0]
-    logits_BV = jnp.where(logits_BV < least_BK[:, -1:], -jnp.inf, logits_BV)
-  if top_p < 1:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    inside_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p  # probability of all likelier ones
-    least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  return logits_BV
-
-
-def pick(logits_BV, key, temperature, top_k, top_p):
-  """One token id per row, [B] int32; the likeliest one when temperature is 0."""
-  if not temperature:
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = filter_logits(logits_BV / temperature, top_k, top_p)
-  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8, 9))
-def _sample(model, params, prompt, key, new_tokens, temperature, top_k, top_p, eos_id, banned):
-  """[B, new_tokens] ids after prompts that end in the same column (padding, segment 0, is on the left)."""
-  B, P = prompt['inputs'].shape
-  slots = P + new_tokens
-  prompt = spread_rows(prompt)
-  cache = model.cache(params, prompt, slots)
-  prompt = {k: v for k, v in prompt.items() if k != 'encoder'}
-  last_B1 = prompt['positions'][:, -1:]
-  # Cache slots of tokens to come have later positions, so causality hides them until they are there.
-  ahead = spread_rows(last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :])
-  keys = dict(positions=jnp.concatenate([prompt['positions'], ahead], axis=1),
-              segments=jnp.concatenate([prompt['segments'], spread_rows(jnp.ones_like(ahead))], axis=1))
-  later = dict(segments=jnp.ones_like(last_B1))  # what holds for every new token
-  if 'prefix' in prompt:
-    keys['prefix'] = jnp.concatenate([prompt['prefix'], spread_rows(jnp.zeros_like(ahead, bool))], axis=1)
-    later['prefix'] = jnp.zeros_like(last_B1, bool)
-
-  def choose(logits_BV, key):
-    logits_BV = jax.sharding.reshard(logits_BV, in_use('B_'))  # sorting needs a whole row
-    if banned:
-      out = np.zeros(logits_BV.shape[-1], bool)
-      out[list(banned)] = True
-      logits_BV = jnp.where(out[None, :], -jnp.inf, logits_BV)
-    return pick(logits_BV, key, temperature, top_k, top_p)
-
-  logits_BTV, cache = model.extend(params, prompt, keys, cache, 0)
-  first_B = choose(logits_BTV[:, -1], jax.random.fold_in(key, 0))
-
-  def one(carry, i):
-    token_B, done_B, cache = carry
-    done_B |= token_B == eos_id
-    batch = dict(later, inputs=token_B[:, None], positions=last_B1 + i)
-    logits_BTV, cache = model.extend(params, batch, keys, cache, P + i - 1)
-    next_B = jnp.where(done_B, eos_id, choose(logits_BTV[:, 0], jax.random.fold_in(key, i)))
-    return (next_B, done_B, cache), token_B
-  done_B = spread_rows(jnp.zeros_like(first_B, bool))
-  steps = jnp.arange(1, new_tokens + 1, dtype=jnp.int32)
-  return jnp.moveaxis(jax.lax.scan(one, (first_B, done_B, cache), steps)[1], 0, 1)
-
-
-def _padded(contexts, left):
-  """inputs, positions and segments, [B, P] int32; rows all end in the last column, or begin in the first."""
   P = -(-max(map(len, contexts)) // 16) * 16  # few distinct shapes, so few compilations
-  prompt = {name: np.zeros((len(contexts), P), np.int32) for name in ('inputs', 'positions', 'segments')}
-  for row, ids in enumerate(contexts):
+  prompt = {name: np.zeros((rows, P), np.int32) for name in ('inputs', 'positions', 'segments')}
+  for row in range(rows):
+    ids = contexts[min(row, len(contexts) - 1)]
     at = slice(P - len(ids), P) if left else slice(len(ids))
     prompt['inputs'][row, at] = ids
     prompt['positions'][row, at] = np.arange(len(ids))
@@ -100,9 +45,18 @@ def style_of(config):
   return 'prefix' if o == 'prefix_lm' else 'pair'
 
 
-def generate(model, params, vocabulary, prompts, *, style, context, targets=0, tokens=128, temperature=0.8,
-             top_k=40, top_p=1.0, seed=0):
-  """Continues or answers each prompt by at most `tokens` tokens, up to an end of document; returns strings.
+def generate(model, params, vocabulary, prompts, **how):
+  """The texts that `stream` ends with; its arguments."""
+  *_, texts = stream(model, params, vocabulary, prompts, **how)
+  return texts
+
+
+def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tokens=128, temperature=0.8,
+           top_k=40, top_p=1.0, seed=0, seeds=None, beams=1, alpha=0.6):
+  """Continues or answers each prompt by at most `tokens` tokens, up to an end of document.
+
+  Yields lists of strings, one for each prompt: all the text so far, every few tokens. Prompts are texts, or lists
+  of ids. Works on the mesh in force, whose axis context is 1; any number of prompts.
 
   style: what the model was trained on, which is how it finds prompts
     document  documents that begin with BOS; so do prompts       stream  text without beginnings
@@ -111,44 +65,86 @@ def generate(model, params, vocabulary, prompts, *, style, context, targets=0, t
     fill      text with <mask>, which comes back filled in (sampling does not apply)
     fill_row  likewise, between <cls> and the end-of-document token
   `context` is the length the model was trained on; documents and streams that grow beyond it go on from
-  its last half. A stream needs a prompt or an end of document to follow: ValueError if the vocabulary
+  its last half. beams above 1: beam search with the length penalty `alpha` (see beam.py), which does not sample
+  and stops at `context`. `seeds`: an int for each prompt, beside `seed`; what a prompt gives depends on these two
+  alone, not on the others. A stream needs a prompt or an end of document to follow: PromptError if the vocabulary
   has none.
   """
   if style.startswith('fill'):
-    return _fill(model, params, vocabulary, prompts, context, ends=style == 'fill_row')
+    ends = style == 'fill_row'
+    rows = [_ids(vocabulary.encode_marked, prompt)[:context - 2 * ends] for prompt in prompts]
+    yield [vocabulary.decode(row) for row in fill(model, params, vocabulary, rows, ends, prompts)]
+    return
   ids = asked_ids = _prompt_ids(vocabulary, prompts, style)
+  rows = -(-len(prompts) // batch_shards(_mesh())) * batch_shards(_mesh())
   encoder = None
   if style == 'encoder':
     ids = [[*i[:context - 1], vocabulary.eos_id] for i in ids]
-    encoder = jax.device_put(_padded(ids, left=False))
+    encoder = place(_mesh(), _padded(ids, False, rows))
     ids, context = [[BOS] for _ in ids], targets + 1
   slides = style in ('document', 'stream')
-  if not slides:
+  if not slides or beams > 1:
     room = context - max(map(len, ids))
     if room < 1:
-      raise ValueError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
+      raise PromptError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
                        'that this model was trained on: give a shorter one.')
     tokens = min(tokens, room)
-  banned = tuple(i for i in range(model.config.vocab_size)
-                 if i >= vocabulary.size or i in (vocabulary.pad_id, vocabulary.unk_id))
   eos_id = -1 if vocabulary.eos_id is None else vocabulary.eos_id
-  out = [[] for _ in prompts]
-  while len(out[0]) < tokens:
-    texts = [i + o for i, o in zip(ids, out)]
-    if slides and max(map(len, texts)) >= context:
-      texts = [([BOS] if style == 'document' else []) + t[-(context // 2):] for t in texts]
-    new = min(tokens - len(out[0]), context - max(map(len, texts)))
-    ended = [eos_id in o for o in out]
-    key = jax.random.fold_in(jax.random.key(seed), len(out[0]))
-    prompt = _padded(texts, left=True)
-    if style in ('prefix', 'pair'):
-      prompt['prefix'] = prompt['segments'] > 0
-    prompt = jax.device_put(prompt) | (dict(encoder=encoder) if encoder else {})
-    more = _sample(model, params, prompt, key, new, temperature, top_k, top_p, eos_id, banned)
-    for o, row, end in zip(out, np.asarray(more).tolist(), ended):
-      o.extend([eos_id] * new if end else row)
+  how = sampling.How(temperature, top_k, top_p, eos_id, _banned(model, vocabulary))
   ends = [{eos_id}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
-  return [vocabulary.decode(o[:next((n for n, i in enumerate(o) if i in end), len(o))]) for o, end in zip(out, ends)]
+  text = lambda out, end: vocabulary.decode(out[:next((n for n, i in enumerate(out) if i in end), len(out))])
+  ask = functools.partial(_ask, style=style, encoder=encoder, rows=rows)
+  if beams > 1:
+    best, _ = beam.search(model, params, ask(ids), tokens, beams, alpha, eos_id, how.banned)
+    yield [text(out, end) for out, end in zip(np.asarray(best)[:len(prompts), 0].tolist(), ends)]
+    return
+  seeds = np.resize(np.asarray(range(len(prompts)) if seeds is None else seeds, np.int32), rows)
+  for out in _sampled(model, params, how, ids, ask, tokens, context, jax.random.key(seed), seeds, style):
+    yield [text(*pair) for pair in zip(out, ends)]
+
+
+def _sampled(model, params, how, ids, ask, tokens, context, key, seeds, style):
+  """Yields the ids said so far, a list for each prompt, every few tokens."""
+  out = [[] for _ in ids]
+  seeds = place(_mesh(), seeds)
+  while len(out[0]) < tokens:
+    before, texts = len(out[0]), [i + o for i, o in zip(ids, out)]
+    if style in ('document', 'stream') and max(map(len, texts)) >= context:
+      texts = [([BOS] if style == 'document' else []) + t[-(context // 2):] for t in texts]
+    new = min(tokens - before, context - max(map(len, texts)))
+    ended = [how.eos_id in o for o in out]
+    state, said = sampling.start(model, params, ask(texts), new), 0
+    while said < new:
+      n = min(PIECE, new - said)
+      piece, state = sampling.more(model, how, n, params, state, key, seeds, before)
+      for o, row, end in zip(out, np.asarray(piece).tolist(), ended):
+        o.extend([how.eos_id] * n if end else row)
+      said += n
+      yield out
+      if all(how.eos_id in o for o in out):
+        return
+
+
+def _mesh():
+  return jax.sharding.get_mesh()
+
+
+def _ask(texts, style, encoder, rows):
+  """A batch of prompts, on the devices."""
+  prompt = _padded(texts, True, rows)
+  if style in ('prefix', 'pair'):
+    prompt['prefix'] = prompt['segments'] > 0
+  return place(_mesh(), prompt) | (dict(encoder=encoder) if encoder else {})
+
+
+def _banned(model, vocabulary):
+  """Ids that are never said: padding, unknown, and those beyond the vocabulary."""
+  never = (vocabulary.pad_id, vocabulary.unk_id)
+  return tuple(i for i in range(model.config.vocab_size) if i >= vocabulary.size or i in never)
+
+
+def _ids(encode, prompt):
+  return list(encode(prompt)) if isinstance(prompt, str) else list(prompt)
 
 
 def _later_sentinels(vocabulary, ids):
@@ -159,32 +155,33 @@ def _later_sentinels(vocabulary, ids):
 
 
 def _prompt_ids(vocabulary, prompts, style):
+  plain = style in ('stream', 'document')
+  ids = [_ids(vocabulary.encode if plain else vocabulary.encode_marked, prompt) for prompt in prompts]
   if style == 'stream':
-    ids = [list(vocabulary.encode(prompt)) for prompt in prompts]
     if not all(ids) and vocabulary.eos_id is None:
-      raise ValueError('this model knows no beginning of documents: give a prompt.')
+      raise PromptError('this model knows no beginning of documents: give a prompt.')
     return [i or [vocabulary.eos_id] for i in ids]
-  if style == 'document':
-    return [[BOS, *vocabulary.encode(prompt)] for prompt in prompts]
-  ids = [list(vocabulary.encode_marked(prompt)) for prompt in prompts]
   if style == 'encoder':
     return ids
   return [[BOS, *i, *([vocabulary.eos_id] if style == 'pair' else [])] for i in ids]
 
 
-def _fill(model, params, vocabulary, prompts, context, ends):
-  """The prompts with each <mask> replaced by a token, the surest first, seen by those that follow it."""
-  rows = [list(vocabulary.encode_marked(prompt))[:context - 2 * ends] for prompt in prompts]
-  if ends:
-    rows = [[vocabulary.cls_id, *row, vocabulary.eos_id] for row in rows]
+def fill(model, params, vocabulary, rows, ends, prompts=None):
+  """Lists of ids with each mask replaced by a token, the surest first, seen by those that follow it.
+
+  `ends`: rows stand between <cls> and the end-of-document token; `prompts`: what to call them in errors.
+  """
   for i, row in enumerate(rows):
     if vocabulary.mask_id not in row:
-      raise ValueError(f'this model fills in what is masked, and the prompt {prompts[i]!r} has no <mask>.')
+      raise PromptError(f'this model fills in what is masked, and the prompt {(prompts or rows)[i]!r} has no <mask>.')
+  if ends:
+    rows = [[vocabulary.cls_id, *row, vocabulary.eos_id] for row in rows]
+  rows, count = [list(row) for row in rows], -(-len(rows) // batch_shards(_mesh())) * batch_shards(_mesh())
   banned = np.zeros(model.config.vocab_size, bool)
   banned[vocabulary.size:] = True
   banned[vocabulary.special_ids] = True
   while any(vocabulary.mask_id in row for row in rows):
-    batch = jax.device_put(_padded(rows, left=False))
+    batch = place(_mesh(), _padded(rows, False, count))
     logits_BTV = np.where(banned, -np.inf, np.asarray(_logits(model, params, batch)))
     for row, logits_TV in zip(rows, logits_BTV):
       masks = [t for t, i in enumerate(row) if i == vocabulary.mask_id]
@@ -192,9 +189,9 @@ def _fill(model, params, vocabulary, prompts, context, ends):
         p_MV = np.exp(logits_TV[masks] - logits_TV[masks].max(-1, keepdims=True))
         surest = int((p_MV.max(-1) / p_MV.sum(-1)).argmax())
         row[masks[surest]] = int(p_MV[surest].argmax())
-  return [vocabulary.decode(row[1:-1] if ends else row) for row in rows]
+  return [row[1:-1] if ends else row for row in rows]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model, params, batch):
-  return jax.sharding.reshard(model.apply(params, batch), in_use('B__'))
+  return jax.sharding.reshard(model.apply(params, batch), jax.sharding.PartitionSpec())

@@ -26,23 +26,29 @@ class Loaded:
     return decode.style_of(self.config)
 
   def generate(self, prompts, **kwargs):
-    """Continuations of the prompts, as strings; the arguments are those of `decode.generate`."""
+    """Continuations of the prompts, as strings; the arguments are those of `decode.stream`."""
+    *_, texts = self.stream(prompts, **kwargs)
+    return texts
+
+  def stream(self, prompts, **kwargs):
+    """Yields lists of the texts so far, every few tokens: see `decode.stream`."""
     shapes = lengths.shapes(self.config)
-    with jax.set_mesh(self.mesh):
-      try:
-        return decode.generate(self.model, self.params, self.vocabulary, prompts,
-                               style=self.style, context=self.config.data.seq_len,
-                               targets=shapes.targets, **kwargs)
-      except ValueError as e:
-        raise ConfigError(f'--prompt: {e}') from e
+    try:
+      with jax.set_mesh(self.mesh):
+        found = decode.stream(self.model, self.params, self.vocabulary, prompts, style=self.style,
+                              context=self.config.data.seq_len, targets=shapes.targets, **kwargs)
+        yield from found
+    except decode.PromptError as e:
+      raise ConfigError(f'--prompt: {e}') from e
 
 
-def load(workdir, step=None):
-  """Loaded model of the newest (or given) checkpoint in a workdir, on one device of this machine."""
+def load(workdir, step=None, devices=None):
+  """Loaded model of the newest (or given) checkpoint in a workdir, its parameters and rows spread over `devices`
+  (one device of this machine)."""
   config = workdir_lib.read_config(workdir)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
   config = build.with_vocabulary(config, vocabulary)
-  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+  mesh = sharding.make_mesh(dict(fsdp=-1), devices or jax.local_devices()[:1])
   with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
     steps = checkpoints.steps
     if not steps or (step is not None and step not in steps):

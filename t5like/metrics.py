@@ -162,6 +162,11 @@ class Rate:
     return self.latest
 
 
+def between(style):
+  """What stands between a prompt and what a model makes of it: nothing if the one goes on with the other."""
+  return '' if style in ('document', 'stream', 'prefix') else '\n-> '
+
+
 class Screen:
   """Progress for people: a live bar on a terminal, a line now and then elsewhere."""
 
@@ -199,8 +204,7 @@ class Screen:
     """A continuation after its prompt, or an answer below it (see decode.generate for styles)."""
     from rich.panel import Panel
     from rich.text import Text
-    between = '' if style in ('document', 'stream', 'prefix') else '\n-> '
-    self.console.print(Panel(Text(prompt, 'bold') + Text(between + text), title='sample', title_align='left'))
+    self.console.print(Panel(Text(prompt, 'bold') + Text(between(style) + text), title='sample', title_align='left'))
 
   def close(self):
     if self.bar:

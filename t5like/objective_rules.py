@@ -5,6 +5,7 @@ from t5like import lengths
 from t5like.config_values import DEFAULTS, SECTIONS, divisors, either, show, unknown
 from t5like.data import templates
 from t5like.errors import ConfigError
+from t5like.evals import task as task_lib
 
 ARCHITECTURES = {  # what each can be trained on
     'decoder': ('causal', 'prefix_lm', *lengths.PAIRS),
@@ -114,6 +115,21 @@ def check(config):
     yield (f'loss.chunks={config.loss.chunks}: must divide the {n} {of}. '
            f'Use {divisors(config.loss.chunks, n)}, or 0 to have it chosen.')
   yield from _positions(config, shapes)
+
+
+def tasks(config):
+  """What is wrong with config.evaluate.tasks, [text]."""
+  for name in config.evaluate.tasks:
+    try:
+      task_lib.find(name)
+    except ConfigError as e:
+      yield f'evaluate.tasks={show(config.evaluate.tasks)}: {e}'
+  if config.evaluate.tasks and config.objective.name == 'deshuffling':
+    yield (f"evaluate.tasks={show(config.evaluate.tasks)}: a model of objective.name='deshuffling' is given the answer "
+           'in another order and cannot be asked for it. Use ().')
+  if config.evaluate.tasks and config.vocabulary.name == 'characters' and not config.vocabulary.specials:
+    yield (f'evaluate.tasks={show(config.evaluate.tasks)}: vocabulary.specials=False has no id for characters that the '
+           'data lacks, which tasks may have. Use (), or vocabulary.specials=True.')
 
 
 def _together(c):

@@ -110,6 +110,16 @@ def make_mesh(mesh, devices=None):
   return jax.sharding.Mesh(array, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
+def without_context(mesh):
+  """A mesh of the same devices for rows that cannot be cut: those of context go to fsdp, so parameters stay where
+  they are (AT_REST spreads them over both)."""
+  if mesh.shape['context'] == 1:
+    return mesh
+  sizes = [mesh.shape[axis] for axis in AXES]
+  sizes[2:4] = [sizes[2] * sizes[3], 1]
+  return jax.sharding.Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
 def batch_shards(mesh):
   """Number of pieces that the batch dimension is cut into."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
@@ -130,6 +140,11 @@ def replicated(params, mesh):
 def to_global(mesh, batch):
   """Rows of this process (numpy, [B / processes, ...]) to global arrays [B, ...] on the mesh."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, row_spec(x)), x), batch)
+
+
+def place(mesh, batch):
+  """A batch (numpy, [B, ...]) that all processes have in full, as global arrays on the mesh."""
+  return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, row_spec(x))), batch)
 
 
 def start_processes(coordinator='', num_processes=0, process_id=0):

@@ -74,12 +74,12 @@ def make_sums(model, loss, chunks=1):
     def add_chunk(total, chunk):
       return jax.tree.map(jnp.add, total, of_hidden(params, *chunk)), None
     zero = dict.fromkeys(('loss', 'nll', 'hits', 'weights'), jnp.float32(0))
-    pieces = tuple(_split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
+    pieces = tuple(split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
     return jax.lax.scan(add_chunk, zero, pieces)[0]
   return sums
 
 
-def _split(x, axis, n):
+def split(x, axis, n):
   """[.., m * n, ..] -> [n, .., m, ..]: piece i takes i, i + n, ..., so nothing changes its device."""
   shape, spec = (*x.shape[:axis], x.shape[axis] // n, n, *x.shape[axis + 1:]), None
   if not jax.sharding.get_abstract_mesh().empty:
@@ -115,7 +115,7 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
       i, piece = i_batch
       (_, s), grads = grad(params, piece, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, (grads, s)), None
-    pieces = jax.tree.map(lambda x: _split(x, 0, microbatches), batch)
+    pieces = jax.tree.map(lambda x: split(x, 0, microbatches), batch)
     first, rest = jax.tree.map(lambda x: x[0], pieces), jax.tree.map(lambda x: x[1:], pieces)
     (_, s), grads = grad(params, first, jax.random.fold_in(key, 0))
     # A loop of one turn is none to the compiler, which would then have the activations of both pieces at once.

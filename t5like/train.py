@@ -13,7 +13,6 @@ from t5like import (
   build,
   checksums,
   config as config_lib,
-  decode,
   lengths,
   metrics,
   profiling,
@@ -25,6 +24,7 @@ from t5like import (
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import DataError, Failure, NumericsError, Preempted
+from t5like.evals import during
 from t5like.model import transformer
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
@@ -66,6 +66,7 @@ class Run:
     self.rows = pipeline.TrainRows(store, config)
     self.saved_step = -1
     self.validation = None  # the newest one's metrics
+    self.solved = None  # the newest results of evaluate.tasks
     self.save_late = False  # a save that waits for a finite step
     self.pending = self.last = None  # metrics of the newest step: on the devices, fetched
     self.window = collections.Counter()  # sums since the last line in metrics.jsonl
@@ -207,10 +208,11 @@ class Run:
     c = self.config
     validation_due = c.evaluate.every and self.step % c.evaluate.every == 0
     save_due = c.checkpoint.every and self.step % c.checkpoint.every == 0 or self.save_late
+    tasks_due = c.evaluate.tasks_every and self.step % c.evaluate.tasks_every == 0
     ending = self._ending()
     reason = None
     compare_due = c.guard.compare_every and self.step % c.guard.compare_every == 0
-    if validation_due or save_due or compare_due or ending:
+    if validation_due or save_due or tasks_due or compare_due or ending:
       self._collect()
       self.rate.pause()
     if compare_due or c.guard.compare_every and (save_due or ending):  # what is saved should be right
@@ -219,6 +221,8 @@ class Run:
       reason = self.stopper.after_validation(self.validate())
     if (save_due or ending) and not reason:
       self.save()
+    if tasks_due and not ending:
+      during.solve(self)
     if ending:
       self.checkpoints.wait()
       raise Preempted(f'{ending}: stopped after step {self.step:,} with the state of step '
@@ -274,33 +278,20 @@ class Run:
     self.watchdog.arm(self.config.watchdog.step)
 
   def finish(self, reason):
-    """The last validation, checkpoint and samples; records that the run is done."""
+    """The last validation, checkpoint, samples and tasks; records that the run is done."""
     self._collect()
     values = self.validate()
     self.save()
     self.checkpoints.wait()
     self.watchdog.arm(self.config.watchdog.start)  # decoding compiles too
-    self._sample()
-    result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values)
+    during.sample(self)
+    result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values, tasks=during.solve(self))
     if self.main:
       workdir_lib.write_result(self.workdir, self.config, **result)
     self.screen.close()
     self.screen.say(f'Done: {reason} after {self.step:,} steps, {metrics.short(self.tokens)} tokens. '
                     f'Validation nll {values["nll"]:.4f}.')
     return result
-
-  def _sample(self):
-    s = self.config.sample
-    if not s.prompts or jax.process_count() > 1 or self.mesh.shape['context'] > 1:
-      return
-    style = decode.style_of(self.config)
-    texts = decode.generate(
-        self.model, self.state['params'], self.store.vocabulary, s.prompts, style=style,
-        context=self.config.data.seq_len, targets=self.shapes.targets, tokens=s.tokens,
-        temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=self.config.seed)
-    for prompt, text in zip(s.prompts, texts):
-      self.screen.sample(prompt, text, style)
-      self.files.text(self.step, 'sample', f'{prompt}|{text}')
 
   def close(self):
     self.profiler.close()

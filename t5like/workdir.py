@@ -1,9 +1,10 @@
 """What a run leaves in its workdir beside checkpoints, and what a second start reads from it first.
 
-  config.json    the config of the run, as it was given
-  vocabulary     the vocabulary's file, so that the model can be used without the dataset
-  result.json    why and where the run ended; only once its target was reached
-  metrics.jsonl  a line of numbers per log interval and validation (see metrics.py)
+  config.json      the config of the run, as it was given
+  vocabulary       the vocabulary's file, so that the model can be used without the dataset
+  result.json      why and where the run ended; only once its target was reached
+  metrics.jsonl    a line of numbers per log interval and validation (see metrics.py)
+  evaluation.json  what main.py evaluate found, unless --output says where else
 """
 import json
 
@@ -78,3 +79,8 @@ def read_result(workdir, config):
 def write_result(workdir, config, **result):
   _write(epath.Path(workdir) / 'result.json',
          json.dumps(dict(stop=config.stop.to_dict(), **result), indent=2) + '\n')
+
+
+def write_json(path, values):
+  """Numbers for programs, at any path."""
+  _write(epath.Path(path), json.dumps(values, indent=2) + '\n')

@@ -2,6 +2,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 
 from benchmarks import data, plain_jax, step
 from t5like import sharding, step as step_lib
@@ -54,3 +55,16 @@ def test_plain_jax_computes_what_we_compute():
     for _ in range(3):
       plain, opt_state, last = run(plain, opt_state, inputs, targets)
   assert float(last) < float(value)
+
+
+def test_decoding_beside_transformers(monkeypatch, capsys):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  from benchmarks import decode
+  monkeypatch.setitem(decode.SIZES, 'tiny', dict(d_model=64, num_layers=1, num_heads=1, num_kv_heads=1, d_ff=64,
+                                                 vocab_size=128))
+  monkeypatch.setattr(decode, 'NEW', 16)
+  for beams in (1, 3):
+    (row,) = decode.compare('tiny', (2,), beams, rounds=1)
+    assert row[0] == 2 and min(row[1:]) > 0
+  assert capsys.readouterr().out.count('same tokens 100.0%') == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import decode, sharding
+from t5like import decode, sampling, sharding
 from t5like.data.vocabulary import Bytes
 from t5like.model import transformer
 from tests.tiny import MODEL
@@ -29,7 +29,7 @@ def kept(logits, top_k, top_p):
        st.sampled_from([0.05, 0.31, 0.5, 0.77, 0.9, 1.0]))
 def test_filters(logits, top_k, top_p):
   row = np.array(logits, np.float32) / 10
-  got = np.asarray(decode.filter_logits(jnp.asarray(row[None]), top_k, top_p))[0]
+  got = np.asarray(sampling.filter_logits(jnp.asarray(row[None]), top_k, top_p))[0]
   assert set(np.flatnonzero(np.isfinite(got)).tolist()) == kept(row, top_k, top_p)
   inside = np.isfinite(got)
   np.testing.assert_array_equal(got[inside], row[inside])
@@ -173,7 +173,7 @@ def test_answers_end_before_sentinels_that_were_not_asked_for(setting, monkeypat
   s = v.sentinel
   said = [s(0), *b'a', s(1), *b'bc', s(2), *b'd', s(3)]
   ids = [i + 3 if i < 128 else i for i in said]  # bytes begin at 3
-  monkeypatch.setattr(decode, '_sample', lambda *a: np.array([ids] * 3))
+  monkeypatch.setattr(decode, '_sampled', lambda *a: [[ids] * 3])
   texts = generate(setting, ['x<extra_id_0>y', '<extra_id_0>y<extra_id_1>', 'none'], style='pair', tokens=len(ids))
   assert texts == ['<extra_id_0>a', '<extra_id_0>a<extra_id_1>bc',
                    '<extra_id_0>a<extra_id_1>bc<extra_id_2>d<extra_id_3>']

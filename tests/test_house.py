@@ -10,7 +10,8 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 320, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['objective_rules', 'mesh_rules'],
+FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
+          ['objective_rules', 'mesh_rules'],
           ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
@@ -21,11 +22,14 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['config_values'], ['object
           ['data.parts'], ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline'], ['data.inspect'],
           ['optimizers'], ['step', 'optim'],
-          ['workdir', 'checkpoint', 'metrics', 'decode', 'watchdog', 'stop', 'profiling'], ['build'], ['huggingface'],
-          ['resume', 'validation'], ['train', 'load', 'aot'], ['preflight'], ['preflight_report'],
-          ['interchange'], ['commands']]
+          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling'], ['beam'], ['decode'],
+          ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
+          ['evals.during', 'evals.harness'],
+          ['build'], ['huggingface'], ['resume', 'validation'], ['train', 'load', 'aot'], ['answering'],
+          ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
-         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics']}
+         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
+         'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}
 
 
 def name(file):

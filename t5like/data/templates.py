@@ -36,7 +36,7 @@ def texts(data, record, where):
   Raises DataError for a record that has not what is asked for, ConfigError for a wrong template.
   """
   if data.inputs or data.targets:
-    return tuple(_fill(key, data[key], record, where) for key in ('inputs', 'targets'))
+    return tuple(fill(f'data.{key}', data[key], record, where) for key in ('inputs', 'targets'))
   text = record.get(data.field)
   if not isinstance(text, str):
     holds = f', which holds {_kind(text)}' if data.field in record else _near(data.field, record)
@@ -57,7 +57,7 @@ def fields(data):
   """Names of the fields that `texts` reads, a sorted list. Raises ConfigError for a wrong template."""
   if not (data.inputs or data.targets):
     return [data.field]
-  parts = [part for key in ('inputs', 'targets') for part in _parts(key, data[key])]
+  parts = [part for key in ('inputs', 'targets') for part in _parts(f'data.{key}', data[key])]
   return sorted({part[0] for part in parts if not isinstance(part, str)})
 
 
@@ -65,7 +65,7 @@ def _parts(key, template):
   try:
     return _parse(template)
   except ValueError as error:
-    raise ConfigError(f'data.{key}={template!r}: {error}') from error
+    raise ConfigError(f'{key}={template!r}: {error}') from error
 
 
 @functools.lru_cache(64)
@@ -109,9 +109,10 @@ def _function(spec, shown):
                    f'After the colon may stand {SPECS}.')
 
 
-def _fill(key, template, record, where):
+def fill(key, template, record, where):
+  """The text that a template makes of a record; `key`: what the template is called in errors. Errors: as `texts`."""
   parts = _parts(key, template)
-  text = ''.join([part if isinstance(part, str) else _value(part, record, f'{where}: data.{key}={template!r}')
+  text = ''.join([part if isinstance(part, str) else _value(part, record, f'{where}: {key}={template!r}')
                   for part in parts])
   # T5 joins what it has padded with spaces to the words around, and joins runs of spaces.
   padded = any(part[2] == 'pad_punctuation' for part in parts if not isinstance(part, str))

@@ -19,8 +19,8 @@ class Block(nnx.Module):
     self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
 
   def __call__(self, x_BTD, view, random=None, cache=None, at=0):
-    """Returns (x_BTD, cache). `view`: see Stack. A cache (self_kv, cross_kv), pairs of [B, S, K, H], takes
-    the new keys and values of x at slot `at`."""
+    """Returns (x_BTD, kv). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, S, K, H], x sees what is
+    there and its own keys and values, which are returned, to be put in it at slot `at`; else kv is None."""
     c = self.c
     r = [None] * 6 if random is None else jax.random.split(random, 6)
     before = lambda x, norm: norm(x) if c.block in ('pre_norm', 'parallel') else x
@@ -31,10 +31,10 @@ class Block(nnx.Module):
 
     y = before(x_BTD, self.attention_norm)
     kv = self.attention.keys_values(y, view['query']['positions'])
+    new = None
     if cache is not None:
-      kv = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0, 0))
-                 for old, new in zip(cache[0], kv))
-      cache = (kv, cache[1])
+      new = tuple(x.astype(old.dtype) for old, x in zip(cache[0], kv))
+      kv = tuple(jax.lax.dynamic_update_slice(old, x, (0, at, 0, 0)) for old, x in zip(cache[0], new))
     y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0])
     after = add(x_BTD, y, self.attention_norm, r[1])
     if self.is_crossed:
@@ -43,7 +43,7 @@ class Block(nnx.Module):
       after = add(after, y, self.cross_norm, r[3])
     after = checkpoint_name(after, 'middle')
     y = self.mlp(before(x_BTD if c.block == 'parallel' else after, self.mlp_norm), r[4])
-    return add(after, y, self.mlp_norm, r[5]), cache
+    return add(after, y, self.mlp_norm, r[5]), new
 
   def remember(self, memory):
     """Keys and values of the encoder's output, for this block's cross-attention."""
@@ -93,8 +93,10 @@ class Stack(nnx.Module):
     r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, cache = jax.lax.scan(body, x_BTD, (self.blocks, r_L, cache),
-                                unroll=1 if c.scan_layers else self.num_layers)
+    x_BTD, new = jax.lax.scan(body, x_BTD, (self.blocks, r_L, cache), unroll=1 if c.scan_layers else self.num_layers)
+    if cache is not None:
+      # Here, in one piece: layers that returned their caches would copy all of them for each token.
+      cache = (tuple(jax.lax.dynamic_update_slice(old, x, (0, 0, at, 0, 0)) for old, x in zip(cache[0], new)), cache[1])
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     return dropout(x_BTD, c, r_last) if c.dropout_style == 't5' else x_BTD, cache

@@ -139,9 +139,9 @@ class Decoder(Transformer):
   def cache(self, batch, slots):
     return dict(layers=(_empty(self.c, batch['inputs'].shape[0], slots), None))
 
-  def extend(self, batch, keys, cache, at):
+  def extend(self, batch, keys, cache, at, last=False):
     x_BTD, layers = self.stack(self.start(batch, None), batch, keys, cache=cache['layers'], at=at)
-    return self.logits(x_BTD), dict(layers=layers)
+    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=layers)
 
 
 class Encoder(Decoder):
@@ -174,10 +174,10 @@ class EncoderDecoder(Transformer):
     own = _empty(self.c, memory['x'].shape[0], slots)
     return dict(layers=(own, cross), memory={k: memory[k] for k in ('positions', 'segments')})
 
-  def extend(self, batch, keys, cache, at):
+  def extend(self, batch, keys, cache, at, last=False):
     x_BTD, layers = self.decoder(self.start(batch, None), batch, keys, cache['memory'],
                                  cache=cache['layers'], at=at)
-    return self.logits(x_BTD), dict(layers=layers, memory=cache['memory'])
+    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=layers, memory=cache['memory'])
 
 
 def _empty(c, batch_size, slots):
@@ -198,9 +198,9 @@ class Model:
   logits(params, x_BTD) -> logits_BTV, fp32
   cache(params, batch, slots) -> cache with room for so many tokens of each row; of `batch` only the
     number of rows counts, and `encoder`, which is encoded
-  extend(params, batch, keys, cache, at) -> (logits_BTV, cache), for decoding: `batch` holds the new
-    tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
-    positions and segments of all S slots, those of the new tokens included
+  extend(params, batch, keys, cache, at, last=False) -> (logits_BTV, cache), for decoding: `batch` holds
+    the new tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
+    positions and segments of all S slots, those of the new tokens included; `last`: logits of the last one only
   """
   config: ModelConfig
   init: Callable[..., Any]
@@ -225,8 +225,8 @@ def build(c):
       hidden=lambda params, batch, key=None: of(params).hidden(spread_rows(batch), key),
       logits=lambda params, x_BTD: of(params).logits(x_BTD),
       cache=lambda params, batch, slots: of(params).cache(spread_rows(batch), slots),
-      extend=lambda params, batch, keys, cache, at: of(params).extend(
-          spread_rows(batch), spread_rows(keys), cache, at))
+      extend=lambda params, batch, keys, cache, at, last=False: of(params).extend(
+          spread_rows(batch), spread_rows(keys), cache, at, last))
 
 
 def count_params(model):

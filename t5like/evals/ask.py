@@ -1,0 +1,227 @@
+"""How each kind of model is asked for the probability of an answer, as rows of tokens.
+
+A question is three texts: what stands before the answer, the answer, and what stands after it ('' for
+most). What is measured is log p(answer | before, after), in the way in which the model was trained:
+
+  causal, stream     log p(answer + after | before): what follows is predicted too
+  prefix_lm          likewise, `before` being the prefix
+  masked_lm          each token of the answer masked by itself, all others seen, and their log p added up:
+                     the pseudo-log-likelihood of Salazar et al. 2020, arXiv 1910.14659
+  span_corruption    a sentinel stands for the answer in the inputs, and the targets say what it is
+  seq2seq            `before` and `after` are the inputs, the answer the targets
+
+An answer is cut into tokens together with the text before it, as in training, but for seq2seq, whose
+targets are texts by themselves.
+"""
+import dataclasses
+
+import numpy as np
+
+from t5like import decode, lengths
+from t5like.data.objectives import BOS
+from t5like.errors import ConfigError
+
+WITH_SENTINELS = ('span_corruption', 'iid_denoising')
+TARGETS_ARE_ALL = ('mass', 'bert_style', 'lm')  # the targets are the whole text
+
+
+@dataclasses.dataclass
+class Row:
+  """A row to be scored: what the model reads, and what is predicted at which of its positions.
+
+  inputs, predict, targets: lists of ids, positions, ids; prefix: how many inputs see each other;
+  encoder: ids, or None; cut: tokens of the question that did not fit, all from its left.
+  """
+  inputs: list
+  predict: list
+  targets: list
+  prefix: int = 0
+  encoder: list | None = None
+  cut: int = 0
+
+
+def manner(config):
+  """(how answers are asked for, mode token) of a config: see `Asker.rows`."""
+  o, style = config.objective.name, decode.style_of(config)
+  if style not in ('pair', 'encoder'):
+    return style, ''
+  if o == 'deshuffling':
+    raise ConfigError("objective.name='deshuffling': such a model is given the answer in another order, and cannot be "
+                      "asked for its probability. Evaluate one of 'span_corruption', 'prefix_lm' or 'seq2seq'.")
+  if o == 'ul2':
+    parts = [(text, lengths.parse_denoiser(text)) for text in config.objective.denoisers]
+    for wanted in ('prefix_lm', 'span_corruption'):
+      for _, (mode, _, objective) in parts:
+        if objective['name'] == wanted:
+          return ('inputs' if wanted == 'prefix_lm' else 'sentinel'), mode
+  return ('sentinel' if o in WITH_SENTINELS else 'all' if o in TARGETS_ARE_ALL else 'inputs'), ''
+
+
+class Asker:
+  """Makes rows of questions for the model of a config; knows no parameters."""
+
+  def __init__(self, config, vocabulary):
+    self.manner, mode = manner(config)
+    self.style, self.vocabulary = decode.style_of(config), vocabulary
+    self.mode, shapes = list(vocabulary.encode(mode)) if mode else [], lengths.shapes(config)
+    self.room, self.target_room = config.data.seq_len, shapes.targets
+    self.ends = [] if vocabulary.eos_id is None else [vocabulary.eos_id]
+    self.objective = config.objective.name
+
+  def ids(self, before, answer, after=''):
+    """(before, answer, after) as lists of ids, cut apart where whole texts' ids are."""
+    v = self.vocabulary
+    if self.objective == 'seq2seq':
+      return [list(v.encode(text)) for text in (before.rstrip(), answer.strip(), after)]
+    # Pieces begin with spaces, so those at the end of `before` belong to the answer.
+    kept = before.rstrip()
+    before, answer = kept, before[len(kept):] + answer
+    found, text, start = [], '', 0
+    for part in (before, answer, after):
+      text += part
+      whole = list(v.encode(text)) if part else []
+      found.append(whole[start:])
+      start = max(start, len(whole))
+    return found
+
+  def prompt(self, before, after, tokens):
+    """Ids of a prompt for `decode.generate` that leaves room for an answer of so many tokens."""
+    v = self.vocabulary
+    whole = list(v.encode(before + after))
+    before = list(v.encode(before))
+    after = whole[len(before):]
+    if self.manner in ('document', 'stream'):
+      return before[-(self.room - 1 - min(tokens, self.room // 2)):]
+    hole = [v.sentinel(0)] if self.manner == 'sentinel' else []
+    source, mode = [*before, *hole, *after], self.mode
+    room = self.room - len(mode) - (1 if self.style == 'encoder' else 3 + min(tokens, self.room // 2))
+    return [*mode, *source[-room:]]
+
+  def blank(self, before, answer, after):
+    """(ids with masks in place of an answer, where they are) for `decode.fill`."""
+    rows = self.rows(before, answer, after)
+    skip = int(self.manner == 'fill_row')
+    at = [row.predict[0] - skip for row in rows]
+    text = rows[0].inputs[skip:len(rows[0].inputs) - skip]
+    return [self.vocabulary.mask_id if t in at else i for t, i in enumerate(text)], at
+
+  def rows(self, before, answer, after=''):
+    """[Row] of a question of three texts; their log p, added up, is its answer's."""
+    return self.rows_of_ids(*self.ids(before, answer, after))
+
+  def rows_of_ids(self, before, answer, after=()):
+    before, answer, after = list(before), list(answer), list(after)
+    if not answer:
+      return []
+    if self.manner in ('fill', 'fill_row'):
+      return self._masked(before, answer, after)
+    if self.manner in ('document', 'stream', 'prefix'):
+      return [self._continued(before, answer + after)]
+    return [self._paired(before, answer, after)]
+
+  def _continued(self, before, answer):
+    start = [BOS] if self.manner != 'stream' else []
+    if self.manner == 'stream' and not before:
+      if not self.ends:
+        raise ConfigError('this model knows no beginning of documents (vocabulary.specials=False), so the first token '
+                          'of a text has no probability: give a prompt to begin with.')
+      start = self.ends
+    return self._shifted(start, before, answer, self.room, prefix=self.manner == 'prefix')
+
+  def _shifted(self, start, before, answer, room, prefix=False, encoder=None):
+    """The row of start + before + answer, the answer being predicted; what is too long goes from `before`."""
+    cut = max(0, len(start) + len(before) + len(answer) - 1 - room)
+    kept = (before + answer)[cut:]
+    first = len(start) + max(0, len(before) - cut) - 1  # predicts the first token of the answer
+    if first < 0:
+      first, cut = 0, cut + 1
+    text = start + kept
+    return Row(text[:-1], list(range(first, len(text) - 1)), text[first + 1:], (first + 1) * prefix, encoder, cut)
+
+  def _masked(self, before, answer, after):
+    begin, end = ([self.vocabulary.cls_id], self.ends) if self.manner == 'fill_row' else ([], [])
+    cut = max(0, len(before) + len(answer) + len(after) - (self.room - len(begin) - len(end)))
+    left = min(cut, len(before))
+    right = min(cut - left, len(after))
+    before, after = before[left:], after[:len(after) - right]
+    answer = answer[cut - left - right:]
+    text, first, rows = [*begin, *before, *answer, *after, *end], len(begin) + len(before), []
+    for at in range(first, first + len(answer)):
+      seen = [*text[:at], self.vocabulary.mask_id, *text[at + 1:]]
+      rows.append(Row(seen, [at], [text[at]], cut=cut if at == first else 0))
+    return rows
+
+  def _paired(self, before, answer, after):
+    manner, mode = self.manner, self.mode
+    marked = manner == 'sentinel' or manner == 'all' and self.objective != 'lm'
+    sentinel = [self.vocabulary.sentinel(0)] if marked else []
+    hole = sentinel * (len(answer) if manner == 'all' else 1)
+    source = [] if self.objective == 'lm' else [*before, *hole, *after]
+    begin, known = ([], before) if manner == 'all' else (sentinel, [])
+    if self.style == 'encoder':
+      cut = max(0, len(mode) + len(source) + 1 - self.room)
+      row = self._shifted([BOS, *begin], known, answer, self.target_room, encoder=[*mode, *source[cut:], *self.ends])
+    else:
+      least = 1 + len(mode) + len(self.ends) + len(begin) + len(known) + len(answer) - 1
+      cut = min(len(source), max(0, len(source) + least - self.room))
+      start = [BOS, *mode, *source[cut:], *self.ends]
+      row = self._shifted([*start, *begin], known, answer, self.room)
+      row.prefix = len(start)
+    row.cut += cut
+    return row
+
+
+def windows(asker, ids):
+  """Pairs (before, answer) of ids that together ask for every token of a text once.
+
+  Decoders see at least half of a row before each token, but at the beginning of the text; an
+  encoder-decoder sees the text of the row before. Masked language models see the row that the token is in.
+  """
+  ids, manner = list(ids), asker.manner
+  if manner in ('fill', 'fill_row'):
+    size, seen = asker.room - 2 * (manner == 'fill_row'), 0
+  elif asker.style == 'encoder':
+    size, seen = min(asker.room, asker.target_room) - len(asker.mode) - 3, asker.room - len(asker.mode) - 2
+    if manner == 'all':
+      size = seen = min(size, seen) // 2
+  else:
+    room = asker.room - len(asker.mode) - 3 * (manner not in ('document', 'stream', 'prefix'))
+    room //= 1 + (manner == 'all')
+    size = max(1, room // 2)
+    seen = room - size
+  size = max(1, size)
+  for start in range(0, len(ids), size):
+    yield ids[max(0, start - seen):start], ids[start:start + size]
+
+
+def width(n, most, pieces=1):
+  """The least of few widths that holds n: 16, 24, 32, 48, 64, 96, .. and `most`; multiples of `pieces`."""
+  size = 16
+  while size < n:
+    size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+  return -(-min(size, max(most, n)) // pieces) * pieces
+
+
+def batch(rows, count, inputs, predictions, sources=0):
+  """A batch of `count` rows, those after the given ones being padding, of the widths given (ints)."""
+  widths = dict(inputs=inputs, positions=inputs, segments=inputs, predict=predictions, targets=predictions,
+                weights=predictions)
+  out = {k: np.zeros((count, n), np.float32 if k == 'weights' else np.int32) for k, n in widths.items()}
+  if any(row.prefix for row in rows):
+    out['prefix'] = np.zeros((count, inputs), bool)
+  if sources:
+    out['encoder'] = {k: np.zeros((count, sources), np.int32) for k in ('inputs', 'positions', 'segments')}
+  for i, row in enumerate(rows):
+    _put(out, i, row.inputs)
+    n = len(row.predict)
+    out['predict'][i, :n], out['targets'][i, :n], out['weights'][i, :n] = row.predict, row.targets, 1
+    if row.prefix:
+      out['prefix'][i, :row.prefix] = True
+    if sources:
+      _put(out['encoder'], i, row.encoder)
+  return out
+
+
+def _put(out, i, ids):
+  n = len(ids)
+  out['inputs'][i, :n], out['positions'][i, :n], out['segments'][i, :n] = ids, np.arange(n), 1

@@ -1,0 +1,39 @@
+"""What a training run has its model do, besides validating it: tasks now and then, samples at the end."""
+import jax
+
+from t5like import decode
+from t5like.evals import evaluate
+
+
+def solve(run):
+  """The results of evaluate.tasks at the newest step, {task: {metric: value}}, on screen and in the run's files.
+
+  `run`: a train.Run. Results of the same step are not computed again.
+  """
+  c = run.config.evaluate
+  if not c.tasks or run.solved and run.solved['step'] == run.step:
+    return run.solved and run.solved['tasks']
+  subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
+                             tick=lambda: run.watchdog.arm(run.config.watchdog.start))  # new shapes are compiled
+  found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.limit, run.screen.say)
+  if run.files:
+    run.files.write(run.step, {f'tasks/{task}/{metric}': value for task, values in found.items()
+                               for metric, value in values.items()})
+    run.files.flush()
+  run.solved = dict(step=run.step, tasks=found)
+  return found
+
+
+def sample(run):
+  """Shows and keeps what the model makes of config.sample.prompts; on one process only."""
+  s = run.config.sample
+  if not s.prompts or jax.process_count() > 1 or run.mesh.shape['context'] > 1:
+    return
+  style = decode.style_of(run.config)
+  texts = decode.generate(
+      run.model, run.state['params'], run.store.vocabulary, s.prompts, style=style, context=run.config.data.seq_len,
+      targets=run.shapes.targets, tokens=s.tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
+      seed=run.config.seed)
+  for prompt, text in zip(s.prompts, texts):
+    run.screen.sample(prompt, text, style)
+    run.files.text(run.step, 'sample', f'{prompt}|{text}')

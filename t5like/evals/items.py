@@ -1,0 +1,94 @@
+"""From a task to the questions that a model is asked: its items, with examples before them."""
+import dataclasses
+import json
+import pathlib
+import string
+
+from t5like.config_values import base
+from t5like.data import sources, templates
+from t5like.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """What is asked of one item. Texts: before and after the answer; answers: those to choose from or, else, the
+  right one only; right: its number, or -1; lengths: characters of each choice, for normalising; references: texts."""
+  before: tuple
+  answers: tuple
+  after: tuple
+  right: int = 0
+  lengths: tuple = ()
+  references: tuple = ()
+
+
+def records(task):
+  """The items of a task, [dict]. DataError when they are not there."""
+  name = task.items or f'{task.name}.jsonl'
+  if ':' in name and task.kind == 'perplexity':
+    return _of_source(task, name)
+  path = pathlib.Path(task.folder) / name
+  try:
+    lines = path.read_text(encoding='utf-8').splitlines()
+    found = [json.loads(line) for line in lines if line.strip()]
+  except OSError as error:
+    raise DataError(f'task {task.name}: its items cannot be read ({error}).') from error
+  except ValueError as error:
+    raise DataError(f'task {task.name}: {path} is not JSONL ({error}).') from error
+  if not found or not all(isinstance(record, dict) for record in found):
+    raise DataError(f'task {task.name}: {path} must hold a JSON object with the fields of an item on each line.')
+  return found
+
+
+def _of_source(task, name):
+  config = base()
+  config.data.source = name
+  found = []
+  for record, _ in sources.open_source(config).documents():
+    if isinstance(record, DataError):
+      raise record
+    found.append(record)
+  return found
+
+
+def questions(task, shots=-1, limit=0):
+  """[Question] of a task: of all its items, or of the first `limit`; shots -1: as many as the task says."""
+  items = records(task)
+  if task.kind == 'perplexity':
+    return [Question(('',), (templates.fill('text', task.text, item, _where(task, i)),), ('',))
+            for i, item in enumerate(items[:limit or None])]
+  shots, held = task.shots if shots < 0 else shots, min(task.reserved, len(items) - 1)
+  if shots > held:
+    raise ConfigError(f'--shots={shots}: the task {task.name} holds {held} items back for examples (`reserved`). Use '
+                      'at most that.')
+  asked = list(enumerate(items))
+  made = [_question(task, item, _where(task, i)) for i, item in asked[:shots] + asked[held:][:limit or None]]
+  start = (task.description + task.separator if task.description else '') + ''.join(
+      q.before[q.right] + q.answers[q.right] + q.after[q.right] + task.separator for q in made[:shots])
+  return [dataclasses.replace(q, before=tuple(start + text for text in q.before)) for q in made[shots:]]
+
+
+def _where(task, i):
+  return f'task {task.name}, item {i + 1}'
+
+
+def _question(task, item, where):
+  fill = lambda key, record: templates.fill(key, getattr(task, key), record, where)
+  if task.kind != 'choice':
+    texts = [(fill(key, item),) for key in ('before', 'answer', 'after')]
+    named = item.get(task.references) if task.references else None
+    if task.references and not (isinstance(named, (str, list)) and named):
+      raise DataError(f'{where}: the field references={task.references!r} must hold a text or a list of texts.')
+    references = texts[1] if named is None else (named,) if isinstance(named, str) else tuple(map(str, named))
+    return Question(*texts, references=tuple(text.strip() for text in references))
+  choices, right = item.get(task.choices), item.get(task.label)
+  if not isinstance(choices, list) or len(choices) < 2:
+    raise DataError(f'{where}: the field choices={task.choices!r} must hold a list of at least two texts.')
+  if isinstance(right, str) and right in choices:
+    right = choices.index(right)
+  elif isinstance(right, str) and right in string.ascii_uppercase[:len(choices)]:
+    right = string.ascii_uppercase.index(right)
+  if not isinstance(right, int) or not 0 <= right < len(choices):
+    raise DataError(f'{where}: the field label={task.label!r} holds {right!r}; it must be the number of the right '
+                    f'choice, 0 to {len(choices) - 1}, its letter or its text.')
+  filled = [[fill(key, dict(item, choice=choice)) for key in ('before', 'answer', 'after')] for choice in choices]
+  return Question(*map(tuple, zip(*filled)), right=right, lengths=tuple(len(str(choice)) for choice in choices))

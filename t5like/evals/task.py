@@ -1,0 +1,97 @@
+"""Tasks: what is asked, as a small JSON file with templates, and the items it is asked of, as JSONL.
+
+    {"kind": "choice", "before": "{subject}", "answer": " {choice}", "items": "agreement.jsonl"}
+
+kind        perplexity   how well `text` is predicted
+            choice       the likeliest of several answers: `choices` names the field with their texts, `label`
+                         that with the number of the right one; each is {choice} in the templates
+            cloze        whether the answer is what the model would say, and its perplexity
+            generate     what the model says after `before`, up to one of `until` or so many `tokens`, compared
+                         with the field `references` (a text or a list), by `metrics`
+before, answer, after, text   templates over the fields of an item (t5like/data/templates.py)
+items       a JSONL file beside the task's, by default of its name; perplexity also takes any data.source, such
+            as 'text:novels/*.txt' or 'tfds:wiki40b/en'
+shots       how many worked examples stand before each question, unless --shots says otherwise: the first of the
+            `reserved` items, which are never asked; between them stands `separator`, before them `description`
+"""
+import dataclasses
+import difflib
+import json
+import pathlib
+
+from t5like.data import templates
+from t5like.errors import ConfigError
+
+FOLDER = pathlib.Path(__file__).parent / 'tasks'
+KINDS = ('perplexity', 'choice', 'cloze', 'generate')
+METRICS = ('exact_match', 'f1', 'bleu', 'rouge')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  name: str
+  kind: str
+  about: str = ''
+  items: str = ''
+  before: str = ''
+  answer: str = ''
+  after: str = ''
+  text: str = '{text}'
+  choices: str = 'choices'
+  label: str = 'answer'
+  references: str = ''
+  shots: int = 0
+  reserved: int = 8
+  separator: str = '\n\n'
+  description: str = ''
+  metrics: tuple = ('exact_match', 'f1')
+  until: tuple = ('\n',)
+  tokens: int = 32
+  folder: str = ''
+
+
+def built_in():
+  """Names of the tasks that come with t5like, sorted."""
+  return sorted(path.stem for path in FOLDER.glob('*.json'))
+
+
+def find(name):
+  """The Task of a name (built in) or of a path of a JSON file. ConfigError when there is none, or it is wrong."""
+  path = pathlib.Path(name) if name.endswith('.json') else FOLDER / f'{name}.json'
+  if not path.is_file():
+    near = difflib.get_close_matches(name, built_in(), 1)
+    raise ConfigError(f'task {name!r}: there is no such ' + ('file. ' if name.endswith('.json') else 'task. ') + (
+        f'Did you mean {near[0]!r}? ' if near else '') + f'There are {", ".join(built_in())}, and paths of JSON files '
+        '(docs/evaluate.md).')
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ConfigError(f'task {path}: not JSON ({error}).') from error
+  known = {f.name: f for f in dataclasses.fields(Task) if f.name not in ('name', 'folder')}
+  for key in values if isinstance(values, dict) else ['']:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      raise ConfigError(f'task {path}: unknown key {key!r}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
+                        + f'There is {", ".join(known)}.')
+    _check(path, key, values[key], known[key])
+  if values.get('kind') not in KINDS:
+    raise ConfigError(f'task {path}: kind={values.get("kind")!r} is none of {", ".join(KINDS)}.')
+  values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+  task = Task(path.stem, folder=str(path.parent), **values)
+  for metric in task.metrics:
+    if metric not in METRICS:
+      raise ConfigError(f'task {path}: metrics has {metric!r}, which is none of {", ".join(METRICS)}.')
+  if task.kind != 'perplexity' and not task.answer:
+    raise ConfigError(f'task {path}: a task of kind={task.kind!r} needs a template `answer`, such as " {{answer}}".')
+  return task
+
+
+def _check(path, key, value, field):
+  kind = {'shots': int, 'reserved': int, 'tokens': int, 'metrics': list, 'until': list}.get(key, str)
+  if not isinstance(value, kind) or kind is list and not all(isinstance(v, str) for v in value):
+    wants = {int: 'a whole number', list: 'a list of texts', str: 'a text'}[kind]
+    raise ConfigError(f'task {path}: {key}={value!r} must be {wants}.')
+  if kind is int and value < (key == 'tokens'):
+    raise ConfigError(f'task {path}: {key}={value} must be at least {int(key == "tokens")}.')
+  if key in ('before', 'answer', 'after', 'text') and (problem := templates.check(value)):
+    raise ConfigError(f'task {path}: {key}={value!r}: {problem}')

@@ -1,0 +1,126 @@
+"""Prompts in files and on the terminal: order, resuming, and text that comes in pieces."""
+import io
+import json
+import types
+
+import jax
+import pytest
+
+from t5like import answering, decode, load, train
+from t5like.errors import ConfigError, DataError
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  train.train(tiny.config(folder), folder / 'run', 'test', jax.devices()[:1])
+  return load.load(folder / 'run')
+
+
+@pytest.fixture
+def prompts(tmp_path):
+  path = tmp_path / 'prompts.jsonl'
+  records = [dict(prompt=p, id=i) for i, p in enumerate(['the ', 'of', 'a', 'is', 'it '])]
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records) + '\n"by"\n')
+  return path
+
+
+HOW = dict(tokens=6, temperature=1.0, top_k=0, rows=2, say=lambda _: None)
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_come_in_order_with_all_that_records_hold(run, prompts, tmp_path):
+  out = tmp_path / 'answers.jsonl'
+  assert answering.answer_file(run, prompts, out, **HOW) == 6
+  found = lines(out)
+  assert [f['prompt'] for f in found] == ['the ', 'of', 'a', 'is', 'it ', 'by']
+  assert [f.get('id') for f in found] == [0, 1, 2, 3, 4, None]
+  alone = run.generate(['a'], tokens=6, temperature=1.0, top_k=0, seeds=[2])
+  assert found[2]['answer'] == alone[0] != found[1]['answer']
+
+
+@pytest.mark.parametrize('kept', [0, 1, 3, 6])
+def test_what_was_interrupted_goes_on_as_if_it_had_not_been(kept, run, prompts, tmp_path):
+  whole, out = tmp_path / 'whole.jsonl', tmp_path / 'part.jsonl'
+  answering.answer_file(run, prompts, whole, **HOW)
+  text = whole.read_text().splitlines(keepends=True)
+  out.write_text(''.join(text[:kept]) + (text[kept][:15] if kept < 6 else ''))  # cut off inside a line
+  answering.answer_file(run, prompts, out, **HOW)
+  assert out.read_text() == whole.read_text()
+
+
+def test_each_batch_is_on_disk_before_the_next_begins(run, prompts, tmp_path):
+  out, seen = tmp_path / 'answers.jsonl', []
+
+  def generate(some, **how):
+    seen.append(len(lines(out)))
+    if len(seen) == 3:
+      raise KeyboardInterrupt
+    return ['x'] * len(some)
+  with pytest.raises(KeyboardInterrupt):
+    answering.answer_file(types.SimpleNamespace(generate=generate), prompts, out, rows=2, say=lambda _: None)
+  assert seen == [0, 2, 4] and len(lines(out)) == 4
+
+
+def test_answers_to_other_prompts_are_left_alone(run, prompts, tmp_path):
+  out = tmp_path / 'answers.jsonl'
+  out.write_text('{"prompt": "other", "answer": "x"}\n{"promp')
+  before = out.read_bytes()
+  with pytest.raises(ConfigError, match='line 1 is not an answer to line 1 of --input'):
+    answering.answer_file(run, prompts, out, **HOW)
+  assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize('text, message', [('', 'holds no prompts'), ('{"a": 1}\n', 'line 1 has no prompt'),
+                                           ('{"prompt": "x"}\n{', 'line 2 is not JSON')])
+def test_files_without_prompts(text, message, tmp_path, run):
+  (tmp_path / 'in.jsonl').write_text(text)
+  with pytest.raises(DataError, match=message):
+    answering.answer_file(run, tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
+  with pytest.raises(DataError, match='cannot be read'):
+    answering.answer_file(run, tmp_path / 'none.jsonl', tmp_path / 'out.jsonl')
+
+
+def test_text_is_shown_while_it_is_made(run, monkeypatch):
+  monkeypatch.setattr(decode, 'PIECE', 4)
+  class Terminal(io.StringIO):
+    writes = 0
+    def write(self, text):
+      self.writes += bool(text)
+      return super().write(text)
+  out = Terminal()
+  how = dict(tokens=20, temperature=1.0, top_k=0, seed=1)
+  said = answering.show_stream(run, 'the ', out=out, **how)
+  assert out.getvalue() == f'the {said}\n' and said == run.generate(['the '], **how)[0]
+  assert out.writes >= 4 and len(said) > 8
+
+
+def test_a_letter_that_is_not_whole_waits(run):
+  pieces = ['a\ufffd', 'aö', 'aöb\ufffd']
+  out, fake = io.StringIO(), types.SimpleNamespace(stream=lambda prompts, **how: ([p] for p in pieces))
+  assert answering.show_stream(fake, '', out=out) == pieces[-1]
+  assert out.getvalue() == 'aöb\ufffd\n'
+
+
+def test_tasks_are_solved_while_training(tmp_path):
+  c = tiny.config(tmp_path, steps=4, evaluate=dict(tasks=('last_word', 'arithmetic'), tasks_every=2, limit=2, shots=0))
+  result = train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  seen = [l for l in lines(tmp_path / 'run' / 'metrics.jsonl') if 'tasks/last_word/nll' in l]
+  assert [l['step'] for l in seen] == [2, 4] and 'tasks/arithmetic/exact_match' in seen[0]
+  assert seen[-1]['tasks/last_word/nll'] == result['tasks']['last_word']['nll'] < seen[0]['tasks/last_word/nll']
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(evaluate=dict(tasks=('agrement',))), "Did you mean 'agreement'"),
+    (dict(evaluate=dict(tasks=('code',), shots=-2)), 'evaluate.shots=-2: must be at least -1'),
+    (dict(evaluate=dict(tasks=('code',)), vocabulary=dict(name='characters', specials=False),
+          data=dict(document_mask=False)), 'vocabulary.specials=False has no id'),
+    (dict(evaluate=dict(tasks=('code',)), vocabulary=dict(sentinels=40),
+          model=dict(name='encoder_decoder', vocab_size=304), objective=dict(name='deshuffling')), 'in another order')])
+def test_tasks_that_cannot_be_are_refused_at_once(changes, message, tmp_path):
+  with pytest.raises(ConfigError, match=message):
+    tiny.config(tmp_path, **changes)
