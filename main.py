@@ -12,6 +12,7 @@ flags.DEFINE_bool('print_config', False, 'Show every value and every derived num
 flags.DEFINE_bool('debug', False, 'Show where an error was raised.')
 flags.DEFINE_integer('step', 0, 'inspect: whose batch is shown; evaluate, generate: the checkpoint; 0: the newest.')
 flags.DEFINE_integer('rows', 2, 'inspect: how many rows of it.')
+flags.DEFINE_string('batch', None, 'inspect: a file of WORKDIR/bad_steps, instead of the batch of a step.')
 flags.DEFINE_integer('row', None, 'inspect: only this row of it, counted from 0.')
 flags.DEFINE_string('topology', None, 'preflight: TPUs, such as v5e-256, 2xv5e-256 or v5p:4x4x8.')
 flags.DEFINE_bool('search', False, 'preflight: try meshes, layouts and remat, and say what is fastest.')

@@ -229,14 +229,20 @@ def base():
       every=1000,  # steps between saves; 0: only at the end
       keep=2,  # newest checkpoints to keep
       keep_every=0,  # keep each checkpoint whose step is a multiple of this for ever; 0: none
+      keep_best=0,  # keep so many of the checkpoints with the lowest validation nll, saved at a validation's step
   )
   c.guard = dict(
-      max_bad_steps=20,  # non-finite steps in a row (each changes nothing) before giving up
+      max_bad_steps=20,  # bad steps in a row (not finite, or spikes; each changes nothing) before a rewind
+      rewinds=3,  # times that a run goes back to a checkpoint and leaves out the rows since, before it gives up
+      spike_loss=0.0,  # a step is bad when its loss is so many times the median of the last 128 steps; 0: never
+      spike_norm=0.0,  # likewise for the gradient norm, before clipping; such as 10
       compare_every=1000,  # steps between comparisons of devices that should hold the same, also at saves; 0: never
   )
   c.watchdog = dict(  # the run ends with exit code 124 when nothing happens for this long
       start=1800.0,  # seconds from start-up to the end of the first step
-      step=600.0,  # seconds for a step, a validation batch or a save
+      step=600.0,  # seconds for a step or a validation batch
+      data=600.0,  # seconds for the next batch to be read
+      save=1800.0,  # seconds for a checkpoint to be taken from the devices and, when the run waits for it, written
   )
   c.sample = dict(  # text to generate at the end of training
       # '': from nothing, as rows of training begin; models that fill in take '<mask>' or '<extra_id_0>'

@@ -10,9 +10,13 @@ exists once Orbax has written its commit file; `train.py` saves only steps known
 """
 import contextlib
 import functools
+import math
+import shutil
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from t5like import checksums
@@ -62,20 +66,42 @@ def _check(parts, meta):
 
 
 class Checkpoints:
-  """The checkpoints of one run. Use as a context manager: leaving waits for saves under way."""
+  """The checkpoints of one run. Use as a context manager: leaving waits for saves under way.
 
-  def __init__(self, workdir, keep=2, keep_every=0):
-    self.directory = epath.Path(workdir).absolute() / 'checkpoints'
-    policies = [_KEEP.LatestN(keep)]
+  keep, keep_every, keep_best: see config.checkpoint. A save that fails costs nothing but itself: it is told, what it
+  left on the disk is taken away, and the next one is tried; CheckpointError when `attempts` in a row have failed.
+  tidy: take away what saves that were killed have left; only for the one who trains there, for to others a save under
+  way looks the same.
+  """
+
+  def __init__(self, workdir, keep=2, keep_every=0, keep_best=0, say=print, attempts=1,
+               tidy=False):
+    self.directory, self.say, self.tidy = epath.Path(workdir).absolute() / 'checkpoints', say, tidy
+    self.attempts, self.failures, self.under_way = attempts, 0, None
+    self.policies = [_KEEP.LatestN(keep)]
     if keep_every:
-      policies.append(_KEEP.EveryNSteps(keep_every))
+      self.policies.append(_KEEP.EveryNSteps(keep_every))
+    if keep_best:
+      self.policies.append(_KEEP.BestN(get_metric_fn=lambda metrics: metrics['nll'], reverse=True, n=keep_best,
+                                       keep_checkpoints_without_metrics=False))
+    self._open()
+
+  def _open(self):
     try:
+      if self.tidy and jax.process_index() == 0:
+        self._tidy()
       self._orbax = ocp.training.Checkpointer(
-          self.directory, context=_context(), cleanup_tmp_directories=True,
-          preservation_policy=_KEEP.AnyPreservationPolicy(policies))
+          self.directory, context=_context(), cleanup_tmp_directories=False,
+          preservation_policy=_KEEP.AnyPreservationPolicy(self.policies))
     except OSError as e:
       raise CheckpointError(f'cannot write checkpoints to {self.directory}: {_cause(e)}. Give another '
                             '--workdir.') from e
+
+  def _tidy(self):
+    """Takes away what saves that failed or were killed have left: it would keep a full disk full."""
+    for folder in self.directory.iterdir() if self.directory.exists() else ():
+      if folder.is_dir() and not (folder / 'commit_success.txt').exists():
+        folder.rmtree()
 
   def __enter__(self):
     return self
@@ -92,22 +118,73 @@ class Checkpoints:
     """Steps of the committed checkpoints, oldest first."""
     return sorted(c.step for c in self._orbax.checkpoints)
 
-  @_translated
-  def save(self, step, state, meta):
-    """Starts saving; blocks only while arrays are copied to the host. `meta` must be JSON."""
-    parts = dict(params=state['params'], opt_state=state['opt_state'],
-                 train=dict(step=state['step'], guard=state['guard']))
-    parts['meta'] = dict(meta, checksums=checksums.of_tree(parts))
-    # A step that exists already is one that could not be read when this run went back before it.
-    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
+  def save(self, step, state, meta, metrics=None):
+    """Starts saving, once the save before is done; blocks only while arrays are copied to the host.
+
+    `meta` must be JSON; metrics: {'nll': validation's} if it is of this very step. Returns whether it was started.
+    """
+    try:
+      self.wait()
+      self._check_space(state)
+      parts = dict(params=state['params'], opt_state=state['opt_state'],
+                   train=dict(step=state['step'], guard=state['guard']))
+      parts['meta'] = dict(meta, checksums=checksums.of_tree(parts))
+      # A step that exists already is one that could not be read, or that a run has gone back behind.
+      self._start(step, parts, metrics)
+    except CheckpointError as error:
+      self._failed(error)
+      return False
+    return True
 
   @_translated
+  def _start(self, step, parts, metrics):
+    self.under_way = step
+    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps, metrics=metrics)
+
+  def _check_space(self, state):
+    """CheckpointError if the disk is seen to be too full."""
+    if '://' in str(self.directory):
+      return
+    size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf
+    if jax.process_index() == 0:
+      with contextlib.suppress(OSError):  # a folder that has gone is found when it is written to
+        free = shutil.disk_usage(self.directory).free
+    if jax.process_count() > 1:  # all go the same way
+      free = float(multihost_utils.broadcast_one_to_all(np.float32(free)))
+    if free < size:
+      raise CheckpointError(f'{self.directory} has {free / 1e9:.3g} GB free, and a checkpoint takes {size / 1e9:.3g} '
+                            'GB. Make room there, or set checkpoint.keep and checkpoint.keep_every lower.')
+
+  def _failed(self, error):
+    """Tells of a save that failed; raises CheckpointError if it was the last attempt."""
+    self.failures += 1
+    self.under_way = None
+    with contextlib.suppress(Exception):
+      self._orbax.close()
+    self._open()
+    last = f'The newest checkpoint is of step {self.steps[-1]:,}.' if self.steps else 'There is no checkpoint yet.'
+    if self.failures >= self.attempts:
+      raise CheckpointError(f'{error} {last} (Saves that failed in a row: {self.failures}.)') from error
+    self.say(f'WARNING: a checkpoint could not be saved, training goes on, the next save tries again. {error} {last}')
+
   def wait(self):
+    """Until the save under way is there. CheckpointError if it failed."""
+    if self.under_way is None:
+      return
+    self._wait()
+    self.failures, self.under_way = 0, None
+
+  @_translated
+  def _wait(self):
     self._orbax.wait()
+    if self.under_way not in self.steps or not (self.directory / str(self.under_way)).exists():
+      raise CheckpointError(f'{self.directory}/{self.under_way} is not there after it was saved: was the folder taken '
+                            'away?')
 
   @_translated
   def close(self):
     self._orbax.close()
+    self.under_way = None
 
   @_translated
   def meta(self, step):
@@ -120,16 +197,18 @@ class Checkpoints:
     _check(dict(params=found['params']), found['meta'])
     return found['params']
 
-  def restore(self, abstract, say=print):
+  def restore(self, abstract, say=print, counts=lambda step, meta: True):
     """(state, meta) of the newest checkpoint that can be read, or None when there is none.
 
-    `abstract` is the state's shapes and shardings, of any mesh. A damaged checkpoint is reported and
-    the one before it taken; CheckpointError when none is left.
+    `abstract` is the state's shapes and shardings, of any mesh; `counts`: whether a checkpoint is to be considered.
+    A damaged one is reported and the one before it taken; CheckpointError when none is left.
     """
     damaged = []
     for step in reversed(self.steps):
       try:
-        return self._read(step, abstract)
+        meta = self.meta(step)
+        if counts(step, meta):
+          return self._read(step, abstract, meta), meta
       except Exception as e:
         damaged.append(f'step {step}: {_cause(e)}')
         say(f'The checkpoint of {damaged[-1]} Trying the one before it.')
@@ -138,10 +217,9 @@ class Checkpoints:
                             'Nothing was changed there; start again with another --workdir.')
     return None
 
-  def _read(self, step, abstract):
+  def _read(self, step, abstract, meta):
     parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
-                 train=dict(step=abstract['step'], guard=abstract['guard']), meta=None)
+                 train=dict(step=abstract['step'], guard=abstract['guard']))
     found = self._orbax.load_checkpointables(step, parts)
-    meta = found.pop('meta')
     _check(found, meta)
-    return jax.block_until_ready(dict(params=found['params'], opt_state=found['opt_state'], **found['train'])), meta
+    return jax.block_until_ready(dict(params=found['params'], opt_state=found['opt_state'], **found['train']))

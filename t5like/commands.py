@@ -93,6 +93,8 @@ def _preflight(config, flags):
 def _inspect(config, flags):
   from t5like import build
   from t5like.data import inspect
+  if flags.batch:
+    return inspect.show_kept(build.open_data(config), flags.batch, flags.rows, flags.row)
   inspect.show(build.open_data(config), config, flags.step, flags.rows, flags.row)
 
 

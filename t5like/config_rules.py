@@ -42,10 +42,11 @@ RANGES = {key: interval for interval, keys in {
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
-      evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every
+      evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
+      guard.spike_loss guard.spike_norm checkpoint.keep_best
       checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
-      watchdog.step''',
+      watchdog.step watchdog.data watchdog.save''',
     '[-1, inf)': 'evaluate.shots',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',

@@ -16,7 +16,7 @@ if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever di
   sys.path.insert(0, str(ROOT))
 from configs.base import base  # noqa: E402
 
-DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step')
+DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step', 'watchdog.data', 'watchdog.save')
 NEEDS = {
     bool: 'true or false',
     int: 'a whole number below 2^63, such as 12, 1_000, 250K, 2.5M, 20B or 1e6',

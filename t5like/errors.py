@@ -26,6 +26,10 @@ class NumericsError(Failure):
   exit_code = 5
 
 
+class BadSteps(NumericsError):
+  """Steps that went bad one after the other: a run may go back and leave their rows out."""
+
+
 class Preempted(Failure):
   exit_code = 75
 

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from t5like import build, config as config_lib, decode, huggingface, load, sharding, workdir as workdir_lib
+from t5like import (
+  build,
+  config as config_lib,
+  decode,
+  guard,
+  huggingface,
+  load,
+  sharding,
+  workdir as workdir_lib,
+)
 from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
 
@@ -43,10 +52,11 @@ def import_folder(folder, workdir, overrides=()):
     abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
     # Orbax wants something in all parts; no run goes on from here, one begins with config.init_from.
     state = dict(params=huggingface.initial(sized, abstract, vocabulary), opt_state=dict(none=jnp.int32(0)),
-                 step=jnp.int32(0), guard=dict(bad_steps=jnp.int32(0)))
+                 step=jnp.int32(0), guard=guard.start())
     meta = dict(step=0, tokens=0, examples_seen=0, config=config_lib.to_json(config), vocabulary=vocabulary.fingerprint)
     with Checkpoints(workdir) as checkpoints:
       checkpoints.save(0, state, meta)
+      checkpoints.wait()
   workdir_lib.write_vocabulary(workdir, vocabulary)
   workdir_lib.write_config(workdir, config)
   (workdir / 'config.py').write_text(text)

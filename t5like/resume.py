@@ -1,19 +1,21 @@
-"""What a run starts from: its newest checkpoint, weights that the config names, or fresh ones."""
+"""What a run starts from, its newest checkpoint, weights that the config names or fresh ones, and what it says then."""
+import importlib.metadata
+
 import jax
 
-from t5like import config as config_lib, huggingface, sharding, step as step_lib
+from t5like import config as config_lib, huggingface, metrics, recovery, sharding, step as step_lib
 from t5like.errors import ConfigError
 
 
-def start_state(config, asked, model, tx, mesh, store, checkpoints, workdir, say):
+def start_state(config, asked, model, tx, mesh, store, checkpoints, workdir, rewinds, say):
   """(state on the mesh, the checkpoint's `meta` or None). ConfigError when the checkpoint is of another run.
 
   config: resolved; asked: as it was given, which is what checkpoints remember. The newest checkpoint in the
-  workdir comes first, then `init_from` (parameters only), then fresh parameters.
+  workdir that `rewinds` have not gone back behind comes first, then `init_from` (parameters only), then fresh ones.
   """
   init = lambda params=None: step_lib.init_state(model, tx, config.seed, params)
   abstract = sharding.abstract(init, mesh)
-  found = checkpoints.restore(abstract, say)
+  found = checkpoints.restore(abstract, say, recovery.happened(rewinds))
   if found:
     _check(found[1], config, asked, store, workdir)
     return found
@@ -33,3 +35,31 @@ def _check(meta, config, asked, store, workdir):
         f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
         f'{store.fingerprint[:12]} in {store.folder}). Give the dataset it was trained on, '
         'another --workdir, or --config.allow_changed=data to go on with the new data.')
+
+
+def meta(run):
+  """What a checkpoint of a train.Run remembers beside its arrays, as JSON."""
+  versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
+  return dict(step=run.step, tokens=run.tokens, examples_seen=run.examples_seen, skipped=run.skipped,
+              rewinds=len(run.rewinds), rows=run.rows.used(run.examples_seen, run.skipped),
+              validation=run.validation, stopper=run.stopper.to_meta(), config=config_lib.to_json(run.asked),
+              data=run.store.fingerprint, vocabulary=run.store.vocabulary.fingerprint, versions=versions)
+
+
+def introduction(run):
+  """Lines that say what a train.Run is going to do."""
+  c, mesh, steps = run.config, run.mesh, run.step + run.steps_left
+  axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  kind = mesh.devices.flat[0].device_kind
+  yield (f'{c.model.name} of {run.num_params:,} parameters on {mesh.size} x {kind} ({axes})\n'
+         f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
+  whole = sharding.replicated(run.state['params'], mesh)
+  share = sum(size for _, size in whole) / (4 * run.num_params)
+  if share > sharding.MOST_REPLICATED:
+    yield (f'{share:.0%} of parameter bytes are on every device in full, {whole[0][0]} first: rules in '
+           't5like/sharding.py place them.')
+  yield from run.rows.describe(steps * c.batch_size)
+  if run.skipped:
+    yield 'Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in run.skipped)
+  yield (f'Checkpoints, metrics and TensorBoard events: {run.workdir}\n'
+         f'MFU counts 6 N + attention (PaLM), of {run.peak_source}')

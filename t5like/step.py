@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t5like import guard as guard_lib
 from t5like.sharding import everywhere
 
 # Of fp32 logits per device; larger ones are made in pieces. Accelerators lose more by pieces than by size.
@@ -92,13 +93,13 @@ def init_state(model, tx, seed, params=None):
   """{params, opt_state, step, guard}: all that a step reads and writes, all arrays; `params` random if None."""
   params = model.init(jax.random.key(seed)) if params is None else params
   return dict(params=params, opt_state=tx.init(params), step=jnp.int32(0),
-              guard=dict(bad_steps=jnp.int32(0), bad_in_a_row=jnp.int32(0)))
+              guard=guard_lib.start())
 
 
-def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
+def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0, spike_loss=0.0, spike_norm=0.0):
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-  A step whose loss, gradient or update is not finite changes nothing but the counters in `guard`.
+  A step whose loss, gradient or update is not finite, or is a spike (guard.judge), changes nothing but `guard`.
   metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
   and the guard's counters, fp32 or int32 scalars.
   """
@@ -134,13 +135,12 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0):
       updates, new_opt_state = tx.update(grads, opt_state, params)
       update_norm = optax.global_norm(updates)
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
-      ok = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+      finite = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+      ok, guard = guard_lib.judge(state['guard'], finite, s['loss'] / count, grad_norm, spike_loss, spike_norm)
       keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-      guard = dict(bad_steps=state['guard']['bad_steps'] + ~ok,
-                   bad_in_a_row=jnp.where(ok, 0, state['guard']['bad_in_a_row'] + 1))
       new_state = dict(params=keep(optax.apply_updates(params, updates), params),
                        opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
     metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
-                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard)
+                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard_lib.counters(guard))
     return new_state, metrics
   return train_step

@@ -3,7 +3,7 @@
 Metrics of a step are fetched after the next one is dispatched, so devices never wait for the host.
 """
 import collections
-import importlib.metadata
+import contextlib
 import time
 
 import jax
@@ -11,11 +11,10 @@ from jax.experimental import multihost_utils
 
 from t5like import (
   build,
-  checksums,
-  config as config_lib,
   lengths,
   metrics,
   profiling,
+  recovery,
   resume,
   sharding,
   validation,
@@ -23,11 +22,14 @@ from t5like import (
 )
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.errors import DataError, Failure, NumericsError, Preempted
+from t5like.errors import BadSteps, CheckpointError, DataError, Failure, Preempted
 from t5like.evals import during
+from t5like.lease import Lease
 from t5like.model import transformer
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
+
+SAVES = 3  # in a row that may fail before a run ends
 
 
 def train(config, workdir, name, devices=None, profile_steps=''):
@@ -39,30 +41,33 @@ def train(config, workdir, name, devices=None, profile_steps=''):
   """
   profiling.compile_cache(config.compile.cache)
   store = build.open_data(config)
-  watchdog = Watchdog(config.watchdog.start)
+  watchdog = Watchdog(config.watchdog)
   mesh = sharding.make_mesh(config.mesh, devices)
-  keep = dict(keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-  try:
-    with jax.set_mesh(mesh), Checkpoints(workdir, **keep) as checkpoints:
-      run = Run(config, store, workdir, name, mesh, checkpoints, watchdog, profile_steps)
-      try:
-        return run.finish(run.loop())
-      finally:
-        run.close()
-  finally:
-    watchdog.close()
+  policy = {k: config.checkpoint[k] for k in ('keep', 'keep_every', 'keep_best')}
+  with contextlib.ExitStack() as ends:
+    ends.callback(watchdog.close)
+    lease = Lease(workdir) if jax.process_index() == 0 else None
+    if lease:
+      ends.callback(lease.close)
+    ends.enter_context(jax.set_mesh(mesh))
+    checkpoints = ends.enter_context(Checkpoints(workdir, attempts=SAVES, tidy=True, **policy))
+    run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps)
+    ends.callback(run.close)
+    return run.finish(run.loop())
 
 
 class Run:
   """One start of a run: its state on the devices, its counters on the host."""
 
-  def __init__(self, config, store, workdir, name, mesh, checkpoints, watchdog, profile_steps):
+  def __init__(self, config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps):
     self.asked, self.store, self.workdir, self.mesh = config, store, workdir, mesh
     self.config = config = build.with_vocabulary(config, store.vocabulary)
-    self.checkpoints, self.watchdog = checkpoints, watchdog
+    self.checkpoints, self.lease, self.watchdog = checkpoints, lease, watchdog
     self.main = jax.process_index() == 0
     self.tokens_per_step = config.batch_size * config.data.seq_len
     self.step = self.tokens = self.examples_seen = 0
+    self.turns = self.dumped = 0  # steps and bad batches kept since this start
+    self.rewinds = recovery.read_rewinds(workdir)
     self.rows = pipeline.TrainRows(store, config)
     self.saved_step = -1
     self.validation = None  # the newest one's metrics
@@ -98,7 +103,7 @@ class Run:
     """The newest checkpoint's state, or a fresh one; sets the counters."""
     tx = self._build()[0]  # the schedule may end elsewhere yet, but the state's structure is right
     state, meta = resume.start_state(self.config, self.asked, self.model, tx, self.mesh, self.store,
-                                     self.checkpoints, self.workdir, self.screen.say)
+                                     self.checkpoints, self.workdir, self.rewinds, self.screen.say)
     self._set_counters(meta)
     return state
 
@@ -110,31 +115,32 @@ class Run:
       self.validation = meta['validation']
       self.stopper.restore(meta['stopper'])
       self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
-    self.skipped = pipeline.to_skip(self.config, self.examples_seen, meta['skipped'] if meta else [])
-
-  def introduce(self):
-    c, mesh = self.config, self.mesh
-    axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
-    steps = self.step + self.steps_left
-    self.screen.say(
-        f'{c.model.name} of {self.num_params:,} parameters on {mesh.size} x '
-        f'{mesh.devices.flat[0].device_kind} ({axes})\n'
-        f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
-    whole = sharding.replicated(self.state['params'], mesh)
-    share = sum(size for _, size in whole) / (4 * self.num_params)
-    if share > sharding.MOST_REPLICATED:
-      self.screen.say(f'{share:.0%} of parameter bytes are on every device in full, {whole[0][0]} first: rules in '
-                      't5like/sharding.py place them.')
-    for line in self.rows.describe(steps * c.batch_size):
-      self.screen.say(line)
-    if self.skipped:
-      self.screen.say('Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in self.skipped))
-    self.screen.say(f'Checkpoints, metrics and TensorBoard events: {self.workdir}\n'
-                    f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
+    recorded = [*(meta['skipped'] if meta else []), *recovery.windows(self.rewinds, self.examples_seen)]
+    self.skipped = pipeline.to_skip(self.config, self.examples_seen, recorded)
 
   def loop(self):
     """Steps until there is a reason to stop; returns it. Raises Preempted, NumericsError."""
-    self.introduce()
+    for line in resume.introduction(self):
+      self.screen.say(line)
+    while True:
+      try:
+        return self._steps()
+      except BadSteps as error:
+        recovery.rewind(self, error)
+        self._go_back()
+
+  def _go_back(self):
+    """Starts again from the newest checkpoint that counts, in this process."""
+    self.state = self.pending = self.last = self.validation = self.solved = None  # room for the state that comes
+    self.window, self.save_late, self.stopper = collections.Counter(), False, Stopper(self.config.stop)
+    self.rate.pause()
+    self.watchdog.arm('start')
+    self.state = self._start_state()
+    if self.files:
+      self.files.close()
+      self.files = metrics.Files(self.workdir, self.step, self.config.log.tensorboard)
+
+  def _steps(self):
     started, first = time.monotonic(), profiling.FirstStep()
     with pipeline.train_batches(self.rows, self.config, self.examples_seen, jax.process_index(),
                                 jax.process_count(), self.skipped) as batches:
@@ -150,36 +156,42 @@ class Run:
         reason = self._between_steps()
         if reason:
           return reason
+    self._collect()
     return 'stop.tokens reached'
 
   def _step(self, batches):
-    before = time.perf_counter()
+    before, first_row = time.perf_counter(), pipeline.after(self.skipped, self.examples_seen, 0)
+    self.watchdog.arm('start' if not self.turns else 'data')
     try:
-      batch = sharding.to_global(self.mesh, next(batches))
+      local = next(batches)
+      batch = sharding.to_global(self.mesh, local)
     except Failure:
       raise
     except Exception as e:
       raise DataError(f'reading the batch of step {self.step + 1:,} from {self.store.folder} failed: '
                       f'{type(e).__name__}: {e}') from e
     self.waited += time.perf_counter() - before
+    self.watchdog.arm('start' if not self.turns else 'step')
     with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
       self.state, new = self.train_step(self.state, batch)
     self.step += 1
+    self.turns += 1
     self.tokens += self.tokens_per_step
     self.examples_seen = pipeline.after(self.skipped, self.examples_seen, self.config.batch_size)
     self._collect()
-    self.pending = (self.step, self.tokens, self.examples_seen, new)
-    self.watchdog.arm(self.config.watchdog.step)
+    self.pending = (self.step, self.tokens, self.examples_seen, new, local, first_row)
 
   def _collect(self):
     """Fetches and reports the metrics of the newest step that is not reported yet."""
     if self.pending is None:
       return
-    (step, tokens, examples_seen, values), self.pending = self.pending, None
+    (step, tokens, examples_seen, values, batch, first_row), self.pending = self.pending, None
     self.last = values = {k: v.item() for k, v in jax.device_get(values).items()}
+    if values['bad_in_a_row']:
+      recovery.dump(self, batch, values, step, first_row)
     if values['bad_in_a_row'] >= self.config.guard.max_bad_steps:
-      raise NumericsError(
-          f'{values["bad_in_a_row"]} steps in a row had a loss, gradient or update that is not finite '
+      raise BadSteps(
+          f'{values["bad_in_a_row"]} steps in a row had a loss, gradient or update that is not finite, or a spike '
           f'(guard.max_bad_steps), the last being step {step}; none of them changed the parameters. '
           'The newest checkpoint is finite. A lower optimizer.learning_rate, a longer '
           'schedule.warmup_steps, loss.z_loss=1e-4 or model.qk_norm=head often help.')
@@ -200,7 +212,8 @@ class Run:
       self.files.write(step, dict(
           tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means,
           **speed, grad_norm=values['grad_norm'], update_norm=values['update_norm'],
-          learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], data_wait=self.waited))
+          learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], spikes=values['spikes'],
+          data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
 
   def _between_steps(self):
@@ -216,7 +229,7 @@ class Run:
       self._collect()
       self.rate.pause()
     if compare_due or c.guard.compare_every and (save_due or ending):  # what is saved should be right
-      self._compare_devices()
+      recovery.compare_devices(self.state, self.mesh, self.step)
     if validation_due:
       reason = self.stopper.after_validation(self.validate())
     if (save_due or ending) and not reason:
@@ -224,14 +237,16 @@ class Run:
     if tasks_due and not ending:
       during.solve(self)
     if ending:
-      self.checkpoints.wait()
-      raise Preempted(f'{ending}: stopped after step {self.step:,} with the state of step '
-                      f'{self.saved_step:,} saved in {self.workdir}. The same command goes on.')
+      self._save_for_good()
+      steps = self.checkpoints.steps
+      saved = f'the state of step {steps[-1]:,} saved' if steps else 'nothing saved'
+      raise Preempted(f'{ending}: stopped after step {self.step:,} with {saved} in {self.workdir}. The same command '
+                      'goes on.')
     return reason
 
   def _ending(self):
     """Why the process has to end though the work is not done, or None. All hosts agree."""
-    if multihost_utils.reached_preemption_sync_point(self.step):
+    if multihost_utils.reached_preemption_sync_point(self.turns):
       return 'Pre-empted (SIGTERM)'
     if self.steps_left and self.stopper.out_of_time():
       return f'stop.wall_time={self.config.stop.wall_time:g} s is over'
@@ -242,7 +257,7 @@ class Run:
     if self.validation and self.validation['step'] == self.step:
       return self.validation
     values = validation.measure(self.store, self.config, self.eval_step, self.state['params'], self.mesh,
-                                alive=lambda: self.watchdog.arm(self.config.watchdog.step))
+                                alive=lambda: self.watchdog.arm('step'))
     for line in validation.lines(values, self.step):
       self.screen.say(line)
     if self.files:
@@ -251,39 +266,42 @@ class Run:
     self.validation = dict(values, step=self.step)
     return self.validation
 
-  def _compare_devices(self):
-    """NumericsError when a device no longer holds what those with the same piece of the state hold."""
-    wrong = checksums.differing_replicas({k: self.state[k] for k in ('params', 'opt_state')}, self.mesh)
-    if wrong:
-      array, device = wrong[0]
-      raise NumericsError(
-          f'After step {self.step:,} device {device.id} ({device.device_kind}, host {device.process_index}) holds '
-          f'other values of {array} than the devices that should hold the same ({len(wrong)} differences in all, '
-          'guard.compare_every): its memory or arithmetic is at fault. Nothing of this was saved. Take that host '
-          'out and start again; the newest checkpoint is from before.')
-
   def save(self):
-    """Saves the newest step, unless it was not finite: then the next finite one."""
+    """Starts to save the newest step, unless it was not finite: then the next finite one."""
     self.save_late = bool(self.last and self.last['bad_in_a_row'])
     if self.save_late or self.saved_step == self.step:
       return
-    versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
-    meta = dict(step=self.step, tokens=self.tokens, examples_seen=self.examples_seen, skipped=self.skipped,
-                rows=self.rows.used(self.examples_seen, self.skipped),
-                validation=self.validation, stopper=self.stopper.to_meta(),
-                config=config_lib.to_json(self.asked), data=self.store.fingerprint,
-                vocabulary=self.store.vocabulary.fingerprint, versions=versions)
-    self.checkpoints.save(self.step, self.state, meta)
-    self.saved_step = self.step
-    self.watchdog.arm(self.config.watchdog.step)
+    if self.lease:
+      self.lease.check()
+    judged = self.validation and self.validation['step'] == self.step
+    values = dict(nll=self.validation['nll']) if judged else None
+    self.watchdog.arm('save')
+    if self.checkpoints.save(self.step, self.state, resume.meta(self), values):
+      self.saved_step = self.step
+    self.watchdog.arm('step')
+
+  def _save_for_good(self):
+    """Waits until the newest step that can be saved is; a save that fails is tried once more."""
+    self.watchdog.arm('save')
+    try:
+      self.checkpoints.wait()
+    except CheckpointError as error:
+      self.screen.say(f'WARNING: {error} Trying again.')
+      self.saved_step = -1
+    if self.saved_step < self.step and not self.save_late:
+      self.save()
+      self.watchdog.arm('save')
+      self.checkpoints.wait()
+      if self.saved_step < self.step:
+        raise CheckpointError(f'the last checkpoint, of step {self.step:,}, could not be saved; see above.')
 
   def finish(self, reason):
     """The last validation, checkpoint, samples and tasks; records that the run is done."""
     self._collect()
     values = self.validate()
     self.save()
-    self.checkpoints.wait()
-    self.watchdog.arm(self.config.watchdog.start)  # decoding compiles too
+    self._save_for_good()
+    self.watchdog.arm('start')  # decoding compiles too
     during.sample(self)
     result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values, tasks=during.solve(self))
     if self.main:

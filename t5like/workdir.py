@@ -5,6 +5,9 @@
   result.json      why and where the run ended; only once its target was reached
   metrics.jsonl    a line of numbers per log interval and validation (see metrics.py)
   evaluation.json  what main.py evaluate found, unless --output says where else
+  rewinds.json     when and why the run went back to a checkpoint (see recovery.py)
+  bad_steps/       batches of steps that were not finite
+  lease.json       while a run is there (see lease.py)
 """
 import json
 
@@ -84,3 +87,17 @@ def write_result(workdir, config, **result):
 def write_json(path, values):
   """Numbers for programs, at any path."""
   _write(epath.Path(path), json.dumps(values, indent=2) + '\n')
+
+
+def write_file(path, content):
+  """Text or bytes at any path, whole or not at all."""
+  _write(epath.Path(path), content)
+
+
+def read_json(path):
+  """What `write_json` wrote, or None where there is nothing. CheckpointError when it is damaged."""
+  text = _read(epath.Path(path))
+  try:
+    return None if text is None else json.loads(text)
+  except ValueError as e:
+    raise CheckpointError(f'{path} is damaged ({e}).') from e

@@ -286,15 +286,15 @@ def test_ctrl_c_ends_quietly_with_130(tmp_path):
 
 
 def test_watchdog_ends_a_stuck_process_with_124(tmp_path):
-  code = 'import time; from t5like.watchdog import Watchdog; Watchdog(0.5); time.sleep(60)'
+  code = 'import time; from t5like.watchdog import Watchdog; Watchdog(dict(start=0.5)); time.sleep(60)'
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert done.returncode == 124
   assert 'Stalled' in done.stderr and 'time.sleep' not in done.stdout and 'line 1 in <module>' in done.stderr
 
 
 def test_watchdog_lets_a_living_process_be():
-  watchdog = Watchdog(0.4)
+  watchdog = Watchdog(dict(start=0.4, step=0.4))
   for _ in range(6):
     time.sleep(0.1)
-    watchdog.arm(0.4)
+    watchdog.arm('step')
   watchdog.close()

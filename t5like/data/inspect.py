@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t5like import lengths
-from t5like.data import pipeline
+from t5like.data import kept, pipeline
 from t5like.errors import ConfigError
 
 COLOURS = ('cyan', 'green', 'yellow', 'magenta')
@@ -37,6 +37,23 @@ def show(store, config, step, rows, row=None, console=None):
     console.rule(f'row {index:,}{name}: number {number:,} of epoch {epoch}')
     _show_documents(console, train.parts[component], number)
     _show_row(console, store.vocabulary, content)
+
+
+def show_kept(store, path, rows, row=None, console=None):
+  """Prints rows of a batch that a run kept because its step went bad: what the devices were given."""
+  console = console or Console(highlight=False)
+  batch, about = kept.read(path)
+  size = len(batch['inputs'])
+  if row is not None and not 0 <= row < size:
+    raise ConfigError(f'--row={row}: {path} holds rows 0 to {size - 1} of its batch.')
+  host = f' (host {about["host"]} of {about["hosts"]})' if about['hosts'] > 1 else ''
+  console.print(f'Step {about["step"]:,}{host}, whose batch began with row {about["first_row"]:,} of the endless '
+                f'sequence: loss {about["loss"]:.6g}, gradient norm {about["grad_norm"]:.6g}, update norm '
+                f'{about["update_norm"]:.6g}.')
+  for i in range(min(rows, size)) if row is None else [row]:
+    console.rule(f'row {i} of {size}')
+    _show_row(console, store.vocabulary,
+              {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()})
 
 
 def _show_documents(console, part, number):

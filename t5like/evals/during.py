@@ -14,7 +14,7 @@ def solve(run):
   if not c.tasks or run.solved and run.solved['step'] == run.step:
     return run.solved and run.solved['tasks']
   subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
-                             tick=lambda: run.watchdog.arm(run.config.watchdog.start))  # new shapes are compiled
+                             tick=lambda: run.watchdog.arm('start'))  # new shapes are compiled
   found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.limit, run.screen.say)
   if run.files:
     run.files.write(run.step, {f'tasks/{task}/{metric}': value for task, values in found.items()
