@@ -1,5 +1,6 @@
 """The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|export|import] --config=.. ..."""
 import os
+import signal
 import sys
 import traceback
 
@@ -45,6 +46,9 @@ flags.DEFINE_integer('process_id', 0, 'With --coordinator.')
 def main(argv):
   from t5like import commands
   from t5like.errors import ConfigError, Failure
+  # Until training puts JAX's own in its place, which saves first.
+  signal.signal(signal.SIGTERM, lambda *_: leave(75, 'Ended (SIGTERM) before anything was done that could be lost. The '
+                                                     'same command begins again.'))
   overrides = [a[len('--config.'):] for a in argv if a.startswith('--config.')]
   try:
     try:

@@ -10,6 +10,8 @@ exists once Orbax has written its commit file; `train.py` saves only steps known
 """
 import contextlib
 import functools
+import hashlib
+import json
 import math
 import shutil
 
@@ -65,6 +67,27 @@ def _check(parts, meta):
     raise CheckpointError(f'{wrong[0]}{more}: the values read are not those that were saved (their checksum differs).')
 
 
+def _sealed(meta):
+  """`meta` as it comes back from JSON, with a digest of itself."""
+  rest = json.loads(json.dumps({key: value for key, value in meta.items() if key != 'digest'}))
+  return dict(rest, digest=hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest())
+
+
+class _Best:
+  """Orbax's policy of keeping the n steps with the least of `nlls`, {step: nats}.
+
+  Its own would write each number to a file without which, or if it is damaged, no checkpoint could be read.
+  """
+
+  def __init__(self, nlls, n):
+    self.nlls, self.n = nlls, n
+
+  def should_preserve(self, checkpoints, *, context):
+    known = sorted((self.nlls[c.step], c.step) for c in checkpoints if c.step in self.nlls)
+    best = [step for _, step in known[:self.n]]
+    return [c.step in best for c in checkpoints]
+
+
 class Checkpoints:
   """The checkpoints of one run. Use as a context manager: leaving waits for saves under way.
 
@@ -78,13 +101,15 @@ class Checkpoints:
                tidy=False):
     self.directory, self.say, self.tidy = epath.Path(workdir).absolute() / 'checkpoints', say, tidy
     self.attempts, self.failures, self.under_way = attempts, 0, None
-    self.policies = [_KEEP.LatestN(keep)]
+    self.policies, self.nlls = [_KEEP.LatestN(keep)], {}
     if keep_every:
       self.policies.append(_KEEP.EveryNSteps(keep_every))
     if keep_best:
-      self.policies.append(_KEEP.BestN(get_metric_fn=lambda metrics: metrics['nll'], reverse=True, n=keep_best,
-                                       keep_checkpoints_without_metrics=False))
+      self.policies.append(_Best(self.nlls, keep_best))
     self._open()
+    for step in self.steps if keep_best else ():
+      with contextlib.suppress(CheckpointError):  # a damaged one is not the best
+        self._note(self.meta(step))
 
   def _open(self):
     try:
@@ -118,28 +143,34 @@ class Checkpoints:
     """Steps of the committed checkpoints, oldest first."""
     return sorted(c.step for c in self._orbax.checkpoints)
 
-  def save(self, step, state, meta, metrics=None):
+  def save(self, step, state, meta):
     """Starts saving, once the save before is done; blocks only while arrays are copied to the host.
 
-    `meta` must be JSON; metrics: {'nll': validation's} if it is of this very step. Returns whether it was started.
+    `meta` must be JSON, `validation` in it what is known of {step, nll}. Returns whether it was started.
     """
     try:
       self.wait()
       self._check_space(state)
       parts = dict(params=state['params'], opt_state=state['opt_state'],
                    train=dict(step=state['step'], guard=state['guard']))
-      parts['meta'] = dict(meta, checksums=checksums.of_tree(parts))
+      parts['meta'] = _sealed(dict(meta, checksums=checksums.of_tree(parts)))
       # A step that exists already is one that could not be read, or that a run has gone back behind.
-      self._start(step, parts, metrics)
+      self._note(parts['meta'])
+      self._start(step, parts)
     except CheckpointError as error:
       self._failed(error)
       return False
     return True
 
   @_translated
-  def _start(self, step, parts, metrics):
+  def _start(self, step, parts):
     self.under_way = step
-    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps, metrics=metrics)
+    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
+
+  def _note(self, meta):
+    validation = meta.get('validation')
+    if validation and validation['step'] == meta['step']:
+      self.nlls[meta['step']] = validation['nll']
 
   def _check_space(self, state):
     """CheckpointError if the disk is seen to be too full."""
@@ -188,13 +219,18 @@ class Checkpoints:
 
   @_translated
   def meta(self, step):
-    return self._orbax.load_checkpointables(step, dict(meta=None))['meta']
+    return self._intact(self._orbax.load_checkpointables(step, dict(meta=None))['meta'])
+
+  def _intact(self, meta):
+    if not isinstance(meta, dict) or meta != _sealed(meta):
+      raise CheckpointError('meta: the values read are not those that were saved (their digest differs).')
+    return meta
 
   @_translated
   def params(self, step, abstract):
     """Parameters alone, in the shapes, dtypes and shardings of `abstract`."""
     found = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
-    _check(dict(params=found['params']), found['meta'])
+    _check(dict(params=found['params']), self._intact(found['meta']))
     return found['params']
 
   def restore(self, abstract, say=print, counts=lambda step, meta: True):

@@ -1,7 +1,7 @@
 """How a run ends badly: one exception class per exit code. `main.py` prints the message, no traceback.
 
  0 target reached          2 wrong config or usage      3 data        4 checkpoint or storage
- 5 numerics                75 pre-empted, state saved: run again      124 stalled (watchdog)
+ 5 numerics                75 pre-empted, state saved: run again      124 stalled, or a peer is gone
 """
 
 
@@ -32,6 +32,10 @@ class BadSteps(NumericsError):
 
 class Preempted(Failure):
   exit_code = 75
+
+
+class PeerLost(Failure):
+  exit_code = 124
 
 
 STALLED = 124  # the watchdog leaves without unwinding, so it has a number only

@@ -10,6 +10,7 @@ rules below.
 Meshes have explicit axes: an array's sharding is part of its type, so `jax.eval_shape` knows it and
 a layout that cannot work is an error while tracing, on any machine.
 """
+import functools
 import math
 import os
 
@@ -24,6 +25,7 @@ from t5like.errors import ConfigError
 # data, fsdp: rows of the batch; fsdp: parameters and optimizer state too    context: positions of a row
 # tensor: heads, features and vocabulary
 AXES = ('slice', 'data', 'fsdp', 'context', 'tensor')
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as gone
 ROWS = ('slice', 'data', 'fsdp')
 STORED = ('fsdp', 'context')
 
@@ -156,17 +158,17 @@ def start_processes(coordinator='', num_processes=0, process_id=0):
   """
   if jax.distributed.is_initialized():
     return
+  # Peers of a process that is gone are ended after so long, by JAX and not by Python; its default is 100 s.
+  initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT)
   if coordinator:
-    jax.distributed.initialize(coordinator, num_processes, process_id,
-                               cluster_detection_method='deactivate')
+    initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
     return
   try:
-    jax.distributed.initialize()  # a cluster that describes itself
+    initialize()  # a cluster that describes itself
   except (ValueError, RuntimeError) as e:
     if 'before any JAX' in str(e):  # a notebook that has used JAX already: no preemption service
       return
-    jax.distributed.initialize(f'127.0.0.1:{_free_port()}', 1, 0,
-                               cluster_detection_method='deactivate')
+    initialize(f'127.0.0.1:{_free_port()}', 1, 0, cluster_detection_method='deactivate')
 
 
 def _free_port():

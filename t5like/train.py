@@ -128,6 +128,9 @@ class Run:
       except BadSteps as error:
         recovery.rewind(self, error)
         self._go_back()
+      except jax.errors.JaxRuntimeError as error:
+        recovery.blame_peers(error)
+        raise
 
   def _go_back(self):
     """Starts again from the newest checkpoint that counts, in this process."""
@@ -273,10 +276,8 @@ class Run:
       return
     if self.lease:
       self.lease.check()
-    judged = self.validation and self.validation['step'] == self.step
-    values = dict(nll=self.validation['nll']) if judged else None
     self.watchdog.arm('save')
-    if self.checkpoints.save(self.step, self.state, resume.meta(self), values):
+    if self.checkpoints.save(self.step, self.state, resume.meta(self)):
       self.saved_step = self.step
     self.watchdog.arm('step')
 

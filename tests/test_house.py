@@ -16,7 +16,7 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'], ['data.vocabulary_kinds'],
-          ['data.mirror', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
+          ['data.mirror'], ['data.manifests', 'data.tokenizer_json', 'data.duplicates', 'data.fields'],
           ['data.vocabulary', 'data.files', 'data.functions', 'data.tfds_builder'],
           ['data.parquet', 'data.tfds_source'], ['data.sources'], ['data.store'], ['data.shards'],
           ['data.parts'], ['data.datasets'], ['data.prepare'], ['data.objectives'], ['data.tokenizer_export'],

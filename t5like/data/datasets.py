@@ -6,7 +6,7 @@ import platform
 import re
 
 from t5like import lengths
-from t5like.data import mirror, shards, store
+from t5like.data import manifests, mirror, shards
 from t5like.data.parts import VOCABULARY
 
 CACHE = '~/.cache/t5like'
@@ -29,13 +29,13 @@ def remote(config):
 def fetch(config, say=print):
   """Copies a dataset whose data.directory is remote to this machine, if it is prepared there."""
   url, target = remote(config), folder(config)
-  if not url or (target / store.MANIFEST).exists() or not mirror.is_file(f'{url}/{store.MANIFEST}'):
+  if not url or (target / manifests.MANIFEST).exists() or not mirror.is_file(f'{url}/{manifests.MANIFEST}'):
     return
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
-    manifest = json.loads(mirror.read_bytes(f'{url}/{store.MANIFEST}'))
+    manifest = json.loads(mirror.read_bytes(f'{url}/{manifests.MANIFEST}'))
     say(f'Copying {url} to {target}.')
-    mirror.pull(url, target, {**store.sizes(manifest), store.MANIFEST: None})
+    mirror.pull(url, target, {**manifests.sizes(manifest), manifests.MANIFEST: None})
 
 
 def _name(config):
@@ -51,7 +51,7 @@ def _essence(data):
   """What the text of a dataset depends on, for JSON."""
   keys = ('source', 'field', 'inputs', 'targets', 'split', 'validation', 'validation_fraction', 'max_documents',
           'append_eos', 'shards', 'max_document_tokens', 'overlong', 'deduplicate')
-  essence = dict(format=store.FORMAT, block=shards.BLOCK, data={key: data[key] for key in keys})
+  essence = dict(format=manifests.FORMAT, block=shards.BLOCK, data={key: data[key] for key in keys})
   if data.source.startswith('python_'):
     essence['python'] = platform.python_version()
   return essence

@@ -23,7 +23,7 @@ import pathlib
 import platform
 import time
 
-from t5like.data import duplicates, mirror, parts, shards, store, vocabulary
+from t5like.data import duplicates, manifests, mirror, parts, shards, vocabulary
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
 from t5like.data.vocabulary import write_file
@@ -60,11 +60,11 @@ def _share_vocabulary(config, found, say):
   url = path.rpartition('/')[0] if mirror.is_remote(path) else ''
   local.mkdir(parents=True, exist_ok=True)
   with mirror.alone(local, say):
-    if mirror.is_file(path) and any((folder(c) / store.MANIFEST).exists() for c in found):
+    if mirror.is_file(path) and any((folder(c) / manifests.MANIFEST).exists() for c in found):
       return  # what is prepared keeps its vocabulary, also when its source is gone
     opened = [parts.open_sources(c) for c in found]
     inputs = [{name: source.fingerprint for name, source in of.items()} for of in opened]
-    if mirror.is_file(path) and json.loads(json.dumps(inputs)) == _read_json(f'{url or local}/inputs.json'):
+    if mirror.is_file(path) and json.loads(json.dumps(inputs)) == manifests.read_json(f'{url or local}/inputs.json'):
       return
     (local / VOCABULARY).unlink(missing_ok=True)
     _write_json(local / 'inputs.json', inputs)
@@ -91,27 +91,30 @@ def _prepare(config, say, run):
 
 
 def _prepare_here(config, target, say, run):
-  manifest = _read_json(target / store.MANIFEST)
+  manifest = manifests.read_json(target / manifests.MANIFEST)
   try:
     texts = parts.open_sources(config)
   except DataError:
-    if manifest and not store.broken_files(target, manifest):
+    if manifest and not manifests.broken_files(target, manifest):
       say(f'{target}: prepared; its source is not here any more, which does no harm.')
       return target
     raise
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
-    manifest = _read_json(target / store.MANIFEST)
+    manifest = manifests.read_json(target / manifests.MANIFEST)
+    if manifest and manifest != manifests.sealed(manifest):
+      raise DataError(f'{target / manifests.MANIFEST} is damaged, or of an older version of t5like: delete the folder '
+                      'and run prepare again.')
     inputs = json.loads(json.dumps(parts.inputs(config, texts)))
     if manifest and manifest['inputs'] != inputs:
       change = parts.difference(manifest['inputs'], inputs)
       raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
                       'or choose another data.directory.')
-    broken = store.broken_files(target, manifest) if manifest else []
+    broken = manifests.broken_files(target, manifest) if manifest else []
     if manifest and not broken:
       say(f'{target}: prepared already.')
       return target
-    plan = dict(format=store.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
+    plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
     if broken:
       say(f'{target}: {broken[0]}; making again what is not whole.')
       _reopen(target, manifest, plan)
@@ -127,12 +130,12 @@ def _reopen(target, manifest, plan):
   for i, mark in enumerate(manifest['parts']):
     _write_json(target / parts.mark_name(i), mark)
   _write_json(target / 'plan.json', plan)
-  (target / store.MANIFEST).unlink()
+  (target / manifests.MANIFEST).unlink()
 
 
 def _make(config, target, texts, plan, say, run):
   start, url = time.monotonic(), remote(config)
-  if _read_json(target / 'plan.json') != plan:  # nothing yet, or the source changed meanwhile
+  if manifests.read_json(target / 'plan.json') != plan:  # nothing yet, or the source changed meanwhile
     for file in [file for pattern in MARKS for file in target.glob(pattern)]:
       file.unlink()
     if url:
@@ -154,13 +157,13 @@ def _make(config, target, texts, plan, say, run):
   for number in run(make, todo):
     say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
   _finish(config, target, url, _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab))
-  _summarise(_read_json(target / store.MANIFEST), say)
+  _summarise(manifests.read_json(target / manifests.MANIFEST), say)
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
 
 
 def _mark(job):
   """What `parts.make` left of a job, or None."""
-  return _read_json(f'{job["remote"] or job["target"]}/{parts.mark_name(job["number"])}')
+  return manifests.read_json(f'{job["remote"] or job["target"]}/{parts.mark_name(job["number"])}')
 
 
 def _done(job):
@@ -256,7 +259,7 @@ def _manifest(config, texts, plan, marks, vocab):
       splits[name]['shards'] = files
   _check(config, count, 'train' in splits)
   manifest = dict(
-      format=store.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
+      format=manifests.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
       texts=2 if config.data.targets else 1, block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits,
       **{key: count[key] for key in empty if key != 'documents'}, parts=marks,
       created=dict(python=platform.python_version()),
@@ -267,13 +270,13 @@ def _manifest(config, texts, plan, marks, vocab):
     manifest['created'][name] = importlib.metadata.version(name)
   tokens = [[name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']]
             for name, split in splits.items() for shard in split['shards']]
-  manifest['fingerprint'] = sha256([store.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
+  manifest['fingerprint'] = sha256([manifests.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
   return manifest
 
 
 def _finish(config, target, url, manifest):
   """Makes the folder complete: TFDS's description, then the manifest, and nothing else."""
-  kept = store.sizes(manifest)
+  kept = manifests.sizes(manifest)
   for kind in ('tokens', 'lengths', 'names'):
     for file in target.glob(f'{kind}-*'):
       if file.name not in kept:  # shards of a split without tokens, which TFDS would trip over
@@ -281,9 +284,9 @@ def _finish(config, target, url, manifest):
   shards.write_tfds_metadata(target, manifest)
   if url:
     mirror.push(target, url, [file.name for file in target.glob('*.json') if file.name != 'plan.json'])
-  _write_json(target / store.MANIFEST, manifest)
+  _write_json(target / manifests.MANIFEST, manifests.sealed(manifest))
   if url:
-    mirror.push(target, url, [store.MANIFEST])
+    mirror.push(target, url, [manifests.MANIFEST])
   done = [file.name for pattern in (*MARKS, '*.tmp', 'plan.json') for file in target.glob(pattern)]
   for name in done:
     (target / name).unlink()
@@ -306,13 +309,6 @@ def _summarise(manifest, say):
       say(f'{manifest[key]} {what}')
   for message in manifest['damage']:
     say(f'  {message}')
-
-
-def _read_json(path):
-  try:
-    return json.loads(mirror.read_bytes(path))
-  except FileNotFoundError:
-    return None
 
 
 def _write_json(path, value):

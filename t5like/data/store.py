@@ -8,61 +8,18 @@ bytes (see shards.py), so that reading one is a slice and costs no parsing.
 import bisect
 import functools
 import hashlib
-import json
 import pathlib
 import types
 
 import numpy as np
 
-from t5like.data import vocabulary
+from t5like.data import manifests, vocabulary
 from t5like.errors import DataError
-
-FORMAT = 3  # of the folder; raise it when files written by older code cannot be read any more
-MANIFEST = 'manifest.json'  # written last: a folder that has it is complete
 
 
 def open_store(folder):
   """Returns the Store in `folder` (str or path); DataError when anything is missing."""
-  folder = pathlib.Path(folder)
-  command = 'python main.py prepare --config=...'
-  try:
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-  except FileNotFoundError:
-    if folder.is_dir() and any(folder.iterdir()):
-      raise DataError(f'prepare did not finish in {folder}; run it again, finished parts are kept: '
-                      f'{command}') from None
-    raise DataError(f'There is no prepared dataset in {folder}; run: {command}') from None
-  except ValueError as error:
-    raise DataError(f'{folder / MANIFEST} is damaged ({error}): delete the folder and run: '
-                    f'{command}') from error
-  if manifest.get('format') != FORMAT:
-    raise DataError(f'{folder} has format {manifest.get("format")}, this version of t5like reads '
-                    f'format {FORMAT}: delete the folder and run: {command}')
-  if broken := broken_files(folder, manifest):
-    raise DataError(f'{len(broken)} files of {folder} are not as prepare left them, first '
-                    f'{broken[0]}; to make them again, run: {command}')
-  return Store(folder, manifest)
-
-
-def sizes(manifest):
-  """{file name: bytes, or None for any number} of the vocabulary and of all that belongs to shards."""
-  shards = [shard for split in manifest['splits'].values() for shard in split['shards']]
-  files = {file['file']: file['size'] for shard in shards for file in (shard, shard['lengths'], shard['names'])}
-  return {manifest['vocabulary']['file']: None, **files}
-
-
-def broken_files(folder, manifest):
-  """Returns what is wrong with the shards and the vocabulary of a folder, a str per file."""
-  broken = []
-  for file, size in sizes(manifest).items():
-    try:
-      found = (folder / file).stat().st_size
-    except FileNotFoundError:
-      broken.append(f'{file} (missing)')
-      continue
-    if size not in (None, found):
-      broken.append(f'{file} ({found} bytes instead of {size})')
-  return broken
+  return Store(pathlib.Path(folder), manifests.read(folder))
 
 
 class Store:

@@ -129,7 +129,7 @@ def test_damaged_folders(copy):
     store.open_store(copy)
   shard.write_bytes(content)
   (copy / 'manifest.json').write_text(json.dumps(manifest | dict(format=99)))
-  with pytest.raises(DataError, match='has format 99, this version of t5like reads format 3'):
+  with pytest.raises(DataError, match='has format 99, this version of t5like reads format 4'):
     store.open_store(copy)
   (copy / 'manifest.json').write_text('{')
   with pytest.raises(DataError, match='manifest.json is damaged'):
