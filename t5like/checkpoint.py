@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import math
 import shutil
 
@@ -21,13 +22,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from t5like import checksums
+from t5like import checksums, sharding
 from t5like.errors import CheckpointError
 
 _KEEP = ocp.training.preservation_policies
 
 
-def _context():
+logging.getLogger('absl').addFilter(lambda record: 'Skipping merge of OCDBT' not in record.getMessage())
+
+
+def _context(directory):
   context = ocp.Context()
   registry = ocp.handlers.local_registry()
   registry.add(ocp.handlers.JsonHandler, checkpointable_name='meta')
@@ -35,6 +39,8 @@ def _context():
   # A rename is not enough: a kill during deletion would leave half a checkpoint that still counts.
   context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
   context.array.saving.use_compression = False  # 7 % smaller, up to 5 times slower on fp32 weights
+  # Few large objects for stores where each costs time. On a disk, a file for each piece is up to 7 times faster.
+  context.array.saving.use_ocdbt = '://' in str(directory)
   return context
 
 
@@ -47,6 +53,7 @@ def _translated(method):
     except CheckpointError:
       raise
     except Exception as e:
+      sharding.blame_peers(e)
       raise CheckpointError(f'{self.directory}: {method.__name__} failed. {_cause(e)} Checkpoints '
                             'that were complete before are untouched.') from e
   return wrapped
@@ -116,7 +123,7 @@ class Checkpoints:
       if self.tidy and jax.process_index() == 0:
         self._tidy()
       self._orbax = ocp.training.Checkpointer(
-          self.directory, context=_context(), cleanup_tmp_directories=False,
+          self.directory, context=_context(self.directory), cleanup_tmp_directories=False,
           preservation_policy=_KEEP.AnyPreservationPolicy(self.policies))
     except OSError as e:
       raise CheckpointError(f'cannot write checkpoints to {self.directory}: {_cause(e)}. Give another '
@@ -246,6 +253,7 @@ class Checkpoints:
         if counts(step, meta):
           return self._read(step, abstract, meta), meta
       except Exception as e:
+        sharding.blame_peers(e)
         damaged.append(f'step {step}: {_cause(e)}')
         say(f'The checkpoint of {damaged[-1]} Trying the one before it.')
     if damaged:
@@ -256,6 +264,14 @@ class Checkpoints:
   def _read(self, step, abstract, meta):
     parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
                  train=dict(step=abstract['step'], guard=abstract['guard']))
-    found = self._orbax.load_checkpointables(step, parts)
+    # A tenth at a time: read all at once, the host holds much of it twice.
+    leaves, tree = jax.tree.flatten(parts)
+    group = np.cumsum([x.size * x.dtype.itemsize for x in leaves])
+    group = (10 * group - 1) // group[-1]
+    for n in np.unique(group):
+      wanted = tree.unflatten([x if n == g else ocp.PLACEHOLDER for x, g in zip(leaves, group)])
+      found = jax.block_until_ready(self._orbax.load_checkpointables(step, wanted))
+      leaves = [y if n == g else x for x, y, g in zip(leaves, tree.flatten_up_to(found), group)]
+    found = tree.unflatten(leaves)
     _check(found, meta)
     return jax.block_until_ready(dict(params=found['params'], opt_state=found['opt_state'], **found['train']))

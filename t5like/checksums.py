@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
+LARGE = 2 ** 20  # elements
 MIX, SHIFT = 0x9E3779B1, 15  # of an element's place: 2^32 over the golden ratio
 
 
@@ -17,24 +18,35 @@ def of_array(x):
   another multiple of a power of two; two elements that change places nearly always do.
   """
   x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+  if x.ndim > 1 and x.size > LARGE and not jax.typeof(x).sharding.spec[0]:
+    # Piece by piece: CPUs make a temporary array as large as what is summed.
+    rest = x.size // x.shape[0]
+    add = lambda total, n_row: (total + _sum(n_row[1], n_row[0] * jnp.uint32(rest & 0xFFFFFFFF)), None)
+    return jax.lax.scan(add, jnp.uint32(0), (jnp.arange(x.shape[0], dtype=jnp.uint32), x))[0]
+  return _sum(x, jnp.uint32(0))
+
+
+def _sum(x, first):
+  """Of a piece of an array whose first element has the place `first`."""
   bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
   place = jnp.zeros_like(bits, jnp.uint32)
   for axis, size in enumerate(x.shape):
     along = jnp.arange(size, dtype=jnp.uint32)
     along = jnp.expand_dims(along, tuple(a for a in range(x.ndim) if a != axis))
     place = place * jnp.uint32(size) + along
-  mixed = place * jnp.uint32(MIX)
+  mixed = (first + place) * jnp.uint32(MIX)
   return jnp.sum(bits.astype(jnp.uint32) * ((mixed ^ (mixed >> SHIFT)) | 1), dtype=jnp.uint32)
 
 
-@jax.jit
-def _of_tree(tree):
-  return jax.tree.map(of_array, tree)
+_of_array = jax.jit(of_array)
 
 
 def of_tree(tree):
-  """{'params/embed/w': number} of all arrays of a tree on the devices; waits for them."""
-  return {path_name(path): int(x) for path, x in jax.tree.leaves_with_path(jax.device_get(_of_tree(tree)))}
+  """{'params/embed/w': number} of all arrays of a tree on the devices; waits for them.
+
+  One after the other, so that the temporary arrays of all do not add up.
+  """
+  return {path_name(path): int(jax.device_get(_of_array(x))) for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def path_name(path):

@@ -4,15 +4,13 @@ workdir/rewinds.json lists how often a run went back and why. It is written befo
 is killed meanwhile does the same again. A checkpoint knows how many rewinds there had been when it was saved; one
 that a later rewind went back behind is of a past that did not happen, and is not taken.
 """
-import re
-
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
 from t5like import checksums, workdir as workdir_lib
 from t5like.data import kept
-from t5like.errors import BadSteps, CheckpointError, NumericsError, PeerLost
+from t5like.errors import BadSteps, CheckpointError, NumericsError
 
 MOST_DUMPS = 32  # batches kept by one start of a run
 
@@ -85,13 +83,6 @@ def dump(run, batch, values, step, first_row):
                    f'{values["grad_norm"]:.4g}. Its batch is in {path}')
   except CheckpointError as e:
     run.screen.say(f'WARNING: {e}')
-
-
-def blame_peers(error):
-  """PeerLost if an error of the runtime is what the others see when a process of the run is gone."""
-  if jax.process_count() > 1 and re.search('gloo|connection|unavailable|aborted|deadline|heartbeat', str(error), re.I):
-    raise PeerLost(f'another process of this run is gone or cannot be reached ({" ".join(str(error).split())[:200]}). '
-                   'Start all of them again: the same command goes on from the newest checkpoint.') from error
 
 
 def compare_devices(state, mesh, step):

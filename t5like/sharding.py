@@ -10,16 +10,18 @@ rules below.
 Meshes have explicit axes: an array's sharding is part of its type, so `jax.eval_shape` knows it and
 a layout that cannot work is an error while tracing, on any machine.
 """
+import contextlib
 import functools
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from t5like.errors import ConfigError
+from t5like.errors import ConfigError, Failure, PeerLost
 
 # slice: TPU slices, joined by a network slower than a slice's own (data parallel between them)
 # data, fsdp: rows of the batch; fsdp: parameters and optimizer state too    context: positions of a row
@@ -169,6 +171,28 @@ def start_processes(coordinator='', num_processes=0, process_id=0):
     if 'before any JAX' in str(e):  # a notebook that has used JAX already: no preemption service
       return
     initialize(f'127.0.0.1:{_free_port()}', 1, 0, cluster_detection_method='deactivate')
+
+
+def blame_peers(error):
+  """PeerLost if an error, or what is behind it, is how a process finds that another of its run is gone."""
+  seen = 'gloo|connection (reset|closed|refused)|unavailable|deadline.exceeded|heartbeat|barrier'
+  while error and jax.process_count() > 1:
+    if re.search(seen, str(error), re.I):
+      raise PeerLost(f'another process of this run is gone or cannot be reached ({" ".join(str(error).split())[:200]}).'
+                     ' Start all of them again: the same command goes on from the newest checkpoint.') from error
+    error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def peers_blamed():
+  """Errors of the runtime inside become PeerLost where that is what they are."""
+  try:
+    yield
+  except Failure:
+    raise
+  except Exception as error:
+    blame_peers(error)
+    raise
 
 
 def _free_port():

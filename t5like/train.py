@@ -53,7 +53,8 @@ def train(config, workdir, name, devices=None, profile_steps=''):
     checkpoints = ends.enter_context(Checkpoints(workdir, attempts=SAVES, tidy=True, **policy))
     run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps)
     ends.callback(run.close)
-    return run.finish(run.loop())
+    with sharding.peers_blamed():
+      return run.finish(run.loop())
 
 
 class Run:
@@ -128,9 +129,6 @@ class Run:
       except BadSteps as error:
         recovery.rewind(self, error)
         self._go_back()
-      except jax.errors.JaxRuntimeError as error:
-        recovery.blame_peers(error)
-        raise
 
   def _go_back(self):
     """Starts again from the newest checkpoint that counts, in this process."""

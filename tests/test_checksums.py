@@ -119,3 +119,13 @@ def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):
   assert f'device {flip.device} ' in str(e.value)
   with Checkpoints(tmp_path / 'run') as checkpoints:
     assert checkpoints.steps == [4]
+
+
+@pytest.mark.parametrize('spec', [P(), P(None, 'fsdp'), P('fsdp', None), P(None, None, 'fsdp')])
+def test_large_arrays_are_summed_piece_by_piece_and_give_the_same(monkeypatch, spec):
+  x = jax.random.normal(jax.random.key(0), (8, 16, 24))
+  whole = int(checksums.of_array(x))
+  monkeypatch.setattr(checksums, 'LARGE', 8)
+  mesh = sharding.make_mesh(dict(fsdp=-1))
+  with jax.set_mesh(mesh):
+    assert int(jax.jit(checksums.of_array)(jax.device_put(x, NamedSharding(mesh, spec)))) == whole
