@@ -1,4 +1,4 @@
-"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|export|import] --config=.. ..."""
+"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|report|export|import] --flags."""
 import os
 import signal
 import sys
@@ -27,7 +27,7 @@ flags.DEFINE_integer('shots', -1, 'evaluate: worked examples before each questio
 flags.DEFINE_integer('limit', 0, 'evaluate: only so many questions of each task; 0: all.')
 flags.DEFINE_string('harness_path', None, 'evaluate: a folder with task files of lm-evaluation-harness.')
 flags.DEFINE_string('input', None, 'generate: JSONL with a prompt on each line, to be answered in --output.')
-flags.DEFINE_string('output', None, 'generate: JSONL with answers; evaluate: JSON, default WORKDIR/evaluation.json.')
+flags.DEFINE_string('output', None, 'generate: JSONL with answers; evaluate: JSON; report: HTML.')
 flags.DEFINE_multi_string('prompt', None, 'generate: text to continue; may be given several times.')
 flags.DEFINE_integer('tokens', 128, 'generate: how many at most.')
 flags.DEFINE_float('temperature', 0.8, 'generate: 0 takes the likeliest token each time.')

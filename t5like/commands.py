@@ -154,6 +154,16 @@ def _evaluate(flags, overrides):
     say(f'{out} has these numbers.')
 
 
+def _report(flags, overrides):
+  if not flags.workdir:
+    raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
+  from t5like import report
+  path, account = report.write(flags.workdir, flags.output)
+  if account['attempts']:
+    report.show(account)
+  print(f'{path} shows it.')
+
+
 def _export(flags, overrides):
   if not flags.workdir or not flags.out:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
@@ -194,4 +204,4 @@ def _print_config(config):
 
 
 COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)
-WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, **{'import': _import})
+WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, report=_report, **{'import': _import})

@@ -114,9 +114,13 @@ class Files:
       for name, value in values.items():
         self.board.add_scalar(name, value, step)
 
-  def text(self, step, name, text):
+  def sample(self, step, prompt, text):
+    """What the model made of a prompt: a line of samples.jsonl, and a text in TensorBoard."""
+    path = self.path.parent / 'samples.jsonl'
+    before = path.read_text() if path.exists() else ''
+    path.write_text(before + json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False) + '\n')
     if self.board:
-      self.board.add_text(name, text, step)
+      self.board.add_text('sample', f'{prompt}|{text}', step)
 
   def flush(self):
     if self.remote:

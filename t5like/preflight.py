@@ -58,7 +58,7 @@ def predict(config, topology, full=False):
     if error and not _is_out_of_memory(error):
       raise ConfigError(f'{topology.name} cannot run this config: {_short(error["text"])}')
     report = dict(topology=topology.name, chips=topology.chips, hosts=topology.hosts, config_batch=config.batch_size,
-                  compile_seconds=round(seconds, 1), libtpu=_version('libtpu'), jax=_version('jax'), **facts)
+                  compile_seconds=round(seconds, 1), full=full, libtpu=_version('libtpu'), jax=_version('jax'), **facts)
     report.update(_memory(folder / 'dump', resolved, topology, facts, error))
     if not error:
       report.update(_speed(folder / 'dump', resolved, topology, facts))

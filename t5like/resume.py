@@ -1,6 +1,4 @@
 """What a run starts from, its newest checkpoint, weights that the config names or fresh ones, and what it says then."""
-import importlib.metadata
-
 import jax
 
 from t5like import config as config_lib, huggingface, metrics, recovery, sharding, step as step_lib
@@ -35,15 +33,6 @@ def _check(meta, config, asked, store, workdir):
         f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
         f'{store.fingerprint[:12]} in {store.folder}). Give the dataset it was trained on, '
         'another --workdir, or --config.allow_changed=data to go on with the new data.')
-
-
-def meta(run):
-  """What a checkpoint of a train.Run remembers beside its arrays, as JSON."""
-  versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
-  return dict(step=run.step, tokens=run.tokens, examples_seen=run.examples_seen, skipped=run.skipped,
-              rewinds=len(run.rewinds), rows=run.rows.used(run.examples_seen, run.skipped),
-              validation=run.validation, stopper=run.stopper.to_meta(), config=config_lib.to_json(run.asked),
-              data=run.store.fingerprint, vocabulary=run.store.vocabulary.fingerprint, versions=versions)
 
 
 def introduction(run):

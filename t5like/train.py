@@ -16,15 +16,17 @@ from t5like import (
   profiling,
   recovery,
   resume,
+  saving,
   sharding,
   validation,
   workdir as workdir_lib,
 )
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.errors import BadSteps, CheckpointError, DataError, Failure, Preempted
+from t5like.errors import BadSteps, DataError, Failure, Preempted
 from t5like.evals import during
 from t5like.lease import Lease
+from t5like.ledger import Ledger
 from t5like.model import transformer
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
@@ -52,7 +54,7 @@ def train(config, workdir, name, devices=None, profile_steps=''):
     ends.enter_context(jax.set_mesh(mesh))
     checkpoints = ends.enter_context(Checkpoints(workdir, attempts=SAVES, tidy=True, **policy))
     run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps)
-    ends.callback(run.close)
+    ends.push(lambda kind, error, trace: run.close(error))
     with sharding.peers_blamed():
       return run.finish(run.loop())
 
@@ -65,6 +67,7 @@ class Run:
     self.config = config = build.with_vocabulary(config, store.vocabulary)
     self.checkpoints, self.lease, self.watchdog = checkpoints, lease, watchdog
     self.main = jax.process_index() == 0
+    self.ledger = Ledger(workdir, self.main)
     self.tokens_per_step = config.batch_size * config.data.seq_len
     self.step = self.tokens = self.examples_seen = 0
     self.turns = self.dumped = 0  # steps and bad batches kept since this start
@@ -92,6 +95,12 @@ class Run:
       workdir_lib.write_config(workdir, self.asked)
       workdir_lib.write_vocabulary(workdir, store.vocabulary)
       self.files = metrics.Files(workdir, self.step, config.log.tensorboard)
+    self.ledger.start(self.step)
+
+  def now(self, phase, budget=''):
+    """What comes next, for the ledger, and for the watchdog if `budget` is not that of the phase."""
+    self.ledger.enter(phase)
+    self.watchdog.arm(budget or phase)
 
   @property
   def steps_left(self):
@@ -135,8 +144,9 @@ class Run:
     self.state = self.pending = self.last = self.validation = self.solved = None  # room for the state that comes
     self.window, self.save_late, self.stopper = collections.Counter(), False, Stopper(self.config.stop)
     self.rate.pause()
-    self.watchdog.arm('start')
+    self.now('init', 'start')
     self.state = self._start_state()
+    self.ledger.flush(self.step, event='rewind')
     if self.files:
       self.files.close()
       self.files = metrics.Files(self.workdir, self.step, self.config.log.tensorboard)
@@ -162,7 +172,7 @@ class Run:
 
   def _step(self, batches):
     before, first_row = time.perf_counter(), pipeline.after(self.skipped, self.examples_seen, 0)
-    self.watchdog.arm('start' if not self.turns else 'data')
+    self.now('data', '' if self.turns else 'start')
     try:
       local = next(batches)
       batch = sharding.to_global(self.mesh, local)
@@ -172,7 +182,7 @@ class Run:
       raise DataError(f'reading the batch of step {self.step + 1:,} from {self.store.folder} failed: '
                       f'{type(e).__name__}: {e}') from e
     self.waited += time.perf_counter() - before
-    self.watchdog.arm('start' if not self.turns else 'step')
+    self.now(*(('step', '') if self.turns else ('compile', 'start')))
     with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
       self.state, new = self.train_step(self.state, batch)
     self.step += 1
@@ -216,6 +226,7 @@ class Run:
           learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], spikes=values['spikes'],
           data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
+    self.ledger.flush(step)
 
   def _between_steps(self):
     """Validates, saves and looks for reasons to stop, all of which are due at few steps."""
@@ -234,11 +245,11 @@ class Run:
     if validation_due:
       reason = self.stopper.after_validation(self.validate())
     if (save_due or ending) and not reason:
-      self.save()
+      saving.save(self)
     if tasks_due and not ending:
       during.solve(self)
     if ending:
-      self._save_for_good()
+      saving.save_for_good(self)
       steps = self.checkpoints.steps
       saved = f'the state of step {steps[-1]:,} saved' if steps else 'nothing saved'
       raise Preempted(f'{ending}: stopped after step {self.step:,} with {saved} in {self.workdir}. The same command '
@@ -257,6 +268,7 @@ class Run:
     """Metrics of the validation set, as of `validation.measure`."""
     if self.validation and self.validation['step'] == self.step:
       return self.validation
+    self.now('eval', 'step')
     values = validation.measure(self.store, self.config, self.eval_step, self.state['params'], self.mesh,
                                 alive=lambda: self.watchdog.arm('step'))
     for line in validation.lines(values, self.step):
@@ -265,42 +277,15 @@ class Run:
       self.files.write(self.step, {f'validation/{k}': v for k, v in values.items()})
       self.files.flush()
     self.validation = dict(values, step=self.step)
+    self.now('step')
     return self.validation
-
-  def save(self):
-    """Starts to save the newest step, unless it was not finite: then the next finite one."""
-    self.save_late = bool(self.last and self.last['bad_in_a_row'])
-    if self.save_late or self.saved_step == self.step:
-      return
-    if self.lease:
-      self.lease.check()
-    self.watchdog.arm('save')
-    if self.checkpoints.save(self.step, self.state, resume.meta(self)):
-      self.saved_step = self.step
-    self.watchdog.arm('step')
-
-  def _save_for_good(self):
-    """Waits until the newest step that can be saved is; a save that fails is tried once more."""
-    self.watchdog.arm('save')
-    try:
-      self.checkpoints.wait()
-    except CheckpointError as error:
-      self.screen.say(f'WARNING: {error} Trying again.')
-      self.saved_step = -1
-    if self.saved_step < self.step and not self.save_late:
-      self.save()
-      self.watchdog.arm('save')
-      self.checkpoints.wait()
-      if self.saved_step < self.step:
-        raise CheckpointError(f'the last checkpoint, of step {self.step:,}, could not be saved; see above.')
 
   def finish(self, reason):
     """The last validation, checkpoint, samples and tasks; records that the run is done."""
     self._collect()
     values = self.validate()
-    self.save()
-    self._save_for_good()
-    self.watchdog.arm('start')  # decoding compiles too
+    saving.save_for_good(self)
+    self.now('eval', 'start')  # decoding compiles too
     during.sample(self)
     result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values, tasks=during.solve(self))
     if self.main:
@@ -310,7 +295,8 @@ class Run:
                     f'Validation nll {values["nll"]:.4f}.')
     return result
 
-  def close(self):
+  def close(self, error=None):
+    self.ledger.flush(self.step, event='end', why=type(error).__name__ if error else 'done')
     self.profiler.close()
     self.screen.close()
     if self.files:

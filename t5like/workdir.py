@@ -4,6 +4,8 @@
   vocabulary       the vocabulary's file, so that the model can be used without the dataset
   result.json      why and where the run ended; only once its target was reached
   metrics.jsonl    a line of numbers per log interval and validation (see metrics.py)
+  samples.jsonl    what the model made of config.sample.prompts
+  ledger.jsonl     where the time went (see ledger.py); main.py report shows it in report.html
   evaluation.json  what main.py evaluate found, unless --output says where else
   rewinds.json     when and why the run went back to a checkpoint (see recovery.py)
   bad_steps/       batches of steps that were not finite

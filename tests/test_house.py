@@ -23,12 +23,13 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline', 'data.kept'],
           ['data.inspect'],
           ['optimizers', 'guard'], ['step', 'optim'],
-          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling', 'lease'], ['recovery'],
+          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling', 'lease', 'ledger'],
+          ['recovery'],
           ['beam'], ['decode'],
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
-          ['build'], ['huggingface'], ['resume', 'validation'], ['train', 'load', 'aot'], ['answering'],
-          ['preflight'], ['preflight_report'], ['interchange'], ['commands']]
+          ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['train', 'load', 'aot'], ['answering'],
+          ['preflight'], ['preflight_report'], ['interchange', 'report'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
          'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}

@@ -22,11 +22,11 @@ def test_lines_after_the_step_resumed_from_are_dropped(tmp_path):
 def test_tensorboard_events_hold_the_numbers(tmp_path):
   files = metrics.Files(tmp_path, 0, tensorboard=True)
   files.write(7, dict(loss=2.5))
-  files.text(7, 'sample', 'some text')
+  files.sample(7, 'some', 'text')
   files.close()
   (events,) = (tmp_path / 'tensorboard').glob('events*')
   content = events.read_bytes()
-  assert b'loss' in content and b'some text' in content and np.float32(2.5).tobytes() in content
+  assert b'loss' in content and b'some|text' in content and np.float32(2.5).tobytes() in content
 
 
 def test_rate_leaves_pauses_out():

@@ -15,12 +15,14 @@ def solve(run):
     return run.solved and run.solved['tasks']
   subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
                              tick=lambda: run.watchdog.arm('start'))  # new shapes are compiled
+  run.now('eval', 'start')
   found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.limit, run.screen.say)
   if run.files:
     run.files.write(run.step, {f'tasks/{task}/{metric}': value for task, values in found.items()
                                for metric, value in values.items()})
     run.files.flush()
   run.solved = dict(step=run.step, tasks=found)
+  run.now('step')
   return found
 
 
@@ -36,4 +38,4 @@ def sample(run):
       seed=run.config.seed)
   for prompt, text in zip(s.prompts, texts):
     run.screen.sample(prompt, text, style)
-    run.files.text(run.step, 'sample', f'{prompt}|{text}')
+    run.files.sample(run.step, prompt, text)

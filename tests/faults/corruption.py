@@ -66,7 +66,8 @@ def damaged_files(arm, count, what, seed=0):
       copies.append((copy, how))
     outcomes = _read_all(kind, what, [copy for copy, _ in copies])
     for (copy, how), outcome in zip(copies, outcomes):
-      verdict = _judge(outcome, reference)
+      committed = what != 'checkpoint' or steps in runs.committed(copy)
+      verdict = _judge(outcome, reference, committed)
       found[verdict] += 1
       if verdict in ('wrong', 'crashed'):
         found['notes'].append(f'{how}: {str(outcome)[:300]}')
@@ -76,13 +77,14 @@ def damaged_files(arm, count, what, seed=0):
   return found
 
 
-def _judge(outcome, reference):
+def _judge(outcome, reference, committed):
   if 'refused' in outcome:
     return 'refused' if len(outcome['refused']) > 20 else 'crashed'
   if outcome.get('value') == reference['value']:
     return 'unharmed'
   if 'value' in outcome and outcome['value'] in reference['before']:
-    return 'fell_back' if outcome['said'] else 'wrong'
+    # One that was not finished is no checkpoint, and nothing is said of it; damage must be told.
+    return 'fell_back' if outcome['said'] or not committed else 'wrong'
   return 'wrong' if 'value' in outcome else 'crashed'
 
 

@@ -1,0 +1,111 @@
+"""Where the time of a run went, over all its starts: workdir/ledger.jsonl, and what it adds up to.
+
+Phases: init (until the first step), compile (the first step), data (waiting for a batch), step, save (standing still
+for a checkpoint), eval (validation, tasks, samples). From these lines follow lost (steps that were done again, because
+the run ended before they were saved or went back behind them) and idle (between the end of one start, as far as it is
+known, and the next).
+"""
+import contextlib
+import json
+import time
+
+from etils import epath
+
+PHASES = ('init', 'compile', 'data', 'step', 'save', 'eval')
+
+
+class Ledger:
+  """Writes the lines of one start of a run; on the process that keeps the run's files (`on`), else nothing.
+
+  Seconds are charged to the phase that was entered last. Lines are written by `flush`; a file that cannot be written
+  costs the ledger, not the run.
+  """
+
+  def __init__(self, workdir, on=True):
+    self.path, self.on, self.remote = epath.Path(workdir) / 'ledger.jsonl', on, '://' in str(workdir)
+    self.attempt = 1 + max((line['attempt'] for line in read(workdir)), default=0) if on else 0
+    self.phase, self.since, self.seconds = 'init', time.time(), {}
+    self.began = self.since
+
+  def enter(self, phase):
+    """From now on, time is of this phase. Returns the one before."""
+    now, before = time.time(), self.phase
+    self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
+    self.phase, self.since = phase, now
+    return before
+
+  def flush(self, step, **event):
+    """Writes a line: the seconds of each phase since the line before, up to `step`; `event`: what happened, if any."""
+    self.enter(self.phase)
+    spent = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+    self.seconds = {}
+    line = dict(attempt=self.attempt, time=round(self.since, 3), step=step, seconds=spent, **event)
+    if not self.on:
+      return
+    with contextlib.suppress(OSError):
+      if self.remote:  # object stores cannot append
+        before = self.path.read_text() if self.path.exists() else ''
+        self.path.write_text(before + json.dumps(line) + '\n')
+      else:
+        with open(self.path, 'a', encoding='utf-8') as f:
+          f.write(json.dumps(line) + '\n')
+
+  def start(self, step):
+    """The first line of a start of the run, which goes on from `step`."""
+    self.flush(step, event='start', began=round(self.began, 3))
+
+
+def read(workdir):
+  """The lines of a run's ledger, oldest first; those that were cut off are left out."""
+  path, lines = epath.Path(workdir) / 'ledger.jsonl', []
+  with contextlib.suppress(OSError):
+    for text in path.read_bytes().decode(errors='replace').splitlines():
+      with contextlib.suppress(ValueError):
+        line = json.loads(text)
+        if isinstance(line, dict) and {'attempt', 'time', 'step', 'seconds'} <= line.keys():
+          lines.append(line)
+  return lines
+
+
+def account(lines):
+  """{'seconds': {phase: seconds, lost, idle}, 'total', 'goodput', 'attempts'} of the lines of a ledger.
+
+  total: from the first start to the last line, which is what the seconds add up to. goodput: the share of it that was
+  spent in steps that the run has now. attempts: [{attempt, began, ended, from_step, to_step, end}].
+  """
+  seconds = dict.fromkeys((*PHASES, 'lost', 'idle'), 0.0)
+  worked, attempts, last, step = [], [], None, 0  # worked: [(first step, last step, seconds in steps, in data)]
+  for line in lines:
+    for phase, spent in line['seconds'].items():
+      if phase not in ('step', 'data'):
+        seconds[phase] = seconds.get(phase, 0.0) + spent
+    event = line.get('event')
+    if event == 'start':
+      if last is not None:
+        seconds['idle'] += max(0.0, line['began'] - last)
+      attempts.append(dict(attempt=line['attempt'], began=line['began'], from_step=line['step'], end='ended'))
+    entry = (min(step, line['step']), line['step'], line['seconds'].get('step', 0.0), line['seconds'].get('data', 0.0))
+    if event == 'rewind':
+      entry = (step, step, *entry[2:])
+    worked.append(entry)
+    if event in ('start', 'rewind'):
+      worked = _undo(worked, line['step'], seconds)
+    step, last = line['step'], line['time']
+    if attempts:
+      attempts[-1].update(ended=line['time'], to_step=line['step'],
+                          **({'end': line['why']} if event == 'end' else {}))
+  seconds['step'] += sum(entry[2] for entry in worked)
+  seconds['data'] += sum(entry[3] for entry in worked)
+  total = sum(seconds.values())
+  return dict(seconds=seconds, total=total, goodput=seconds['step'] / total if total else 0.0, attempts=attempts)
+
+
+def _undo(worked, step, seconds):
+  """What is left of the work when steps after `step` are done again; the rest is lost."""
+  kept = []
+  for first, last, in_steps, in_data in worked:
+    share = 1.0 if last <= step else max(0.0, (step - first) / (last - first)) if last > first else 0.0
+    seconds['lost'] += (1 - share) * (in_steps + in_data)
+    if share:
+      kept.append((first, min(last, step), share * in_steps, share * in_data))
+  return kept

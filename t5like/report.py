@@ -1,0 +1,97 @@
+"""A run as one page, and where its time went: `python main.py report --workdir=...`."""
+import html
+import json
+import pathlib
+import time
+
+from etils import epath
+
+from t5like import config as config_lib, ledger, metrics, recovery, workdir as workdir_lib
+from t5like.errors import ConfigError
+
+POINTS = 1500  # of a curve: more are averaged, so that the page stays small
+NAMES = dict(step='training steps', data='waiting for data', compile='compiling', init='starting',
+             save='standing still to save', eval='evaluating', lost='lost and done again', idle='not running')
+
+
+def write(workdir, out=None):
+  """Writes the page of a run (out: WORKDIR/report.html); returns (its path, what `ledger.account` found)."""
+  facts = gather(workdir)
+  if not facts['curves']['loss']['y'] and not facts['time']['attempts']:
+    raise ConfigError(f'--workdir={workdir}: nothing was measured there yet; metrics.jsonl has no step.')
+  page = (pathlib.Path(__file__).parent / 'report.html').read_text(encoding='utf-8')
+  # '<' would end the script that holds the numbers.
+  data = json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c')
+  page = page.replace('@TITLE@', html.escape(facts['name'])).replace('@DATA@', data)
+  path = epath.Path(out or f'{workdir}/report.html')
+  workdir_lib.write_file(path, page)
+  return path, facts['time']
+
+
+def gather(workdir):
+  """All that the page shows, as JSON."""
+  config = workdir_lib.read_config(workdir)
+  folder = epath.Path(workdir)
+  lines = _jsonl(folder / 'metrics.jsonl')
+  steps = [line for line in lines if 'loss' in line]
+  validations = [line for line in lines if 'validation/nll' in line]
+  tokens = {line['step']: line['tokens'] for line in steps}
+  per_step = config.batch_size * config.data.seq_len
+  at = lambda line: tokens.get(line['step'], line['step'] * per_step)
+  curve = lambda key: _thin([(line['tokens'], line[key]) for line in steps if line.get(key) is not None])
+  parts = sorted({key for line in steps for key in line if key.startswith('rows/')})
+  curves = {key: curve(key) for key in ('loss', 'accuracy', 'tokens_per_second', 'mfu', 'learning_rate', 'grad_norm',
+                                        'update_norm', 'data_wait')}
+  curves['validation'] = dict(x=[at(line) for line in validations], y=[line['validation/nll'] for line in validations])
+  tasks = {}
+  for line in lines:
+    for key, value in line.items():
+      if key.startswith('tasks/'):
+        tasks.setdefault(key.removeprefix('tasks/'), []).append((at(line), value))
+  return dict(
+      name=folder.absolute().name, made=time.strftime('%Y-%m-%d %H:%M'), result=workdir_lib.read_json(
+          folder / 'result.json'), target=config.stop.tokens, tokens=steps[-1]['tokens'] if steps else 0,
+      step=max((line['step'] for line in lines), default=0), last=validations[-1] if validations else None,
+      bad_steps=steps[-1]['bad_steps'] if steps else 0, model=f'{config.model.name}, {config.objective.name}',
+      curves=curves, mixture={key.removeprefix('rows/'): curve(key) for key in parts},
+      tasks={key: dict(x=[x for x, _ in points], y=[y for _, y in points]) for key, points in tasks.items()
+             if not key.endswith('_stderr')},
+      rewinds=[dict(r, tokens=r['to_step'] * per_step) for r in recovery.read_rewinds(workdir)],
+      time=ledger.account(ledger.read(workdir)), names=NAMES, per_step=per_step,
+      samples=_jsonl(folder / 'samples.jsonl')[-12:],
+      config=[(key, repr(value)) for key, value, changed in config_lib.describe(config) if changed])
+
+
+def _jsonl(path):
+  """The lines of a file that are whole; none if there is no file."""
+  found = []
+  for text in path.read_bytes().decode(errors='replace').splitlines() if path.exists() else ():
+    try:
+      found.append(json.loads(text))
+    except ValueError:
+      continue
+  return found
+
+
+def _thin(points):
+  """{'x', 'y'} of at most POINTS points, each the mean of its neighbours."""
+  size = max(1, -(-len(points) // POINTS))
+  groups = [points[i:i + size] for i in range(0, len(points), size)]
+  mean = lambda values: sum(values) / len(values)
+  return dict(x=[group[-1][0] for group in groups], y=[mean([y for _, y in group]) for group in groups])
+
+
+def show(account, console=None):
+  """The time of a run as a table in the terminal."""
+  from rich.console import Console
+  from rich.table import Table
+  table = Table('phase', 'time', 'share', box=None, pad_edge=False)
+  for phase in sorted(NAMES, key=lambda phase: -account['seconds'].get(phase, 0)):
+    spent = account['seconds'].get(phase, 0)
+    if spent:
+      table.add_row(NAMES[phase], metrics.duration(spent), f'{spent / account["total"]:.1%}')
+  console = console or Console(highlight=False)
+  console.print(table)
+  starts = len(account['attempts'])
+  console.print(f'Goodput {account["goodput"]:.1%} of {metrics.duration(account["total"])}, {starts} '
+                f'start{"s" * (starts != 1)}.')

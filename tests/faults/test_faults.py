@@ -1,0 +1,24 @@
+"""A little of what python -m tests.faults does in full; it makes processes by forking, so it is one itself."""
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def faults(*flags):
+  done = subprocess.run([sys.executable, '-m', 'tests.faults', *flags], cwd=ROOT, capture_output=True, text=True,
+                        timeout=3600)
+  assert done.returncode == 0 and 'Nothing was lost' in done.stdout, done.stdout + done.stderr[-3000:]
+  return done.stdout
+
+
+def test_a_few_faults_of_each_kind():
+  said = faults('--kills=4', '--sigterms=2', '--checkpoints=40', '--datasets=40', '--configs=8', '--processes=1')
+  assert 'kills 2' in said and 'signals 1' in said and 'damaged 40' in said and 'configs 8' in said
+
+
+@pytest.mark.slow
+def test_all_of_them():
+  faults()
