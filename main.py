@@ -1,4 +1,4 @@
-"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|report|export|import] --flags."""
+"""The front door: python main.py [train|prepare|inspect|preflight|evaluate|generate|report|selftest|..] --flags."""
 import os
 import signal
 import sys
@@ -38,6 +38,8 @@ flags.DEFINE_float('alpha', 0.6, 'generate: length penalty of beam search (Wu et
 flags.DEFINE_integer('seed', 0, 'generate: other seeds give other text.')
 flags.DEFINE_string('out', None, 'export: a new folder, for transformers.')
 flags.DEFINE_string('folder', None, "import: a folder of Hugging Face's, with config.json and *.safetensors.")
+flags.DEFINE_list('only', [], 'selftest: some of its checks.')
+flags.DEFINE_integer('steps', 10, 'replay: how many.')
 flags.DEFINE_string('coordinator', '', 'host:port of process 0, where the cluster does not say.')
 flags.DEFINE_integer('num_processes', 0, 'With --coordinator.')
 flags.DEFINE_integer('process_id', 0, 'With --coordinator.')

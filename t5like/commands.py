@@ -3,7 +3,7 @@ import difflib
 import pathlib
 
 from t5like import config as config_lib
-from t5like.errors import ConfigError
+from t5like.errors import ConfigError, NumericsError
 
 
 def run(args, flags, overrides):
@@ -154,6 +154,25 @@ def _evaluate(flags, overrides):
     say(f'{out} has these numbers.')
 
 
+def _selftest(flags, overrides):
+  from t5like import selftest
+  found = selftest.selftest(flags.only)
+  selftest.show(found)
+  failed = [name for name, *_, problem in found if 'FAILED' in problem]
+  if failed:
+    raise NumericsError(f'selftest: {", ".join(failed)} failed on this machine with these versions. Do not train here '
+                        'before it is known why; please report the table above.')
+
+
+def _replay(flags, overrides):
+  if not flags.workdir:
+    raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
+  from t5like import replay, sharding
+  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+  count = replay.replay(flags.workdir, flags.steps)
+  print(f'{flags.steps} steps done twice from the newest checkpoint: {count:,} numbers and arrays, all the same.')
+
+
 def _report(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
@@ -204,4 +223,5 @@ def _print_config(config):
 
 
 COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)
-WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, report=_report, **{'import': _import})
+WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, report=_report,
+                      selftest=_selftest, replay=_replay, **{'import': _import})

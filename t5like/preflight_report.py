@@ -32,7 +32,8 @@ def show(report, price=0.0, console=None):
                   f'{report["replicated"][0][0]} first.', style='yellow')
   if report['fits']:
     _show_speed(console, report, price)
-  console.print(f'Compiled {"to the end" if report["full"] else "up to the schedule"} in {report["compile_seconds"]} s by libtpu {report["libtpu"]}, jax '
+  how = 'to the end' if report['full'] else 'up to the schedule'
+  console.print(f'Compiled {how} in {report["compile_seconds"]} s by libtpu {report["libtpu"]}, jax '
                 f'{report["jax"]}; attention by {report["kernel"][0]} ({report["kernel"][1]}). Times are predictions '
                 f'of a model: {report["accuracy"] if report["fits"] else "none here"}.', style='dim')
 

@@ -29,7 +29,7 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
           ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['train', 'load', 'aot'], ['answering'],
-          ['preflight'], ['preflight_report'], ['interchange', 'report'], ['commands']]
+          ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
          'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}
