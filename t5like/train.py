@@ -13,6 +13,7 @@ from t5like import (
   build,
   lengths,
   metrics,
+  notice,
   profiling,
   recovery,
   resume,
@@ -48,6 +49,8 @@ def train(config, workdir, name, devices=None, profile_steps=''):
   policy = {k: config.checkpoint[k] for k in ('keep', 'keep_every', 'keep_best')}
   with contextlib.ExitStack() as ends:
     ends.callback(watchdog.close)
+    if mesh.devices.flat[0].platform == 'tpu':
+      ends.callback(notice.watch().set)
     lease = Lease(workdir) if jax.process_index() == 0 else None
     if lease:
       ends.callback(lease.close)

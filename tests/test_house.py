@@ -24,7 +24,7 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks
           ['data.inspect'],
           ['optimizers', 'guard'], ['step', 'optim'],
           ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling', 'lease', 'ledger'],
-          ['recovery'],
+          ['notice', 'recovery'],
           ['beam'], ['decode'],
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
