@@ -264,10 +264,10 @@ class Checkpoints:
   def _read(self, step, abstract, meta):
     parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
                  train=dict(step=abstract['step'], guard=abstract['guard']))
-    # A small part at a time: read all at once, the host holds much of it twice.
+    # A tenth at a time: read all at once, the host holds much of it twice.
     leaves, tree = jax.tree.flatten(parts)
     group = np.cumsum([x.size * x.dtype.itemsize for x in leaves])
-    group = (20 * group - 1) // group[-1]
+    group = (10 * group - 1) // group[-1]
     for n in np.unique(group):
       wanted = tree.unflatten([x if n == g else ocp.PLACEHOLDER for x, g in zip(leaves, group)])
       found = jax.block_until_ready(self._orbax.load_checkpointables(step, wanted))
