@@ -32,8 +32,8 @@ def base():
       source='',  # paper or repository, table or section
       verified=False,  # True once a run of this config has reached it
   )
-  # Weights to begin with instead of random ones: the workdir of a run, or a folder with a model of
-  # Hugging Face's (config.json, *.safetensors)
+  # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
+  # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
   c.init_from = ''
   c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
 
@@ -162,6 +162,10 @@ def base():
       attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
+      # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained
+      lora_rank=0,  # columns of A; 0: no LoRA
+      lora_alpha=16.0,
+      lora_projections=('q', 'v'),  # which matrices W: q, k, v, o of attention, up, gate, down of the MLP
   )
 
   # --- Loss and optimizer ---------------------------------------------------------------------
@@ -181,6 +185,10 @@ def base():
       weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
+      # Parameters that stay as they are, by patterns of their paths (t5like/trained.py): ('embed', 'stack/blocks[:4]')
+      # the table and the first four layers, ('*', '!head', '!*norm*') all but the head and norms
+      freeze=(),
+      multipliers=(),  # of the learning rate, likewise: ('embed=0.1', 'stack/blocks[-2:]=2'); weight decay included
       extra=dict(),  # further arguments of the optimizer, which is t5like/optimizers.py's or optax's
   )
   c.schedule = dict(

@@ -51,12 +51,15 @@ class ModelConfig:
   attention: str
   scan_layers: bool
   remat: str
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_projections: tuple = ()
 
   def size(self, dim):
-    """Size of a dimension by its letter; here T is the number of learned positions, P of types, E is D."""
+    """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""
     return dict(V=self.vocab_size, D=self.d_model, E=self.d_model, L=self.num_layers, N=self.num_heads,
                 K=self.num_kv_heads, H=self.head_dim, F=self.d_ff, T=self.max_positions,
-                P=self.num_types)[dim]
+                P=self.num_types, R=self.lora_rank)[dim]
 
   @property
   def residual_scale(self):
