@@ -102,7 +102,8 @@ def build_step(config, model, total_steps, mesh):
   chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = step_lib.make_sums(model, config.loss, chunks)
   train_step = step_lib.make_train_step(
-      optim.without_frozen(sums, rates), tx, seed=config.seed, microbatches=config.microbatches, clip_norm=config.optimizer.clip_norm,
+      optim.without_frozen(sums, rates), tx, seed=config.seed, microbatches=config.microbatches,
+      clip_norm=config.optimizer.clip_norm,
       spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
   options = config.compile.options.to_dict() or None
   return tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums), learning_rate

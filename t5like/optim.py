@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from t5like import optimizers, trained
@@ -95,8 +96,9 @@ def build(spec, learning_rate):
 
 
 def rates(spec, params):
-  """`trained.rates` of a tree of parameters (or of their shapes); `spec` is config.optimizer."""
-  return trained.rates(spec, {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)})
+  """`trained.rates` of a tree of parameters (or of their shapes), as fp32 arrays; `spec` is config.optimizer."""
+  shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+  return {path: np.float32(rate) for path, rate in trained.rates(spec, shapes).items()}
 
 
 def at_rates(tx, rates):

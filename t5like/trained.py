@@ -11,8 +11,6 @@ import fnmatch
 import re
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from t5like.config_values import either, show
 from t5like.errors import ConfigError
 
@@ -81,30 +79,30 @@ def _pattern(asked, text, value):
 
 
 def rates(optimizer, shapes):
-  """{path: fp32 array [L] or [1]}: what the updates of each parameter, layer by layer, are multiplied by; 0: frozen.
+  """{path: [float]}: what the updates of a parameter, layer by layer if it is in layers, are multiplied by; 0: frozen.
 
   optimizer: config.optimizer; shapes: {path: shape}. Where there are adapters (LoRA) all else is frozen, unless
   `freeze` takes it out. ConfigError for patterns that match nothing, or if nothing were trained.
   """
   num_layers = lambda path: shapes[path][0] if 'blocks' in path.split('/') else 1
   adapted = any(path.endswith('/lora_a') for path in shapes)
-  trained = {path: np.full(num_layers(path), not adapted or path.endswith(('/lora_a', '/lora_b')), np.float32)
-             for path in shapes}
-  factors = {path: np.ones_like(x) for path, x in trained.items()}
+  trained = {path: [float(not adapted or path.endswith(('/lora_a', '/lora_b')))] * num_layers(path) for path in shapes}
+  factors = {path: [1.0] * num_layers(path) for path in shapes}
   for values, patterns in ((trained, map(_freeze, optimizer.freeze)),
                            (factors, map(_multiplier, optimizer.multipliers))):
     for pattern in patterns:
       for path in _matching(pattern, shapes):
-        values[path][slice(None) if pattern.layers is None else pattern.layers] = pattern.value
-  if not any(x.any() for x in trained.values()):
+        for layer in range(num_layers(path))[pattern.layers or slice(None)]:
+          values[path][layer] = pattern.value
+  if not any(map(any, trained.values())):
     raise ConfigError(f'optimizer.freeze={show(optimizer.freeze)}: leaves nothing to be trained. Take something out '
                       "again, such as ('*', '!head').")
-  return {path: trained[path] * factors[path] for path in shapes}
+  return {path: [a * b for a, b in zip(trained[path], factors[path])] for path in shapes}
 
 
 def in_words(rates):
   """'1', 'frozen', or for layers that differ, 'frozen frozen 1 0.5'."""
-  words = ['frozen' if rate == 0 else f'{rate:g}' for rate in rates.tolist()]
+  words = ['frozen' if rate == 0 else f'{rate:g}' for rate in rates]
   return words[0] if len(set(words)) == 1 else ' '.join(words)
 
 

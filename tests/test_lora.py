@@ -85,7 +85,8 @@ def test_sharded_it_computes_the_same_and_gradients_too():
       params = jax.jit(lambda: trained_a_little(model.init(jax.random.key(0))), out_shardings=layout)()
       loss = lambda p, b: jnp.mean(jnp.square(model.apply(p, b)))
       placed = sharding.place(jax.sharding.get_mesh(), batch())
-      found.append((flat(jax.jit(jax.grad(loss))(params, placed)), flat(jax.jit(lambda p: layers.merged(p, model.config))(params))))
+      merged = jax.jit(lambda p, c=model.config: layers.merged(p, c))(params)
+      found.append((flat(jax.jit(jax.grad(loss))(params, placed)), flat(merged)))
   for other in found[1:]:
     for a, b in zip(found[0], other):
       for path in a:
