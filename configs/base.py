@@ -162,6 +162,9 @@ def base():
       attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
+      # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
+      # before, as decoders of Hugging Face do
+      prefix_mask=True,
       # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained
       lora_rank=0,  # columns of A; 0: no LoRA
       lora_alpha=16.0,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, sharding, workdir as workdir_lib
+from t5like import build, decode, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
@@ -81,7 +81,10 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
                  '(2, 3, ...), for this vocabulary pads with another.')
   files['config.json'] = _text(hf)
   if model['name'] != 'encoder':
-    files['generation_config.json'] = _text({k: v for k, v in hf.items() if k.endswith('_token_id')})
+    generation = {k: v for k, v in hf.items() if k.endswith('_token_id')}
+    if vocabulary:  # what ours never says either
+      generation['suppress_tokens'] = decode.banned(hf['vocab_size'], vocabulary)
+    files['generation_config.json'] = _text(generation)
   _write(epath.Path(folder), files, out)
   return notes
 

@@ -51,6 +51,7 @@ class ModelConfig:
   attention: str
   scan_layers: bool
   remat: str
+  prefix_mask: bool = True
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple = ()
@@ -222,14 +223,15 @@ def build(c):
   make = ARCHITECTURES[c.name]
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
   of = lambda params: nnx.merge(graph, params)
+  rows = lambda batch: spread_rows({k: x for k, x in batch.items() if c.prefix_mask or k != 'prefix'})
   return Model(
       c,
       init=lambda key: nnx.to_pure_dict(nnx.state(make(c, key))),
-      hidden=lambda params, batch, key=None: of(params).hidden(spread_rows(batch), key),
+      hidden=lambda params, batch, key=None: of(params).hidden(rows(batch), key),
       logits=lambda params, x_BTD: of(params).logits(x_BTD),
-      cache=lambda params, batch, slots: of(params).cache(spread_rows(batch), slots),
+      cache=lambda params, batch, slots: of(params).cache(rows(batch), slots),
       extend=lambda params, batch, keys, cache, at, last=False: of(params).extend(
-          spread_rows(batch), spread_rows(keys), cache, at, last))
+          rows(batch), rows(keys), cache, at, last))
 
 
 def count_params(model):
