@@ -17,9 +17,9 @@ import zlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from configs.base import base
-from t5like import config as config_lib, train
-from t5like.data import sources
+from configs.base import base  # noqa: E402
+from t5like import config as config_lib, train  # noqa: E402
+from t5like.data import sources  # noqa: E402
 
 WAYS = {  # name: (begins with the pre-trained weights?, changes of the config)
     'from scratch': (False, {}), 'fine-tuned': (True, {}),
@@ -61,7 +61,8 @@ def config_of(folder, seed, steps, rate, **changes):
 def pretrain(folder, seed, steps):
   """Workdir of the pre-trained run."""
   workdir = folder / f'before-{seed}'
-  train.train(config_of(folder, seed, steps, 3e-3, **{'data.source': f'jsonl:{folder}/before.jsonl'}), workdir, 'before')
+  c = config_of(folder, seed, steps, 3e-3, **{'data.source': f'jsonl:{folder}/before.jsonl'})
+  train.train(c, workdir, 'before')
   return workdir
 
 

@@ -4,10 +4,10 @@
     python main.py evaluate --workdir=gs://BUCKET/classify --tasks=configs/tasks/sst2.json
     python main.py --config=configs/encdec_tiny.py && python main.py --config=configs/finetune_classify.py:tiny
 
-Begins from a folder with google-t5/t5-base (config.json, model.safetensors, spiece.model) in models/t5_base; docs and
-other sizes: docs/finetune.md. Hardware: a TPU v5e-32, about a day. Expected: accuracy 0.952 on GLUE's test set, whose
-labels are secret (Raffel et al. 2020, table 14, quoted without the paper at hand). Not verified here. `:tiny`: a laptop, 2 CPU cores, 5 minutes after
-encdec_tiny, whose weights it begins with; `:tiny_scratch` begins with random ones.
+Begins with a folder that holds google-t5/t5-base (config.json, model.safetensors, spiece.model), models/t5_base; other
+sizes: docs/finetune.md. Hardware: a TPU v5e-32, about a day. Expected: accuracy 0.952 on GLUE's test set, as Raffel et
+al. 2020 have it in table 14, quoted without the paper at hand. Not verified here. `:tiny`: a laptop, 2 CPU cores,
+minutes after encdec_tiny, whose weights it begins with; `:tiny_scratch` begins with random ones.
 """
 from configs.base import base, smoke
 

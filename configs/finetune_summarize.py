@@ -4,10 +4,10 @@
     python main.py evaluate --workdir=gs://BUCKET/summarize --tasks=configs/tasks/cnn_dailymail.json --beams=4
     python main.py --config=configs/encdec_tiny.py && python main.py --config=configs/finetune_summarize.py:tiny
 
-Begins from a folder with google-t5/t5-base (config.json, model.safetensors, spiece.model) in models/t5_base; docs and
-other sizes: docs/finetune.md. Hardware: a TPU v5e-32, about a day. Expected: ROUGE-2 20.34 on the test set (Raffel et
-al. 2020, table 14, quoted without the paper at hand). Not verified here. `:tiny`: a laptop, 2 CPU cores, 5 minutes after
-encdec_tiny, whose weights it begins with; `:tiny_scratch` begins with random ones.
+Begins with a folder that holds google-t5/t5-base (config.json, model.safetensors, spiece.model), models/t5_base; other
+sizes: docs/finetune.md. Hardware: a TPU v5e-32, about a day. Expected: ROUGE-2 20.34 on the test set, as Raffel et
+al. 2020 have it in table 14, quoted without the paper at hand. Not verified here. `:tiny`: a laptop, 2 CPU cores,
+minutes after encdec_tiny, whose weights it begins with; `:tiny_scratch` begins with random ones.
 """
 from configs.base import base, smoke
 

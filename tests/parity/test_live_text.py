@@ -35,7 +35,8 @@ RUNS = dict(
         PLAIN, name='encoder', block='post_norm', embed_norm=True, head='mlm', num_types=2, activation='gelu',
         init='bert')), ('the a<mask> of', 'is it<mask> as that', 'by<mask> with<mask> this')),
     t5=(dict(vocabulary=PIECES, model=dict(T5, activation='relu', tie_embeddings=True, head='scaled'),
-             objective=dict(name='span_corruption', noise_density=0.5), steps=240), ('the a<extra_id_0> of to', 'is<extra_id_0> as that<extra_id_1>')),
+             objective=dict(name='span_corruption', noise_density=0.5), steps=240),
+        ('the a<extra_id_0> of to', 'is<extra_id_0> as that<extra_id_1>')),
     t5_v1_1=(dict(PAIRS, vocabulary=BPE, model=T5), ('say: the a of', 'say: was not have')),
 )
 
@@ -62,7 +63,8 @@ def answered(folder, prompt, kind):
   with torch.no_grad():
     out = model.generate(**asked, max_new_tokens=NEW, do_sample=False)[0]
   # What was said: without the prompt, and from the beginning that T5 gives itself.
-  return tokenizer.decode(out[1 if kind.endswith('Seq2SeqLM') else asked.input_ids.shape[1]:], skip_special_tokens=False)
+  known = 1 if kind.endswith('Seq2SeqLM') else asked.input_ids.shape[1]
+  return tokenizer.decode(out[known:], skip_special_tokens=False)
 
 
 def until_end(text, prompt):
