@@ -32,8 +32,8 @@ def base():
       source='',  # paper or repository, table or section
       verified=False,  # True once a run of this config has reached it
   )
-  # Weights to begin with instead of random ones: the workdir of a run, or a folder with a model of
-  # Hugging Face's (config.json, *.safetensors)
+  # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
+  # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
   c.init_from = ''
   c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
 
@@ -162,6 +162,13 @@ def base():
       attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
+      # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
+      # before, as decoders of Hugging Face do
+      prefix_mask=True,
+      # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained
+      lora_rank=0,  # columns of A; 0: no LoRA
+      lora_alpha=16.0,
+      lora_projections=('q', 'v'),  # which matrices W: q, k, v, o of attention, up, gate, down of the MLP
   )
 
   # --- Loss and optimizer ---------------------------------------------------------------------
@@ -181,6 +188,10 @@ def base():
       weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
+      # Parameters that stay as they are, by patterns of their paths (t5like/trained.py): ('embed', 'stack/blocks[:4]')
+      # the table and the first four layers, ('*', '!head', '!*norm*') all but the head and norms
+      freeze=(),
+      multipliers=(),  # of the learning rate, likewise: ('embed=0.1', 'stack/blocks[-2:]=2'); weight decay included
       extra=dict(),  # further arguments of the optimizer, which is t5like/optimizers.py's or optax's
   )
   c.schedule = dict(
@@ -277,13 +288,14 @@ def smoke(c):
     stage.tokens = 8 * 64 * 20 * number // (len(c.data.stages) + 1)
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
-  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0)
+  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='')
   c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
   c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
   c.log.every = 1
   c.evaluate.update(every=10, batches=2, limit=8)
+  c.evaluate.tasks = tuple(task for task in c.evaluate.tasks if '/' not in task)  # which may need a download
   c.checkpoint.every = 10
   restores = m.name == 'encoder_decoder' and c.objective.name in ('span_corruption', 'iid_denoising', 'ul2')
   prompt = 'def <mask>(self):' if m.name == 'encoder' else 'def <extra_id_0>(self):' if restores else ''

@@ -4,7 +4,7 @@ import jax
 from t5like import config as config_lib, lengths, optim, sharding, step as step_lib
 from t5like.data import datasets, prepare, store as store_lib
 from t5like.errors import ConfigError, DataError
-from t5like.model import transformer
+from t5like.model import layers, transformer
 
 
 def open_data(config, say=print):
@@ -52,13 +52,45 @@ def build_model(config):
   return model, count
 
 
+def _shapes(model):
+  return jax.eval_shape(lambda: model.init(jax.random.key(0)))
+
+
+def parameters(config):
+  """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
+  it raises. A vocabulary whose size is not known yet has size 0."""
+  with jax.set_mesh(_one_device()):
+    shapes = _shapes(transformer.build(transformer.ModelConfig(**config.model)))
+  rates = optim.rates(config.optimizer, shapes)
+  return {path: (x.shape, rates[path]) for path, x in
+          ((optim.path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(shapes))}
+
+
+def check_trained(config):
+  """ConfigError for patterns of `config.optimizer` that match no parameter: to be told before data is prepared."""
+  if config.optimizer.freeze or config.optimizer.multipliers:
+    parameters(config_lib.resolve(config))
+
+
+def merged(config, params):
+  """(config, params) of the same model without adapters (LoRA): what they add is in its weights then."""
+  c = transformer.ModelConfig(**config.model)
+  if not c.lora_rank:
+    return config, params
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.lora_rank = 0
+  return config, jax.jit(lambda params: layers.merged(params, c))(params)
+
+
 def build_step(config, model, total_steps, mesh):
   """(tx, train_step, eval_step, learning_rate) of a config whose schedule ends at total_steps.
 
   The steps are compiled when first called; train_step(state, batch) takes the state's memory.
   """
   learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
-  tx = optim.build(config.optimizer, learning_rate)
+  rates = optim.rates(config.optimizer, _shapes(model))
+  tx = optim.at_rates(optim.build(config.optimizer, learning_rate), rates)
   rows = config.batch_size // config.microbatches // sharding.batch_shards(mesh)
   if rows * config.microbatches * sharding.batch_shards(mesh) != config.batch_size:
     pieces = config.microbatches * sharding.batch_shards(mesh)
@@ -70,18 +102,21 @@ def build_step(config, model, total_steps, mesh):
   chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = step_lib.make_sums(model, config.loss, chunks)
   train_step = step_lib.make_train_step(
-      sums, tx, seed=config.seed, microbatches=config.microbatches, clip_norm=config.optimizer.clip_norm,
+      optim.without_frozen(sums, rates), tx, seed=config.seed, microbatches=config.microbatches,
+      clip_norm=config.optimizer.clip_norm,
       spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
   options = config.compile.options.to_dict() or None
   return tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums), learning_rate
 
 
+def _one_device():
+  return jax.make_mesh((1,) * len(sharding.AXES), sharding.AXES,
+                       axis_types=(jax.sharding.AxisType.Explicit,) * len(sharding.AXES), devices=jax.devices()[:1])
+
+
 def sizes(config):
   """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
-  mesh = jax.make_mesh((1,) * len(sharding.AXES), sharding.AXES,
-                       axis_types=(jax.sharding.AxisType.Explicit,) * len(sharding.AXES),
-                       devices=jax.devices()[:1])
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(_one_device()):
     model, count = build_model(config)
     flops = transformer.flops_per_row(model, lengths.shapes(config))
   return dict(parameters=count, flops_per_token=flops // config.data.seq_len,

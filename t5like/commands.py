@@ -1,5 +1,6 @@
 """What `main.py` can be asked to do. Heavy imports wait until the config is known to be right."""
 import difflib
+import math
 import pathlib
 
 from t5like import config as config_lib
@@ -56,10 +57,11 @@ def _train(config, flags):
 
 
 def _prepare(config, flags):
+  from t5like import build
   from t5like.data import pipeline, prepare
+  build.check_trained(config)
   prepare.prepare(config)
   # Rows of whole documents need a plan, which is kept beside the tokens: better now than on a pod.
-  from t5like import build
   steps = config_lib.derived(config)['steps']
   print(f'All {steps:,} steps of this config:')
   for line in pipeline.TrainRows(build.open_data(config), config).describe(steps * config.batch_size):
@@ -206,20 +208,27 @@ def _import(flags, overrides):
 def _print_config(config):
   from rich.console import Console
 
-  from t5like import build, metrics
+  from t5like import build, metrics, trained
   console = Console(highlight=False, soft_wrap=True)
   config = config_lib.resolve(config)
   for key, value, changed in config_lib.describe(config):
     console.print(f'{key:32} {value!r}', style='bold' if changed else 'dim', markup=False)
   console.print('\nDerived', style='bold underline')
   derived = config_lib.derived(config)
+  parameters = build.parameters(config)
   if config.model.vocab_size:
-    derived.update(build.sizes(config))
+    derived.update(build.sizes(config), trained=sum(
+        round(math.prod(shape) * (rates > 0).mean()) for shape, rates in parameters.values()))
   for key, value in derived.items():
     text = f'{value:,} ({metrics.short(value)})' if isinstance(value, int) else f'{value:.4g}'
     console.print(f'{key:32} {text}', markup=False)
   if not config.model.vocab_size:
     console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
+  console.print('\nParameters, and what their learning rate is multiplied by', style='bold underline')
+  width = max(map(len, parameters)) + 1
+  for path, (shape, rates) in parameters.items():
+    sizes = ' x '.join(str(n or 'V') for n in shape)
+    console.print(f'{path:{width}} {sizes:20} {trained.in_words(rates)}', markup=False)
 
 
 COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)

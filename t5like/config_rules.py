@@ -2,7 +2,7 @@
 import difflib
 import re
 
-from t5like import lengths, mesh_rules, objective_rules
+from t5like import lengths, mesh_rules, objective_rules, trained
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
 from t5like.errors import ConfigError
 
@@ -37,7 +37,7 @@ RANGES = {key: interval for interval, keys in {
       model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
       log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span''',
     '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
-      model.num_types data.max_documents data.shards data.workers data.prefetch
+      model.num_types model.lora_rank data.max_documents data.shards data.workers data.prefetch
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
@@ -45,8 +45,8 @@ RANGES = {key: interval for interval, keys in {
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
       guard.spike_loss guard.spike_norm checkpoint.keep_best
       checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
-    '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta watchdog.start
-      watchdog.step watchdog.data watchdog.save''',
+    '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta model.lora_alpha
+      watchdog.start watchdog.step watchdog.data watchdog.save''',
     '[-1, inf)': 'evaluate.shots',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
@@ -75,7 +75,7 @@ def check(flat, where):
       section, _, name = key.rpartition('.')
       (config[section] if section else config)[name] = value
     config.lock()
-    rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, _mesh, _schedule)
+    rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, trained.check, _mesh, _schedule)
     problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config

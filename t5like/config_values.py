@@ -160,5 +160,6 @@ def unknown(key, asked):
           if len(last) > 1 and last == ''.join(word[0] for word in tail.split('_'))]
       or difflib.get_close_matches(key, same or DEFAULTS, 1, 0.8) or same
       or [k for k in tails if tails[k] in close])
+  near = [k for k in near if k.rpartition('.')[0] == key.rpartition('.')[0]] or near
   return f'{asked}: unknown key. ' + (
       f'Did you mean {either(near[:4])}?' if near else 'configs/base.py lists them all.')

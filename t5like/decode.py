@@ -90,7 +90,7 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
                        'that this model was trained on: give a shorter one.')
     tokens = min(tokens, room)
   eos_id = -1 if vocabulary.eos_id is None else vocabulary.eos_id
-  how = sampling.How(temperature, top_k, top_p, eos_id, _banned(model, vocabulary))
+  how = sampling.How(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary))
   ends = [{eos_id}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
   text = lambda out, end: vocabulary.decode(out[:next((n for n, i in enumerate(out) if i in end), len(out))])
   ask = functools.partial(_ask, style=style, encoder=encoder, rows=rows)
@@ -137,10 +137,10 @@ def _ask(texts, style, encoder, rows):
   return place(_mesh(), prompt) | (dict(encoder=encoder) if encoder else {})
 
 
-def _banned(model, vocabulary):
+def banned(vocab_size, vocabulary):
   """Ids that are never said: padding, unknown, and those beyond the vocabulary."""
   never = (vocabulary.pad_id, vocabulary.unk_id)
-  return tuple(i for i in range(model.config.vocab_size) if i >= vocabulary.size or i in never)
+  return tuple(i for i in range(vocab_size) if i >= vocabulary.size or i in never)
 
 
 def _ids(encode, prompt):

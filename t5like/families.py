@@ -14,8 +14,9 @@ PLAIN = dict(  # what a model is where a family says nothing else
     name='decoder', block='pre_norm', norm='rmsnorm', use_bias=False, embed_norm=False, position='rope',
     rope_theta=10_000.0, rope_fraction=1.0, num_types=0, head='linear', scale_attention=True, qk_norm='none',
     logit_softcap=0.0, init='fan_in', dropout=0.0, dropout_style='standard')
-# Keys of config.model that change neither parameters nor logits.
-FREE = ('init', 'dropout', 'dropout_style', 'dtype', 'attention', 'scan_layers', 'remat')
+# Keys of config.model that change neither parameters nor logits of plain text, adapters being merged before.
+FREE = ('init', 'dropout', 'dropout_style', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask',
+        'lora_rank', 'lora_alpha', 'lora_projections')
 GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_new': 'geglu', 'gelu_pytorch_tanh': 'geglu', 'relu': 'reglu'}
 UNGATED = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
            'gelu_fast': 'gelu_tanh', 'relu': 'relu', 'silu': 'swish', 'swish': 'swish'}

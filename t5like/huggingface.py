@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, workdir as workdir_lib
+from t5like import build, decode, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
-from t5like.config_values import base, show
+from t5like.config_values import base, either, show
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
 from t5like.errors import CheckpointError, ConfigError, DataError
 from t5like.huggingface_config import (
@@ -29,6 +29,8 @@ from t5like.huggingface_config import (
   to_theirs,
 )
 from t5like.huggingface_weights import leaves, library, open_model, read_json
+from t5like.model import transformer
+from t5like.optimizers import path_name
 
 
 def read(folder, vocab_size=0):
@@ -79,7 +81,10 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
                  '(2, 3, ...), for this vocabulary pads with another.')
   files['config.json'] = _text(hf)
   if model['name'] != 'encoder':
-    files['generation_config.json'] = _text({k: v for k, v in hf.items() if k.endswith('_token_id')})
+    generation = {k: v for k, v in hf.items() if k.endswith('_token_id')}
+    if vocabulary:  # what ours never says either
+      generation['suppress_tokens'] = decode.banned(hf['vocab_size'], vocabulary)
+    files['generation_config.json'] = _text(generation)
   _write(epath.Path(folder), files, out)
   return notes
 
@@ -122,13 +127,16 @@ def _write(folder, files, tensors):
 def initial(config, abstract, vocabulary=None):
   """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
 
-  `config`: every size known. `init_from` is a folder of Hugging Face's, which may have fewer tokens (the
-  other rows are zeros), or a workdir of ours, whose newest checkpoint counts. ConfigError where the models
-  do not fit or, when the run's own is given, vocabularies differ.
+  `config`: every size known. `init_from` is a folder of Hugging Face's, which may have fewer tokens (the other rows
+  are zeros), a workdir of ours, whose newest checkpoint counts, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+  Its adapters (LoRA) are merged; those of `config` are new. ConfigError where the models do not fit or, when the
+  run's own is given, vocabularies differ.
   """
   folder = epath.Path(config.init_from)
   if (folder / 'checkpoints').exists():
-    return _from_run(config, abstract, vocabulary)
+    return _with_adapters(config, abstract, _from_run(config, folder, None, vocabulary))
+  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
+    return _with_adapters(config, abstract, _from_run(config, folder.parent.parent, int(folder.name), vocabulary))
   if not (folder / 'config.json').exists():
     raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
                       "folder of Hugging Face's (with config.json and *.safetensors).")
@@ -136,22 +144,41 @@ def initial(config, abstract, vocabulary=None):
     size = max(model['vocab_size'], config.model.vocab_size)
     _check_fits(config, dict(model, vocab_size=size))
     _check_vocabulary(config, vocabulary, *find_vocabulary(folder))
-    params = jax.tree.map(lambda _: None, abstract)
+    params = {}
     for path, x in leaves(model, tensor, size):
       _put(params, path, _place(x, _find(abstract, path)))
-  return params
+  return _with_adapters(config, abstract, params)
 
 
-def _from_run(config, abstract, vocabulary):
-  theirs = workdir_lib.read_config(config.init_from)
-  path = workdir_lib.vocabulary_path(config.init_from)
+def _from_run(config, workdir, step, vocabulary):
+  theirs = workdir_lib.read_config(workdir)
+  path = workdir_lib.vocabulary_path(workdir)
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
-  _check_fits(config, build.with_vocabulary(theirs, their_vocabulary).model.to_dict())
+  sized = build.with_vocabulary(theirs, their_vocabulary)
+  _check_fits(config, sized.model.to_dict())
   _check_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
-  with Checkpoints(config.init_from) as checkpoints:
-    if not checkpoints.steps:
-      raise ConfigError(f'init_from={config.init_from!r} has no checkpoint yet.')
-    return checkpoints.params(checkpoints.steps[-1], abstract)
+  with Checkpoints(workdir) as checkpoints:
+    steps = checkpoints.steps
+    if not steps or step is not None and step not in steps:
+      of = '' if step is None else f' of step {step}'
+      raise ConfigError(f'init_from={config.init_from!r} has no checkpoint{of} yet'
+                        + (f'; there are those of {either(steps)}.' if steps else '.'))
+    init = transformer.build(transformer.ModelConfig(**sized.model)).init
+    abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
+    return build.merged(sized, checkpoints.params(steps[-1] if step is None else step, abstract))[1]
+
+
+def _with_adapters(config, abstract, params):
+  """params, which have no adapters, with those that `abstract` has, as at the beginning of any run."""
+  if not config.model.lora_rank:
+    return params
+  init = transformer.build(transformer.ModelConfig(**config.model)).init
+  only = lambda tree: {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)
+                       if _find(params, path_name(path)) is None}
+  layout = {path: x.sharding for path, x in only(abstract).items()}
+  for path, x in jax.jit(lambda: only(init(jax.random.key(config.seed))), out_shardings=layout)().items():
+    _put(params, path, x)
+  return params
 
 
 def _place(x, like):

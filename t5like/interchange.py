@@ -9,7 +9,6 @@ from etils import epath
 from t5like import (
   build,
   config as config_lib,
-  decode,
   guard,
   huggingface,
   load,
@@ -23,8 +22,12 @@ from t5like.errors import ConfigError
 def export_run(workdir, out):
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people, [text]."""
   run = load.load(workdir)
-  return huggingface.write(out, run.config.model.to_dict(), run.params, run.vocabulary,
-                           style=decode.style_of(run.config), length=run.config.data.seq_len)
+  notes = huggingface.write(out, run.config.model.to_dict(), run.params, run.vocabulary,
+                            style=run.style, length=run.config.data.seq_len)
+  if run.style in ('prefix', 'pair') and run.model.config.prefix_mask:
+    notes.append('this decoder sees prompts in both directions, those of transformers only what came before: its '
+                 'answers will differ. Train with model.prefix_mask=False for answers that are the same.')
+  return notes
 
 
 def import_folder(folder, workdir, overrides=()):

@@ -8,6 +8,7 @@ from t5like import build, decode, lengths, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.errors import CheckpointError, ConfigError
+from t5like.model import transformer
 
 
 @dataclasses.dataclass
@@ -44,7 +45,7 @@ class Loaded:
 
 def load(workdir, step=None, devices=None):
   """Loaded model of the newest (or given) checkpoint in a workdir, its parameters and rows spread over `devices`
-  (one device of this machine)."""
+  (one device of this machine). Adapters (LoRA) are merged into the weights."""
   config = workdir_lib.read_config(workdir)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
   config = build.with_vocabulary(config, vocabulary)
@@ -54,7 +55,9 @@ def load(workdir, step=None, devices=None):
     if not steps or (step is not None and step not in steps):
       raise CheckpointError(f'--workdir={workdir} has no checkpoint{"" if step is None else f" of {step}"}'
                             f' yet; it has {steps or "none"}.')
-    model, _ = build.build_model(config)
-    abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+    trained, _ = build.build_model(config)
+    abstract = sharding.abstract(lambda: trained.init(jax.random.key(0)), mesh)
     step = steps[-1] if step is None else step
-    return Loaded(config, mesh, model, checkpoints.params(step, abstract), vocabulary, step)
+    config, params = build.merged(config, checkpoints.params(step, abstract))
+    model = transformer.build(transformer.ModelConfig(**config.model))
+    return Loaded(config, mesh, model, params, vocabulary, step)

@@ -1,15 +1,17 @@
-"""Learning-rate schedules, and optimizers by name, ours or optax's, with the settings of `config.optimizer`."""
+"""Learning-rate schedules, optimizers by name, ours or optax's, with the settings of `config.optimizer`, and what
+they leave as it is."""
 import difflib
 import inspect
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from t5like import optimizers
+from t5like import optimizers, trained
 from t5like.errors import ConfigError
-from t5like.optimizers import path_name
+from t5like.optimizers import map_with_path, path_name
 
 
 def schedule(spec, learning_rate, total_steps):
@@ -88,3 +90,60 @@ def build(spec, learning_rate):
     if key in takes:
       kwargs[key] = decay_mask(spec.decay_mask)
   return make(learning_rate, **{**kwargs, **extra})
+
+
+# --- Parameters that are frozen, or learn at a rate of their own ----------------------------------
+
+
+def rates(spec, params):
+  """`trained.rates` of a tree of parameters (or of their shapes), as fp32 arrays; `spec` is config.optimizer."""
+  shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+  return {path: np.float32(rate) for path, rate in trained.rates(spec, shapes).items()}
+
+
+def at_rates(tx, rates):
+  """tx with the updates of each parameter (and layer) times its rate; none of its state for what is wholly frozen."""
+  if all((rate == 1).all() for rate in rates.values()):
+    return tx
+  kept = {path for path, rate in rates.items() if rate.any()}
+
+  def only(tree):
+    part = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+      if path_name(path) in kept:
+        *parents, last = (key.key for key in path)
+        folder = part
+        for key in parents:
+          folder = folder.setdefault(key, {})
+        folder[last] = x
+    return part
+
+  def update(grads, state, params=None):
+    updates, state = tx.update(only(grads), state, None if params is None else only(params))
+    found = {path_name(path): u for path, u in jax.tree_util.tree_leaves_with_path(updates)}
+
+    def times_rate(path, g):
+      rate = rates[path_name(path)]
+      # Where rather than a product: a frozen layer's update may be 0 / 0.
+      return jnp.where(_spread(rate, g) == 0, 0, found[path_name(path)] * _spread(rate, g)) if rate.any() else (
+          jnp.zeros_like(g))
+    return map_with_path(times_rate, grads), state
+  return optax.GradientTransformation(lambda params: tx.init(only(params)), update)
+
+
+def without_frozen(sums, rates):
+  """sums(params, ..) with no gradient, nor the work for one, towards what is frozen."""
+  def held(path, p):
+    rate = rates[path_name(path)]
+    if rate.all():
+      return p
+    still = jax.lax.stop_gradient(p)
+    return jnp.where(_spread(rate, p) > 0, p, still) if rate.any() else still
+  if all(rate.all() for rate in rates.values()):
+    return sums
+  return lambda params, *rest: sums(map_with_path(held, params), *rest)
+
+
+def _spread(rate, x):
+  """A rate, numpy [L] or [1], as an array that multiplies x [L, ..]."""
+  return jnp.asarray(rate.reshape(len(rate), *[1] * (x.ndim - 1)), x.dtype)

@@ -1,7 +1,7 @@
 """What a run starts from, its newest checkpoint, weights that the config names or fresh ones, and what it says then."""
 import jax
 
-from t5like import config as config_lib, huggingface, metrics, recovery, sharding, step as step_lib
+from t5like import config as config_lib, huggingface, metrics, optim, recovery, sharding, step as step_lib
 from t5like.errors import ConfigError
 
 
@@ -42,6 +42,11 @@ def introduction(run):
   kind = mesh.devices.flat[0].device_kind
   yield (f'{c.model.name} of {run.num_params:,} parameters on {mesh.size} x {kind} ({axes})\n'
          f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
+  rates = optim.rates(c.optimizer, run.state['params'])
+  trained = sum(round(x.size * (rates[optim.path_name(path)] > 0).mean())
+                for path, x in jax.tree_util.tree_leaves_with_path(run.state['params']))
+  if trained < run.num_params:
+    yield f'{trained:,} of them are trained, the others frozen'
   whole = sharding.replicated(run.state['params'], mesh)
   share = sum(size for _, size in whole) / (4 * run.num_params)
   if share > sharding.MOST_REPLICATED:

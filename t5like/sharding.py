@@ -5,7 +5,7 @@ rules below.
 
   B batch          T query / decoder positions   S key / encoder positions   D model
   N query heads    K key-value heads             H head size                 F feed-forward
-  V vocabulary     L layers
+  V vocabulary     L layers               R rank of LoRA
 
 Meshes have explicit axes: an array's sharding is part of its type, so `jax.eval_shape` knows it and
 a layout that cannot work is an error while tracing, on any machine.

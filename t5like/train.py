@@ -43,6 +43,7 @@ def train(config, workdir, name, devices=None, profile_steps=''):
   newest checkpoint as it was.
   """
   profiling.compile_cache(config.compile.cache)
+  build.check_trained(config)
   store = build.open_data(config)
   watchdog = Watchdog(config.watchdog)
   mesh = sharding.make_mesh(config.mesh, devices)

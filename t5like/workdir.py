@@ -16,6 +16,7 @@ import json
 from etils import epath
 
 from t5like import config as config_lib
+from t5like.config_values import ROOT
 from t5like.errors import CheckpointError, ConfigError
 
 
@@ -64,8 +65,19 @@ def check_config(workdir, config):
   path = epath.Path(workdir) / 'config.json'
   text = _read(path)
   if text is None:
+    _check_beginning(config.init_from)
     return []
   return config_lib.check_resumable(config_lib.from_json(text), config, str(path))
+
+
+def _check_beginning(init_from):
+  if init_from and not epath.Path(init_from).exists():
+    path = epath.Path(init_from)
+    made_by = ROOT / 'configs' / f'{path.name}.py'
+    raise ConfigError(f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its '
+                      "checkpoints (WORKDIR/checkpoints/STEP), or a folder of Hugging Face's"
+                      + (f'; that run is made by python main.py --config=configs/{path.name}.py.' if made_by.exists()
+                         else '.'))
 
 
 def write_config(workdir, config):

@@ -3,6 +3,7 @@ import ast
 import re
 import warnings
 
+KINDS = ('property', 'classmethod', 'staticmethod', 'coroutine', 'generator', 'method', 'function')
 SOURCE = 1500  # most characters of a function
 SHORTEST, LONGEST = 5, 120  # characters of the first line of a docstring
 
@@ -10,10 +11,10 @@ SHORTEST, LONGEST = 5, 120  # characters of the first line of a docstring
 def read(text):
   """Yields (record, line number) of the functions and methods of a module that have a docstring.
 
-  They come in the order of their first lines. A record is a dict of str: name; source, the function
-  without its docstring, not indented, cut after a line if it is longer than SOURCE; docstring, the
-  first sentence if it ends on the first line, else that line; text, the docstring as a comment and
-  the source. A module that cannot be parsed has no functions.
+  They come in the order of their first lines. A record is a dict of str: name; kind, one of KINDS; source,
+  the function without its docstring, not indented, cut after a line if it is longer than SOURCE; docstring,
+  the first sentence if it ends on the first line, else that line; text, the docstring as a comment and the
+  source. A module that cannot be parsed has no functions.
   """
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # a module's own invalid escapes
@@ -28,7 +29,8 @@ def read(text):
     source = _source(node, lines) if docstring else ''
     if source:
       comment = f'# {docstring}\n'
-      yield dict(name=node.name, source=source, docstring=docstring, text=comment + source), node.lineno
+      yield dict(name=node.name, kind=_kind(node), source=source, docstring=docstring,
+                 text=comment + source), node.lineno
 
 
 def topics(text):
@@ -47,6 +49,24 @@ def _statements(tree):
       if isinstance(below, list):  # the body of a lambda is an expression
         stack += below
         yield from below
+
+
+def _kind(node):
+  decorators = [ast.unparse(d) for d in node.decorator_list]
+  for kind in KINDS[:3]:
+    if any(kind in d or kind == 'property' and d.endswith(('.setter', '.deleter')) for d in decorators):
+      return kind
+  if isinstance(node, ast.AsyncFunctionDef):
+    return 'coroutine'
+  inside = list(node.body)
+  while inside:  # not in functions of its own
+    below = inside.pop()
+    if isinstance(below, (ast.Yield, ast.YieldFrom)):
+      return 'generator'
+    if not isinstance(below, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+      inside += ast.iter_child_nodes(below)
+  arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+  return 'method' if arguments[:1] == ['self'] else 'function'
 
 
 def _first_sentence(docstring):

@@ -14,7 +14,7 @@ from t5like.errors import DataError
 
 NAME = 'python_docs'
 VERSION = '.'.join(map(str, sys.version_info[:3]))  # text differs from one Python to the next
-FIELDS = dict(documents=['text', 'id'], functions=['name', 'source', 'docstring', 'text'])
+FIELDS = dict(documents=['text', 'id'], functions=['name', 'kind', 'source', 'docstring', 'text'])
 HELD_OUT = 50  # one module in so many is for validation
 
 

@@ -4,8 +4,9 @@ import json
 import pathlib
 import string
 
+from t5like.config_rules import SOURCES
 from t5like.config_values import base
-from t5like.data import sources, templates
+from t5like.data import shards, sources, templates
 from t5like.errors import ConfigError, DataError
 
 
@@ -24,7 +25,7 @@ class Question:
 def records(task):
   """The items of a task, [dict]. DataError when they are not there."""
   name = task.items or f'{task.name}.jsonl'
-  if ':' in name and task.kind == 'perplexity':
+  if name.partition(':')[0] in SOURCES:
     return _of_source(task, name)
   path = pathlib.Path(task.folder) / name
   try:
@@ -41,13 +42,26 @@ def records(task):
 
 def _of_source(task, name):
   config = base()
-  config.data.source = name
+  config.data.update(source=name, split=task.split, validation_fraction=task.held_out)
   found = []
-  for record, _ in sources.open_source(config).documents():
+  for record, where in sources.open_source(config).documents():
     if isinstance(record, DataError):
       raise record
-    found.append(record)
+    if not task.held_out or _is_held_out(task, record, where, config):
+      found.append(record)
+  if not found:
+    raise DataError(f'task {task.name}: none of the items of {name} is held out. Raise held_out={task.held_out}.')
   return found
+
+
+def _is_held_out(task, record, where, config):
+  """Whether training with data.inputs=`before` and data.targets=`answer` leaves an item to validation."""
+  if task.kind == 'perplexity':
+    texts = (templates.fill('text', task.text, record, where),)
+  else:
+    question = _question(task, record, where)
+    texts = question.before[question.right], question.answers[question.right]
+  return shards.split_example(texts, '', config)[0][0] == 'validation'
 
 
 def questions(task, shots=-1, limit=0):
@@ -80,7 +94,8 @@ def _question(task, item, where):
       raise DataError(f'{where}: the field references={task.references!r} must hold a text or a list of texts.')
     references = texts[1] if named is None else (named,) if isinstance(named, str) else tuple(map(str, named))
     return Question(*texts, references=tuple(text.strip() for text in references))
-  choices, right = item.get(task.choices), item.get(task.label)
+  listed = isinstance(task.choices, tuple)
+  choices, right = list(task.choices) if listed else item.get(task.choices), item.get(task.label)
   if not isinstance(choices, list) or len(choices) < 2:
     raise DataError(f'{where}: the field choices={task.choices!r} must hold a list of at least two texts.')
   if isinstance(right, str) and right in choices:

@@ -3,14 +3,16 @@
     {"kind": "choice", "before": "{subject}", "answer": " {choice}", "items": "agreement.jsonl"}
 
 kind        perplexity   how well `text` is predicted
-            choice       the likeliest of several answers: `choices` names the field with their texts, `label`
-                         that with the number of the right one; each is {choice} in the templates
+            choice       the likeliest of several answers: `choices` lists their texts or names the field that
+                         does, `label` that with the number or text of the right one; each is {choice} in templates
             cloze        whether the answer is what the model would say, and its perplexity
             generate     what the model says after `before`, up to one of `until` or so many `tokens`, compared
                          with the field `references` (a text or a list), by `metrics`
 before, answer, after, text   templates over the fields of an item (t5like/data/templates.py)
-items       a JSONL file beside the task's, by default of its name; perplexity also takes any data.source, such
-            as 'text:novels/*.txt' or 'tfds:wiki40b/en'
+items       a JSONL file beside the task's, by default of its name, or any data.source, such as 'tfds:glue/sst2'
+            (its `split`) or 'python_functions'
+held_out    of a data.source, only the items that data.validation='hash' keeps from being trained on, where this is
+            data.validation_fraction and `before` and `answer` say what data.inputs and data.targets do; 0: all items
 shots       how many worked examples stand before each question, unless --shots says otherwise: the first of the
             `reserved` items, which are never asked; between them stands `separator`, before them `description`
 """
@@ -33,11 +35,13 @@ class Task:
   kind: str
   about: str = ''
   items: str = ''
+  split: str = 'validation'
+  held_out: float = 0.0
   before: str = ''
   answer: str = ''
   after: str = ''
   text: str = '{text}'
-  choices: str = 'choices'
+  choices: str | tuple = 'choices'
   label: str = 'answer'
   references: str = ''
   shots: int = 0
@@ -87,8 +91,12 @@ def find(name):
 
 
 def _check(path, key, value, field):
-  kind = {'shots': int, 'reserved': int, 'tokens': int, 'metrics': list, 'until': list}.get(key, str)
-  if not isinstance(value, kind) or kind is list and not all(isinstance(v, str) for v in value):
+  kind = {'shots': int, 'reserved': int, 'tokens': int, 'metrics': list, 'until': list, 'held_out': float}.get(key, str)
+  kind = list if key == 'choices' and isinstance(value, list) else kind
+  if kind is float and not (isinstance(value, (int, float)) and 0 <= value < 1):
+    raise ConfigError(f'task {path}: {key}={value!r} must be a share, at least 0 and below 1.')
+  if kind is not float and (not isinstance(value, kind) or isinstance(value, bool) or kind is list and not all(
+      isinstance(v, str) for v in value)):
     wants = {int: 'a whole number', list: 'a list of texts', str: 'a text'}[kind]
     raise ConfigError(f'task {path}: {key}={value!r} must be {wants}.')
   if kind is int and value < (key == 'tokens'):

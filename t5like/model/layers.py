@@ -69,13 +69,35 @@ class Dense(nnx.Module):
     self.use_bias = c.use_bias if use_bias is None else use_bias
     if self.use_bias:
       self.b = constant(0, c, self.bias_dims)
+    self.adapted = c.lora_rank > 0 and role in c.lora_projections
+    if self.adapted:  # not nnx.LoRA: its factors are plain matrices on one device, of one input and one output axis
+      self.fan_dims = ''.join(d for d in self.dims if d not in out)
+      self.lora_a = normal(jax.random.fold_in(key, 1), c, f'{self.fan_dims}R', fan_in ** -0.5)
+      self.lora_b = normal(key, c, f'R{self.bias_dims}', 0.0)  # nothing is added yet
 
   def __call__(self, x):
     w = checkpoint_name(gather_factor(self.w[...], self.dims, self.c.dtype), 'weights')
     y = einsum(self.equation, x, w)
+    if self.adapted:
+      x_dims, out = self.equation.split(',')[0], self.equation.split('->')[1]
+      a, b = (gather_factor(p[...], dims, self.c.dtype) for p, dims in (
+          (self.lora_a, f'{self.fan_dims}R'), (self.lora_b, f'R{self.bias_dims}')))
+      low = einsum(f'{x_dims},{self.fan_dims}R->{out[:2]}R', x, a)
+      y += self.c.lora_alpha / self.c.lora_rank * einsum(f'{out[:2]}R,R{self.bias_dims}->{out}', low, b)
     if self.use_bias:
       y += expand(gather(self.b[...], self.bias_dims, self.c.dtype), y)
     return y
+
+
+def merged(params, c):
+  """Parameters of the same model without adapters: each W with what its A and B add to it."""
+  if not isinstance(params, dict):
+    return params
+  rest = {key: merged(x, c) for key, x in params.items() if key not in ('lora_a', 'lora_b')}
+  if len(rest) < len(params):
+    product = lambda a, b: jnp.tensordot(a, b, 1)  # R is the last axis of A and the first of B
+    rest['w'] += c.lora_alpha / c.lora_rank * jax.vmap(product)(params['lora_a'], params['lora_b'])
+  return rest
 
 
 class Norm(nnx.Module):

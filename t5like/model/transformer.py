@@ -51,12 +51,16 @@ class ModelConfig:
   attention: str
   scan_layers: bool
   remat: str
+  prefix_mask: bool = True
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_projections: tuple = ()
 
   def size(self, dim):
-    """Size of a dimension by its letter; here T is the number of learned positions, P of types, E is D."""
+    """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""
     return dict(V=self.vocab_size, D=self.d_model, E=self.d_model, L=self.num_layers, N=self.num_heads,
                 K=self.num_kv_heads, H=self.head_dim, F=self.d_ff, T=self.max_positions,
-                P=self.num_types)[dim]
+                P=self.num_types, R=self.lora_rank)[dim]
 
   @property
   def residual_scale(self):
@@ -219,14 +223,15 @@ def build(c):
   make = ARCHITECTURES[c.name]
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
   of = lambda params: nnx.merge(graph, params)
+  rows = lambda batch: spread_rows({k: x for k, x in batch.items() if c.prefix_mask or k != 'prefix'})
   return Model(
       c,
       init=lambda key: nnx.to_pure_dict(nnx.state(make(c, key))),
-      hidden=lambda params, batch, key=None: of(params).hidden(spread_rows(batch), key),
+      hidden=lambda params, batch, key=None: of(params).hidden(rows(batch), key),
       logits=lambda params, x_BTD: of(params).logits(x_BTD),
-      cache=lambda params, batch, slots: of(params).cache(spread_rows(batch), slots),
+      cache=lambda params, batch, slots: of(params).cache(rows(batch), slots),
       extend=lambda params, batch, keys, cache, at, last=False: of(params).extend(
-          spread_rows(batch), spread_rows(keys), cache, at, last))
+          rows(batch), rows(keys), cache, at, last))
 
 
 def count_params(model):

@@ -80,7 +80,8 @@ def test_python_functions_are_read_fast_and_agree_with_ast():
   assert halves == found
   assert 0.7 < sum(len(r['text']) for r, _ in found) / source.num_bytes < 1.4
   for record, name in found[::20]:
-    assert set(record) == {'name', 'source', 'docstring', 'text'}
+    assert set(record) == {'name', 'kind', 'source', 'docstring', 'text'}
+    assert record['kind'] in functions.KINDS
     assert 5 <= len(record['docstring']) <= 120 and '\n' not in record['docstring']
     assert re.search(rf'def {record["name"]}[(\[]', record['source']) and len(record['source']) <= 1500
     assert record['text'] == f'# {record["docstring"]}\n{record["source"]}'
@@ -128,6 +129,7 @@ else:
 
 def test_functions_of_a_module():
   found = list(functions.read(MODULE))
+  assert [r['kind'] for r, _ in found] == ['property', 'function', 'function', 'function']
   assert [(r['name'], r['docstring'], line) for r, line in found] == [
       ('first', 'It does this.', 4), ('outer', 'Use e.g. this one', 21), ('inner', 'Inside.', 23),
       ('last', 'Is last', 33)]
@@ -137,6 +139,18 @@ def test_functions_of_a_module():
   long = found[3][0]['source']
   assert long.endswith('line_0092 = 0\n') and len(long) == 1500
   assert list(functions.read('def f(:')) == list(functions.read('\0')) == []
+
+
+@pytest.mark.parametrize('code, kind', [
+    ('def f(x):\n  D\n  return lambda: (yield)', 'function'), ('def f(self):\n  D\n  pass', 'method'),
+    ('def f(self):\n  D\n  for x in self:\n    y = yield x', 'generator'),
+    ('def f(x):\n  D\n  def g():\n    yield x\n  return g', 'function'),
+    ('async def f(self):\n  D\n  pass', 'coroutine'), ('@classmethod\ndef f(cls):\n  D\n  pass', 'classmethod'),
+    ('@staticmethod\ndef f(self):\n  D\n  pass', 'staticmethod'),
+    ('@x.setter\ndef f(self, y):\n  D\n  pass', 'property')])
+def test_kinds_of_functions(code, kind):
+  (record, _), = functions.read(code.replace('D', '"""What it does."""') + '\n')
+  assert record['kind'] == kind
 
 
 @pytest.fixture

@@ -340,7 +340,7 @@ def test_two_processes_that_make_it_at_once(tmp_path):
   assert os.listdir(tmp_path / 'python_docs' / 'functions') == [tfds_builder.VERSION]
   builder = tfds.builder_from_directory(tmp_path / 'python_docs' / 'functions' / tfds_builder.VERSION)
   record = builder.as_data_source('train')[0]
-  assert set(record) == {'name', 'source', 'docstring', 'text'} and b'def ' in record['source']
+  assert set(record) == {'name', 'kind', 'source', 'docstring', 'text'} and b'def ' in record['source']
 
 
 def test_python_docs_on_a_remote_folder_and_its_errors(tmp_path, monkeypatch):

@@ -3,14 +3,18 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from t5like import config as config_lib
+from t5like.data import functions, shards, templates
 from t5like.errors import ConfigError, DataError
 from t5like.evals import answers, evaluate, items, score, task
 from t5like.evals.tasks import make
+from tests import tiny
 from tests.evals import test_score
 
 
@@ -247,3 +251,51 @@ def test_questions_that_were_cut_are_counted(folder):
   t = dataclasses.replace(task.find('last_word'), reserved=0)
   found = evaluate.evaluate(subject('document', folder), [t], limit=3)
   assert found['last_word']['cut'] == 3  # sentences of 50 bytes, rows of 32
+
+
+# --- Items from data sources ----------------------------------------------------------------------
+
+
+def test_items_of_a_data_source_that_were_not_trained_on(tmp_path):
+  """held_out takes exactly the examples that data.validation='hash' keeps from training."""
+  records = [dict(text=f'text {i}', label=i % 3) for i in range(300)]
+  (tmp_path / 'all.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
+  values = dict(kind='choice', items=f'jsonl:{tmp_path}/all.jsonl', before='which: {text}', answer='{choice}',
+                choices=['no', 'maybe', 'yes'], label='label', reserved=0)
+  everything = items.questions(task.find(written(tmp_path, **values)))
+  assert len(everything) == 300 and everything[5].answers == ('no', 'maybe', 'yes') and everything[5].right == 2
+  held = items.questions(task.find(written(tmp_path, held_out=0.2, **values)))
+  c = tiny.config(tmp_path)
+  c.data.update(source=values['items'], inputs=values['before'], targets='{label:words(no,maybe,yes)}',
+                validation_fraction=0.2)
+  split = [shards.split_example(templates.texts(c.data, r, 'x'), '', c)[0] for r in records]
+  assert [(q.before[0], q.answers[q.right]) for q in held] == [t for name, t in split if name == 'validation']
+  assert 30 < len(held) < 90
+  with pytest.raises(DataError, match='held_out=1e-09'):
+    items.questions(task.find(written(tmp_path, held_out=1e-9, **values)))
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(held_out=1.5), 'held_out=1.5 must be a share'), (dict(held_out='x'), 'share'),
+    (dict(choices=3), 'choices=3 must be a text'), (dict(choices=[1]), 'must be a list of texts'),
+    (dict(shots=True), 'must be a whole number')])
+def test_mistakes_in_them(values, words, tmp_path):
+  with pytest.raises(ConfigError, match=re.escape(words)):
+    task.find(written(tmp_path, kind='choice', answer='{choice}', **values))
+
+
+@pytest.mark.parametrize('config, name', [
+    ('finetune_summarize', 'cnn_dailymail'), ('finetune_translate', 'wmt14_ende'), ('finetune_classify', 'sst2'),
+    ('finetune_classify:tiny', 'function_kinds')])
+def test_tasks_of_configs_ask_as_training_does(config, name):
+  file, colon, variant = config.partition(':')
+  data = config_lib.load(f'configs/{file}.py{colon}{variant}').data
+  asked = task.find(f'configs/tasks/{name}.json')
+  assert asked.items == data.source and asked.before == data.inputs
+  if asked.kind == 'generate':
+    assert asked.answer == data.targets
+  elif asked.held_out:
+    assert asked.held_out == data.validation_fraction and set(asked.choices) == set(functions.KINDS)
+    assert data.targets == f'{{{asked.label}}}'
+  else:
+    assert data.targets == f'{{{asked.label}:words({",".join(asked.choices)})}}' and asked.split == data.validation

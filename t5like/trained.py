@@ -1,0 +1,130 @@
+"""Which parameters are trained, and how fast, as `optimizer.freeze`, `optimizer.multipliers` and LoRA say it.
+
+    freeze=('embed', 'encoder', 'decoder/blocks[:4]', '!*norm*')     multipliers=('head=10', 'stack/blocks[-2:]=0.5')
+
+A pattern is the path of a parameter or of a folder of them, as `python main.py --config=.. --print_config` lists
+them. * stands for any text, / included, ? for a character; [2], [:4], [-2:] or [::2] after any part for these
+layers of the stacks alone. Later patterns overrule earlier ones; ! in front takes out of `freeze` again.
+"""
+import difflib
+import fnmatch
+import re
+from typing import Any, NamedTuple
+
+from t5like.config_values import either, show
+from t5like.errors import ConfigError
+
+PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
+LAYERS = re.compile(r'\[([^\[\]]*)\]')
+LAYER = r'(?P<one>-?\d{1,9})|(?P<start>-?\d{0,9}):(?P<stop>-?\d{0,9})(:(?P<step>[1-9]\d{0,8}))?'
+
+
+class Pattern(NamedTuple):
+  asked: str  # 'optimizer.freeze has 'embed'', for errors
+  glob: str
+  layers: Any  # a slice, or None: all there are, and what is in no layer
+  value: float  # what the learning rate is multiplied by
+
+
+def check(c):
+  """Yields what is wrong with the keys of a config that say what is trained, as far as they tell alone."""
+  m = c.model
+  for key, read in (('freeze', _freeze), ('multipliers', _multiplier)):
+    for text in c.optimizer[key]:
+      try:
+        read(text)
+      except ConfigError as e:
+        yield str(e)
+  for name in m.lora_projections:
+    if name not in PROJECTIONS:
+      near = difflib.get_close_matches(name, PROJECTIONS, 1, 0.3)
+      yield (f'model.lora_projections has {name!r}: ' + (f'did you mean {near[0]!r}? ' if near else '')
+             + f'There is {either(PROJECTIONS)}.')
+    elif name == 'gate' and not m.activation.endswith('glu') and m.activation != 'bilinear':
+      yield (f"model.lora_projections has 'gate', which model.activation={show(m.activation)} has not. Use 'up' "
+             "and 'down', or leave it out.")
+  if m.lora_rank and not m.lora_projections:
+    yield f"model.lora_rank={m.lora_rank}: needs model.lora_projections, such as ('q', 'v')."
+
+
+def _freeze(text):
+  asked = f'optimizer.freeze has {text!r}'
+  return _pattern(asked, text.removeprefix('!'), float(text.startswith('!')))
+
+
+def _multiplier(text):
+  asked = f'optimizer.multipliers has {text!r}'
+  glob, equals, number = text.rpartition('=')
+  try:
+    value = float(number)
+  except ValueError:
+    value = -1.0
+  if not equals or not 0 < value < float('inf'):
+    raise ConfigError(f"{asked}: write a pattern, = and a number above 0, such as 'embed=0.1'. What is not to be "
+                      'trained at all belongs into optimizer.freeze.')
+  return _pattern(asked, glob.strip(), value)
+
+
+def _pattern(asked, text, value):
+  glob, parts = LAYERS.sub('', text), LAYERS.findall(text)
+  m = re.fullmatch(LAYER, parts[0]) if parts else None
+  if not glob or '[' in glob or ']' in glob or len(parts) > 1 or parts and not m:
+    raise ConfigError(f"{asked}: write a path such as 'embed', 'stack/blocks/mlp' or '*norm*', with the layers that "
+                      "are meant at most once in brackets: 'stack/blocks[:4]', 'stack/blocks[-1]/mlp'.")
+  if m and m['one']:
+    layer = int(m['one'])
+    return Pattern(asked, glob, slice(layer, layer + 1 or None), value)
+  layers = slice(*(int(m[i]) if m[i] else None for i in ('start', 'stop', 'step'))) if m else None
+  return Pattern(asked, glob, layers, value)
+
+
+def rates(optimizer, shapes):
+  """{path: [float]}: what the updates of a parameter, layer by layer if it is in layers, are multiplied by; 0: frozen.
+
+  optimizer: config.optimizer; shapes: {path: shape}. Where there are adapters (LoRA) all else is frozen, unless
+  `freeze` takes it out. ConfigError for patterns that match nothing, or if nothing were trained.
+  """
+  num_layers = lambda path: shapes[path][0] if 'blocks' in path.split('/') else 1
+  adapted = any(path.endswith('/lora_a') for path in shapes)
+  trained = {path: [float(not adapted or path.endswith(('/lora_a', '/lora_b')))] * num_layers(path) for path in shapes}
+  factors = {path: [1.0] * num_layers(path) for path in shapes}
+  for values, patterns in ((trained, map(_freeze, optimizer.freeze)),
+                           (factors, map(_multiplier, optimizer.multipliers))):
+    for pattern in patterns:
+      for path in _matching(pattern, shapes):
+        for layer in range(num_layers(path))[pattern.layers or slice(None)]:
+          values[path][layer] = pattern.value
+  if not any(map(any, trained.values())):
+    raise ConfigError(f'optimizer.freeze={show(optimizer.freeze)}: leaves nothing to be trained. Take something out '
+                      "again, such as ('*', '!head').")
+  return {path: [a * b for a, b in zip(trained[path], factors[path])] for path in shapes}
+
+
+def in_words(rates):
+  """'1', 'frozen', or for layers that differ, 'frozen frozen 1 0.5'."""
+  words = ['frozen' if rate == 0 else f'{rate:g}' for rate in rates]
+  return words[0] if len(set(words)) == 1 else ' '.join(words)
+
+
+def _matching(pattern, shapes):
+  """Paths that a pattern stands for; ConfigError where there are none."""
+  folders = {path: [path[:m.start()] for m in re.finditer('/|$', path)] for path in shapes}
+  found = [path for path in shapes if any(fnmatch.fnmatchcase(f, pattern.glob) for f in folders[path])]
+  if pattern.layers is None and found:
+    return found
+  stacked = [path for path in found if 'blocks' in path.split('/')]
+  chosen = [path for path in stacked if len(range(shapes[path][0])[pattern.layers])] if stacked else []
+  if chosen:
+    return chosen
+  if stacked:
+    raise ConfigError(f'{pattern.asked}: {pattern.glob} has {shapes[stacked[0]][0]} layers, counted from 0, and none '
+                      'of them is meant.')
+  if found:
+    raise ConfigError(f'{pattern.asked}: {pattern.glob} is in no stack of layers. Leave the brackets out.')
+  every = list(dict.fromkeys(f for paths in folders.values() for f in paths))
+  last = pattern.glob.rpartition('/')[2]
+  near = [f for f in every if last and f.rpartition('/')[2] == last] or difflib.get_close_matches(
+      pattern.glob, every, 3, 0.5) or difflib.get_close_matches(last, every, 3, 0.3)
+  raise ConfigError(f'{pattern.asked}, which matches no parameter. ' + (
+      f'The nearest {"are" if near[1:] else "is"} {", ".join(near[:4])}. ' if near else '')
+      + '--print_config lists them all.')
