@@ -46,6 +46,8 @@ setup(
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         's3': ['s3fs'],  # s3:// paths
         'browser': ['PyQt6-WebEngine>=6.8,<7'],  # Chromium in a package, for tests
-        'tensorboard': ['tensorboard'],
+        'tensorboard': ['tensorboard'],  # to look at what is written in any case
+        'wandb': ['wandb>=0.19,<1'],  # log.trackers
+        'mlflow': ['mlflow>=3,<4'],  # log.trackers
     },
 )

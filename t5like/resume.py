@@ -36,7 +36,7 @@ def _check(meta, config, asked, store, workdir):
 
 
 def introduction(run):
-  """Lines that say what a train.Run is going to do."""
+  """Lines that say what a loop.Run is going to do."""
   c, mesh, steps = run.config, run.mesh, run.step + run.steps_left
   axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   kind = mesh.devices.flat[0].device_kind

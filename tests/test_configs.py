@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import pytest
 
-from t5like import build, config as config_lib, lengths, train
+from t5like import build, config as config_lib, lengths, loop
 from tests.conftest import ROOT
 
 FILES = sorted(f.stem for f in (ROOT / 'configs').glob('*.py') if f.stem not in ('base', '__init__'))
@@ -33,7 +33,7 @@ def test_smoke_trains(name, prepared, tmp_path):
   c = config_lib.load(str(ROOT / 'configs' / f'{name}.py:smoke'),
                       ['stop.tokens=1024', 'evaluate.every=1', 'evaluate.batches=1', 'sample.tokens=4',
                        f'data.directory={prepared}'])
-  result = train.train(c, tmp_path / 'run', name, jax.devices()[:1])
+  result = loop.train(c, tmp_path / 'run', name, jax.devices()[:1])
   assert result['step'] == 2 and 0 < result['validation']['nll'] < 12
 
 
