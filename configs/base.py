@@ -30,7 +30,6 @@ def base():
       metric='',  # such as 'validation nll'
       value=0.0,  # as published
       source='',  # paper or repository, table or section
-      verified=False,  # True once a run of this config has reached it
   )
   # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
   # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
