@@ -304,6 +304,7 @@ class Run:
     result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values, tasks=during.solve(self))
     if self.main:
       workdir_lib.write_result(self.workdir, self.config, **result)
+    self.screen.end(self.step, self.tokens)
     self.screen.close()
     self.screen.say(f'Done: {reason} after {self.step:,} steps, {metrics.short(self.tokens)} tokens. '
                     f'Validation nll {values["nll"]:.4f}.')

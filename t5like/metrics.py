@@ -194,7 +194,7 @@ class Screen:
     if self.console.is_terminal and not quiet:
       self.bar = Progress(
           TextColumn('[bold]{task.description}'), BarColumn(bar_width=24),
-          TextColumn('[progress.percentage]{task.percentage:>3.0f}%  {task.fields[text]}'),
+          TextColumn('[progress.percentage]{task.percentage:>3.0f}%'), TextColumn('{task.fields[text]}'),
           console=self.console)
       self.task = self.bar.add_task(name, total=total_tokens, text='starting')
       self.bar.start()
@@ -219,6 +219,11 @@ class Screen:
     from rich.panel import Panel
     from rich.text import Text
     self.console.print(Panel(Text(prompt, 'bold') + Text(between(style) + text), title='sample', title_align='left'))
+
+  def end(self, step, tokens):
+    """The bar as it stays: the steps after the last line count too."""
+    if self.bar:
+      self.bar.update(self.task, completed=tokens, text=f'step {step:,}  done')
 
   def close(self):
     if self.bar:

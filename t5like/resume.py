@@ -55,5 +55,5 @@ def introduction(run):
   yield from run.rows.describe(steps * c.batch_size)
   if run.skipped:
     yield 'Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in run.skipped)
-  yield (f'Checkpoints, metrics and TensorBoard events: {run.workdir}\n'
+  yield (f'Checkpoints and numbers: {run.workdir}' + ''.join(f', {name}' for name in c.log.trackers) + '\n'
          f'MFU counts 6 N + attention (PaLM), of {run.peak_source}')
