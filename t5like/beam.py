@@ -114,11 +114,10 @@ def _reorder(x, parent_BK, dims):
 
 def _each_cache(fn, cache, own=False):
   """fn(array, dims) of a cache's arrays; `own`: only of those that differ between the beams of a row."""
-  mine, cross = cache['layers']
-  pair = lambda kv: tuple(fn(x, 'LBSKH') for x in kv)
+  pair = lambda kv: kv and tuple(fn(x, 'BKSH') for x in kv)
   if own:
-    return dict(cache, layers=(pair(mine), cross))
-  found = dict(layers=(pair(mine), pair(cross) if cross is not None else None))
+    return dict(cache, layers=tuple((pair(mine), cross) for mine, cross in cache['layers']))
+  found = dict(layers=tuple((pair(mine), pair(cross)) for mine, cross in cache['layers']))
   if 'memory' in cache:
     found['memory'] = {k: fn(x, 'BS') for k, x in cache['memory'].items()}
   return found

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5like.model import attention
 from t5like.sharding import in_use, spread_rows
 
 
@@ -72,7 +73,9 @@ def pick(logits_BV, how, key, seeds_B, t):
 def start(model, params, prompt, new_tokens):
   """The state after prompts that all end in the last column (padding, segment 0, is on their left).
 
-  It holds logits [B, V] of what comes next, the cache with room for `new_tokens` more, and what `extend` needs.
+  It holds logits [B, V] of what comes next, the cache with room for `new_tokens` more, and what `extend` needs. On
+  CPUs that are also layers cut out of params: their matrix products take no slices, so that each token would copy all
+  weights. Elsewhere slices cost nothing, and copies memory.
   """
   P = prompt['inputs'].shape[1]
   prompt = spread_rows(prompt)
@@ -85,9 +88,10 @@ def start(model, params, prompt, new_tokens):
               segments=jnp.concatenate([prompt['segments'], spread_rows(jnp.ones_like(ahead))], axis=1))
   if 'prefix' in prompt:
     keys['prefix'] = jnp.concatenate([prompt['prefix'], spread_rows(jnp.zeros_like(ahead, bool))], axis=1)
-  logits_BTV, cache = model.extend(params, prompt, keys, cache, 0, True)
-  return dict(logits=logits_BTV[:, 0], cache=cache, keys=keys, last=last_B1, said=jnp.int32(0), at=jnp.int32(P),
-              done=jax.sharding.reshard(jnp.zeros(last_B1.shape[0], bool), in_use('B')))
+  layers = model.layers(params) if attention.platform() == 'cpu' else None
+  logits_BTV, cache = model.extend(params, prompt, keys, cache, 0, True, layers)
+  return dict(logits=logits_BTV[:, 0], cache=cache, keys=keys, layers=layers, last=last_B1, said=jnp.int32(0),
+              at=jnp.int32(P), done=jax.sharding.reshard(jnp.zeros(last_B1.shape[0], bool), in_use('B')))
 
 
 def step(model, params, state, token_B):
@@ -96,7 +100,7 @@ def step(model, params, state, token_B):
                segments=jnp.ones_like(state['last']))
   if 'prefix' in state['keys']:
     batch['prefix'] = jnp.zeros_like(state['last'], bool)
-  logits_BTV, cache = model.extend(params, batch, state['keys'], state['cache'], state['at'])
+  logits_BTV, cache = model.extend(params, batch, state['keys'], state['cache'], state['at'], layers=state['layers'])
   return dict(state, logits=logits_BTV[:, 0], cache=cache, said=state['said'] + 1, at=state['at'] + 1)
 
 

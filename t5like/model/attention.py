@@ -130,6 +130,31 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
       q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernel)
 
 
+def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=None):
+  """`dot_product` for decoding, whose keys and values lie with heads first: no product has to turn them round first.
+
+  `bias` is [N, T, S]. Each device works alone on what it has.
+  """
+  names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
+  scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+
+  def attend(q_BTNH, k_BKSH, v_BKSH, query, key, bias):
+    (B, T, N, H), K = q_BTNH.shape, k_BKSH.shape[1]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    logits_BKGTS = scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+    if bias is not None:
+      logits_BKGTS += bias.reshape(1, K, N // K, T, -1)
+    mask_BTS = make_mask(query, key, causal)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, 0.7 * jnp.finfo(jnp.float32).min)
+    p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH).reshape(B, T, N, H)
+  in_specs = (in_use('BTNH'), in_use('BKSH'), in_use('BKSH'), {n: in_use('BT') for n in names},
+              {n: in_use('BS') for n in names}, None if bias is None else in_use('NT_'))
+  of = lambda info: {n: info[n] for n in names}
+  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
+      q_BTNH, k_BKSH, v_BKSH, of(query), of(key), bias)
+
+
 def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, keep, bias=None):
   """Likewise, with dropout of probabilities, which jax.nn.dot_product_attention has not."""
   repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
@@ -170,13 +195,16 @@ class Attention(nnx.Module):
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
   @jax.named_scope('attention')
-  def __call__(self, x_BTD, kv, query, key, bias=None, random=None):
-    """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`."""
+  def __call__(self, x_BTD, kv, query, key, bias=None, random=None, decoding=False):
+    """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`, which have their
+    heads first if `decoding`."""
     c, q_BTNH = self.c, self.q(x_BTD)
     if c.qk_norm != 'none':
       q_BTNH = self.q_norm(q_BTNH)
     if self.rotate:
       q_BTNH = rope(q_BTNH, query['positions'], c.rope_theta, c.rope_fraction)
+    if decoding:
+      return self.o(cached(q_BTNH, *kv, query, key, self.causal, None if c.scale_attention else 1.0, bias))
     keep_BNTS = None
     if random is not None and c.dropout:
       (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]

@@ -1,5 +1,6 @@
 """Blocks, and the stack of them that every architecture is made of."""
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -19,9 +20,9 @@ class Block(nnx.Module):
     self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
 
   def __call__(self, x_BTD, view, random=None, cache=None, at=0):
-    """Returns (x_BTD, kv). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, S, K, H], x sees what is
-    there and its own keys and values, which are returned, to be put in it at slot `at`; else kv is None."""
-    c = self.c
+    """Returns (x_BTD, cache). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, K, S, H], x sees what
+    is there and its own keys and values, which are put in it at slot `at`; else it is None."""
+    c, decoding = self.c, cache is not None
     r = [None] * 6 if random is None else jax.random.split(random, 6)
     before = lambda x, norm: norm(x) if c.block in ('pre_norm', 'parallel') else x
 
@@ -31,23 +32,28 @@ class Block(nnx.Module):
 
     y = before(x_BTD, self.attention_norm)
     kv = self.attention.keys_values(y, view['query']['positions'])
-    new = None
-    if cache is not None:
-      new = tuple(x.astype(old.dtype) for old, x in zip(cache[0], kv))
-      kv = tuple(jax.lax.dynamic_update_slice(old, x, (0, at, 0, 0)) for old, x in zip(cache[0], new))
-    y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0])
+    if decoding:
+      kv = tuple(jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, at, 0))
+                 for old, x in zip(cache[0], heads_first(kv)))
+      cache = (kv, cache[1])
+    y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0], decoding)
     after = add(x_BTD, y, self.attention_norm, r[1])
     if self.is_crossed:
-      kv = cache[1] if cache is not None else self.remember(view['memory'])
-      y = self.cross(before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2])
+      kv = cache[1] if decoding else self.remember(view['memory'])
+      y = self.cross(before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2], decoding)
       after = add(after, y, self.cross_norm, r[3])
     after = checkpoint_name(after, 'middle')
     y = self.mlp(before(x_BTD if c.block == 'parallel' else after, self.mlp_norm), r[4])
-    return add(after, y, self.mlp_norm, r[5]), new
+    return add(after, y, self.mlp_norm, r[5]), cache
 
   def remember(self, memory):
     """Keys and values of the encoder's output, for this block's cross-attention."""
     return self.cross.keys_values(memory['x'], memory['positions'])
+
+
+def heads_first(kv):
+  """Keys and values [B, S, K, H] as [B, K, S, H], which is how caches hold them."""
+  return tuple(jnp.swapaxes(x, 1, 2) for x in kv)
 
 
 POLICIES = jax.checkpoint_policies
@@ -73,30 +79,42 @@ class Stack(nnx.Module):
     if self.has_norm:
       self.norm = Norm(c)
 
-  def __call__(self, x_BTD, query, keys, memory=None, random=None, cache=None, at=0):
-    """Returns (x_BTD, cache). `query`, `keys`: positions and segments of x and of what it attends to;
-    `memory`: those of the encoder's output, and x, that output [B, S, D] (not needed with a cache)."""
+  def __call__(self, x_BTD, query, memory=None, random=None):
+    """x_BTD. `query`: positions and segments of x; `memory`: those of the encoder's output, and x, that output
+    [B, S, D]."""
     c = self.c
-    T, S = x_BTD.shape[1], keys['positions'].shape[1]
-    bias = None
-    if self.has_bias:
-      kernel, _ = choose_kernel(c.attention, platform(), not self.relative.bidirectional, T, S, True,
-                                bool(random is not None and c.dropout), pieces())
-      bias = bias_for(kernel, self.relative(T, S, at), T, S)
-    view = dict(query=query, keys=keys, memory=memory, bias=bias)
+    view = self._view(x_BTD, query, query, memory, random is not None and c.dropout)
 
-    def body(x, block_random_cache):
-      block, random, cache = block_random_cache
-      return block(x, view, random, cache, at)
+    def body(x, block_random):
+      return block_random[0](x, view, block_random[1])
     if c.remat != 'none':
       body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
     r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, new = jax.lax.scan(body, x_BTD, (self.blocks, r_L, cache), unroll=1 if c.scan_layers else self.num_layers)
-    if cache is not None:
-      # Here, in one piece: layers that returned their caches would copy all of them for each token.
-      cache = (tuple(jax.lax.dynamic_update_slice(old, x, (0, 0, at, 0, 0)) for old, x in zip(cache[0], new)), cache[1])
+    x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=1 if c.scan_layers else self.num_layers)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
-    return dropout(x_BTD, c, r_last) if c.dropout_style == 't5' else x_BTD, cache
+    return dropout(x_BTD, c, r_last) if c.dropout_style == 't5' else x_BTD
+
+  def layers(self):
+    """[Block], L of them, each with its part of the parameters."""
+    return [jax.tree.map(lambda x: x[n], self.blocks) for n in range(self.num_layers)]
+
+  def extend(self, layers, x_BTD, query, keys, memory, cache, at):
+    """(x_BTD, cache) of some more tokens. `layers`: those of `layers`; `keys`: positions and segments of all slots of
+    the cache, whose parts are those of `Block`, one for each layer; `memory`: see __call__, x is not needed."""
+    view, new = self._view(x_BTD, query, keys, memory, False, at), []
+    for block, part in zip(layers, cache):
+      x_BTD, part = block(x_BTD, view, None, part, at)
+      new.append(part)
+    return self.norm(x_BTD) if self.has_norm else x_BTD, tuple(new)
+
+  def _view(self, x_BTD, query, keys, memory, drops, at=0):
+    """What all layers share."""
+    T, S, bias = x_BTD.shape[1], keys['positions'].shape[1], None
+    if self.has_bias:
+      kernel, _ = choose_kernel(self.c.attention, platform(), not self.relative.bidirectional, T, S, True, bool(drops),
+                                pieces())
+      bias = bias_for(kernel, self.relative(T, S, at), T, S)
+    return dict(query=query, keys=keys, memory=memory, bias=bias)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand
-from t5like.model.stack import Stack
+from t5like.model.stack import Stack, heads_first
 from t5like.sharding import gather, in_use, spread_rows
 
 
@@ -138,14 +138,18 @@ class Decoder(Transformer):
 
   def hidden(self, batch, random=None):
     r_start, r_stack = (None, None) if random is None else jax.random.split(random)
-    return self.stack(self.start(batch, r_start), batch, batch, random=r_stack)[0]
+    return self.stack(self.start(batch, r_start), batch, random=r_stack)
+
+  def layers(self):
+    return self.stack.layers()
 
   def cache(self, batch, slots):
-    return dict(layers=(_empty(self.c, batch['inputs'].shape[0], slots), None))
+    return dict(layers=((_empty(self.c, batch['inputs'].shape[0], slots), None),) * self.c.num_layers)
 
-  def extend(self, batch, keys, cache, at, last=False):
-    x_BTD, layers = self.stack(self.start(batch, None), batch, keys, cache=cache['layers'], at=at)
-    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=layers)
+  def extend(self, batch, keys, cache, at, last=False, layers=None):
+    x_BTD, parts = self.stack.extend(layers or self.layers(), self.start(batch, None), batch, keys, None,
+                                     cache['layers'], at)
+    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=parts)
 
 
 class Encoder(Decoder):
@@ -164,30 +168,33 @@ class EncoderDecoder(Transformer):
 
   def encode(self, batch, random=None):
     r_start, r_stack = (None, None) if random is None else jax.random.split(random)
-    x_BSD, _ = self.encoder(self.start(batch, r_start), batch, batch, random=r_stack)
+    x_BSD = self.encoder(self.start(batch, r_start), batch, random=r_stack)
     return dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
 
   def hidden(self, batch, random=None):
     r = [None] * 3 if random is None else jax.random.split(random, 3)
     memory = self.encode(batch['encoder'], r[0])
-    return self.decoder(self.start(batch, r[1]), batch, batch, memory, r[2])[0]
+    return self.decoder(self.start(batch, r[1]), batch, memory, r[2])
+
+  def layers(self):
+    return self.decoder.layers()
 
   def cache(self, batch, slots):
     memory = self.encode(batch['encoder'])
-    cross = jax.vmap(lambda block: block.remember(memory))(self.decoder.blocks)
     own = _empty(self.c, memory['x'].shape[0], slots)
-    return dict(layers=(own, cross), memory={k: memory[k] for k in ('positions', 'segments')})
+    parts = tuple((own, heads_first(block.remember(memory))) for block in self.layers())
+    return dict(layers=parts, memory={k: memory[k] for k in ('positions', 'segments')})
 
-  def extend(self, batch, keys, cache, at, last=False):
-    x_BTD, layers = self.decoder(self.start(batch, None), batch, keys, cache['memory'],
-                                 cache=cache['layers'], at=at)
-    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=layers, memory=cache['memory'])
+  def extend(self, batch, keys, cache, at, last=False, layers=None):
+    x_BTD, parts = self.decoder.extend(layers or self.layers(), self.start(batch, None), batch, keys, cache['memory'],
+                                       cache['layers'], at)
+    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=parts, memory=cache['memory'])
 
 
 def _empty(c, batch_size, slots):
-  """(keys, values), each [L, B, S, K, H]."""
-  shape = (c.num_layers, batch_size, slots, c.num_kv_heads, c.head_dim)
-  return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('LBSKH')) for _ in 'kv')
+  """(keys, values) of one layer, each [B, K, S, H]."""
+  shape = (batch_size, c.num_kv_heads, slots, c.head_dim)
+  return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('BKSH')) for _ in 'kv')
 
 
 ARCHITECTURES = dict(decoder=Decoder, encoder=Encoder, encoder_decoder=EncoderDecoder)
@@ -202,9 +209,10 @@ class Model:
   logits(params, x_BTD) -> logits_BTV, fp32
   cache(params, batch, slots) -> cache with room for so many tokens of each row; of `batch` only the
     number of rows counts, and `encoder`, which is encoded
-  extend(params, batch, keys, cache, at, last=False) -> (logits_BTV, cache), for decoding: `batch` holds
+  extend(params, batch, keys, cache, at, last=False, layers=None) -> (logits_BTV, cache), for decoding: `batch` holds
     the new tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
     positions and segments of all S slots, those of the new tokens included; `last`: logits of the last one only
+  layers(params) -> the layers that decode, cut out of params, for `extend`, which else does it for every token
   """
   config: ModelConfig
   init: Callable[..., Any]
@@ -212,6 +220,7 @@ class Model:
   logits: Callable[..., Any]
   cache: Callable[..., Any]
   extend: Callable[..., Any]
+  layers: Callable[..., Any]
 
   def apply(self, params, batch, key=None):
     """logits_BTV, fp32."""
@@ -230,8 +239,9 @@ def build(c):
       hidden=lambda params, batch, key=None: of(params).hidden(rows(batch), key),
       logits=lambda params, x_BTD: of(params).logits(x_BTD),
       cache=lambda params, batch, slots: of(params).cache(rows(batch), slots),
-      extend=lambda params, batch, keys, cache, at, last=False: of(params).extend(
-          rows(batch), rows(keys), cache, at, last))
+      extend=lambda params, batch, keys, cache, at, last=False, layers=None: of(params).extend(
+          rows(batch), rows(keys), cache, at, last, layers),
+      layers=lambda params: of(params).layers())
 
 
 def count_params(model):
