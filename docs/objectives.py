@@ -219,7 +219,8 @@ def files():
                        for line in lines for k, label in enumerate(line.labels))
       path = f'pictures/{p.name}.svg'
       found[path] = picture(f'{p.caption}. {said}', lines, grids)
-      page.append(f'{p.caption}:\n\n![{p.caption}]({path})\n')
+      alt = f'{section.title}: tokens that are read and predicted, and who sees whom'
+      page.append(f'{p.caption}:\n\n![{alt}]({path})\n')
   found['objectives.md'] = '\n'.join(page)
   return found
 

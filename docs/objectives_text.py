@@ -21,8 +21,9 @@ How to read the pictures:
 - **text** is the sentence, as the tokens of a vocabulary: `squir` and `+rel` are one word in two pieces, `</s>` ends a
   document. Orange is what is taken out of the inputs, or chosen to be predicted.
 - **reads** and **predicts**, one above the other, are one position: having read the upper token (and all that it sees)
-  the model must predict the lower one. Every row begins with `<pad>`, as T5's decoders do.
-- Blue tokens are sentinels, which stand for what is missing: `<0>` is `<extra_id_0>`. Red ones are random.
+  the model must predict the lower one. What decoders read begins with `<pad>`, as in T5.
+- Blue tokens are sentinels, which stand for what is missing: `<0>` is `<extra_id_0>`. Red ones are random, violet ones
+  are modes.
 - Green ones are predicted, and so are blue and grey ones beneath them. Those with a dashed border are there, but do not
   count in the loss.
 - The grid says **who sees whom**: each line is a position that asks, each column one that it may see. What is orange is
@@ -53,6 +54,7 @@ class Section:
 
 
 DECODER, ENCODER, BOTH = ({'model.name': name} for name in ('decoder', 'encoder', 'encoder_decoder'))
+SHORT = {**BOTH, 'data.seq_len': 48}
 TWO = {'data.packing': 'concat_split', 'data.seq_len': 17}
 SECTIONS = [
     Section('causal', '''
@@ -86,7 +88,8 @@ many are chosen is `objective.masking`:
 | `bernoulli` | each by itself with a chance of 15 %, so the number varies | Hugging Face's collator |
 
 `objective.cls_sep=True` puts `<cls>` and `</s>` around each row. Configs: `encoder_tiny.py`, `bert.py`,
-`roberta_base.py`, `crammed_bert.py`.''', {'model.name': 'encoder', 'objective.name': 'masked_lm'}, [
+`roberta_base.py`, `crammed_bert.py`.''', {
+    'model.name': 'encoder', 'objective.name': 'masked_lm', 'sample.prompts': ('A squirrel <mask> acorns.',)}, [
         Shown('masked_lm_bert', "BERT's counts: always so many; one of them (red) is read as a random token", {
             **ENCODER, 'objective.cls_sep': True}, draw=238),
         Shown('masked_lm_bernoulli', '`masking="bernoulli"`: each by itself', {
@@ -95,7 +98,8 @@ many are chosen is `objective.masking`:
 All pieces of a word are chosen, or none: a piece is too easily guessed from the others. After the paper, by BERT's
 authors (`whole_word` models of the google-research/bert repository). With `masking='roberta'` all pieces of a word are
 read alike. Config: `bert.py:wwm`.''', {
-    'model.name': 'encoder', 'objective.name': 'masked_lm', 'objective.whole_word': True}, [
+    'model.name': 'encoder', 'objective.name': 'masked_lm', 'objective.whole_word': True,
+    'sample.prompts': ('A squirrel <mask> acorns.',)}, [
         Shown('masked_lm_whole_word', '`squir` and `+rel` go together', ENCODER, draw=187)]),
     Section('span_corruption', '''
 T5's objective. Spans of tokens are cut out, each replaced by a sentinel of its own; the targets are the sentinels, each
@@ -113,14 +117,14 @@ A mixture of denoisers, each announced by a mode token, so that one model learns
 length. Tay et al. 2022 (arXiv 2205.05131), table 1. `objective.denoisers` lists mode, share, mean span and density;
 these are the seven of the paper. R is T5's short spans, S a prefix LM, X extreme: long spans, or half of the text.
 Modes are texts: the vocabulary may cut them into several tokens. Configs: `ul2_tiny.py`, `ul2_base.py`.''', {
-    'objective.name': 'ul2',
+    'data.seq_len': 512, 'objective.name': 'ul2',
     'objective.denoisers': ('[NLU] 0.2 3 0.15', '[NLU] 0.2 8 0.15', '[S2S] 0.2 prefix', '[NLG] 0.1 3 0.5',
                             '[NLG] 0.1 8 0.5', '[NLG] 0.1 64 0.15', '[NLG] 0.1 64 0.5')}, [
-        Shown('ul2_r', "R: `'[NLU] 0.2 3 0.15'`, short spans, 15 %", BOTH),
-        Shown('ul2_s', "S: `'[S2S] 0.2 prefix'`, the rest of the text", BOTH, draw=9, part=2),
-        Shown('ul2_x', "X: `'[NLG] 0.1 3 0.5'`, half of the text in short spans", BOTH, part=3),
-        Shown('ul2_x_long', "X: `'[NLG] 0.1 64 0.5'`, half of the text in one span", BOTH, part=6),
-        Shown('ul2_x_decoder', 'The same on a decoder', DECODER, part=6)]),
+        Shown('ul2_r', "R: `'[NLU] 0.2 3 0.15'`, short spans, 15 %", SHORT),
+        Shown('ul2_s', "S: `'[S2S] 0.2 prefix'`, the rest of the text", SHORT, draw=9, part=2),
+        Shown('ul2_x', "X: `'[NLG] 0.1 3 0.5'`, half of the text in short spans", SHORT, part=3),
+        Shown('ul2_x_long', "X: `'[NLG] 0.1 64 0.5'`, half of the text in one span", SHORT, part=6),
+        Shown('ul2_x_decoder', 'The same on a decoder', {**SHORT, **DECODER}, part=6)]),
     Section('seq2seq', '''
 Given targets: translation, summaries, questions, classes as words. Two templates make inputs and targets of the fields
 of a record (see [data.md](data.md)); only targets count. For fine-tuning ([finetune.md](finetune.md)) and for tasks
@@ -134,8 +138,8 @@ mixed into pre-training. Raffel et al. 2020, section 2.4. Configs: `seq2seq_tiny
 As `span_corruption`, but each token is corrupted by itself; neighbours that happen to be corrupted share a sentinel.
 T5's "replace corrupted spans" of section 3.3.2, with which most of its experiments were done. It and those that follow
 are what T5 compared; on a decoder they are laid out as `span_corruption` is, inputs first. Config:
-`t5_baseline.py`.''', {'objective.name': 'iid_denoising'}, [
-        Shown('iid_denoising', 'An encoder-decoder', BOTH, draw=9)]),
+`t5_baseline.py`.''', {'data.seq_len': 512, 'objective.name': 'iid_denoising'}, [
+        Shown('iid_denoising', 'An encoder-decoder', SHORT, draw=9)]),
     Section('drop', '''
 Corrupted tokens are left out without a trace, and are the targets. The shortest targets of all. Raffel et al. 2020,
 section 3.3.2.''', {'objective.name': 'drop'}, [Shown('drop', 'An encoder-decoder', BOTH, draw=9)]),

@@ -1,9 +1,21 @@
-"""Pages say what is so: those that programs write are current."""
+"""Pages say what is so: links lead somewhere, commands and configs are accepted, generated pages are current."""
 import importlib.util
+import re
+import shlex
+import textwrap
 
+import pytest
+
+from t5like import commands, config as config_lib
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md'))]
+FLAGS = set(re.findall(r"DEFINE_\w+\('(\w+)'", (ROOT / 'main.py').read_text())) | {'help'}
+BLOCK = re.compile(r'^```\w*\n(.*?)^```', re.M | re.S)
+page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+# Names of files in pages that are the reader's, or made by programs.
+MADE = {'config.py', 'my_config.py', 'novels.py', 'run.py'}
 
 
 def script(name):
@@ -14,8 +26,98 @@ def script(name):
   return module
 
 
+def anchors(text):
+  """What links to headings end in, as forges and the site make it."""
+  titles = re.findall(r'^#+ (.+)$', BLOCK.sub('', text), re.M)
+  return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+def commands_of(text):
+  """Lists of words: all commands `python main.py ..` of a page, in blocks or between backticks."""
+  blocks = [line for block in BLOCK.findall(text) for line in re.sub(r'\\\n\s*', ' ', block).splitlines()]
+  inline = [re.sub(r'\s+', ' ', code) for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', BLOCK.sub('', text))]
+  for line in blocks + inline:
+    for part in re.split(r'&&|\|', line):
+      if 'python main.py' in part:
+        yield shlex.split(part.split('python main.py')[1], comments=True)
+
+
+@page
+def test_links_lead_somewhere(page):
+  text = page.read_text(encoding='utf-8')
+  for target in re.findall(r'\]\(([^)\s]+)\)', BLOCK.sub('', text)):
+    if re.match(r'[a-z]+:', target):
+      continue
+    path, _, anchor = target.partition('#')
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists(), f'{page.name}: {target}'
+    assert file.is_relative_to(ROOT)
+    assert not anchor or anchor in anchors(file.read_text(encoding='utf-8')), f'{page.name}: {target}'
+
+
+@page
+def test_files_that_are_named_exist(page):
+  ours = {f.name for folder in ('configs', 't5like', 'tests', 'benchmarks', 'docs', 'launch')
+          for f in (ROOT / folder).rglob('*') if f.is_file()} | {f.name for f in ROOT.iterdir()}
+  named = re.findall(r'[\w./-]+\.(?:py|sh|sbatch|json|md|jsonl|ipynb)\b(?![/*])',
+                     re.sub(r'^ERROR.*', '', page.read_text(encoding='utf-8'), flags=re.M))
+  for name in {name for name in named if not re.match(r'[/.]*(my|some|runs|models|prepared)/|gs:', name)}:
+    if name.split('/')[0] in ('configs', 't5like', 'tests', 'benchmarks', 'docs', 'launch', 'notebooks'):
+      assert (ROOT / name).exists(), f'{page.name} names {name}'
+    elif name.endswith('.py') and '/' not in name:
+      assert name in ours | MADE, f'{page.name} names {name}'
+
+
+@page
+def test_commands_are_accepted(page):
+  for words in commands_of(page.read_text(encoding='utf-8')):
+    words = [word for word in words if not word.startswith('..')]
+    assert words[:1] == [] or words[0].startswith('-') or words[0] in {
+      *commands.COMMANDS, *commands.WITHOUT_CONFIG}, f'{page.name}: {words}'
+    flags = dict((word[2:] + '=').split('=', 1) for word in words if word.startswith('--'))
+    for flag in flags:
+      assert flag in FLAGS or flag.startswith('config.'), f'{page.name}: --{flag} in {words}'
+    path = flags.get('config', '').rstrip('=')
+    if path and path != '...' and not path.startswith('CONFIG') and path.startswith('configs/'):
+      overrides = [word[len('--config.'):] for word in words if word.startswith('--config.')]
+      if not any(override.endswith('..') for override in overrides):
+        config_lib.load(ROOT / path, overrides)
+
+
+@page
+def test_config_lines_are_accepted(page, tmp_path, monkeypatch):
+  """Lines that begin with c. give a valid config, added to the defaults; whole config files do as they are."""
+  file = tmp_path / 'page.py'
+  (tmp_path / 'my').mkdir()
+  (tmp_path / 'my' / 'task.json').write_text((ROOT / 'configs' / 'tasks' / 'function_kinds.json').read_text())
+  monkeypatch.chdir(tmp_path)
+  for block in BLOCK.findall(page.read_text(encoding='utf-8')):
+    if 'def get_config' in block:
+      file.write_text(block)
+      config_lib.load(f'{file}:smoke')
+    elif re.match(r'c\.\w', block):
+      file.write_text("from configs.base import base\n\ndef get_config():\n  c = base()\n  c.stop.tokens = '1T'\n"
+                      + textwrap.indent(block, '  ') + '  return c\n')
+    else:
+      continue
+    config_lib.load(file)
+
+
+def test_commands_are_found():
+  """What the tests above look at is there."""
+  found = [words for page in PAGES for words in commands_of(page.read_text(encoding='utf-8'))]
+  assert len(found) > 40 and ['--config=configs/decoder_tiny.py'] in found
+  assert sum('c.' in block for page in PAGES for block in BLOCK.findall(page.read_text(encoding='utf-8'))) > 15
+  assert {'config', 'workdir', 'prompt'} <= FLAGS
+
+
 def test_objectives_and_their_pictures_are_up_to_date():
   found = script('objectives').files()
   for name, text in found.items():
     assert (DOCS / name).read_text(encoding='utf-8') == text, f'docs/{name}: run python docs/objectives.py'
   assert {f'pictures/{f.name}' for f in (DOCS / 'pictures').iterdir()} == set(found) - {'objectives.md'}
+
+
+def test_the_table_of_keys_is_up_to_date():
+  table = script('keys').table()
+  assert (DOCS / 'keys.md').read_text(encoding='utf-8') == table, 'run python docs/keys.py'
