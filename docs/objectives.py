@@ -8,6 +8,7 @@ tests/test_docs.py fails when the page or a picture is not what this writes.
 import dataclasses
 import os
 import pathlib
+import pprint
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -205,13 +206,17 @@ def _grid(title, row, query, key, causal):
 # --- The page -----------------------------------------------------------------------------------------------
 
 
+def _line(key, value):
+  return f'c.{key} = ' + pprint.pformat(value, width=90).replace('\n', '\n   ')
+
+
 def files():
   """{path below docs/: text} of the page and its pictures."""
   found, page = {}, [HEAD]
   for section in SECTIONS:
     page.append(f'## {section.title}\n\n{section.text.strip()}\n')
     if section.keys:
-      page.append('```\n' + '\n'.join(f'c.{k} = {v!r}' for k, v in section.keys.items()) + '\n```\n')
+      page.append('```\n' + '\n'.join(_line(k, v) for k, v in section.keys.items()) + '\n```\n')
     for p in section.pictures:
       row = make_row({**section.keys, **p.keys}, p.draw, p.part)
       lines, grids = show(row)
