@@ -46,6 +46,7 @@ setup(
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         's3': ['s3fs'],  # s3:// paths
         'browser': ['PyQt6-WebEngine>=6.8,<7'],  # Chromium in a package, for tests
+        'docs': ['mkdocs>=1.6,<2', 'mkdocstrings[python]>=1.0,<2'],  # the site: mkdocs build
         'tensorboard': ['tensorboard'],
     },
 )

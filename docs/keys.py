@@ -56,7 +56,8 @@ def table():
   """The whole file, text."""
   found = keys((ROOT / 'configs' / 'base.py').read_text(encoding='utf-8'))
   cell = lambda text: text.replace('|', '\\|')
-  plain = lambda text: cell(text).replace('<', '&lt;').replace('*', '\\*')  # no HTML, no emphasis
+  # No HTML, emphasis or links.
+  plain = lambda text: cell(text).replace('<', '&lt;').replace('*', '\\*').replace('[', '\\[')
   lines = [HEAD, '## Of the run\n\n| key | default | |\n|---|---|---|']
   sections = [(key, text) for key, text in found if key not in DEFAULTS]
   row = lambda key, said: f'| `{key}` | `{cell(repr(DEFAULTS[key]))}` | {plain(said)} |'

@@ -1,4 +1,5 @@
 """Pages say what is so: links lead somewhere, commands and configs are accepted, generated pages are current."""
+import ast
 import importlib.util
 import re
 import shlex
@@ -61,7 +62,7 @@ def test_files_that_are_named_exist(page):
           for f in (ROOT / folder).rglob('*') if f.is_file()} | {f.name for f in ROOT.iterdir()}
   named = re.findall(r'[\w./-]+\.(?:py|sh|sbatch|json|md|jsonl|ipynb)\b(?![/*])',
                      re.sub(r'^ERROR.*', '', page.read_text(encoding='utf-8'), flags=re.M))
-  for name in {name for name in named if not re.match(r'[/.]*(my|some|runs|models|prepared)/|gs:', name)}:
+  for name in {name for name in named if not re.match(r'[/.]*(my|some|runs|models|prepared)/|gs:|.*\bNAME\b', name)}:
     if name.split('/')[0] in ('configs', 't5like', 'tests', 'benchmarks', 'docs', 'launch', 'notebooks'):
       assert (ROOT / name).exists(), f'{page.name} names {name}'
     elif name.endswith('.py') and '/' not in name:
@@ -78,7 +79,7 @@ def test_commands_are_accepted(page):
     for flag in flags:
       assert flag in FLAGS or flag.startswith('config.'), f'{page.name}: --{flag} in {words}'
     path = flags.get('config', '').rstrip('=')
-    if path and path != '...' and not path.startswith('CONFIG') and path.startswith('configs/'):
+    if path and path != '...' and 'NAME' not in path and path.startswith('configs/'):
       overrides = [word[len('--config.'):] for word in words if word.startswith('--config.')]
       if not any(override.endswith('..') for override in overrides):
         config_lib.load(ROOT / path, overrides)
@@ -103,6 +104,24 @@ def test_config_lines_are_accepted(page, tmp_path, monkeypatch):
     config_lib.load(file)
 
 
+def test_examples_of_changes_can_be_made():
+  """Each hunk of the diffs in docs/adding.md is found once, and all of them leave valid Python of our width."""
+  text, changed = (DOCS / 'adding.md').read_text(encoding='utf-8'), {}
+  hunks = [block for block in re.findall(r'^```diff\n(.*?)^```', text, re.M | re.S)]
+  for file, body in (part.split('\n', 1) for block in hunks for part in re.split(r'^--- ', block, flags=re.M)[1:]):
+    source = changed[file] if file in changed else (ROOT / file).read_text(encoding='utf-8')
+    for hunk in re.split(r'^@@\n', body, flags=re.M):
+      lines = hunk.splitlines()
+      old, new = ('\n'.join(line[1:] for line in lines if line[:1] != sign) + '\n' for sign in '+-')
+      assert source.count(old) == 1, f'{file} has not, or not once:\n{old}'
+      source = source.replace(old, new)
+    changed[file] = source
+  assert len(changed) == 6
+  for file, source in changed.items():
+    ast.parse(source, file)
+    assert max(map(len, source.splitlines())) <= 120, file
+
+
 def test_commands_are_found():
   """What the tests above look at is there."""
   found = [words for page in PAGES for words in commands_of(page.read_text(encoding='utf-8'))]
@@ -121,3 +140,12 @@ def test_objectives_and_their_pictures_are_up_to_date():
 def test_the_table_of_keys_is_up_to_date():
   table = script('keys').table()
   assert (DOCS / 'keys.md').read_text(encoding='utf-8') == table, 'run python docs/keys.py'
+
+
+def test_all_pages_are_in_the_site():
+  """In mkdocs.yml, which an unlisted page makes fail, and in README.md."""
+  site, readme = (ROOT / 'mkdocs.yml').read_text(), (ROOT / 'README.md').read_text()
+  listed = re.findall(r'^  - .+: (\S+\.md)$', site, re.M)
+  assert {str(page.relative_to(ROOT)) for page in PAGES} == set(listed) - {'api.md', 'benchmarks/RESULTS.md'}
+  for path in DOCS.glob('*.md'):
+    assert f'](docs/{path.name})' in readme, path.name
