@@ -89,7 +89,7 @@ def base():
       prefetch=4,  # batches read ahead
   )
   c.vocabulary = dict(
-      name='sentencepiece',  # sentencepiece | bytes | characters
+      name='sentencepiece',  # sentencepiece | bytes | characters | huggingface: the tokenizer.json in `path`
       path='',  # an existing SentencePiece model; '': train one on the training documents
       size=8192,  # pieces, with special tokens, sentinels and bytes (SentencePiece only)
       algorithm='unigram',  # unigram | bpe (SentencePiece only)
@@ -129,7 +129,7 @@ def base():
       num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
       head_dim=0,  # 0: d_model / num_heads
       d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
-      activation='swiglu',  # swiglu | geglu | gelu | gelu_tanh | relu
+      activation='swiglu',  # gated: swiglu | geglu | reglu | glu | bilinear; not: gelu | gelu_tanh | relu | swish
       # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2) |
       # parallel: pre_norm, attention and MLP both from the block's input (GPT-NeoX)
       block='pre_norm',

@@ -4,10 +4,11 @@ import importlib.util
 import re
 import shlex
 import textwrap
+from xml.etree import ElementTree
 
 import pytest
 
-from t5like import commands, config as config_lib
+from t5like import commands, config as config_lib, config_rules
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
@@ -135,6 +136,47 @@ def test_objectives_and_their_pictures_are_up_to_date():
   for name, text in found.items():
     assert (DOCS / name).read_text(encoding='utf-8') == text, f'docs/{name}: run python docs/objectives.py'
   assert {f'pictures/{f.name}' for f in (DOCS / 'pictures').iterdir()} == set(found) - {'objectives.md'}
+
+
+def test_pictures_are_small_and_need_nothing_else():
+  for file in (DOCS / 'pictures').iterdir():
+    text = file.read_text(encoding='utf-8')
+    tree = ElementTree.fromstring(text)
+    assert tree.tag == '{http://www.w3.org/2000/svg}svg' and len(text) < 25_000, file
+    assert text.count('://') == 1 and '@import' not in text and '<script' not in text, file
+    width = float(tree.attrib['width'])
+    for box in tree.iter('{http://www.w3.org/2000/svg}rect'):
+      assert float(box.attrib['x']) + float(box.attrib['width']) < width, file
+
+
+def test_colours_of_boxes_are_true():
+  """What is marked as random differs from the text there, what is dashed does not count, every gap is predicted."""
+  objectives, kinds = script('objectives'), set()
+  for draw in range(60):
+    row = objectives.make_row({'model.name': 'encoder', 'objective.name': 'masked_lm'}, draw)
+    (text, boxes), _ = objectives.show(row)
+    for ((whole, _),), (read, predicted) in zip(text.columns, boxes.columns):
+      kinds.add(read[1])
+      assert (predicted is not None) == (read[1] in ('sentinel', 'gone', 'random') and read[0] != '</s>')
+      assert predicted is None or predicted[0] == whole
+      assert read[1] != 'gone' or read[0] == whole
+      assert read[1] != 'random' or read[0] != whole
+  assert {'word', 'sentinel', 'gone', 'random'} <= kinds
+  row = objectives.make_row({'objective.name': 'span_corruption'}, 7)
+  (_, boxes), (grid,) = objectives.show(row)
+  weights = [predicted[1] != 'ignored' for _, predicted in boxes.columns]
+  assert weights == (row.batch['weights'] > 0).tolist() and 0 < sum(weights) < len(weights)
+  # Inputs see all of each other, and nothing sees a target that comes after it.
+  prefix = weights.index(True) + 1
+  for t, cells in enumerate(grid.cells):
+    assert [cell != 'unseen' for cell in cells] == [s <= t or s < prefix and t < prefix for s in range(len(cells))]
+
+
+def test_keys_say_all_their_choices():
+  said = dict(script('keys').keys((ROOT / 'configs' / 'base.py').read_text(encoding='utf-8')))
+  for key, choices in {**config_rules.CHOICES, 'data.source': config_rules.SOURCES}.items():
+    for choice in choices:
+      assert re.search(rf'\b{choice}\b', said[key]), f'configs/base.py does not say that {key} may be {choice}'
 
 
 def test_the_table_of_keys_is_up_to_date():
