@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from configs.base import base  # noqa: E402
-from t5like import config as config_lib, train  # noqa: E402
+from t5like import config as config_lib, loop  # noqa: E402
 from t5like.data import sources  # noqa: E402
 
 WAYS = {  # name: (begins with the pre-trained weights?, changes of the config)
@@ -48,7 +48,7 @@ def config_of(folder, seed, steps, rate, **changes):
   c.optimizer.update(learning_rate=rate, weight_decay=0.0)
   c.schedule.update(name='linear', warmup_steps=min(20, steps // 4), final_scale=0.0)
   c.stop.tokens = steps * 16 * 128
-  c.log.tensorboard = False
+  c.log.trackers = ()
   c.evaluate.every = c.checkpoint.every = 0
   c.sample.prompts = ()
   for key, value in changes.items():
@@ -62,7 +62,7 @@ def pretrain(folder, seed, steps):
   """Workdir of the pre-trained run."""
   workdir = folder / f'before-{seed}'
   c = config_of(folder, seed, steps, 3e-3, **{'data.source': f'jsonl:{folder}/before.jsonl'})
-  train.train(c, workdir, 'before')
+  loop.train(c, workdir, 'before')
   return workdir
 
 
@@ -73,7 +73,7 @@ def finetune(folder, workdir, seed, steps, way):
       'data.source': f'jsonl:{folder}/task.jsonl', 'data.inputs': 'summarize: {source}', 'data.targets': '{docstring}',
       'data.packing': 'best_fit', 'objective.name': 'seq2seq', 'vocabulary.path': str(workdir / 'vocabulary'),
       'init_from': str(workdir) if pretrained else '', **changes})
-  return train.train(c, folder / f'{way.replace(" ", "-")}-{seed}', way)['validation']
+  return loop.train(c, folder / f'{way.replace(" ", "-")}-{seed}', way)['validation']
 
 
 def main():

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks import plain_jax
-from t5like import build, config as config_lib, lengths, metrics, sharding, step as step_lib, train
+from t5like import build, config as config_lib, lengths, loop, metrics, sharding, step as step_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.model import transformer
@@ -114,7 +114,7 @@ def compare():
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
     watchdog = Watchdog(3600)
-    run = train.Run(config, store, folder, 'benchmark', mesh, checkpoints, watchdog)
+    run = loop.Run(config, store, folder, 'benchmark', mesh, checkpoints, None, watchdog, '')
     run.screen.console.quiet = True
     fixed = sharding.to_global(mesh, random_batch(run.config, config.batch_size))
     state = [jax.tree.map(lambda x: x.copy(), run.state)]
@@ -133,12 +133,12 @@ def compare():
       plain[0], plain[1], value = step(*plain, inputs, targets)
       return value
 
-    with pipeline.train_batches(run.store, run.config) as batches:
-      def loop():
+    with pipeline.train_batches(run.rows, run.config) as batches:
+      def whole():
         run._step(batches)
         run._between_steps()
         return run.pending[2]
-      ways = dict(loop=loop, step=step_alone, plain=plain_step)
+      ways = dict(loop=whole, step=step_alone, plain=plain_step)
       for way in ways.values():
         timed(way)
       seconds = {name: [] for name in ways}

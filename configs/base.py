@@ -30,7 +30,6 @@ def base():
       metric='',  # such as 'validation nll'
       value=0.0,  # as published
       source='',  # paper or repository, table or section
-      verified=False,  # True once a run of this config has reached it
   )
   # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
   # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
@@ -225,8 +224,9 @@ def base():
       cache='auto',  # folder or gs:// for compiled programs; auto: ~/.cache/t5like/xla; '': none
   )
   c.log = dict(
-      every=10,  # steps between lines in metrics.jsonl and TensorBoard
-      tensorboard=True,
+      every=10,  # steps between lines in metrics.jsonl
+      trackers=('tensorboard',),  # where else numbers and samples go: tensorboard, wandb, mlflow (each an extra)
+      histograms_every=0,  # steps between histograms of parameters and gradients, for trackers; 0: none
   )
   c.evaluate = dict(
       every=500,  # steps between validations; 0: only at the end
@@ -256,6 +256,7 @@ def base():
       save=1800.0,  # seconds for a checkpoint to be taken from the devices and, when the run waits for it, written
   )
   c.sample = dict(  # text to generate at the end of training
+      every=0,  # and while training: steps between samples; 0: none
       # '': from nothing, as rows of training begin; models that fill in take '<mask>' or '<extra_id_0>'
       prompts=('',),
       tokens=128,  # at most, per prompt

@@ -33,7 +33,6 @@ def get_config(arg=''):
   # Published counts have a pooler and no head: 109,482,240 - 590,592 + 622,650, and likewise large.
   c.params_expected = 335_174_458 if large else 109_514_298
   c.reference = dict(metric='GLUE MNLI-m', value=dict(base=84.6, large=86.7, wwm=87.07)[size],
-                     verified=False,
                      source='BERT, README' if size == 'wwm' else 'Devlin et al. 2018, table 1, as quoted by others')
   c.evaluate.update(every=5000, batches=100)
   c.checkpoint.update(every=5000, keep_every=100_000)

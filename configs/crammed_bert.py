@@ -25,7 +25,7 @@ def get_config(arg=''):
   c.schedule.update(name='linear', warmup_steps=18_750, final_scale=0.0)  # a triangle
   c.stop.update(tokens=25_000 * 4096 * 128, wall_time='24h')
   c.params_expected = 119_563_777
-  c.reference = dict(metric='GLUE, dev, median', value=80.7, source='Cramming, model card', verified=False)
+  c.reference = dict(metric='GLUE, dev, median', value=80.7, source='Cramming, model card')
   c.evaluate.update(every=1000, batches=5)
   c.checkpoint.every = 500
   c.sample.prompts = ('The capital of France is<mask>.',)

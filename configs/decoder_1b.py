@@ -25,7 +25,7 @@ def get_config(arg=''):
   c.stop.tokens = 20_400 * 512 * 2048
   c.params_expected = 1_104_742_400
   c.reference = dict(metric='training nll', value=2.5,
-                     source='MaxText, test_convergence_1b_params.sh', verified=False)
+                     source='MaxText, test_convergence_1b_params.sh')
   c.evaluate.update(every=1000, batches=50)
   c.checkpoint.update(every=500, keep_every=5000)
   return smoke(c) if arg == 'smoke' else c

@@ -28,7 +28,7 @@ def get_config(arg=''):
   c.stop.tokens = 5000 * 64 * 256
   c.params_expected = 10_745_088
   c.evaluate.every = 250
-  c.reference = dict(metric='best validation nll', value=1.4697, source='nanoGPT, README', verified=False)
+  c.reference = dict(metric='best validation nll', value=1.4697, source='nanoGPT, README')
   c.sample.prompts = ('\n',)
   if arg in ('cpu', 'cpu_plays'):
     c.model.update(d_model=128, num_layers=4, num_heads=4, max_positions=64, dropout=0.0, dtype='float32')

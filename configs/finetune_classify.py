@@ -29,8 +29,7 @@ def get_config(arg=''):
   c.schedule.name = 'constant'
   c.stop.tokens = 2 ** 18 * 128 * 512
   c.params_expected = 222_903_552
-  c.reference = dict(metric='accuracy', value=0.952, source='Raffel et al. 2020, table 14, quoted from memory',
-                     verified=False)
+  c.reference = dict(metric='accuracy', value=0.952, source='Raffel et al. 2020, table 14, not looked up')
   c.evaluate.update(every=5000, batches=20)
   c.checkpoint.update(every=5000, keep_every=5000)
   c.sample.update(prompts=('sst2 sentence: a film that one does not forget',), temperature=0.0)
@@ -53,7 +52,7 @@ def tiny(c):
   c.optimizer.update(name='muon', learning_rate=1e-2, clip_norm=1.0, extra=dict(adam_scale=0.3))
   c.schedule.update(name='linear', warmup_steps=50, final_scale=0.0)
   c.stop.tokens = 600 * 8 * 256
-  c.update(params_expected=0, reference=dict(metric='', value=0.0, source='', verified=False))
+  c.update(params_expected=0, reference=dict(metric='', value=0.0, source=''))
   c.evaluate.update(every=200, batches=0)
   c.checkpoint.update(every=300, keep_every=0)
   c.evaluate.update(tasks=('configs/tasks/function_kinds.json',), limit=200)

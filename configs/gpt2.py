@@ -32,7 +32,7 @@ def get_config(arg=''):
   c.stop.tokens = 600_000 * 480 * 1024
   c.params_expected = params
   if layers == 12:
-    c.reference = dict(metric='validation nll', value=2.85, source='nanoGPT, README', verified=False)
+    c.reference = dict(metric='validation nll', value=2.85, source='nanoGPT, README')
   c.evaluate.update(every=2000, batches=100)
   c.checkpoint.update(every=2000, keep_every=100_000)
   return smoke(c) if arg == 'smoke' else c

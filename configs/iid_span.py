@@ -22,5 +22,6 @@ def get_config(arg=''):
   c.schedule.warmup_steps = 50
   c.stop.tokens = 500 * 32 * 64
   c.evaluate.every = 250
+  c.reference = dict(metric='validation nll', value=2.2364, source='exact: see the file')
   c.sample.prompts = ()
   return smoke(c) if arg == 'smoke' else c

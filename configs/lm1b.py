@@ -22,7 +22,7 @@ def get_config(arg=''):
   c.schedule.update(name='rsqrt', warmup_steps=1000, timescale=1000)
   c.stop.tokens = 500_000 * 256 * 128
   c.params_expected = 49_635_328
-  c.reference = dict(metric='validation nll', value=3.127, source='flax/examples/lm1b, README', verified=False)
+  c.reference = dict(metric='validation nll', value=3.127, source='flax/examples/lm1b, README')
   c.evaluate.update(every=1000, batches=20)
   c.checkpoint.every = 10_000
   return smoke(c) if arg == 'smoke' else c

@@ -34,7 +34,7 @@ def get_config(arg=''):
     c.schedule.update(name='cosine', warmup_steps=10_000, final_scale=1e-5 / 2e-2)
   c.stop.tokens = 65_536 * 128 * 512
   c.params_expected = 247_577_856
-  c.reference = dict(metric='validation nll', value=LOSSES[variant], source='nanoT5, README', verified=False)
+  c.reference = dict(metric='validation nll', value=LOSSES[variant], source='nanoT5, README')
   c.evaluate.update(every=5000, batches=50)
   c.checkpoint.every = 2000
   return smoke(c) if arg == 'smoke' else c

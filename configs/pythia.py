@@ -31,8 +31,7 @@ def get_config(arg=''):
   c.schedule.update(warmup_steps=1430, final_scale=0.1)
   c.stop.tokens = 143_000 * 1024 * 2048
   c.params_expected = params
-  c.reference = dict(metric='zero-shot LAMBADA perplexity', value=perplexity, source='Pythia, evaluation files',
-                     verified=False)
+  c.reference = dict(metric='zero-shot LAMBADA perplexity', value=perplexity, source='Pythia, evaluation files')
   c.evaluate.update(every=2000, batches=50)
   c.checkpoint.update(every=1000, keep_every=10_000)
   return smoke(c) if arg == 'smoke' else c

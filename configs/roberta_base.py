@@ -24,7 +24,7 @@ def get_config(arg=''):
   c.schedule.update(name='linear', warmup_steps=24_000, final_scale=0.0)
   c.stop.tokens = 500_000 * 8192 * 512
   c.params_expected = 124_697_433
-  c.reference = dict(metric='GLUE MNLI, dev', value=87.6, source='fairseq, RoBERTa README', verified=False)
+  c.reference = dict(metric='GLUE MNLI, dev', value=87.6, source='fairseq, RoBERTa README')
   c.evaluate.update(every=2000, batches=20)
   c.checkpoint.update(every=1000, keep_every=50_000)
   c.sample.prompts = ('The capital of France is<mask>.',)

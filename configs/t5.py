@@ -32,8 +32,7 @@ def get_config(arg=''):
   c.stop.tokens = 1_000_000 * 2048 * 512
   c.params_expected = params
   if size == '11b':
-    c.reference = dict(metric='GLUE, test', value=90.3, verified=False,
-                       source='Raffel et al. 2020, table 14, as quoted by others')
+    c.reference = dict(metric='GLUE, test', value=90.3, source='Raffel et al. 2020, table 14, as quoted by others')
   c.evaluate.update(every=5000, batches=10)
   c.checkpoint.update(every=1000, keep_every=50_000)
   c.sample.prompts = ('The <extra_id_0> walks in <extra_id_1> park',)

@@ -22,7 +22,7 @@ def get_config(arg=''):
   c.schedule.update(warmup_steps=2000, final_scale=0.1)
   c.stop.tokens = 1_430_512 * 1024 * 2048
   c.params_expected = 1_100_048_384
-  c.reference = dict(metric='mean accuracy of 7 tasks', value=52.99, source='TinyLlama, EVAL.md', verified=False)
+  c.reference = dict(metric='mean accuracy of 7 tasks', value=52.99, source='TinyLlama, EVAL.md')
   c.evaluate.update(every=5000, batches=50)
   c.checkpoint.update(every=1000, keep_every=50_000)
   return smoke(c) if arg == 'smoke' else c

@@ -29,7 +29,7 @@ def get_config(arg=''):
   c.stop.tokens = 100_000 * 256 * 256
   c.params_expected = 209_129_472
   if arg == 'deen':
-    c.reference = dict(metric='BLEU', value=32.87, source='flax/examples/wmt, README', verified=False)
+    c.reference = dict(metric='BLEU', value=32.87, source='flax/examples/wmt, README')
   c.evaluate.update(every=2000, batches=20)
   c.checkpoint.every = 5000
   c.sample.update(prompts=('Mein Hund heißt Sam.' if arg == 'deen' else 'My dog is named Sam.',), temperature=0.0)

@@ -1,12 +1,17 @@
 """Writes docs/baselines.md, a table of all configs and their variants, from the configs themselves.
 
-    python docs/baselines.py
+    python docs/baselines.py             the configs have changed
+    python docs/baselines.py DIR         also what runs in DIR have reached, as launch/reproduce.sh leaves them there
 
-tests/test_configs.py fails when the file is not what this writes.
+tests/test_configs.py fails when the file is not what this writes. docs/reproduced.json keeps what was reached.
 """
 import ast
+import json
 import os
 import pathlib
+import platform
+import statistics
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -14,13 +19,15 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from t5like import config as config_lib, lengths, metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+REPRODUCED = ROOT / 'docs' / 'reproduced.json'
 HEAD = '''# Baselines
 
 Written by `python docs/baselines.py` from `configs/`; a test keeps it up to date. Parameters are exact, checked by
 the code against `params_expected`. A reference is what was published for the model, its data and vocabulary; it is
-verified only where a run of this code has reached it (see `benchmarks/RESULTS.md`).
+reproduced only where runs of this code stand beside it: the mean over seeds, with their standard deviation.
+`launch/reproduce.sh` trains them again; versions and commits are in `docs/reproduced.json`.
 
-| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | source | verified here |
+| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | source | here |
 |---|---|---|---|---|---|---|---|---|
 '''
 
@@ -31,17 +38,62 @@ def variants(file):
   return ['', *(v for v in found if v != 'smoke')]
 
 
+def reached(config, workdir):
+  """Number of a run that is done, as config.reference names it: by default its last validation's nll; None if not."""
+  metric = config.reference.metric or 'validation nll'
+  result = pathlib.Path(workdir, 'result.json')
+  if not result.exists() or not metric.removeprefix('best ').startswith('validation '):
+    return None
+  name = metric.rpartition(' ')[2]
+  if not metric.startswith('best '):
+    return json.loads(result.read_text())['validation'][name]
+  lines = map(json.loads, pathlib.Path(workdir, 'metrics.jsonl').read_text().splitlines())
+  return min(line[f'validation/{name}'] for line in lines if f'validation/{name}' in line)
+
+
+def collect(folder):
+  """Adds the runs in FOLDER/FILE.py:VARIANT/seed=N to docs/reproduced.json; returns how many configs it knows now."""
+  import jax
+  known = json.loads(REPRODUCED.read_text()) if REPRODUCED.exists() else {}
+  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+  for sweep in sorted(pathlib.Path(folder).glob('*.py*')):
+    config = config_lib.load(f'{ROOT}/configs/{sweep.name}')
+    values = {int(run.name.partition('=')[2]): reached(config, run) for run in sweep.glob('seed=*') if run.is_dir()}
+    values = {str(seed): round(value, 5) for seed, value in sorted(values.items()) if value is not None}
+    if values and values != known.get(sweep.name, {}).get('seeds'):
+      known[sweep.name] = dict(metric=config.reference.metric or 'validation nll', seeds=values, jax=jax.__version__,
+                               device=f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}',
+                               commit=git.stdout.strip())
+  REPRODUCED.write_text(json.dumps(known, indent=1, sort_keys=True) + '\n')
+  return len(known)
+
+
+def here(file):
+  """{variant: cell} of what was reached."""
+  known = json.loads(REPRODUCED.read_text()) if REPRODUCED.exists() else {}
+  cells = {}
+  for name, found in known.items():
+    stem, _, variant = name.partition(':')
+    if stem == file.name:
+      values = list(found['seeds'].values())
+      spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
+      cells[variant] = (f'{found["metric"]} {statistics.mean(values):.4f}{spread} '
+                        f'({len(values)} seed{"s" * (len(values) > 1)})')
+  return cells
+
+
 def rows(file):
   """Lines of the table, one for each variant that differs from the plain config; others share its line."""
   found = {v: config_lib.load(f'{file}:{v}' if v else str(file)) for v in variants(file)}
   same = [v for v in found if found[v] == found['']]
   names = {v: f'`{file.stem}.py{":" * bool(v)}{v}`' for v in found}
   names[''] = ', '.join([names[''], *(f'`:{v}`' for v in same if v)])
-  return [row(names[v], c) for v, c in found.items() if not v or v not in same]
+  cells = here(file)
+  return [row(names[v], c, cells.get(v, '')) for v, c in found.items() if not v or v not in same]
 
 
-def row(name, c):
-  """The line of config `c`, which its first cell calls `name`."""
+def row(name, c, here):
+  """The line of config `c`, which its first cell calls `name`; here: what was reached."""
   shapes = lengths.shapes(c)
   o, r = c.objective, c.reference
   objective = o.name if o.name not in ('span_corruption', 'masked_lm') else (
@@ -52,7 +104,7 @@ def row(name, c):
   cells = [name, f'{c.params_expected:,}' if c.params_expected else '',
            f'{c.model.name}, {objective}', f'{c.batch_size} x {c.data.seq_len}{into}',
            f'{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.schedule.name}', metrics.short(c.stop.tokens),
-           f'{r.metric} {r.value:g}' if r.metric else '', r.source, 'yes' if r.verified else 'no' if r.metric else '']
+           f'{r.metric} {r.value:g}' if r.metric else '', r.source, here]
   return f'| {" | ".join(cells)} |\n'
 
 
@@ -64,4 +116,6 @@ def table():
 
 if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  if sys.argv[1:]:
+    print(f'{REPRODUCED}: {collect(sys.argv[1])} configs')
   (ROOT / 'docs' / 'baselines.md').write_text(table(), encoding='utf-8')

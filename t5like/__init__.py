@@ -1,1 +1,117 @@
-"""t5like: pre-training of transformers in JAX, for TPU pods and for laptops."""
+"""t5like: pre-training of transformers in JAX, for TPU pods and for laptops.
+
+    import t5like
+
+    t5like.train('configs/decoder_tiny.py', 'runs/decoder_tiny', ['stop.tokens=500k'])
+    model = t5like.load('runs/decoder_tiny')
+    print(t5like.generate(model, ['def read('], temperature=0.5)[0])
+    print(t5like.evaluate(model, ['agreement'])['agreement']['accuracy'])
+
+These four are what programs and notebooks need; `python main.py` does the same and more. What goes wrong is a Failure
+of `t5like.errors`, with a paragraph that says what would work. Importing t5like does not import JAX yet.
+"""
+__all__ = ['evaluate', 'generate', 'load', 'train']
+
+
+def train(config, workdir, overrides=(), devices=None, watch=None):
+  """Trains until a target of `config.stop` is reached, or goes on where a run in `workdir` was interrupted.
+
+  Args:
+    config: path of a config file, 'configs/decoder_tiny.py' or 'FILE:VARIANT', or a config as `configs.base.base()`
+      returns it, changed.
+    workdir: the folder of the run, local or gs://; what `load` takes. Checkpoints, metrics.jsonl and so on.
+    overrides: changes of a config file, such as ['batch_size=16', 'stop.tokens=10M'].
+    devices: those to use; all by default.
+    watch: called with (step, {name: number}) whenever numbers are written to metrics.jsonl, for live plots.
+
+  Returns:
+    {reason, step, tokens, validation: {nll (nats per token), perplexity, accuracy, ...}, tasks}; at once if the
+    target has been reached before.
+
+  Raises:
+    ConfigError, DataError, CheckpointError, NumericsError; Preempted after SIGTERM, with the state saved.
+  """
+  import pathlib
+
+  from t5like import config as config_lib, workdir as workdir_lib
+  if isinstance(config, (str, pathlib.Path)):
+    config = config_lib.load(config, overrides)
+  else:
+    config_lib.validate(config)
+  for key, old, new in workdir_lib.check_config(workdir, config):
+    print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
+  done = workdir_lib.read_result(workdir, config)
+  if done:
+    return {key: value for key, value in done.items() if key != 'stop'}
+  from t5like import loop
+  return loop.train(config, str(workdir), pathlib.Path(str(workdir)).name, devices, watch=watch)
+
+
+def load(workdir, step=None, devices=None):
+  """A trained model, ready to use.
+
+  Args:
+    workdir: of a run, local or gs://. (`python main.py import` makes one from a model of Hugging Face's.)
+    step: of the checkpoint; the newest by default.
+    devices: over which parameters and rows are spread; one of this machine by default.
+
+  Returns:
+    A `t5like.loaded.Loaded` with `config`, `mesh`, `model`, `params`, `vocabulary`, `step`: give it to `generate` and
+    `evaluate`, or call `model.apply(params, batch)` under `jax.set_mesh(mesh)` for logits [B, T, V]. Adapters (LoRA)
+    are merged into the weights.
+
+  Raises:
+    ConfigError if there is no run, CheckpointError if it has no such checkpoint or none that can be read.
+  """
+  from t5like import loaded
+  return loaded.load(workdir, step, devices)
+
+
+def generate(model, prompts, tokens=128, temperature=0.8, top_k=40, top_p=1.0, seed=0, beams=1, alpha=0.6):
+  """What a model makes of prompts, [text]: a decoder goes on, an encoder fills in `<mask>`, an encoder-decoder answers.
+
+  Args:
+    model: what `load` returned, or a workdir.
+    prompts: [text]; '' lets a decoder begin by itself. `<extra_id_0>` and so on are filled in by models of spans.
+    tokens: of each answer, at most.
+    temperature: of sampling; 0 takes the likeliest token each time.
+    top_k, top_p: sample from the k likeliest tokens (0: all), and from the likeliest that hold so much probability.
+    seed: others give other samples.
+    beams, alpha: above 1, beam search of so many, with a length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016).
+
+  Raises:
+    ConfigError for prompts that do not fit the model.
+  """
+  return _loaded(model).generate([*prompts], tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                                 seed=seed, beams=beams, alpha=alpha)
+
+
+def evaluate(model, tasks=(), shots=-1, limit=0, harness_path=None, say=lambda line: None):
+  """{task: {metric: number}} of a model that is asked, zero-shot or with worked examples.
+
+  Args:
+    model: what `load` returned, or a workdir.
+    tasks: names of built-in tasks, paths of task files (docs/evaluate.md), 'harness:NAME' for those of
+      EleutherAI's lm-evaluation-harness; by default all that are built in.
+    shots: worked examples before each question; -1: as many as the task says.
+    limit: only so many questions of each task; 0: all.
+    harness_path: a folder with more of the harness's tasks.
+    say: called with a line for each task as it is done.
+
+  Raises:
+    ConfigError for tasks that do not exist or that the model cannot be asked.
+  """
+  from t5like.evals import evaluate as evals
+  run = _loaded(model)
+  subject = evals.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
+  theirs = [name.removeprefix('harness:') for name in tasks if name.startswith('harness:')]
+  ours = [name for name in tasks if not name.startswith('harness:')]
+  found = evals.evaluate(subject, evals.chosen(ours) if ours or not tasks else [], shots, limit, say)
+  if theirs:
+    from t5like.evals import harness
+    found.update(harness.evaluate(subject, theirs, harness_path, shots, limit, say))
+  return found
+
+
+def _loaded(model):
+  return model if hasattr(model, 'params') else load(model)

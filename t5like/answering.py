@@ -12,7 +12,7 @@ FIELDS = ('prompt', 'text', 'inputs')  # of a record that may hold its prompt, t
 def answer_file(run, source, out, rows=16, say=print, **how):
   """Writes each record of the JSONL file `source` with its `answer` to `out`, in the same order.
 
-  run: a load.Loaded; rows: prompts that are decoded together; how: arguments of decode.stream. A batch is on disk
+  run: a loaded.Loaded; rows: prompts that are decoded together; how: arguments of decode.stream. A batch is on disk
   before the next begins. Where `out` holds answers already, the work goes on after them, and ends as if it had
   never stopped. ConfigError when they are answers to other prompts, or for records without a prompt.
   """

@@ -28,7 +28,7 @@ def lower(config, devices):
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = build.build_model(config)
-    tx, train_step, _, _ = build.build_step(config, model, config_lib.derived(config)['steps'], mesh)
+    tx, train_step, *_ = build.build_step(config, model, config_lib.derived(config)['steps'], mesh)
     state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
     shapes = lengths.shapes(config)
     rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(config)), 1)

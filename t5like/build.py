@@ -1,7 +1,7 @@
 """From a config to the pieces of a run: data, vocabulary, model, optimizer and compiled steps."""
 import jax
 
-from t5like import config as config_lib, lengths, optim, sharding, step as step_lib
+from t5like import config as config_lib, histograms, lengths, optim, sharding, step as step_lib
 from t5like.data import datasets, prepare, store as store_lib
 from t5like.errors import ConfigError, DataError
 from t5like.model import layers, transformer
@@ -84,9 +84,9 @@ def merged(config, params):
 
 
 def build_step(config, model, total_steps, mesh):
-  """(tx, train_step, eval_step, learning_rate) of a config whose schedule ends at total_steps.
+  """(tx, train_step, eval_step, learning_rate, count) of a config whose schedule ends at total_steps.
 
-  The steps are compiled when first called; train_step(state, batch) takes the state's memory.
+  The steps are compiled when first called; train_step(state, batch) takes the state's memory. count: see histograms.
   """
   learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
   rates = optim.rates(config.optimizer, _shapes(model))
@@ -101,12 +101,12 @@ def build_step(config, model, total_steps, mesh):
   predictions = (shapes.predictions or shapes.targets) // mesh.shape['context']
   chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = step_lib.make_sums(model, config.loss, chunks)
-  train_step = step_lib.make_train_step(
-      optim.without_frozen(sums, rates), tx, seed=config.seed, microbatches=config.microbatches,
-      clip_norm=config.optimizer.clip_norm,
-      spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
+  gradients = step_lib.make_gradients(optim.without_frozen(sums, rates), config.microbatches)
+  train_step = step_lib.make_train_step(gradients, tx, seed=config.seed, clip_norm=config.optimizer.clip_norm,
+                                        spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
   options = config.compile.options.to_dict() or None
-  return tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums), learning_rate
+  return (tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums), learning_rate,
+          jax.jit(histograms.make(gradients)))
 
 
 def _one_device():

@@ -6,7 +6,7 @@ A run starts from, in this order:
 
 A checkpoint of step n holds `params`, `opt_state` and `train` (step and guard counters), each readable
 alone, and `meta`: JSON with the config, the data's fingerprint, `tokens` and `examples_seen`. It
-exists once Orbax has written its commit file; `train.py` saves only steps known to be finite.
+exists once Orbax has written its commit file; `loop.py` saves only steps known to be finite.
 """
 import contextlib
 import functools
@@ -22,10 +22,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from t5like import checksums, sharding
+from t5like import checksums, pagecache, sharding
 from t5like.errors import CheckpointError
 
 _KEEP = ocp.training.preservation_policies
+COMMITTED = 'commit_success.txt'  # Orbax's, written last
 
 
 logging.getLogger('absl').addFilter(lambda record: 'Skipping merge of OCDBT' not in record.getMessage())
@@ -107,7 +108,7 @@ class Checkpoints:
   def __init__(self, workdir, keep=2, keep_every=0, keep_best=0, say=print, attempts=1,
                tidy=False):
     self.directory, self.say, self.tidy = epath.Path(workdir).absolute() / 'checkpoints', say, tidy
-    self.attempts, self.failures, self.under_way = attempts, 0, None
+    self.attempts, self.failures, self.under_way, self.dropping = attempts, 0, None, None
     self.policies, self.nlls = [_KEEP.LatestN(keep)], {}
     if keep_every:
       self.policies.append(_KEEP.EveryNSteps(keep_every))
@@ -132,7 +133,7 @@ class Checkpoints:
   def _tidy(self):
     """Takes away what saves that failed or were killed have left: it would keep a full disk full."""
     for folder in self.directory.iterdir() if self.directory.exists() else ():
-      if folder.is_dir() and not (folder / 'commit_success.txt').exists():
+      if folder.is_dir() and not (folder / COMMITTED).exists():
         folder.rmtree()
 
   def __enter__(self):
@@ -172,6 +173,7 @@ class Checkpoints:
   @_translated
   def _start(self, step, parts):
     self.under_way = step
+    self.dropping = pagecache.Dropping(self.directory / str(step), self.directory / str(step) / COMMITTED)
     self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
 
   def _note(self, meta):
@@ -196,7 +198,7 @@ class Checkpoints:
   def _failed(self, error):
     """Tells of a save that failed; raises CheckpointError if it was the last attempt."""
     self.failures += 1
-    self.under_way = None
+    self._ended()
     with contextlib.suppress(Exception):
       self._orbax.close()
     self._open()
@@ -210,7 +212,13 @@ class Checkpoints:
     if self.under_way is None:
       return
     self._wait()
-    self.failures, self.under_way = 0, None
+    self._ended()
+    self.failures = 0
+
+  def _ended(self):
+    self.under_way = None
+    if self.dropping:
+      self.dropping.close()
 
   @_translated
   def _wait(self):
@@ -222,7 +230,7 @@ class Checkpoints:
   @_translated
   def close(self):
     self._orbax.close()
-    self.under_way = None
+    self._ended()
 
   @_translated
   def meta(self, step):

@@ -52,8 +52,8 @@ def _train(config, flags):
   if flags.dump_xla:
     profiling.dump_xla(flags.dump_xla)
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
-  from t5like import train
-  train.train(config, workdir, _name(flags), profile_steps=flags.profile_steps)
+  from t5like import loop
+  loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps)
 
 
 def _prepare(config, flags):
@@ -113,8 +113,8 @@ def _generate(flags, overrides):
                       'temperature at least 0, top_p above 0 and at most 1.')
   import jax
 
-  from t5like import answering, load, metrics
-  model = load.load(flags.workdir, flags.step or None, jax.local_devices() if flags.input else None)
+  from t5like import answering, loaded, metrics
+  model = loaded.load(flags.workdir, flags.step or None, jax.local_devices() if flags.input else None)
   how = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed,
              beams=flags.beams, alpha=flags.alpha)
   if flags.input:
@@ -132,24 +132,18 @@ def _evaluate(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
   from t5like.evals import task
-  names = [name for name in flags.tasks if not name.startswith('harness:')]
-  for name in names:
-    task.find(name)
+  for name in flags.tasks:
+    if not name.startswith('harness:'):
+      task.find(name)
   import jax
 
-  from t5like import load, sharding, workdir as workdir_lib
-  from t5like.evals import evaluate
+  import t5like
+  from t5like import sharding, workdir as workdir_lib
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
   say = print if jax.process_index() == 0 else lambda _: None
-  run = load.load(flags.workdir, flags.step or None, jax.devices())
-  subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
+  run = t5like.load(flags.workdir, flags.step or None, jax.devices())
   say(f'{flags.workdir}, step {run.step:,}')
-  tasks = evaluate.chosen(names) if names or not flags.tasks else []
-  found = evaluate.evaluate(subject, tasks, flags.shots, flags.limit, say)
-  theirs = [name.removeprefix('harness:') for name in flags.tasks if name.startswith('harness:')]
-  if theirs:
-    from t5like.evals import harness
-    found.update(harness.evaluate(subject, theirs, flags.harness_path, flags.shots, flags.limit, say))
+  found = t5like.evaluate(run, flags.tasks, flags.shots, flags.limit, flags.harness_path, say)
   out = flags.output or f'{flags.workdir}/evaluation.json'
   if jax.process_index() == 0:
     workdir_lib.write_json(out, dict(step=run.step, shots=flags.shots, limit=flags.limit, tasks=found))

@@ -29,6 +29,7 @@ CHOICES = {key: tuple(values.split()) for key, values in {
     'model.dtype': 'bfloat16 float32',
     'model.attention': 'auto xla splash cudnn',
     'model.remat': 'none weights minimal full',
+    'log.trackers': 'tensorboard wandb mlflow',
     'schedule.name': 'cosine linear rsqrt rsqrt_decay wsd constant',
 }.items()}
 
@@ -44,7 +45,7 @@ RANGES = {key: interval for interval, keys in {
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
       guard.spike_loss guard.spike_norm checkpoint.keep_best
-      checkpoint.every checkpoint.keep_every sample.temperature sample.top_k''',
+      checkpoint.every checkpoint.keep_every sample.every sample.temperature sample.top_k log.histograms_every''',
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta model.lora_alpha
       watchdog.start watchdog.step watchdog.data watchdog.save''',
     '[-1, inf)': 'evaluate.shots',
@@ -93,8 +94,9 @@ def _single(flat):
     asked, kind = f'{key}={show(value)}', type(DEFAULTS[key])
     if not fits(value, kind):
       yield f'{asked}: needs {needs(key)}.'
-    elif key in CHOICES and value not in CHOICES[key]:
-      near = difflib.get_close_matches(value.lower(), CHOICES[key], 1)
+    elif key in CHOICES and not set(value if kind is tuple else [value]) <= {*CHOICES[key]}:
+      wrong = [v for v in (value if kind is tuple else [value]) if v not in CHOICES[key]]
+      near = difflib.get_close_matches(wrong[0].lower(), CHOICES[key], 1)
       yield (f'{asked}: ' + (f'did you mean {near[0]!r}? ' if near else '') +
              f'There is {either(CHOICES[key])}.')
     elif key in RANGES and not _inside(value, RANGES[key]):

@@ -11,7 +11,7 @@ from t5like import (
   config as config_lib,
   guard,
   huggingface,
-  load,
+  loaded,
   sharding,
   workdir as workdir_lib,
 )
@@ -21,7 +21,7 @@ from t5like.errors import ConfigError
 
 def export_run(workdir, out):
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people, [text]."""
-  run = load.load(workdir)
+  run = loaded.load(workdir)
   notes = huggingface.write(out, run.config.model.to_dict(), run.params, run.vocabulary,
                             style=run.style, length=run.config.data.seq_len)
   if run.style in ('prefix', 'pair') and run.model.config.prefix_mask:

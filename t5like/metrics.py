@@ -83,20 +83,29 @@ def duration(seconds):
 
 
 class Files:
-  """metrics.jsonl and TensorBoard events in a workdir; lines after `step` (lost work) are dropped."""
+  """metrics.jsonl and samples.jsonl in a workdir, and whom else the numbers are told (see trackers.py).
 
-  def __init__(self, workdir, step, tensorboard):
-    self.path = epath.Path(workdir) / 'metrics.jsonl'
+  Lines after `step` (lost work) are dropped. A tracker that fails is left out from then on: no curve is worth a run.
+  watch: called with (step, values), if given.
+  """
+
+  def __init__(self, workdir, step, trackers=(), watch=None, say=print):
+    self.path, self.trackers, self.watch, self.say = epath.Path(workdir) / 'metrics.jsonl', [*trackers], watch, say
     lines = self.path.read_text().splitlines() if self.path.exists() else []
     self.kept = [l for l in lines if _step_of(l) <= step]
     self.remote = '://' in str(workdir)
     if len(self.kept) < len(lines):
       self._rewrite()
     self.file = None if self.remote else open(self.path, 'a', buffering=1, encoding='utf-8')
-    self.board = None
-    if tensorboard:
-      from tensorboardX import SummaryWriter
-      self.board = SummaryWriter(str(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+
+  def _tell(self, what, *values):
+    for tracker in [*self.trackers]:
+      try:
+        getattr(tracker, what)(*values)
+      except Exception as e:
+        self.trackers.remove(tracker)
+        self.say(f'WARNING: {type(tracker).__name__} failed and is told no more until the run is started again '
+                 f'({type(e).__name__}: {" ".join(str(e).split())[:300]}). metrics.jsonl goes on.')
 
   def _rewrite(self):
     new = self.path.parent / 'metrics.jsonl.tmp'
@@ -110,30 +119,31 @@ class Files:
       self.kept.append(line)  # object stores cannot append: written whole by `flush`
     else:
       self.file.write(line + '\n')
-    if self.board:
-      for name, value in values.items():
-        self.board.add_scalar(name, value, step)
+    self._tell('numbers', step, values)
+    if self.watch:
+      self.watch(step, values)
 
   def sample(self, step, prompt, text):
-    """What the model made of a prompt: a line of samples.jsonl, and a text in TensorBoard."""
+    """What the model made of a prompt: a line of samples.jsonl, and for trackers."""
     path = self.path.parent / 'samples.jsonl'
     before = path.read_text() if path.exists() else ''
     path.write_text(before + json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False) + '\n')
-    if self.board:
-      self.board.add_text('sample', f'{prompt}|{text}', step)
+    self._tell('text', step, 'sample', prompt, text)
+
+  def histograms(self, step, found):
+    """{name: histograms.Histogram} for trackers."""
+    self._tell('histograms', step, found)
 
   def flush(self):
     if self.remote:
       self._rewrite()
-    if self.board:
-      self.board.flush()
+    self._tell('flush')
 
   def close(self):
     self.flush()
     if self.file:
       self.file.close()
-    if self.board:
-      self.board.close()
+    self._tell('close')
 
 
 def _step_of(line):
@@ -184,7 +194,7 @@ class Screen:
     if self.console.is_terminal and not quiet:
       self.bar = Progress(
           TextColumn('[bold]{task.description}'), BarColumn(bar_width=24),
-          TextColumn('[progress.percentage]{task.percentage:>3.0f}%  {task.fields[text]}'),
+          TextColumn('[progress.percentage]{task.percentage:>3.0f}%'), TextColumn('{task.fields[text]}'),
           console=self.console)
       self.task = self.bar.add_task(name, total=total_tokens, text='starting')
       self.bar.start()
@@ -209,6 +219,11 @@ class Screen:
     from rich.panel import Panel
     from rich.text import Text
     self.console.print(Panel(Text(prompt, 'bold') + Text(between(style) + text), title='sample', title_align='left'))
+
+  def end(self, step, tokens):
+    """The bar as it stays: the steps after the last line count too."""
+    if self.bar:
+      self.bar.update(self.task, completed=tokens, text=f'step {step:,}  done')
 
   def close(self):
     if self.bar:

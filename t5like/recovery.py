@@ -38,7 +38,7 @@ def target(steps, rewinds):
 
 
 def rewind(run, error):
-  """Decides that `run` (a train.Run) goes back to a checkpoint after the BadSteps `error`, and records it.
+  """Decides that `run` (a loop.Run) goes back to a checkpoint after the BadSteps `error`, and records it.
 
   The rows from there to the newest batch are left out from now on. Raises `error` when guard.rewinds are spent or
   there is nothing to go back to.

@@ -7,7 +7,7 @@ import tempfile
 
 import jax
 
-from t5like import build, checksums, sharding, train, workdir as workdir_lib
+from t5like import build, checksums, loop, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import CheckpointError, ConfigError, NumericsError
@@ -29,7 +29,7 @@ def replay(workdir, steps=10, devices=None, say=print):
     with tempfile.TemporaryDirectory() as aside, jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
       if not checkpoints.steps:
         raise CheckpointError(f'--workdir={workdir} has no checkpoint yet to begin from.')
-      run = train.Run(config, store, aside, 'replay', mesh, checkpoints, None, watchdog, '')
+      run = loop.Run(config, store, aside, 'replay', mesh, checkpoints, None, watchdog, '')
       first, seen = run.step, []
       with pipeline.train_batches(run.rows, run.config, run.examples_seen, jax.process_index(), jax.process_count(),
                                   run.skipped) as batches:

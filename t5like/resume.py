@@ -36,7 +36,7 @@ def _check(meta, config, asked, store, workdir):
 
 
 def introduction(run):
-  """Lines that say what a train.Run is going to do."""
+  """Lines that say what a loop.Run is going to do."""
   c, mesh, steps = run.config, run.mesh, run.step + run.steps_left
   axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   kind = mesh.devices.flat[0].device_kind
@@ -55,5 +55,5 @@ def introduction(run):
   yield from run.rows.describe(steps * c.batch_size)
   if run.skipped:
     yield 'Rows left out: ' + ', '.join(f'{start:,} to {stop - 1:,}' for start, stop in run.skipped)
-  yield (f'Checkpoints, metrics and TensorBoard events: {run.workdir}\n'
+  yield (f'Checkpoints and numbers: {run.workdir}' + ''.join(f', {name}' for name in c.log.trackers) + '\n'
          f'MFU counts 6 N + attention (PaLM), of {run.peak_source}')

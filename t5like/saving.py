@@ -6,7 +6,7 @@ from t5like.errors import CheckpointError
 
 
 def meta(run):
-  """What a checkpoint of a train.Run remembers beside its arrays, as JSON."""
+  """What a checkpoint of a loop.Run remembers beside its arrays, as JSON."""
   versions = {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'optax', 'grain')}
   return dict(step=run.step, tokens=run.tokens, examples_seen=run.examples_seen, skipped=run.skipped,
               rewinds=len(run.rewinds), rows=run.rows.used(run.examples_seen, run.skipped),
@@ -15,7 +15,7 @@ def meta(run):
 
 
 def save(run):
-  """Starts to save the newest step of a train.Run, unless it was not finite: then the next finite one."""
+  """Starts to save the newest step of a loop.Run, unless it was not finite: then the next finite one."""
   run.save_late = bool(run.last and run.last['bad_in_a_row'])
   if run.save_late or run.saved_step == run.step:
     return

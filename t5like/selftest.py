@@ -16,7 +16,7 @@ from t5like.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, LIMIT = 8, 2e-5  # nats per token; 0 where the same numbers are added in the same order
-SETTINGS = '''batch_size=16 log.every=1 log.tensorboard=False evaluate.every=0 evaluate.batches=1 sample.prompts=()
+SETTINGS = '''batch_size=16 log.every=1 log.trackers=() evaluate.every=0 evaluate.batches=1 sample.prompts=()
 schedule.name=constant schedule.warmup_steps=2 optimizer.learning_rate=0.003 checkpoint.every=4 data.max_documents=40
 data.source=python_docs data.seq_len=64 data.packing=best_fit vocabulary.name=bytes vocabulary.sentinels=0
 model.vocab_size=384 model.d_model=64 model.num_layers=2 model.num_heads=4 model.num_kv_heads=4 model.d_ff=128

@@ -96,18 +96,14 @@ def init_state(model, tx, seed, params=None):
               guard=guard_lib.start())
 
 
-def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0, spike_loss=0.0, spike_norm=0.0):
-  """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
+def make_gradients(sums, microbatches=1):
+  """Returns gradients(params, batch, key) -> (of the summed loss, like params; sums), micro-batch after micro-batch."""
+  def loss_sum(params, batch, key):
+    s = sums(params, batch, key)
+    return s['loss'], s
+  grad = jax.value_and_grad(loss_sum, has_aux=True)
 
-  A step whose loss, gradient or update is not finite, or is a spike (guard.judge), changes nothing but `guard`.
-  metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
-  and the guard's counters, fp32 or int32 scalars.
-  """
-  def grads_and_sums(params, batch, key):
-    def loss_sum(params, batch, key):
-      s = sums(params, batch, key)
-      return s['loss'], s
-    grad = jax.value_and_grad(loss_sum, has_aux=True)
+  def gradients(params, batch, key):
     if microbatches == 1:
       (_, s), grads = grad(params, batch, key)
       return grads, s
@@ -122,11 +118,20 @@ def make_train_step(sums, tx, *, seed, microbatches=1, clip_norm=0.0, spike_loss
     # A loop of one turn is none to the compiler, which would then have the activations of both pieces at once.
     rest, done = jax.lax.optimization_barrier((rest, (grads, s)))
     return jax.lax.scan(add, done, (jnp.arange(1, microbatches), rest))[0]
+  return gradients
 
+
+def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike_norm=0.0):
+  """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
+
+  A step whose loss, gradient or update is not finite, or is a spike (guard.judge), changes nothing but `guard`.
+  metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
+  and the guard's counters, fp32 or int32 scalars.
+  """
   def train_step(state, batch):
     params, opt_state = state['params'], state['opt_state']
     key = jax.random.fold_in(jax.random.key(seed), state['step'])
-    grads, s = grads_and_sums(params, batch, key)
+    grads, s = gradients(params, batch, key)
     with jax.named_scope('optimizer'):
       count = jnp.maximum(s['weights'], 1)
       grad_norm = optax.global_norm(grads) / count

@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from t5like import answering, decode, load, train
+from t5like import answering, decode, loaded, loop
 from t5like.errors import ConfigError, DataError
 from tests import tiny
 
@@ -14,8 +14,8 @@ from tests import tiny
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
-  train.train(tiny.config(folder), folder / 'run', 'test', jax.devices()[:1])
-  return load.load(folder / 'run')
+  loop.train(tiny.config(folder), folder / 'run', 'test', jax.devices()[:1])
+  return loaded.load(folder / 'run')
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_letter_that_is_not_whole_waits(run):
 
 def test_tasks_are_solved_while_training(tmp_path):
   c = tiny.config(tmp_path, steps=4, evaluate=dict(tasks=('last_word', 'arithmetic'), tasks_every=2, limit=2, shots=0))
-  result = train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  result = loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   seen = [l for l in lines(tmp_path / 'run' / 'metrics.jsonl') if 'tasks/last_word/nll' in l]
   assert [l['step'] for l in seen] == [2, 4] and 'tasks/arithmetic/exact_match' in seen[0]
   assert seen[-1]['tasks/last_word/nll'] == result['tasks']['last_word']['nll'] < seen[0]['tasks/last_word/nll']

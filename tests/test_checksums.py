@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from t5like import checksums, sharding, train
+from t5like import checksums, loop, sharding
 from t5like.checkpoint import Checkpoints
 from t5like.errors import NumericsError
 from tests import tiny
@@ -70,7 +70,7 @@ def test_a_device_that_differs_is_named(seed):
 def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
   """In any of its files: what is read is what was saved, or the checkpoint before, or a refusal."""
   c = tiny.config(tmp_path, steps=8)
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   whole, saved = tmp_path / 'run/checkpoints', {}
   mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh), Checkpoints(tmp_path / 'run') as checkpoints:
@@ -102,7 +102,7 @@ def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
 
 def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, mesh=dict(data=4, fsdp=2, tensor=1), guard=dict(compare_every=2))
-  step = train.Run._step
+  step = loop.Run._step
 
   def flip(run, batches):
     step(run, batches)
@@ -113,9 +113,9 @@ def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):
       run.state['params']['embed']['w'] = jax.make_array_from_single_device_arrays(
           w.shape, w.sharding, [jax.device_put(p, s.device) for p, s in zip(pieces, w.addressable_shards)])
       flip.device = w.addressable_shards[5].device.id
-  monkeypatch.setattr(train.Run, '_step', flip)
+  monkeypatch.setattr(loop.Run, '_step', flip)
   with pytest.raises(NumericsError, match='After step 6 device (.*) holds other values of params/embed/w') as e:
-    train.train(c, tmp_path / 'run', 'test', jax.devices())
+    loop.train(c, tmp_path / 'run', 'test', jax.devices())
   assert f'device {flip.device} ' in str(e.value)
   with Checkpoints(tmp_path / 'run') as checkpoints:
     assert checkpoints.steps == [4]

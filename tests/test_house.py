@@ -23,15 +23,18 @@ FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline', 'data.kept'],
           ['data.inspect'],
           ['optimizers', 'guard'], ['step', 'optim'],
-          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling', 'lease', 'ledger'],
+          ['pagecache'],
+          ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'profiling', 'lease', 'ledger',
+           'histograms'], ['trackers'],
           ['notice', 'recovery'],
           ['beam'], ['decode'],
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
-          ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['train', 'load', 'aot'], ['answering'],
+          ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['loop', 'loaded', 'aot'], ['answering'],
           ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
-         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['metrics'],
+         'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['trackers'],
+         'wandb': ['trackers'], 'mlflow': ['trackers'],
          'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.flax import save_file as save_jax
 
 from configs.base import base
-from t5like import config as config_lib, huggingface, huggingface_config, interchange, load, sharding
+from t5like import config as config_lib, huggingface, huggingface_config, interchange, loaded, sharding
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.errors import CheckpointError, ConfigError
@@ -333,7 +333,7 @@ def test_import_generate_and_export(name, style, kind, prompt, tmp_path):
   folder, params = widened(name, tmp_path, 512, vocabulary, style)
   c = interchange.import_folder(folder, tmp_path / 'run', ['batch_size=4'])
   assert c.batch_size == 4 and c.init_from == str(folder)
-  run = load.load(tmp_path / 'run')
+  run = loaded.load(tmp_path / 'run')
   assert run.step == 0 and same(jax.device_get(run.params), params)
   assert run.vocabulary.name == ('sentencepiece' if kind.get('name') == 'sentencepiece' else 'huggingface')
   assert tokenizer_export.difference(vocabulary, run.vocabulary) == ''

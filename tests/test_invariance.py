@@ -3,14 +3,14 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import train
+from t5like import loop
 from t5like.checkpoint import Checkpoints
 from t5like.errors import Preempted
 from tests import tiny
 
 
 def losses(config, workdir, devices=1):
-  train.train(config, workdir, 'test', jax.devices()[:devices])
+  loop.train(config, workdir, 'test', jax.devices()[:devices])
   return [round(line['loss'], 5) for line in tiny.metrics(workdir)[0]]
 
 
@@ -76,16 +76,16 @@ def test_resumed_twice_is_bit_identical_to_never_stopped(devices, mesh, tmp_path
   """Stopped after steps 4 and 7 of 10, with dropout on: losses, norms and every array are equal."""
   options = dict(model=dict(dropout=0.1), mesh=mesh, checkpoint=dict(every=0))
   straight = tiny.config(tmp_path, steps=10, **options)
-  train.train(straight, tmp_path / 'straight', 'test', jax.devices()[:devices])
+  loop.train(straight, tmp_path / 'straight', 'test', jax.devices()[:devices])
 
   def ending_at(stop):
     return lambda run: 'test' if run.step == stop else None
   for stop in (4, 7):
-    monkeypatch.setattr(train.Run, '_ending', ending_at(stop))
+    monkeypatch.setattr(loop.Run, '_ending', ending_at(stop))
     with pytest.raises(Preempted, match=f'after step {stop}'):
-      train.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
+      loop.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
   monkeypatch.undo()
-  train.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
+  loop.train(straight, tmp_path / 'stopped', 'test', jax.devices()[:devices])
 
   noise = {'time', 'tokens_per_second', 'mfu', 'data_wait'}
   lines = [[{k: v for k, v in line.items() if k not in noise} for line in kind]
@@ -99,13 +99,13 @@ def test_resumed_twice_is_bit_identical_to_never_stopped(devices, mesh, tmp_path
 def test_resume_on_another_mesh(tmp_path, monkeypatch):
   """The state is the same; later losses agree to 5 decimals."""
   c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=0))
-  train.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
-  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 5 else None)
+  loop.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 5 else None)
   with pytest.raises(Preempted):
-    train.train(c, tmp_path / 'moved', 'test', jax.devices()[:1])
+    loop.train(c, tmp_path / 'moved', 'test', jax.devices()[:1])
   monkeypatch.undo()
   c.mesh.update(data=2, fsdp=2, tensor=2)
-  train.train(c, tmp_path / 'moved', 'test', jax.devices())
+  loop.train(c, tmp_path / 'moved', 'test', jax.devices())
   a, b = (np.array([l['loss'] for l in tiny.metrics(tmp_path / w)[0]]) for w in ('straight', 'moved'))
   np.testing.assert_array_equal(a[:5], b[:5])
   np.testing.assert_allclose(a, b, atol=1e-5)
@@ -113,12 +113,12 @@ def test_resume_on_another_mesh(tmp_path, monkeypatch):
 
 def test_another_batch_size_goes_on_from_the_same_sample(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=6, checkpoint=dict(every=0))
-  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
   with pytest.raises(Preempted):
-    train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+    loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   monkeypatch.undo()
   c.batch_size = 8
-  result = train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  result = loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   assert result['step'] == 3 + 6 and result['tokens'] == 6 * 16 * 32
 
 
@@ -178,12 +178,12 @@ def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
   options = dict(OTHERS['spans'], checkpoint=dict(every=0), vocabulary=dict(sentinels=40))
   options['model'] = dict(options['model'], dropout=0.1, dropout_style='t5')
   c = tiny.config(tmp_path, steps=6, **options)
-  train.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
-  monkeypatch.setattr(train.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  loop.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
   with pytest.raises(Preempted):
-    train.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
+    loop.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
   monkeypatch.undo()
-  train.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
+  loop.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
   assert final_state(c, tmp_path / 'straight') == final_state(c, tmp_path / 'stopped')
 
 
@@ -191,14 +191,14 @@ def test_preflight_compiles_what_trains(tmp_path, monkeypatch):
   """The program that `aot.lower` makes from shapes alone is the one that the loop runs, letter for letter."""
   from t5like import aot, config as config_lib
   c = tiny.config(tmp_path, steps=2, mesh=dict(data=2, fsdp=2, tensor=2), microbatches=2, model=dict(remat='minimal'))
-  seen, step = [], train.Run._step
+  seen, step = [], loop.Run._step
 
   def once(run, batches):
     if not seen:
-      batch = train.sharding.to_global(run.mesh, next(batches))
+      batch = loop.sharding.to_global(run.mesh, next(batches))
       seen.append(run.train_step.lower(run.state, batch).as_text())
     step(run, batches)
-  monkeypatch.setattr(train.Run, '_step', once)
-  train.train(c, tmp_path / 'run', 'test', jax.devices())
+  monkeypatch.setattr(loop.Run, '_step', once)
+  loop.train(c, tmp_path / 'run', 'test', jax.devices())
   lowered, facts = aot.lower(config_lib.resolve(c), jax.devices())
   assert lowered.as_text() == seen[0] and facts['parameters'] > 10_000

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from t5like import build, config as config_lib, load
+from t5like import build, config as config_lib, loaded
 from t5like.data import pipeline, sources
 from tests.conftest import ROOT
 
@@ -89,7 +89,7 @@ def test_spans_of_random_letters(tmp_path):
 def test_copy_and_reverse(task, tmp_path):
   """At least 99 % of held-out strings come out exactly right, generated without the answer in sight."""
   _, c = run('seq2seq_copy.py' + (':reverse' if task == 'reverse' else ''), tmp_path)
-  model = load.load(tmp_path / 'run')
+  model = loaded.load(tmp_path / 'run')
   examples = build.open_data(c, say=lambda _: None).examples('validation')
   decode = model.vocabulary.decode
   inputs, targets = zip(*[[decode(t) for t in examples[i]] for i in range(min(400, len(examples)))])

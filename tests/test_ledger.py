@@ -4,7 +4,7 @@ import json
 import jax
 import pytest
 
-from t5like import ledger, report, train
+from t5like import ledger, loop, report
 from t5like.errors import ConfigError
 from tests import tiny
 
@@ -42,9 +42,9 @@ def test_nothing_is_made_of_nothing(tmp_path):
 def test_a_run_accounts_for_all_its_time(tmp_path):
   """Two starts: each second belongs to one phase, and together they are the time between first and last line."""
   c = tiny.config(tmp_path, steps=6)
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   c.stop.tokens *= 2
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   lines = ledger.read(tmp_path / 'run')
   found = ledger.account(lines)
   assert found['total'] == pytest.approx(lines[-1]['time'] - lines[0]['began'], abs=0.1)

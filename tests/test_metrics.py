@@ -12,21 +12,11 @@ def test_lines_after_the_step_resumed_from_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   lines = [json.dumps(dict(step=s, loss=1.0)) for s in (1, 2, 3, 4)]
   path.write_text('\n'.join(lines) + '\n{"step": 5, "lo')  # the last one cut off by a crash
-  files = metrics.Files(tmp_path, 2, tensorboard=False)
+  files = metrics.Files(tmp_path, 2)
   files.write(3, dict(loss=2.0))
   files.close()
   got = [json.loads(l) for l in path.read_text().splitlines()]
   assert [(l['step'], l['loss']) for l in got] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-
-
-def test_tensorboard_events_hold_the_numbers(tmp_path):
-  files = metrics.Files(tmp_path, 0, tensorboard=True)
-  files.write(7, dict(loss=2.5))
-  files.sample(7, 'some', 'text')
-  files.close()
-  (events,) = (tmp_path / 'tensorboard').glob('events*')
-  content = events.read_bytes()
-  assert b'loss' in content and b'some|text' in content and np.float32(2.5).tobytes() in content
 
 
 def test_rate_leaves_pauses_out():

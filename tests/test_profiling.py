@@ -2,14 +2,14 @@
 import jax
 import pytest
 
-from t5like import profiling, train
+from t5like import loop, profiling
 from t5like.errors import ConfigError
 from tests import tiny
 
 
 def test_trace_dump_and_pieces(tmp_path, capsys):
   c = tiny.config(tmp_path, steps=5, evaluate=dict(every=0))
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1], profile_steps='3:5')
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1], profile_steps='3:5')
   said = capsys.readouterr().out
   assert 'Trace of steps 3 to 4' in said and 'First step: ' in said and 'tracing' in said
   [trace] = (tmp_path / 'run/profile').rglob('*.xplane.pb')
@@ -20,7 +20,7 @@ def test_trace_dump_and_pieces(tmp_path, capsys):
 
 def test_a_trace_that_the_run_ends_in_is_kept(tmp_path):
   c = tiny.config(tmp_path, steps=3, evaluate=dict(every=0))
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1], profile_steps='2:99')
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1], profile_steps='2:99')
   assert list((tmp_path / 'run/profile').rglob('*.xplane.pb'))
 
 

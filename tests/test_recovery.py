@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import lease, recovery, train, validation
+from t5like import lease, loop, recovery, validation
 from t5like.checkpoint import Checkpoints
 from t5like.data import inspect, kept, pipeline
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(config, workdir):
-  return train.train(config, workdir, 'test', jax.devices()[:1])
+  return loop.train(config, workdir, 'test', jax.devices()[:1])
 
 
 def poison(monkeypatch, bad_rows):
@@ -210,7 +210,7 @@ def test_a_save_that_fails_behind_the_run_is_told_and_tidied(tmp_path, monkeypat
 
 def test_a_folder_that_vanishes_ends_the_run_with_an_error_or_is_made_again(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=2), evaluate=dict(every=0))
-  real, steps = train.Run._step, []
+  real, steps = loop.Run._step, []
 
   def step(self, batches):
     steps.append(1)
@@ -218,7 +218,7 @@ def test_a_folder_that_vanishes_ends_the_run_with_an_error_or_is_made_again(tmp_
       self.checkpoints.wait()
       shutil.rmtree(tmp_path / 'run')
     real(self, batches)
-  monkeypatch.setattr(train.Run, '_step', step)
+  monkeypatch.setattr(loop.Run, '_step', step)
   try:
     run(c, tmp_path / 'run')
   except CheckpointError as error:
@@ -254,26 +254,26 @@ def test_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize('phase, patch', [
     ('data', "pipeline.TrainRows.batch = lambda self, rows: time.sleep(60)"),
     ('save', "checkpoint.Checkpoints.save = lambda *a, **k: time.sleep(60)"),
-    ('step', "train.sharding.to_global, real = (lambda mesh, x: real(mesh, x)), train.sharding.to_global\n"
+    ('step', "loop.sharding.to_global, real = (lambda mesh, x: real(mesh, x)), loop.sharding.to_global\n"
              "def slow(self, state): return time.sleep(60)\n"
-             "train.Run._between_steps = lambda self: time.sleep(60)")])
+             "loop.Run._between_steps = lambda self: time.sleep(60)")])
 def test_each_phase_has_a_budget(tmp_path, phase, patch):
   """What hangs is named, with the stacks, and ends the run with 124."""
   code = f'''
 import pathlib, time
-from t5like import checkpoint, train, sharding
+from t5like import checkpoint, loop, sharding
 from t5like.data import pipeline
 from tests import tiny
 c = tiny.config(pathlib.Path({str(tmp_path)!r}), steps=20, checkpoint=dict(every=2), evaluate=dict(every=0),
                 watchdog=dict({phase}=2.0))
-real_step, count = train.Run._step, []
+real_step, count = loop.Run._step, []
 def step(self, batches):
   count.append(1)
   if len(count) == 2:
     exec({patch!r}, globals())
   real_step(self, batches)
-train.Run._step = step
-train.train(c, {str(tmp_path / 'run')!r}, 'test')
+loop.Run._step = step
+loop.train(c, {str(tmp_path / 'run')!r}, 'test')
 '''
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 124, done.stderr[-2000:]

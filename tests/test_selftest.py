@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import replay, selftest, sharding, train
+from t5like import loop, replay, selftest, sharding
 from t5like.errors import CheckpointError, ConfigError, NumericsError
 from tests import tiny
 
@@ -50,7 +50,7 @@ def test_steps_done_twice_are_the_same_and_a_fault_is_named(tmp_path, monkeypatc
     from t5like import workdir
     workdir.write_config(tmp_path / 'none', c)
     replay.replay(tmp_path / 'none', 2)
-  train.train(c, tmp_path / 'run', 'test')
+  loop.train(c, tmp_path / 'run', 'test')
   before = {f: f.read_bytes() for f in (tmp_path / 'run').rglob('*') if f.is_file()}
   assert replay.replay(tmp_path / 'run', 2) > 40
   assert {f: f.read_bytes() for f in (tmp_path / 'run').rglob('*') if f.is_file()} == before

@@ -32,8 +32,8 @@ def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optim.build(c.optimizer, c.optimizer.learning_rate)
-    train_step = jax.jit(step.make_train_step(step.make_sums(model, c.loss, chunks), tx, seed=0,
-                                              microbatches=microbatches, clip_norm=clip_norm), donate_argnums=0)
+    gradients = step.make_gradients(step.make_sums(model, c.loss, chunks), microbatches)
+    train_step = jax.jit(step.make_train_step(gradients, tx, seed=0, clip_norm=clip_norm), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
     values = []
     for i in range(n):
@@ -160,7 +160,8 @@ def test_the_state_is_given_away():
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optax.sgd(0.1)
-    train_step = jax.jit(step.make_train_step(step.make_sums(model, base().loss), tx, seed=0), donate_argnums=0)
+    gradients = step.make_gradients(step.make_sums(model, base().loss))
+    train_step = jax.jit(step.make_train_step(gradients, tx, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
     train_step(state, sharding.to_global(mesh, data()))
     assert all(x.is_deleted() for x in jax.tree.leaves(state['params']))

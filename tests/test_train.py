@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import load, sharding, train, workdir as workdir_lib
+from t5like import loaded, loop, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError, Preempted
@@ -22,11 +22,11 @@ from tests.conftest import ROOT
 
 
 def run(config, workdir):
-  return train.train(config, workdir, 'test', jax.devices()[:1])
+  return loop.train(config, workdir, 'test', jax.devices()[:1])
 
 
 def test_leaves_a_model_metrics_events_and_a_result(tmp_path, capsys):
-  c = tiny.config(tmp_path, steps=8, log=dict(tensorboard=True), sample=dict(prompts=('the ',), tokens=8))
+  c = tiny.config(tmp_path, steps=8, log=dict(trackers=('tensorboard',)), sample=dict(prompts=('the ',), tokens=8))
   result = run(c, tmp_path / 'run')
   out = capsys.readouterr().out
   assert result['reason'] == 'stop.tokens reached' and result['tokens'] == c.stop.tokens
@@ -41,7 +41,7 @@ def test_leaves_a_model_metrics_events_and_a_result(tmp_path, capsys):
   with Checkpoints(tmp_path / 'run') as checkpoints:
     assert checkpoints.steps == [4, 8]
   assert 'sample' in out and 'the ' in out and 'Done: stop.tokens reached' in out
-  model = load.load(tmp_path / 'run')
+  model = loaded.load(tmp_path / 'run')
   a, b = (model.generate(['the ', 'of'], tokens=40, seed=s) for s in (0, 1))
   assert a != b and a == model.generate(['the ', 'of'], tokens=40, seed=0)
 
@@ -50,7 +50,7 @@ def test_bits_per_byte_and_nll_agree_with_a_hand_computation(tmp_path):
   """One validation by hand: every token of the split once, in nats, over its bytes of text."""
   c = tiny.config(tmp_path, evaluate=dict(batches=0))
   result = run(c, tmp_path / 'run')
-  model = load.load(tmp_path / 'run')
+  model = loaded.load(tmp_path / 'run')
   from t5like import build
   from t5like.data import objectives
   store = build.open_data(c)
@@ -174,7 +174,7 @@ def test_params_expected_is_checked(tmp_path):
 
 def test_generate_needs_a_run(tmp_path):
   with pytest.raises(ConfigError, match='holds no run'):
-    load.load(tmp_path)
+    loaded.load(tmp_path)
 
 
 def test_a_result_counts_only_for_the_same_stop(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from configs.base import base
-from t5like import build, config as config_lib, load, optim, train, trained
+from t5like import build, config as config_lib, loaded, loop, optim, trained
 from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
 from tests import tiny
@@ -166,7 +166,7 @@ def test_global_optimizers_see_what_is_trained_only():
 
 
 def params_of(workdir, step):
-  return jax.tree.map(np.asarray, load.load(workdir, step).params)
+  return jax.tree.map(np.asarray, loaded.load(workdir, step).params)
 
 
 @pytest.mark.parametrize('mesh', [dict(fsdp=1), dict(fsdp=2, tensor=2)], ids=str)
@@ -176,7 +176,7 @@ def test_frozen_parameters_are_the_same_bits_after_training_sharded_or_not(mesh,
     c = tiny.config(tmp_path, mesh=mesh, optimizer=dict(name=name, **frozen, **optimizer),
                     checkpoint=dict(every=1, keep=9), evaluate=dict(every=0))
     devices = jax.devices()[:4 if mesh['fsdp'] == 2 else 1]
-    train.train(c, tmp_path / name, 'frozen', devices)
+    loop.train(c, tmp_path / name, 'frozen', devices)
     a, b = params_of(tmp_path / name, 1), params_of(tmp_path / name, 6)
     for path, x in jax.tree_util.tree_leaves_with_path(a):
       y, at = dict(jax.tree_util.tree_leaves_with_path(b))[path], optim.path_name(path)
@@ -188,27 +188,27 @@ def test_frozen_parameters_are_the_same_bits_after_training_sharded_or_not(mesh,
       else:
         assert (x != y).any(), at
     again = tiny.config(tmp_path, steps=8, mesh=mesh, optimizer=dict(name=name, **frozen), evaluate=dict(every=0))
-    assert train.train(again, tmp_path / name, 'frozen', devices)['step'] == 8
+    assert loop.train(again, tmp_path / name, 'frozen', devices)['step'] == 8
 
 
 def test_resuming_goes_on_bit_for_bit(tmp_path):
   how = dict(optimizer=dict(freeze=('embed',), multipliers=('stack/blocks[1]=0.3',)), schedule=dict(name='constant'))
-  train.train(tiny.config(tmp_path, steps=6, **how), tmp_path / 'a', 'a', jax.devices()[:1])
+  loop.train(tiny.config(tmp_path, steps=6, **how), tmp_path / 'a', 'a', jax.devices()[:1])
   for steps in (3, 6):
-    train.train(tiny.config(tmp_path, steps=steps, **how), tmp_path / 'b', 'b', jax.devices()[:1])
+    loop.train(tiny.config(tmp_path, steps=steps, **how), tmp_path / 'b', 'b', jax.devices()[:1])
   jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / 'a', 6), params_of(tmp_path / 'b', 6))
 
 
 def test_a_run_says_what_is_wrong_before_it_prepares_data(tmp_path):
   c = tiny.config(tmp_path, optimizer=dict(freeze=('decoder/blocks',)))
   with pytest.raises(ConfigError, match='nearest is stack/blocks'):
-    train.train(c, tmp_path / 'run', 'x')
+    loop.train(c, tmp_path / 'run', 'x')
   assert not (tmp_path / 'prepared').exists()
 
 
 def test_what_is_frozen_has_no_place_in_checkpoints_of_the_optimizer(tmp_path):
   c = tiny.config(tmp_path, steps=2, optimizer=dict(freeze=('embed', 'head')))
-  train.train(c, tmp_path / 'run', 'x', jax.devices()[:1])
+  loop.train(c, tmp_path / 'run', 'x', jax.devices()[:1])
   with Checkpoints(tmp_path / 'run') as checkpoints:
     names = checkpoints.meta(2)['checksums']
   assert 'params/embed/w' in names

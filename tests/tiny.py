@@ -37,7 +37,7 @@ def config(folder, steps=6, **sections):
   c.optimizer.learning_rate = 1e-2
   c.schedule.warmup_steps = 2
   c.stop.tokens = steps * 16 * 32
-  c.log.update(every=1, tensorboard=False)
+  c.log.update(every=1, trackers=())
   c.evaluate.update(every=4, batches=2)
   c.checkpoint.every = 4
   c.sample.prompts = ()

@@ -1,14 +1,15 @@
-"""What a training run has its model do, besides validating it: tasks now and then, samples at the end."""
+"""What a training run has its model do, besides validating it: tasks, samples, histograms."""
 import jax
 
-from t5like import decode
+from t5like import decode, histograms as histograms_lib
 from t5like.evals import evaluate
+from t5like.optimizers import path_name
 
 
 def solve(run):
   """The results of evaluate.tasks at the newest step, {task: {metric: value}}, on screen and in the run's files.
 
-  `run`: a train.Run. Results of the same step are not computed again.
+  `run`: a loop.Run. Results of the same step are not computed again.
   """
   c = run.config.evaluate
   if not c.tasks or run.solved and run.solved['step'] == run.step:
@@ -31,6 +32,7 @@ def sample(run):
   s = run.config.sample
   if not s.prompts or jax.process_count() > 1 or run.mesh.shape['context'] > 1:
     return
+  run.now('eval', 'start')  # decoding compiles
   style = decode.style_of(run.config)
   texts = decode.generate(
       run.model, run.state['params'], run.store.vocabulary, s.prompts, style=style, context=run.config.data.seq_len,
@@ -39,3 +41,16 @@ def sample(run):
   for prompt, text in zip(s.prompts, texts):
     run.screen.sample(prompt, text, style)
     run.files.sample(run.step, prompt, text)
+  run.now('step')
+
+
+def histograms(run, batch):
+  """Of all parameters, and of their gradients on the newest batch."""
+  run.now('eval', 'start')  # the first time compiles
+  params = run.state['params']
+  counted = jax.device_get(run.count(params, batch, jax.random.key(run.config.seed)))
+  if run.files:
+    sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    run.files.histograms(run.step, histograms_lib.named(counted, sizes))
+  run.rate.pause()
+  run.now('step')

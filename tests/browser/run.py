@@ -8,7 +8,7 @@ from t5like import workdir as workdir_lib
 
 
 def write_run(folder, steps=800):
-  """Lines as train.py writes them, of `steps` steps of 131,072 tokens."""
+  """Lines as loop.py writes them, of `steps` steps of 131,072 tokens."""
   rng, c = random.Random(0), base()
   c.stop.tokens, c.batch_size, c.data.seq_len = 1000 * 131_072, 128, 1024
   workdir_lib.write_config(folder, c)

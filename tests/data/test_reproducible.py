@@ -130,17 +130,17 @@ def test_windows_are_recorded_once_asked_for():
 
 
 def test_a_run_records_and_honours_what_it_skips(tmp_path):
-  from t5like import train
+  from t5like import loop
   seen, real = [], pipeline.TrainRows.batch
   config = tiny.config(tmp_path, steps=4, log=dict(every=1), data=dict(skip_rows='16:40'))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline.TrainRows, 'batch', lambda self, rows: seen.append(list(rows)) or real(self, rows))
-    train.train(config, tmp_path / 'run', 'run')
+    loop.train(config, tmp_path / 'run', 'run')
     assert seen[:4] == [list(range(16)), list(range(40, 56)), list(range(56, 72)), list(range(72, 88))]
     assert [m['examples_seen'] for m in tiny.metrics(tmp_path / 'run')[0]] == [40, 56, 72, 88]
     seen.clear()
     config.data.skip_rows, config.stop.tokens = '90:100', config.stop.tokens * 2  # the old window is remembered
-    train.train(config, tmp_path / 'run', 'run')
+    loop.train(config, tmp_path / 'run', 'run')
   assert seen[0] == [88, 89, *range(100, 114)]
   from t5like.checkpoint import Checkpoints
   with Checkpoints(tmp_path / 'run') as checkpoints:
@@ -172,11 +172,11 @@ def test_rates_by_examples_are_t5s(cap, temperature, tmp_path):
 
 
 def test_stages_change_weights_at_a_token_count_and_are_logged(tmp_path):
-  from t5like import train
+  from t5like import loop
   config, store = mixed(tmp_path, dict(big=200, late=50), stages=dict(
       end=dict(tokens=str(3 * 16 * 32), weights=dict(big=1, late=3))))
   config.data.mixture.late.weight = 0
-  train.train(config, tmp_path / 'run', 'run')
+  loop.train(config, tmp_path / 'run', 'run')
   used = [(m['rows/big'], m['rows/late']) for m in tiny.metrics(tmp_path / 'run')[0]]
   assert used[:4] == [(16, 0), (32, 0), (48, 0), (52, 12)] and sum(used[-1]) == 96
   lines = list(pipeline.TrainRows(store, config).describe(96))

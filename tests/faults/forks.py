@@ -22,7 +22,7 @@ def load():
   from orbax.checkpoint import v1  # noqa: F401
 
   import main  # noqa: F401
-  from t5like import commands, profiling, train  # noqa: F401
+  from t5like import commands, loop, profiling  # noqa: F401
 
 
 def free_port():

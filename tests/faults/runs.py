@@ -9,7 +9,7 @@ import time
 from tests.faults import forks
 
 STEPS, EVERY = 30, 3  # steps of a run, and between checkpoints
-COMMON = '''batch_size=8 stop.tokens={tokens} log.every=1 log.tensorboard=False evaluate.every=15 evaluate.batches=1
+COMMON = '''batch_size=8 stop.tokens={tokens} log.every=1 log.trackers=() evaluate.every=15 evaluate.batches=1
 checkpoint.every={every} checkpoint.keep=2 schedule.warmup_steps=4 optimizer.learning_rate=0.003 model.dropout=0.1
 guard.compare_every=7 sample.prompts=() vocabulary.name=bytes data.validation_fraction=0.1 model.dtype=float32
 data.seq_len=32'''

@@ -18,7 +18,7 @@ VALUES = {
 }
 # Left alone: what would make a run longer, or fetch something.
 FIXED = re.compile(r'^(data\.(source|directory|remote|max_documents)|compile\.|watchdog\.|stop\.(tokens|wall_time)|'
-                   r'workdir|init_from|log\.tensorboard|schedule\.decay|evaluate\.tasks$)')
+                   r'workdir|init_from|log\.trackers|schedule\.decay|evaluate\.tasks$)')
 
 
 def mistakes(rng):

@@ -11,7 +11,7 @@ from tests.launch.paths import LAUNCH, ROOT
 
 SMALL = ['--config.stop.tokens=3k', '--config.evaluate.batches=1', '--config.sample.prompts=()',
          '--config.model.dtype=float32', '--config.batch_size=8', '--config.log.every=1',
-         '--config.log.tensorboard=False']
+         '--config.log.trackers=()']
 
 
 def losses(folder, processes, devices, flags):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like import huggingface, interchange, load, train
+from t5like import huggingface, interchange, loaded, loop
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.families import FAMILIES
 from tests import tiny
@@ -187,9 +187,9 @@ def test_a_tokenizer_of_theirs_goes_back_as_it_was(tmp_path):
 
 def test_a_trained_run_says_the_same_there(tmp_path):
   c = tiny.config(tmp_path)
-  train.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   assert interchange.export_run(tmp_path / 'run', tmp_path / 'out') == []
-  ours, model = load.load(tmp_path / 'run'), load_strictly(tmp_path / 'out')
+  ours, model = loaded.load(tmp_path / 'run'), load_strictly(tmp_path / 'out')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
   banned = [i for i in range(264) if i >= ours.vocabulary.size or i in (0, 2)]
   for prompt in ('the ', 'is it '):

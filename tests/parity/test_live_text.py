@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import interchange, load, train
+from t5like import interchange, loaded, loop
 from tests import tiny
 
 pytestmark = pytest.mark.parity
@@ -49,11 +49,11 @@ def pair(request, tmp_path_factory):
   if 'init_from' in sections:
     first = {k: v for k, v in sections.items() if k != 'init_from'}
     first['model'] = dict(first['model'], lora_rank=0)
-    train.train(tiny.config(folder, **first), folder / 'first', 'test', jax.devices()[:1])
+    loop.train(tiny.config(folder, **first), folder / 'first', 'test', jax.devices()[:1])
     sections['init_from'] = str(folder / 'first')
-  train.train(tiny.config(folder, **sections), folder / 'run', 'test', jax.devices()[:1])
+  loop.train(tiny.config(folder, **sections), folder / 'run', 'test', jax.devices()[:1])
   interchange.export_run(folder / 'run', folder / 'out')
-  return request.param, load.load(folder / 'run'), folder / 'out', prompts
+  return request.param, loaded.load(folder / 'run'), folder / 'out', prompts
 
 
 def answered(folder, prompt, kind):

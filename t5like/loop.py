@@ -19,6 +19,7 @@ from t5like import (
   resume,
   saving,
   sharding,
+  trackers,
   validation,
   workdir as workdir_lib,
 )
@@ -35,15 +36,16 @@ from t5like.watchdog import Watchdog
 SAVES = 3  # in a row that may fail before a run ends
 
 
-def train(config, workdir, name, devices=None, profile_steps=''):
+def train(config, workdir, name, devices=None, profile_steps='', watch=None):
   """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation}.
 
-  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler. Raises Preempted after
-  SIGTERM or stop.wall_time, with the state saved: the same call goes on from there. Other Failures leave the
-  newest checkpoint as it was.
+  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler; `watch`: see metrics.Files.
+  Raises Preempted after SIGTERM or stop.wall_time, with the state saved: the same call goes on from there. Other
+  Failures leave the newest checkpoint as it was.
   """
   profiling.compile_cache(config.compile.cache)
   build.check_trained(config)
+  trackers.check(config.log.trackers)
   store = build.open_data(config)
   watchdog = Watchdog(config.watchdog)
   mesh = sharding.make_mesh(config.mesh, devices)
@@ -57,7 +59,7 @@ def train(config, workdir, name, devices=None, profile_steps=''):
       ends.callback(lease.close)
     ends.enter_context(jax.set_mesh(mesh))
     checkpoints = ends.enter_context(Checkpoints(workdir, attempts=SAVES, tidy=True, **policy))
-    run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps)
+    run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps, watch)
     ends.push(lambda kind, error, trace: run.close(error))
     with sharding.peers_blamed():
       return run.finish(run.loop())
@@ -66,8 +68,9 @@ def train(config, workdir, name, devices=None, profile_steps=''):
 class Run:
   """One start of a run: its state on the devices, its counters on the host."""
 
-  def __init__(self, config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps):
-    self.asked, self.store, self.workdir, self.mesh = config, store, workdir, mesh
+  def __init__(self, config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps,
+               watch=None):
+    self.asked, self.store, self.workdir, self.mesh, self.watch = config, store, workdir, mesh, watch
     self.config = config = build.with_vocabulary(config, store.vocabulary)
     self.checkpoints, self.lease, self.watchdog = checkpoints, lease, watchdog
     self.main = jax.process_index() == 0
@@ -89,7 +92,7 @@ class Run:
     self.profiler = profiling.Profiler(profile_steps, workdir, self.screen.say)
     self.model, self.num_params = build.build_model(config)
     self.state = self._start_state()
-    _, self.train_step, self.eval_step, self.learning_rate = self._build()
+    _, self.train_step, self.eval_step, self.learning_rate, self.count = self._build()
     self.shapes = lengths.shapes(config)
     flops = transformer.flops_per_row(self.model, self.shapes) / config.data.seq_len
     peak, self.peak_source = metrics.peak_flops(mesh, config.model.dtype)
@@ -98,8 +101,12 @@ class Run:
     if self.main:
       workdir_lib.write_config(workdir, self.asked)
       workdir_lib.write_vocabulary(workdir, store.vocabulary)
-      self.files = metrics.Files(workdir, self.step, config.log.tensorboard)
+      self._open_files()
     self.ledger.start(self.step)
+
+  def _open_files(self):
+    told = trackers.start(self.config.log.trackers, self.workdir, self.step, self.screen.name, self.asked)
+    self.files = metrics.Files(self.workdir, self.step, told, self.watch, self.screen.say)
 
   def now(self, phase, budget=''):
     """What comes next, for the ledger, and for the watchdog if `budget` is not that of the phase."""
@@ -153,7 +160,7 @@ class Run:
     self.ledger.flush(self.step, event='rewind')
     if self.files:
       self.files.close()
-      self.files = metrics.Files(self.workdir, self.step, self.config.log.tensorboard)
+      self._open_files()
 
   def _steps(self):
     started, first = time.monotonic(), profiling.FirstStep()
@@ -195,6 +202,8 @@ class Run:
     self.examples_seen = pipeline.after(self.skipped, self.examples_seen, self.config.batch_size)
     self._collect()
     self.pending = (self.step, self.tokens, self.examples_seen, new, local, first_row)
+    if self.config.log.histograms_every and self.step % self.config.log.histograms_every == 0:
+      during.histograms(self, batch)
 
   def _collect(self):
     """Fetches and reports the metrics of the newest step that is not reported yet."""
@@ -238,10 +247,10 @@ class Run:
     validation_due = c.evaluate.every and self.step % c.evaluate.every == 0
     save_due = c.checkpoint.every and self.step % c.checkpoint.every == 0 or self.save_late
     tasks_due = c.evaluate.tasks_every and self.step % c.evaluate.tasks_every == 0
-    ending = self._ending()
-    reason = None
+    sample_due = c.sample.every and self.step % c.sample.every == 0
+    ending, reason = self._ending(), None
     compare_due = c.guard.compare_every and self.step % c.guard.compare_every == 0
-    if validation_due or save_due or tasks_due or compare_due or ending:
+    if validation_due or save_due or tasks_due or sample_due or compare_due or ending:
       self._collect()
       self.rate.pause()
     if compare_due or c.guard.compare_every and (save_due or ending):  # what is saved should be right
@@ -252,6 +261,8 @@ class Run:
       saving.save(self)
     if tasks_due and not ending:
       during.solve(self)
+    if sample_due and not ending:
+      during.sample(self)
     if ending:
       saving.save_for_good(self)
       steps = self.checkpoints.steps
@@ -289,11 +300,11 @@ class Run:
     self._collect()
     values = self.validate()
     saving.save_for_good(self)
-    self.now('eval', 'start')  # decoding compiles too
     during.sample(self)
     result = dict(reason=reason, step=self.step, tokens=self.tokens, validation=values, tasks=during.solve(self))
     if self.main:
       workdir_lib.write_result(self.workdir, self.config, **result)
+    self.screen.end(self.step, self.tokens)
     self.screen.close()
     self.screen.say(f'Done: {reason} after {self.step:,} steps, {metrics.short(self.tokens)} tokens. '
                     f'Validation nll {values["nll"]:.4f}.')
