@@ -1,6 +1,7 @@
 """Pages say what is so: links lead somewhere, commands and configs are accepted, generated pages are current."""
 import ast
 import importlib.util
+import inspect
 import re
 import shlex
 import textwrap
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import t5like
 from t5like import commands, config as config_lib, config_rules
 from tests.conftest import ROOT
 
@@ -103,6 +105,15 @@ def test_config_lines_are_accepted(page, tmp_path, monkeypatch):
     else:
       continue
     config_lib.load(file)
+
+
+@page
+def test_functions_in_programs_exist(page):
+  for block in re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.Call) and ast.unparse(node.func).startswith('t5like.'):
+        function = getattr(t5like, node.func.attr)
+        inspect.signature(function).bind(*node.args, **{word.arg: word.value for word in node.keywords})
 
 
 def test_examples_of_changes_can_be_made():
