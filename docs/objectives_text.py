@@ -104,8 +104,8 @@ read alike. Config: `bert.py:wwm`.''', {
     Section('span_corruption', '''
 T5's objective. Spans of tokens are cut out, each replaced by a sentinel of its own; the targets are the sentinels, each
 followed by what it stood for. Targets are short, so a step costs less than predicting everything. Raffel et al.
-2020 (arXiv 1910.10683), sections 3.1.4 and 3.3.4. `objective.roll=True` rotates where the spans lie, so that a row does
-not always end with one. Configs: `encdec_tiny.py`, `t5.py`, `t5_1_1.py`, `mt5_base.py`.''', {
+2020 (arXiv 1910.10683), section 3.3.4. `objective.roll=True` rotates where the spans lie, so that a row does not
+always end with one. Configs: `encdec_tiny.py`, `t5.py`, `t5_1_1.py`, `mt5_base.py`.''', {
     'objective.name': 'span_corruption', 'objective.noise_density': 0.15, 'objective.mean_span': 3.0}, [
         Shown('span_corruption', 'An encoder-decoder', {
             **BOTH, 'objective.noise_density': 0.3, 'objective.mean_span': 2.0}, draw=7),
@@ -136,26 +136,29 @@ mixed into pre-training. Raffel et al. 2020, section 2.4. Configs: `seq2seq_tiny
         Shown('seq2seq_decoder', 'A decoder', {**DECODER, 'data.packing': 'none'})]),
     Section('iid_denoising', '''
 As `span_corruption`, but each token is corrupted by itself; neighbours that happen to be corrupted share a sentinel.
-T5's "replace corrupted spans" of section 3.3.2, with which most of its experiments were done. It and those that follow
-are what T5 compared; on a decoder they are laid out as `span_corruption` is, inputs first. Config:
-`t5_baseline.py`.''', {'data.seq_len': 512, 'objective.name': 'iid_denoising'}, [
+Raffel et al. 2020, sections 3.1.4 and 3.3.2: the baseline of T5's experiments. It and those that follow are what T5
+compared; on a decoder they are laid out as `span_corruption` is, inputs first. Config: `t5_baseline.py:iid`.''', {
+    'data.seq_len': 512, 'objective.name': 'iid_denoising'}, [
         Shown('iid_denoising', 'An encoder-decoder', SHORT, draw=9)]),
     Section('drop', '''
 Corrupted tokens are left out without a trace, and are the targets. The shortest targets of all. Raffel et al. 2020,
-section 3.3.2.''', {'objective.name': 'drop'}, [Shown('drop', 'An encoder-decoder', BOTH, draw=9)]),
+section 3.3.2. Config: `t5_baseline.py:drop`.''', {'objective.name': 'drop'}, [
+        Shown('drop', 'An encoder-decoder', BOTH, draw=9)]),
     Section('mass', '''
 Each corrupted token becomes the same mask, and all of the text is predicted. Song et al. 2019 (MASS, arXiv 1905.02450),
-as simplified by Raffel et al. 2020, section 3.3.2.''', {'objective.name': 'mass'}, [
+as simplified by Raffel et al. 2020, section 3.3.2. Config: `t5_baseline.py:mass`.''', {'objective.name': 'mass'}, [
         Shown('mass', 'An encoder-decoder', BOTH, draw=9)]),
     Section('bert_style', '''
 As `mass`, but one in ten corrupted tokens becomes a random one instead of the mask: what BERT does, for an
-encoder-decoder. Raffel et al. 2020, section 3.3.1.''', {'objective.name': 'bert_style'}, [
+encoder-decoder. Raffel et al. 2020, section 3.3.1. Config: `t5_baseline.py:bert_style`.''', {
+    'objective.name': 'bert_style'}, [
         Shown('bert_style', 'An encoder-decoder', BOTH, draw=122)]),
     Section('deshuffling', '''
 The text in random order is to be put right. Liu et al. 2019, as in Raffel et al. 2020, section 3.3.1. It learns
-least of those that T5 compared.''', {'objective.name': 'deshuffling'}, [
+least of those that T5 compared. Config: `t5_baseline.py:deshuffling`.''', {'objective.name': 'deshuffling'}, [
         Shown('deshuffling', 'An encoder-decoder', BOTH)]),
     Section('lm', '''
 No inputs: an encoder-decoder learns to write from nothing, a decoder as with `causal`. T5's language modelling
-(section 3.2.3), for comparison.''', {'objective.name': 'lm'}, [Shown('lm', 'An encoder-decoder', BOTH)]),
+(section 3.2.3), for comparison. Config: `t5_baseline.py:lm`.''', {'objective.name': 'lm'}, [
+        Shown('lm', 'An encoder-decoder', BOTH)]),
 ]

@@ -134,6 +134,19 @@ def test_examples_of_changes_can_be_made():
     assert max(map(len, source.splitlines())) <= 120, file
 
 
+@page
+def test_variants_that_are_named_exist(page):
+  for path in re.findall(r'`(?:configs/)?([a-z]\w*\.py:\w+)`', page.read_text(encoding='utf-8')):
+    config_lib.load(ROOT / 'configs' / path)
+
+
+def test_what_ci_runs_stands_in_the_readme():
+  patterns = re.findall(r'grep -m1 ([\'"])(.*?)\1 README.md', (ROOT / '.ci' / 'run').read_text())
+  assert len(patterns) > 5
+  for _, pattern in patterns:
+    assert re.search(pattern, (ROOT / 'README.md').read_text(), re.M), pattern
+
+
 def test_commands_are_found():
   """What the tests above look at is there."""
   found = [words for page in PAGES for words in commands_of(page.read_text(encoding='utf-8'))]
