@@ -47,6 +47,7 @@ setup(
         's3': ['s3fs'],  # s3:// paths
         'notebook': ['ipykernel>=6,<8', 'nbclient>=0.10,<1', 'matplotlib>=3.8,<4'],  # notebooks/tour.ipynb
         'browser': ['PyQt6-WebEngine>=6.8,<7'],  # Chromium in a package, for tests
+        'docs': ['mkdocs>=1.6,<2', 'mkdocstrings[python]>=1.0,<2'],  # the site: mkdocs build
         'tensorboard': ['tensorboard'],  # to look at what is written in any case
         'wandb': ['wandb>=0.19,<1'],  # log.trackers
         'mlflow': ['mlflow>=3,<4'],  # log.trackers

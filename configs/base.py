@@ -88,7 +88,7 @@ def base():
       prefetch=4,  # batches read ahead
   )
   c.vocabulary = dict(
-      name='sentencepiece',  # sentencepiece | bytes | characters
+      name='sentencepiece',  # sentencepiece | bytes | characters | huggingface: the tokenizer.json in `path`
       path='',  # an existing SentencePiece model; '': train one on the training documents
       size=8192,  # pieces, with special tokens, sentinels and bytes (SentencePiece only)
       algorithm='unigram',  # unigram | bpe (SentencePiece only)
@@ -98,9 +98,9 @@ def base():
       train_characters=10_000_000,  # characters of text to train the vocabulary on
   )
   c.objective = dict(
-      # causal: each next token | prefix_lm: likewise, after a prefix that is seen whole
-      # masked_lm: tokens that are masked (BERT, RoBERTa) | span_corruption: spans replaced by sentinels (T5)
-      # iid_denoising | mass | bert_style | deshuffling | drop | lm: T5's other ways to spoil a text
+      # causal: each next token | prefix_lm: likewise, after a prefix that is seen whole |
+      # masked_lm: tokens that are masked (BERT, RoBERTa) | span_corruption: spans replaced by sentinels (T5) |
+      # iid_denoising | mass | bert_style | deshuffling | drop | lm: T5's other ways to spoil a text |
       # ul2: a mixture of denoisers | seq2seq: the targets of data.inputs and data.targets
       name='causal',
       noise_density=0.15,  # share of tokens to be masked or corrupted
@@ -128,8 +128,8 @@ def base():
       num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
       head_dim=0,  # 0: d_model / num_heads
       d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
-      activation='swiglu',  # swiglu | geglu | gelu | gelu_tanh | relu
-      # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2)
+      activation='swiglu',  # gated: swiglu | geglu | reglu | glu | bilinear; not: gelu | gelu_tanh | relu | swish
+      # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2) |
       # parallel: pre_norm, attention and MLP both from the block's input (GPT-NeoX)
       block='pre_norm',
       norm='rmsnorm',  # rmsnorm | layernorm | layernorm_plain: without scale (OLMo)
@@ -164,7 +164,7 @@ def base():
       # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
       # before, as decoders of Hugging Face do
       prefix_mask=True,
-      # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained
+      # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained;
       lora_rank=0,  # columns of A; 0: no LoRA
       lora_alpha=16.0,
       lora_projections=('q', 'v'),  # which matrices W: q, k, v, o of attention, up, gate, down of the MLP
@@ -194,7 +194,7 @@ def base():
       extra=dict(),  # further arguments of the optimizer, which is t5like/optimizers.py's or optax's
   )
   c.schedule = dict(
-      # cosine | linear | rsqrt | rsqrt_decay: linear to the end in decay_fraction | constant
+      # cosine | linear | rsqrt | rsqrt_decay: linear to the end in decay_fraction | constant |
       # wsd: warm up, stable, decay
       name='cosine',
       warmup_steps=0,  # linear from 0 to the peak
