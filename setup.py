@@ -45,7 +45,8 @@ setup(
         'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         's3': ['s3fs'],  # s3:// paths
-        'notebook': ['ipykernel>=6,<8', 'nbclient>=0.10,<1', 'matplotlib>=3.8,<4'],  # notebooks/tour.ipynb
+        'notebook': ['ipykernel>=6,<8', 'nbclient>=0.10,<1', 'matplotlib>=3.8,<4', 'tokenizers>=0.20,<1',
+                     'safetensors>=0.4,<1'],  # notebooks/tour.ipynb
         'browser': ['PyQt6-WebEngine>=6.8,<7'],  # Chromium in a package, for tests
         'docs': ['mkdocs>=1.6,<2', 'mkdocstrings[python]>=1.0,<2'],  # the site: mkdocs build
         'tensorboard': ['tensorboard'],  # to look at what is written in any case
