@@ -18,7 +18,7 @@ WRONG = [
     ('optimizer.lr=1', 'optimizer.lr=1', 'Did you mean optimizer.learning_rate?'),
     ('model.batch_size=3', 'model.batch_size=3', 'Did you mean batch_size?'),
     ('optimzer.name=sgd', 'optimzer.name=sgd', 'Did you mean optimizer.name?'),
-    ('data.every=5', 'data.every=5', 'log.every, evaluate.every or checkpoint.every'),
+    ('data.every=5', 'data.every=5', 'checkpoint.every or sample.every'),
     ('steps=100', 'steps=100', 'stop.tokens'),
     ('seed.x=1', 'seed.x=1', 'Did you mean seed?'),
     ('zzzzqq=1', 'zzzzqq=1: unknown key', 'configs/base.py'),

@@ -72,6 +72,7 @@ def masked_optimum(config):
   return nats / count
 
 
+@pytest.mark.slow
 def test_masked_markov_chain(tmp_path):
   result, c = run('markov.py:masked', tmp_path)
   optimum = masked_optimum(c)
@@ -85,7 +86,7 @@ def test_spans_of_random_letters(tmp_path):
   assert optimum - 0.01 < result['nll'] < optimum + 0.03
 
 
-@pytest.mark.parametrize('task', ['copy', 'reverse'])
+@pytest.mark.parametrize('task', ['copy', pytest.param('reverse', marks=pytest.mark.slow)])
 def test_copy_and_reverse(task, tmp_path):
   """At least 99 % of held-out strings come out exactly right, generated without the answer in sight."""
   _, c = run('seq2seq_copy.py' + (':reverse' if task == 'reverse' else ''), tmp_path)
