@@ -15,8 +15,8 @@ def faults(*flags):
 
 
 def test_a_few_faults_of_each_kind():
-  said = faults('--kills=4', '--sigterms=2', '--checkpoints=40', '--datasets=40', '--configs=8', '--processes=1')
-  assert 'kills 2' in said and 'signals 1' in said and 'damaged 40' in said and 'configs 8' in said
+  said = faults('--kills=2', '--sigterms=2', '--checkpoints=20', '--datasets=40', '--configs=6', '--processes=1')
+  assert 'kills 1' in said and 'signals 1' in said and 'damaged 20' in said and 'configs 6' in said
 
 
 @pytest.mark.slow
