@@ -108,7 +108,12 @@ def _template(vocabulary, style):
 
 
 def _sentencepiece(tokenizers, vocabulary):
-  from sentencepiece import sentencepiece_model_pb2
+  try:
+    from sentencepiece import sentencepiece_model_pb2
+  except Exception as e:  # protobuf's own error, whose class older ones lack
+    raise ConfigError(f'Writing a tokenizer needs a newer protobuf than the one here, which another package may have '
+                      f'asked for (apache-beam does): {str(e).partition(". ")[0]}. Export from a virtual environment '
+                      "without that package, made by pip install -e '.[hf]'.") from e
   model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.content)
   Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
   text = (Piece.NORMAL, Piece.USER_DEFINED)
