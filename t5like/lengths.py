@@ -127,7 +127,7 @@ def _number(text):
 def span_counts(n, density, mean_span):
   """(corrupted tokens, spans) of n tokens, rounded half to even in double precision.
 
-  T5's random_spans_noise_mask (Raffel et al. 2020, section 3.1.4), which rounds in single precision
+  T5's random_spans_noise_mask (Raffel et al. 2020, section 3.3.4), which rounds in single precision
   and then disagrees with its own random_spans_helper at some lengths, such as 190.
   """
   n = max(n, 2)

@@ -184,7 +184,7 @@ def _pick_words(tokens_T, candidates, keys_T, chance, size, density, masking, P,
 def span_corruption(tokens_BL, random, *, density, mean_span, roll, sentinels, eos_id):
   """(inputs_BI, targets_BJ) of complete rows: spans of tokens replaced by sentinels, and those spans.
 
-  Raffel et al. 2020, section 3.1.4: `lengths.span_counts` tokens in so many spans, all ways to cut them
+  Raffel et al. 2020, section 3.3.4: `lengths.span_counts` tokens in so many spans, all ways to cut them
   up equally likely; rows begin with what is kept and end with what is not. roll: the mask is rotated
   by a random distance, so a span may wrap around and lengths differ by one (MISSING pads).
   """
