@@ -32,7 +32,7 @@ setup(
     ],
     extras_require={
         # xdist: as many processes as cores, for compiling is most of the work
-        'test': ['pytest>=8,<10', 'pytest-xdist>=3.5,<4', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
+        'test': ['pytest>=8,<10', 'pytest-xdist>=3.8,<4', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
                  'safetensors>=0.4,<1', 'jsonschema>=4.18,<5'],  # jsonschema: the manifests of launch/gke.py
         'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
         # transformers beside ours in one process: pytest -m parity

@@ -79,6 +79,7 @@ def test_masked_markov_chain(tmp_path):
   assert optimum - 0.01 < result['nll'] < optimum + 0.03
 
 
+@pytest.mark.slow
 def test_spans_of_random_letters(tmp_path):
   result, _ = run('iid_span.py', tmp_path)
   optimum = (10 * math.log(16) + math.log(math.comb(9, 2))) / 14
@@ -86,7 +87,8 @@ def test_spans_of_random_letters(tmp_path):
   assert optimum - 0.01 < result['nll'] < optimum + 0.03
 
 
-@pytest.mark.parametrize('task', ['copy', pytest.param('reverse', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['copy', 'reverse'])
 def test_copy_and_reverse(task, tmp_path):
   """At least 99 % of held-out strings come out exactly right, generated without the answer in sight."""
   _, c = run('seq2seq_copy.py' + (':reverse' if task == 'reverse' else ''), tmp_path)

@@ -130,6 +130,7 @@ def test_an_error_while_reading_is_a_data_error_with_the_step(tmp_path, monkeypa
     run(tiny.config(tmp_path), tmp_path / 'run')
 
 
+@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited:RuntimeWarning')
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
   c = tiny.config(tmp_path, steps=8)
   run(c, tmp_path / 'run')

@@ -169,7 +169,7 @@ def params_of(workdir, step):
   return jax.tree.map(np.asarray, loaded.load(workdir, step).params)
 
 
-@pytest.mark.parametrize('mesh', [dict(fsdp=1), dict(fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize('mesh', [pytest.param(dict(fsdp=1), marks=pytest.mark.slow), dict(fsdp=2, tensor=2)], ids=str)
 def test_frozen_parameters_are_the_same_bits_after_training_sharded_or_not(mesh, tmp_path):
   frozen = dict(freeze=('embed', 'stack/blocks[0]', '*norm*'), multipliers=('head=0.1',))
   for name, optimizer in (('adamw', {}), ('muon', {})):

@@ -119,7 +119,7 @@ def test_a_plain_loop_says_the_same(kind, folder):
   assert len({round(s.logp, 3) for s in got}) == 3
 
 
-@pytest.mark.parametrize('kind', ['document', 'masked', 'spans'])
+@pytest.mark.parametrize('kind', ['document', 'masked', pytest.param('spans', marks=pytest.mark.slow)])
 def test_alone_or_among_others_and_on_any_mesh(kind, folder):
   questions = QUESTIONS + [(f'{w} ' * (i % 7), f'{w}s') for i, w in enumerate(tiny.WORDS)]
   together = [s.logp for s in scorer(kind, folder).score(questions)]

@@ -15,8 +15,8 @@ def faults(*flags):
 
 
 def test_a_few_faults_of_each_kind():
-  said = faults('--kills=2', '--sigterms=2', '--checkpoints=20', '--datasets=40', '--configs=6', '--processes=1')
-  assert 'kills 1' in said and 'signals 1' in said and 'damaged 20' in said and 'configs 6' in said
+  said = faults('--kills=1', '--sigterms=1', '--checkpoints=20', '--datasets=40', '--configs=3', '--processes=1')
+  assert 'kills 1' in said and 'signals 1' in said and 'damaged 20' in said and 'configs 3' in said
 
 
 @pytest.mark.slow
