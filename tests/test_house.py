@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / 't5like').rglob('*.py'))
-LINES, FUNCTION = 320, 60
+LINES, FUNCTION = 500, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
