@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 
+OF_TRAINING = ('profile_steps', 'dump_xla')  # flags of main.py that are of no use to `prepare`, and refused there
 MAIN = pathlib.Path(__file__).resolve().parent.parent / 'main.py'
 
 
@@ -58,8 +59,21 @@ def commands(args, rest, port):
   variables = environment(args.devices_per_process)
   main = [sys.executable, str(MAIN)]
   join = lambda i: ([f'--coordinator=127.0.0.1:{port}', f'--num_processes={args.processes}', f'--process_id={i}'])
-  prepare = None if args.no_prepare else (variables, [*main, 'prepare', *rest])
+  prepare = None if args.no_prepare else (variables, [*main, 'prepare', *for_prepare(rest)])
   return prepare, [(variables, [*main, *rest, *join(i)]) for i in range(args.processes)]
+
+
+def for_prepare(rest):
+  """The flags that `prepare` has too."""
+  kept, words = [], list(rest)
+  while words:
+    word = words.pop(0)
+    name, equals, _ = word.lstrip('-').partition('=')
+    if not word.startswith('-') or name not in OF_TRAINING:
+      kept.append(word)
+    elif not equals and words:
+      words.pop(0)
+  return kept
 
 
 def show(variables, command):

@@ -162,7 +162,8 @@ def preparations(trials):
   for t in trials:
     data = tuple(a for a in t.flags if a.startswith(('--config.data.', '--config.vocabulary.', '--config.objective.')))
     shared.setdefault(data, t)
-  return [[sys.executable, str(ROOT / 'main.py'), 'prepare', *t.flags] for t in shared.values()]
+  return [[sys.executable, str(ROOT / 'main.py'), 'prepare', *(a for a in t.flags if a.startswith('--config'))]
+          for t in shared.values()]
 
 
 def table(trials, console):

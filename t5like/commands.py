@@ -1,5 +1,4 @@
-"""What `main.py` can be asked to do. Heavy imports wait until the config is known to be right."""
-import difflib
+"""What each command of `command_line.py` does. Heavy imports wait until the config is known to be right."""
 import math
 import pathlib
 
@@ -7,23 +6,16 @@ from t5like import config as config_lib
 from t5like.errors import ConfigError, NumericsError
 
 
-def run(args, flags, overrides):
-  """Runs the command `args` names (train when there is none) with absl's parsed flags."""
-  name, *extra = args or ['train']
-  every = [*COMMANDS, *WITHOUT_CONFIG]
-  if name not in every:
-    near = difflib.get_close_matches(name, every, n=1)
-    raise ConfigError(f'main.py {name}: no such command.' + (f' Did you mean {near[0]}?' if near else '')
-                      + f' There are {", ".join(every)}.')
-  if extra:
-    raise ConfigError(f'main.py {name} {" ".join(extra)}: what follows the command must be flags, such '
-                      'as --config=configs/decoder_tiny.py or --config.batch_size=16.')
+def run(request):
+  """Runs the command of a `command_line.Request`."""
+  name = request.command
+  flags = request.flags
   if name in WITHOUT_CONFIG:
-    return WITHOUT_CONFIG[name](flags, overrides)
+    return WITHOUT_CONFIG[name](flags, request.overrides)
   if not flags.config:
     raise ConfigError(f'--config is missing: try python main.py {name} '
-                      '--config=configs/decoder_tiny.py')
-  config = config_lib.load(flags.config, overrides)
+                      '--config=configs/decoder_tiny.py; python main.py help lists all commands.')
+  config = config_lib.load(flags.config, request.overrides)
   if flags.print_config:
     return _print_config(config)
   return COMMANDS[name](config, flags)
@@ -107,10 +99,6 @@ def _generate(flags, overrides):
   if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
     raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
                       'file (answers go to --output).')
-  if flags.beams < 1 or flags.alpha < 0 or flags.tokens < 1 or flags.temperature < 0 or not 0 < flags.top_p <= 1:
-    raise ConfigError(f'--beams={flags.beams} --alpha={flags.alpha:g} --tokens={flags.tokens} --temperature='
-                      f'{flags.temperature:g} --top_p={flags.top_p:g}: beams and tokens must be at least 1, alpha and '
-                      'temperature at least 0, top_p above 0 and at most 1.')
   import jax
 
   from t5like import answering, loaded, metrics

@@ -9,6 +9,7 @@ import ast
 import difflib
 import inspect
 import json
+import os
 import pathlib
 import re
 import sys
@@ -19,6 +20,7 @@ import ml_collections
 from t5like.config_rules import check, derived, parse_target, resolve  # noqa: F401 (found here)
 from t5like.config_values import (
   DEFAULTS,
+  ROOT,
   SECTIONS,
   cut,
   either,
@@ -46,12 +48,47 @@ def load(path, overrides=()):
 
   Raises ConfigError, which says where and what would work, whatever is wrong with either.
   """
-  path, _, arg = str(path).partition(':')
-  flat = _read(pathlib.Path(path), arg)
+  path, arg = _split(str(path))
+  flat = _read(path, arg)
   for item in overrides:
     _override(flat, item)
   flat = {key: normal(key, value) for key, value in flat.items()}
   return check(flat, f'{path} with the command line' if overrides else path)
+
+
+def find(path):
+  """The file that a text names: a path, or the name of a config in configs/, with or without .py; None if there is none.
+
+  What is not below the working directory is looked for beside this package, so that configs/NAME.py is found from
+  anywhere.
+  """
+  expanded = pathlib.Path(os.path.expandvars(os.path.expanduser(str(path))))
+  if not expanded.name:
+    return None
+  names = [expanded] if expanded.suffix == '.py' else [expanded, expanded.with_name(f'{expanded.name}.py')]
+  folders = [pathlib.Path(), pathlib.Path('configs'), ROOT, ROOT / 'configs']
+  if expanded.is_absolute():
+    folders = folders[:1]
+  for folder in folders:
+    for name in names:
+      if _is_file(folder / name):
+        return folder / name
+  return None
+
+
+def _is_file(path):
+  try:
+    return path.is_file()
+  except (OSError, ValueError):  # a name of 5,000 letters, or with a zero in it
+    return False
+
+
+def _split(text):
+  """(path, variant) of 'FILE:VARIANT'; a colon may be part of the path of a file that is there."""
+  if _is_file(pathlib.Path(text)):
+    return text, ''
+  path, _, arg = text.partition(':')
+  return path, arg
 
 
 def validate(config):
@@ -62,15 +99,11 @@ def validate(config):
 # --- Reading files and the command line -----------------------------------------------------------
 
 
-def _read(file, arg):
-  """Flat dict of what `get_config(arg)` of the file returns."""
-  if not file.is_file():
-    names = [f.name for f in file.parent.glob('*.py')] if file.parent.is_dir() else []
-    near = difflib.get_close_matches(file.name, names, 1, 0.4)
-    raise ConfigError(f'{file}: there is no such config file. ' + (
-        f'Did you mean {file.parent / near[0]}?' if near else
-        f'That folder holds {", ".join(sorted(names)) or "no configs"}.' if file.parent.is_dir()
-        else f'There is no folder {file.parent} in {pathlib.Path.cwd()} either.'))
+def _read(path, arg):
+  """Flat dict of what `get_config(arg)` of a file returns."""
+  file = find(path)
+  if file is None:
+    raise ConfigError(_no_file(pathlib.Path(path)))
   for folder in file.resolve().parents:
     if folder.name == 'configs' and str(folder.parent) not in sys.path:
       sys.path.append(str(folder.parent))
@@ -78,8 +111,44 @@ def _read(file, arg):
     return _call(file, arg)
   except ConfigError:
     raise
+  except OSError as e:
+    if str(e.filename) != str(file):
+      raise ConfigError(_explain(e, str(file))) from e
+    raise ConfigError(f'{file} cannot be read: {e.strerror}. Let this user read it.') from e
   except (Exception, SystemExit) as e:
     raise ConfigError(_explain(e, str(file))) from e
+
+
+def _no_file(path):
+  """What to say of a config that does not exist: the nearest that do."""
+  asked = f'--config={cut(str(path))}: there is no such config file.'
+  folder, there = path.parent, _is_folder(path.parent)
+  ours = ROOT / 'configs'
+  folders = [folder] * there + [ours] * (path.parent in (pathlib.Path(), pathlib.Path('configs')))
+  names = {file.name: file for place in reversed(folders) for file in place.glob('*.py')}
+  near = difflib.get_close_matches(path.name, names, 1, 0.4) if len(path.name) < 100 else []
+  if near:
+    return f'{asked} Did you mean {_shortest(names[near[0]])}?'
+  if _is_folder(path):
+    return f'{asked} {path} is a folder. Give one of its files.'
+  if there and names:
+    some = ', '.join(sorted(names)[:8]) + ', ..' * (len(names) > 8)
+    return f'{asked} {folder} holds {some}.'
+  if there:
+    return f'{asked} {folder} holds no configs.'
+  return f'{asked} There is no folder {cut(str(folder))} in {pathlib.Path.cwd()} either.'
+
+
+def _is_folder(path):
+  try:
+    return path.is_dir()
+  except (OSError, ValueError):
+    return False
+
+
+def _shortest(file):
+  """configs/NAME.py for one of ours, which is found from anywhere."""
+  return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
 
 
 def _call(file, arg):

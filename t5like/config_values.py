@@ -10,12 +10,14 @@ import sys
 import ml_collections
 
 from t5like import lengths
+from t5like.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever directory one works in
   sys.path.insert(0, str(ROOT))
 from configs.base import base  # noqa: E402
 
+DEEPEST = 12  # levels of a value
 DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step', 'watchdog.data', 'watchdog.save')
 NEEDS = {
     bool: 'true or false',
@@ -37,8 +39,25 @@ def flatten(config):
       sections.update({f'{name}.{key}': value[key] for key in vars(value)['_fields']})
     else:
       flat[str(name)] = value
-  return {key: v.to_dict() if isinstance(v, ml_collections.ConfigDict) else v
-          for key, v in {**flat, **sections}.items()}
+  plain = {}
+  for key, value in {**flat, **sections}.items():
+    if _depth_above(value, DEEPEST):
+      raise ConfigError(f'{key}: holds itself, or is nested more than {DEEPEST} deep. Give it plain values.')
+    plain[key] = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+  return plain
+
+
+def _depth_above(value, levels):
+  """Whether containers are nested in a value more than `levels` deep, as they are without end in one that holds itself."""
+  if isinstance(value, ml_collections.ConfigDict):
+    inside = [value[name] for name in vars(value)['_fields']]
+  elif isinstance(value, dict):
+    inside = list(value.values())
+  elif isinstance(value, (list, tuple, set, frozenset)):
+    inside = list(value)
+  else:
+    return False
+  return levels == 0 or any(_depth_above(item, levels - 1) for item in inside)
 
 
 DEFAULTS = flatten(base())

@@ -143,9 +143,19 @@ def test_variants(tmp_path):
 
 def test_missing_files(tmp_path):
   assert 'decoder_tiny.py?' in message(C.load, f'{ROOT}/configs/decoder_tyny.py')
-  assert 'decoder_tiny.py?' in message(C.load, f'{ROOT}/configs/decoder_tiny')
+  assert 'decoder_tiny.py?' in message(C.load, f'{ROOT}/configs/decoder_tini')
   assert 'holds no configs' in message(C.load, tmp_path / 'x.py')
   assert str(tmp_path / 'no') in message(C.load, tmp_path / 'no' / 'x.py')
+
+
+@pytest.mark.parametrize('body', [
+    'c.unlock()\nc.me = c', "c.optimizer.extra['a'] = c.optimizer.extra", "c.data.mixture['a'] = c.data.mixture",
+    'c.data.unlock()\nc.data.more = c', 'x = []\nx.append(x)\nc.sample.prompts = x',
+    "x = {}\nx['a'] = x\nc.compile.options = x", "x = {}\nx['a'] = dict(weight=1, data=x)\nc.data.mixture = x",
+    'c.unlock()\nc.data = c', "c.data.stages['a'] = c", 'c.seed = [[[[[[[[[[[[[[1]]]]]]]]]]]]]]'])
+def test_values_that_hold_themselves_are_refused(tmp_path, body):
+  said = message(C.load, write(tmp_path, f'c = base()\n{body}\nreturn c'))
+  assert 'holds itself' in said and len(said) < 300
 
 
 # --- Keeping and comparing ------------------------------------------------------------------------

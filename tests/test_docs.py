@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import pytest
 
 import t5like
-from t5like import commands, config as config_lib, config_rules
+from t5like import command_line, config as config_lib, config_rules
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md'))]
-FLAGS = set(re.findall(r"DEFINE_\w+\('(\w+)'", (ROOT / 'main.py').read_text())) | {'help'}
+FLAGS = {*command_line.FLAGS, 'help'}
 BLOCK = re.compile(r'^```\w*\n(.*?)^```', re.M | re.S)
 page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 # Names of files in pages that are the reader's, or made by programs.
@@ -76,11 +76,14 @@ def test_files_that_are_named_exist(page):
 def test_commands_are_accepted(page):
   for words in commands_of(page.read_text(encoding='utf-8')):
     words = [word for word in words if not word.startswith('..')]
-    assert words[:1] == [] or words[0].startswith('-') or words[0] in {
-      *commands.COMMANDS, *commands.WITHOUT_CONFIG}, f'{page.name}: {words}'
+    assert words[:1] == [] or words[0].startswith('-') or words[0] in (*command_line.COMMANDS, 'help', 'COMMAND'), (
+        f'{page.name}: {words}')
+    command = words[0] if words and words[0] in command_line.COMMANDS else 'train'
     flags = dict((word[2:] + '=').split('=', 1) for word in words if word.startswith('--'))
     for flag in flags:
       assert flag in FLAGS or flag.startswith('config.'), f'{page.name}: --{flag} in {words}'
+      assert flag not in FLAGS or flag in (*command_line.COMMANDS[command].flags, 'debug', 'help'), (
+          f'{page.name}: --{flag} is none of {command}')
     path = flags.get('config', '').rstrip('=')
     if path and path != '...' and 'NAME' not in path and path.startswith('configs/'):
       overrides = [word[len('--config.'):] for word in words if word.startswith('--config.')]

@@ -12,7 +12,7 @@ LINES, FUNCTION = 500, 60
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors'], ['schema'], ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
           ['objective_rules', 'mesh_rules', 'trained'],
-          ['config_rules'], ['config'], ['hlo', 'tpu'], ['schedule'],
+          ['config_rules'], ['config'], ['command_line'], ['hlo', 'tpu'], ['schedule'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
           ['model.layers'], ['model.attention'], ['model.stack'], ['model.transformer'], ['data.vocabulary_kinds'],
@@ -31,7 +31,7 @@ FLOORS = [['errors'], ['schema'], ['lengths', 'data.templates'], ['evals.task', 
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
           ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['loop', 'loaded', 'aot'], ['answering'],
-          ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands']]
+          ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands'], ['__main__']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['trackers'],
          'wandb': ['trackers'], 'mlflow': ['trackers'],

@@ -112,6 +112,14 @@ def test_quiet(begin):
   process.wait(20)
 
 
+def test_prepare_is_not_given_flags_of_training_alone():
+  done = python('local.py', '--processes=2', '--dry_run', '--', *CONFIG, '--profile_steps', '3:5', '--workdir=w',
+                '--dump_xla=x', '--config.batch_size', '8')
+  first, *others = done.stdout.splitlines()
+  assert first.endswith(f'prepare {" ".join(CONFIG)} --workdir=w --config.batch_size 8')
+  assert all('--profile_steps 3:5 --workdir=w --dump_xla=x' in line for line in others) and len(others) == 2
+
+
 def test_dry_run():
   done = python('local.py', '--processes=2', '--devices_per_process=2', '--dry_run', '--', *CONFIG,
                 '--workdir=runs/a b', XLA_FLAGS='--other=1 --xla_force_host_platform_device_count=8')
