@@ -6,11 +6,11 @@ import sys
 import traceback
 
 from t5like import command_line
-from t5like.errors import ConfigError, Failure
+from t5like.errors import Failure
 
 
 def main(argv=None):
-  """Runs the command that `argv` (sys.argv by default) asks for; returns when it is done, ends the process if it fails."""
+  """Runs the command that `argv` (default: sys.argv) asks for; returns when done, ends the process if it fails."""
   argv = sys.argv if argv is None else argv
   # Until training puts JAX's own in its place, which saves first.
   signal.signal(signal.SIGTERM, _end_before_anything)

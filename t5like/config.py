@@ -57,7 +57,7 @@ def load(path, overrides=()):
 
 
 def find(path):
-  """The file that a text names: a path, or the name of a config in configs/, with or without .py; None if there is none.
+  """The file that a text names, None if there is none: a path, or the name of a config in configs/, .py or not.
 
   What is not below the working directory is looked for beside this package, so that configs/NAME.py is found from
   anywhere.

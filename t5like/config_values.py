@@ -48,7 +48,7 @@ def flatten(config):
 
 
 def _depth_above(value, levels):
-  """Whether containers are nested in a value more than `levels` deep, as they are without end in one that holds itself."""
+  """Whether containers are nested more than `levels` deep, as they are without end in a value that holds itself."""
   if isinstance(value, ml_collections.ConfigDict):
     inside = [value[name] for name in vars(value)['_fields']]
   elif isinstance(value, dict):

@@ -31,7 +31,8 @@ FLOORS = [['errors'], ['schema'], ['lengths', 'data.templates'], ['evals.task', 
           ['evals.ask', 'evals.answers', 'evals.items'], ['evals.score'], ['evals.evaluate'],
           ['evals.during', 'evals.harness'],
           ['build'], ['huggingface'], ['resume', 'saving', 'validation'], ['loop', 'loaded', 'aot'], ['answering'],
-          ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands'], ['__main__']]
+          ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands'],
+          ['__main__']]
 HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['trackers'],
          'wandb': ['trackers'], 'mlflow': ['trackers'],
