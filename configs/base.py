@@ -40,7 +40,7 @@ def base():
   c.data = dict(
       # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | parquet:GLOB |
       # tfds:NAME[/CONFIG][:VERSION] | markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; files of GLOBs
-      # may end in .gz or .zst, and lie on gs://, s3:// or whatever else fsspec reads
+      # may end in .gz, .bz2, .xz or .zst, and lie on gs://, s3:// or whatever else fsspec reads
       source='python_docs',
       field='text',  # field that holds the text, in jsonl records and TFDS features
       # Examples of two texts: templates over the fields of a record, such as 'summarize: {article}' and

@@ -1,7 +1,7 @@
 """Fields of records: are those there that are asked for, and their values as Python's own."""
 import difflib
 
-from t5like.data import templates
+from t5like.data import encodings, templates
 from t5like.errors import DataError
 
 
@@ -33,5 +33,5 @@ def decode(content, where):
     return content.decode('utf-8')
   except UnicodeDecodeError as error:
     at = error.start
-    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; convert it, for '
-                    'instance with iconv -f latin1 -t utf-8.') from error
+    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; '
+                    f'{encodings.CONVERT}') from error

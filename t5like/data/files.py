@@ -4,25 +4,27 @@
 read apart: a range of bytes of a JSON lines file, a row group of a parquet file, else a whole file. A
 record that is damaged comes as a DataError in its place; a file that is raises one.
 """
+import bz2
 import difflib
 import functools
 import glob
 import gzip
 import io
 import json
+import lzma
 import os
 import pathlib
 import posixpath
 import typing
 import zlib
 
-from t5like.data import fields, mirror
+from t5like.data import encodings, mirror
 from t5like.errors import DataError
 
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
 COUNTED = 8 << 30  # bytes up to which lines are counted to say which one is damaged
 LINE = 1 << 30  # most bytes of a line: memory is not endless
-PACKED = ('.gz', '.zst')
+PACKED = ('.gz', '.zst', '.bz2', '.xz')
 # What tells versions of a remote file apart, by the names that fsspec's filesystems give it.
 STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
 
@@ -83,9 +85,11 @@ def _holds(folder, names, wanted):
 # --- Text and JSON lines ------------------------------------------------------------------------
 
 
-def text(name, pattern):
-  """A record dict(text=str) per file; its id is the path."""
+def text(name, pattern, max_bad_records=0):
+  """A record dict(text=str) per file; its id is the path. DataError for one that is no text by its name."""
   found = find(name, pattern)
+  if not max_bad_records:  # else it is a damaged record among others
+    _refuse_names(name, found)
   return _parts(found, [file.path for file in found], _read_text)
 
 
@@ -95,15 +99,29 @@ def jsonl(name, pattern):
   Its id is PATH@OFFSET: bytes of (uncompressed) text before the line, from 0.
   """
   found, items = find(name, pattern), []
+  _refuse_names(name, found)
   for path, size, _ in found:
-    whole = path.endswith(PACKED) or not size  # some web servers do not say how long a file is
+    whole = is_packed(path) or not size  # some web servers do not say how long a file is
     items += [(path, 0, None, 0)] if whole else [(path, start, start + RANGE, size) for start in range(0, size, RANGE)]
   return _parts(found, items, _read_jsonl)
 
 
+def _refuse_names(name, found):
+  for file in found:
+    try:
+      encodings.refuse_name(file.path)
+    except DataError as error:
+      raise DataError(f'data.source={name!r}: {error}') from error
+
+
+def is_packed(path):
+  """Whether a file is compressed, by its name."""
+  return path.lower().endswith(PACKED)
+
+
 def _parts(found, items, read):
   # Compressed text is about three times as long as its file.
-  size = sum(file.size * (3 if file.path.endswith(PACKED) else 1) for file in found)
+  size = sum(file.size * (3 if is_packed(file.path) else 1) for file in found)
   return dict(items=items, read=read, num_bytes=size, fingerprint=fingerprint(found))
 
 
@@ -113,15 +131,23 @@ def fingerprint(found):
 
 
 def _read_text(path):
-  content = b''.join(_chunks(path))
   try:
-    yield dict(text=fields.decode(content, path)), path
+    encodings.refuse_name(path)
   except DataError as error:
     yield error, path
+    return
+  content = b''.join(_chunks(path))
+  try:
+    record = dict(text=encodings.decode(content, path))
+  except DataError as error:
+    record = error
+  yield record, path
 
 
 def _read_jsonl(item):
   path, start, stop, size = item
+  if start == 0:
+    _refuse_no_lines(path)
   lines = _split(_chunks(path)) if stop is None else _range(path, start, stop, size)
   first = before = None
   for number, (offset, line) in enumerate(lines, 1):
@@ -135,13 +161,22 @@ def _read_jsonl(item):
       yield record, f'{path}@{offset}'
 
 
+def _refuse_no_lines(path):
+  """DataError for a file that is no text, or not in UTF-8."""
+  head = next(_chunks(path), b'')[:encodings.HEAD]
+  encodings.refuse_content(head, path)
+  _, encoding = encodings.mark_of(head)
+  if encoding not in ('', 'utf-8'):
+    raise DataError(f'{path} is in {encoding.upper()}, and JSON lines are read in UTF-8: convert it, for instance with '
+                    f'iconv -f {encoding[:6].upper()} -t UTF-8.')
+
+
 def _record(line):
   """A dict, or what is wrong with a line, for people."""
   try:
     record = json.loads(line.decode())
   except UnicodeDecodeError as error:
-    return (f'is not UTF-8: it has byte 0x{line[error.start]:02X} after {error.start} bytes; convert the file, for '
-            'instance with iconv -f latin1 -t utf-8.')
+    return f'is not UTF-8: it has byte 0x{line[error.start]:02X} after {error.start} bytes; {encodings.CONVERT}'
   except (ValueError, RecursionError) as error:
     where = f' at character {error.pos + 1}' if isinstance(error, json.JSONDecodeError) else ''
     return f'is not JSON: {getattr(error, "msg", error)}{where}. Each line must be a JSON object of its own.'
@@ -223,12 +258,17 @@ def _chunks(path):
 
 
 def _unpacked(path, f):
-  if path.endswith('.zst'):
+  ending = posixpath.splitext(path.lower())[1]
+  if ending == '.zst':
     yield from _zst_chunks(f)
-  else:
-    # read1: what comes before damage is had before the error
-    f = gzip.GzipFile(fileobj=f) if path.endswith('.gz') else f
-    yield from iter(lambda: f.read1(1 << 20), b'')
+    return
+  if ending in OPENERS:
+    f = OPENERS[ending](f)
+  # read1: what comes before damage is had before the error
+  yield from iter(lambda: f.read1(1 << 20), b'')
+
+
+OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 
 
 def _zst_chunks(f):
@@ -249,7 +289,7 @@ def _zst_chunks(f):
 
 def errors(path):
   """The exceptions that reading a file may raise, a tuple."""
-  return (Exception,) if mirror.is_remote(path) else (OSError, EOFError, zlib.error)
+  return (Exception,) if mirror.is_remote(path) else (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def unreadable(path, error, where):

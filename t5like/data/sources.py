@@ -167,7 +167,7 @@ def _shakespeare(name, rest, data, split):
 
 
 def _text(name, pattern, data, split):
-  return Source(name, **files.text(name, pattern))
+  return Source(name, **files.text(name, pattern, data.max_bad_records))
 
 
 def _jsonl(name, pattern, data, split):
