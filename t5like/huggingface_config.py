@@ -3,10 +3,27 @@ import difflib
 
 import numpy as np
 
+from t5like import schema
 from t5like.config_rules import GATED as GATED_ACTIVATIONS
 from t5like.config_values import either, show
 from t5like.errors import ConfigError
 from t5like.families import FAMILIES, FREE, PLAIN
+from t5like.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
+
+# What sizes and numbers may be, by our names: above what is built, and below what takes all memory.
+BOUNDS = dict(
+    d_model=Whole(1, 1 << 20), num_layers=Whole(1, 10_000), num_encoder_layers=Whole(1, 10_000),
+    num_heads=Whole(1, 1 << 16), num_kv_heads=Whole(1, 1 << 16), head_dim=Whole(1, 1 << 16), d_ff=Whole(1, 1 << 24),
+    vocab_size=Whole(1, 1 << 24), max_positions=Whole(1, 1 << 24), num_types=Whole(0, 1 << 16), tie_embeddings=Flag(),
+    norm_eps=Real(0, 1, above=True), dropout=Real(0, 1, below=True), activation=Text(100))
+THETA, FRACTION = Real(0, 1e15, above=True), Real(0, 1, above=True)
+ROPE = Maybe(Object(dict(rope_type=Text(100), type=Text(100), rope_theta=THETA, partial_rotary_factor=FRACTION)))
+TOKEN = Maybe(Either((Whole(-1, 1 << 24), List(Whole(0, 1 << 24), most=1000))))
+# Keys of all families: unknown ones may hold anything.
+KNOWN = dict(
+    model_type=Text(100), rope_scaling=ROPE, rope_parameters=ROPE, rope_theta=THETA, rotary_emb_base=THETA,
+    rotary_pct=FRACTION, partial_rotary_factor=FRACTION, use_parallel_residual=Flag(), scale_decoder_outputs=Flag(),
+    bos_token_id=TOKEN, eos_token_id=TOKEN, pad_token_id=TOKEN)
 
 
 def to_model(hf):
@@ -14,6 +31,7 @@ def to_model(hf):
 
   Raises ConfigError, naming the key, where the model does something that ours cannot.
   """
+  check_types(hf)
   kind = hf.get('model_type')
   if kind not in FAMILIES:
     near = difflib.get_close_matches(str(kind), FAMILIES, 1)
@@ -24,6 +42,9 @@ def to_model(hf):
     if hf.get(key, value) != value:
       raise ConfigError(f'{key}={show(hf[key])} in config.json: {kind} models can only be read where it is '
                         f'{show(value)} or not given.')
+  shapes = {key: BOUNDS[ours] for key, ours in family.keys.items()}
+  check_types(hf, {key: Maybe(shape) if key in family.defaults and family.defaults[key] is None else shape
+                   for key, shape in shapes.items()})
   missing = [key for key in family.keys if key not in hf and key not in family.defaults]
   if missing:
     raise ConfigError(f'config.json of a {kind} model lacks {", ".join(missing)}.')
@@ -31,6 +52,14 @@ def to_model(hf):
   for key, ours in family.keys.items():
     m[ours] = hf.get(key, family.defaults.get(key))
   return _completed(kind, family, hf, m)
+
+
+def check_types(hf, shapes=KNOWN):
+  """ConfigError where values of a config.json's dict are not of the types that `shapes` gives."""
+  try:
+    Object(shapes, rest=Anything()).check(hf, '')
+  except schema.Invalid as error:
+    raise ConfigError(f'config.json: {error}.') from error
 
 
 def _completed(kind, family, hf, m):
@@ -44,6 +73,9 @@ def _completed(kind, family, hf, m):
   m['num_layers'] = m['num_layers'] or m['num_encoder_layers']
   m.setdefault('num_encoder_layers', m['num_layers'])
   m['num_kv_heads'] = m.get('num_kv_heads') or m['num_heads']
+  if not m.get('head_dim') and m['d_model'] % m['num_heads']:
+    raise ConfigError(f'config.json: {m["num_heads"]} heads do not divide the width {m["d_model"]} of the model, and '
+                      'no size of a head is given.')
   m['head_dim'] = m.get('head_dim') or m['d_model'] // m['num_heads']
   if m['position'] == 'rope':
     m['rope_theta'], m['rope_fraction'] = _rope(kind, hf)

@@ -1,20 +1,28 @@
 """Weights in folders of Hugging Face's, by name, checked against the tables of `families.py`."""
 import contextlib
-import json
+import os
+import pathlib
 import re
 
 import jax
 import numpy as np
 from etils import epath
 
+from t5like import schema
 from t5like.errors import CheckpointError, ConfigError
 from t5like.families import FAMILIES
 from t5like.huggingface_config import family_of_any, layers_of, names, rows, sizes_of, to_model, to_ours
+from t5like.schema import FileName, Object
 
 RENAMED = (  # what other versions of transformers, and of checkpoints, call things
     (r'^lm_head\.weight$', 'embed_out.weight', 'gpt_neox'),
     (r'(LayerNorm|layer_norm)\.gamma$', r'\1.weight', ''),
     (r'(LayerNorm|layer_norm)\.beta$', r'\1.bias', ''))
+
+ANY = Object()
+INDEX = Object(dict(weight_map=Object(rest=FileName('.safetensors'))), ('weight_map',))
+HEADER = 16 << 20  # bytes of JSON before the weights of a file; DeepSeek-V3's 163 files have some 60 kB each
+FLOATS = ('F32', 'BF16', 'F16', 'F64')
 
 
 def library():
@@ -51,33 +59,67 @@ def open_model(folder):
     def tensor(name):
       opened, name = where[name]
       with jax.default_device(jax.local_devices(backend='cpu')[0]):
-        return np.asarray(opened.get_tensor(name)).astype(np.float32)
+        stored = np.asarray(opened.get_tensor(name))
+      with np.errstate(over='ignore', invalid='ignore'):
+        x = stored.astype(np.float32)
+        total = x.sum(dtype=np.float64)  # cannot overflow, and needs no second array as isfinite does
+      if not np.isfinite(total):
+        raise CheckpointError(f'{folder}: the weights {name} are not all finite (NaN or infinity). The file is damaged '
+                              'or its training had diverged.')
+      return x
     _check_copies(folder, model, where, tensor)
     yield model, tensor
 
 
-def read_json(path):
+def read_json(path, shape=ANY, failure=ConfigError):
+  """The values in a file of JSON of a folder; `failure` for anything but the shape."""
   try:
-    return json.loads(path.read_text())
-  except OSError as e:
-    raise ConfigError(f'{path} cannot be read ({e.strerror}). Give a folder with a model of Hugging '
-                      "Face's: config.json and *.safetensors.") from e
-  except ValueError as e:
-    raise ConfigError(f'{path} is not JSON: {e}.') from e
+    return schema.read(inside(path), shape, failure)
+  except FileNotFoundError as e:
+    raise failure(f'{path} cannot be read ({e.strerror}). Give a folder with a model of Hugging Face: config.json and '
+                  '*.safetensors.') from e
+
+
+def inside(path):
+  """The path, unless it is a link to somewhere outside its folder; CheckpointError.
+
+  The Hub's cache is let through: its snapshots/REVISION/* are links to ../../blobs/*.
+  """
+  if '://' in str(path) or not os.path.islink(path):
+    return path
+  target, folder = pathlib.Path(os.path.realpath(path)), pathlib.Path(path).parent.resolve()
+  homes = [folder, folder.parent.parent / 'blobs'] if folder.parent.name == 'snapshots' else [folder]
+  if not any(target.is_relative_to(home) for home in homes):
+    raise CheckpointError(f'{path} is a link to {target}, outside its folder. Put the file itself there if it may be '
+                          'trusted.')
+  return path
 
 
 def _files(folder):
   index = folder / 'model.safetensors.index.json'
   if index.exists():
-    files = [folder / name for name in sorted(set(read_json(index)['weight_map'].values()))]
+    listed = read_json(index, INDEX, CheckpointError)['weight_map']
+    files = [folder / name for name in sorted(set(listed.values()))]
   else:
     files = [folder / 'model.safetensors'] if (folder / 'model.safetensors').exists() else (
         sorted(folder.glob('*.safetensors')))
   missing = [file.name for file in files if not file.exists()]
   if not files or missing:
-    raise CheckpointError(f'{folder} has no {", ".join(missing) or "*.safetensors"}. Weights of other formats, such '
-                          'as pytorch_model.bin, must be saved by save_pretrained first.')
-  return files
+    raise CheckpointError(f'{folder} has no {", ".join(missing[:8]) or "*.safetensors"}. Weights in other formats, '
+                          'such as pytorch_model.bin, must be saved by save_pretrained first.')
+  return [_plausible(inside(file)) for file in files]
+
+
+def _plausible(file):
+  """The file, if it is one and its header is not longer than the headers of models are; CheckpointError."""
+  if '://' not in str(file) and not os.path.isfile(file):  # epath takes a pipe, which never ends, for a file
+    raise CheckpointError(f'{file} is not a regular file.')
+  with file.open('rb') as f:
+    length = int.from_bytes(f.read(8), 'little')
+  if length > HEADER:
+    raise CheckpointError(f'{file} cannot be read as safetensors: its first 8 bytes say that its header has {length:,} '
+                          f'bytes, and no model needs more than {HEADER:,}. Was it saved as something else (a pickle)?')
+  return file
 
 
 def _matched(folder, model, where):
@@ -96,10 +138,13 @@ def _matched(folder, model, where):
   problems = [f'{key} is missing' for key in wanted if key not in where]
   problems += [f'{key} is unexpected' for key in where
                if key not in wanted and key not in copies and not re.search(family.unused, key)]
-  for key in wanted.keys() & where.keys():
-    found = tuple(where[key][0].get_slice(where[key][1]).get_shape())
-    if found != wanted[key]:
-      problems.append(f'{key} has the shape {found}, not {wanted[key]}')
+  for key in (*wanted.keys() & where.keys(), *(copy for copy in copies if copy in where)):
+    stored = where[key][0].get_slice(where[key][1])
+    shape = tuple(stored.get_shape())
+    if shape != wanted.get(key, shape):
+      problems.append(f'{key} has the shape {shape}, not {wanted[key]}')
+    if stored.get_dtype() not in FLOATS:
+      problems.append(f'{key} is stored as {stored.get_dtype()}, not as one of {", ".join(FLOATS)}')
   if problems:
     more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
     raise CheckpointError(f'{folder}: the weights are not those of the {kind} model in its config.json: '

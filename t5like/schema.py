@@ -54,6 +54,7 @@ LINE = Limits(constants=True)  # of a file that a run appends to
 class Shape:
   """What a value must be. `wants` says it in words, `check` raises Invalid, naming the key `at` which it stands."""
   wants = 'any value'
+  inner = False  # whether it has parts, which `check` looks at
 
   def check(self, value: Any, at: str) -> None:
     if not self.fits(value):
@@ -155,6 +156,7 @@ class FileName(Shape):
 class Maybe(Shape):
   """A shape, or null."""
   shape: Shape
+  inner = True
 
   @property
   def wants(self) -> str:
@@ -173,6 +175,7 @@ class Maybe(Shape):
 class Either(Shape):
   """The first of several shapes whose kind of value it is."""
   shapes: tuple
+  inner = True
 
   @property
   def wants(self) -> str:
@@ -191,6 +194,7 @@ class List(Shape):
   of: Shape = Anything()
   least: int = 0
   most: int = 1_000_000
+  inner = True
 
   @property
   def wants(self) -> str:
@@ -202,7 +206,8 @@ class List(Shape):
   def check(self, value: Any, at: str) -> None:
     super().check(value, at)
     for i, part in enumerate(value):
-      self.of.check(part, f'{at}[{i}]')
+      if self.of.inner or not self.of.fits(part):  # names are made only where they may be needed
+        self.of.check(part, f'{at}[{i}]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +219,7 @@ class Object(Shape):
   rest: Shape | None = Anything()
 
   wants = 'an object with named values'
+  inner = True
 
   def fits(self, value: Any) -> bool:
     return isinstance(value, dict)
@@ -229,7 +235,8 @@ class Object(Shape):
         near = difflib.get_close_matches(key[:SHOWN], self.fields, 1)
         raise Invalid(f'{_key(at, key)} is an unknown key' + (f' (did you mean {near[0]!r}?)' if near else '')
                       + f'; there are {", ".join(self.fields)}')
-      shape.check(part, _key(at, key))
+      if shape.inner or not shape.fits(part):
+        shape.check(part, _key(at, key))
 
 
 def _key(at: str, key: str) -> str:
@@ -353,9 +360,9 @@ def content(path: Any, limits: Limits = SMALL) -> bytes:
   FileNotFoundError; Invalid for one that cannot be read, is too long, or is no regular file (a device or a pipe never
   ends).
   """
-  path = pathlib.Path(path) if isinstance(path, str) else path
+  path = _local(path)
   try:
-    if '://' not in str(path) and path.exists() and not path.is_file():
+    if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
       raise Invalid('is a folder' if path.is_dir() else 'is not a regular file')
     with path.open('rb') as f:
       found = f.read(limits.size + 1)
@@ -370,6 +377,10 @@ def content(path: Any, limits: Limits = SMALL) -> bytes:
   if len(found) > limits.size:
     raise Invalid(f'has more than {limits.size:,} bytes')
   return found
+
+
+def _local(path: Any) -> Any:
+  return path if '://' in str(path) else pathlib.Path(path)
 
 
 def read(path: Any, shape: Shape, failure: type[Failure], advice: str = '', limits: Limits = SMALL) -> Any:
@@ -408,10 +419,10 @@ def lines(path: Any, shape: Shape, limits: Limits = LINE) -> Iterator[Any]:
 
 def raw_lines(path: Any, limits: Limits = LINE) -> Iterator[bytes]:
   """Yields the lines of a file that are not empty, one at a time; of one that is too long only the beginning."""
-  path = pathlib.Path(path) if isinstance(path, str) else path
+  path = _local(path)
   if not path.exists():
     return
-  if '://' not in str(path) and not path.is_file():
+  if isinstance(path, pathlib.Path) and not path.is_file():
     raise IsADirectoryError(f'{path} is not a regular file')
   with path.open('rb') as f:
     while line := f.readline(limits.size + 1):
