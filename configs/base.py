@@ -49,8 +49,9 @@ def base():
       targets='',  # likewise
       split='train',  # split of the TFDS dataset to train on
       tfds_dir='',  # where TFDS datasets lie, on disk or gs://; '': TFDS's own default
-      # what to validate on: 'hash' (documents whose hash falls in the fraction below), 'tail'
-      # (the last fraction of each document), or the name of a split of the TFDS dataset
+      # what to validate on: 'hash' (documents whose hash falls in the fraction below, one at least), 'tail'
+      # (the last fraction of each document), the name of a split of the TFDS dataset, or text of its own, never
+      # trained on: a glob of files such as 'dev/*.txt', or any source as above (of tfds:NAME the split 'validation')
       validation='hash',
       validation_fraction=0.01,  # of documents ('hash') or characters ('tail')
       max_documents=0,  # read only the first n documents; 0: all
@@ -90,7 +91,7 @@ def base():
   c.vocabulary = dict(
       name='sentencepiece',  # sentencepiece | bytes | characters | huggingface: the tokenizer.json in `path`
       path='',  # an existing SentencePiece model; '': train one on the training documents
-      size=8192,  # pieces, with special tokens, sentinels and bytes (SentencePiece only)
+      size=8192,  # most pieces, with special tokens, sentinels and bytes (SentencePiece only)
       algorithm='unigram',  # unigram | bpe (SentencePiece only)
       normalization='nmt_nfkc',  # nmt_nfkc | identity: keeps newlines and spaces, as code needs
       sentinels=100,  # <extra_id_0>...: mark corrupted spans (SentencePiece and bytes)

@@ -23,9 +23,9 @@ def open_data(config, say=print):
   store = next(iter(opened.values())) if len(opened) == 1 else store_lib.Stores(
       {name: opened[folder] for name, folder in folders.items()})
   if 'validation' not in store.splits:
-    raise DataError(f'{store.folder} holds no validation text, so nothing could be said of the model: raise '
-                    f'data.validation_fraction={config.data.validation_fraction}, or for few long '
-                    "documents set data.validation='tail'.")
+    raise DataError(f'{store.folder} holds no validation text, so nothing could be said of the model. Delete that '
+                    'folder, and prepare keeps a document for it; or give data.validation files of their own, or '
+                    "set it to 'tail'.")
   return store
 
 

@@ -145,10 +145,11 @@ def _datasets(c):
     return []  # objective_rules.check tells
 
 
-def _dataset(d):
-  kind, colon, rest = d.source.partition(':')
-  wants = SOURCES.get(kind)
-  asked = f'data.source={show(d.source)}'
+def _source(key, source):
+  """What is wrong with the value of data.source, or with a source in data.validation."""
+  kind, colon, rest = source.partition(':')
+  wants = SOURCES[kind] if kind in SOURCES else None
+  asked = f'{key}={show(source)}'
   if wants is None:
     near = difflib.get_close_matches(kind, SOURCES, 1)
     kinds = either([f'{k}:{w}' if w else k for k, w in SOURCES.items()])
@@ -158,6 +159,29 @@ def _dataset(d):
     yield f'{asked}: write {kind}{":" * bool(wants)}{wants}.'
   elif wants in ('STATES', 'SYMBOLS') and not (rest.isdecimal() and 2 <= int(rest[:9]) <= 26):
     yield f'{asked}: {wants} is a number from 2 to 26, as in {kind}:8.'
+
+
+def validation_source(data):
+  """'text:GLOB' or another source of validation text that data.validation names; '' for 'hash', 'tail' and splits.
+
+  A glob alone is of the kind of data.source, where that reads files.
+  """
+  kind, colon, _ = data.source.partition(':')
+  named, named_colon, rest = data.validation.partition(':')
+  if data.validation in ('hash', 'tail'):
+    return ''
+  if named in SOURCES and (named_colon or not SOURCES[named]):
+    return data.validation
+  reads_files = kind in SOURCES and SOURCES[kind] == 'GLOB' and colon
+  if reads_files and named_colon and named.isidentifier() and not rest.startswith('//'):
+    return data.validation  # a kind that does not exist
+  looks_like_files = any(mark in data.validation for mark in '*?[/.~$')
+  return f'{kind}:{data.validation}' if reads_files and looks_like_files else ''
+
+
+def _dataset(d):
+  yield from _source('data.source', d.source)
+  kind = d.source.partition(':')[0]
   if d.validation in ('hash', 'tail'):
     if not 0 < d.validation_fraction < 1:
       yield (f'data.validation_fraction={d.validation_fraction}: must be above 0 and below 1, '
@@ -165,9 +189,24 @@ def _dataset(d):
     if d.targets and d.validation == 'tail':
       yield ("data.validation='tail': cuts texts in two, which examples of data.inputs and data.targets cannot "
              "be. Use 'hash'.")
-  elif kind != 'tfds':
-    yield (f'data.validation={show(d.validation)}: only TFDS datasets have named splits, and '
-           f"data.source is {show(d.source)}. Use 'hash' or 'tail'.")
+  else:
+    yield from _validation(d, kind)
+
+
+def _validation(d, kind):
+  """What is wrong with a data.validation that is a split, a source or a glob."""
+  asked = f'data.validation={show(d.validation)}'
+  near = difflib.get_close_matches(d.validation, ('hash', 'tail'), 1, 0.7)
+  found = validation_source(d)
+  if near and not found:
+    yield f'{asked}: did you mean {near[0]!r}?'
+  elif not found and kind != 'tfds':
+    yield (f"{asked}: only TFDS datasets have named splits, and data.source is {show(d.source)}. Use 'hash' or 'tail', "
+           "or give files of their own, such as 'text:validation/*.txt'.")
+  elif found:
+    yield from _source('data.validation', found)
+    if found == d.source and kind != 'tfds':
+      yield f"{asked}: is data.source itself, and what is trained on cannot validate. Use 'hash' or 'tail'."
 
 
 def _vocabulary(c):

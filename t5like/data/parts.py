@@ -29,8 +29,9 @@ WORTH_A_PROCESS = 32 << 20  # bytes of text
 def open_sources(config):
   """Returns {'train': Source}, with 'validation' if that has a source of its own."""
   texts = dict(train=sources.open_source(config))
-  if config.data.validation not in ('hash', 'tail'):
-    texts['validation'] = sources.open_source(config, split=config.data.validation)
+  validation = sources.open_validation(config)
+  if validation is not None:
+    texts = dict(train=texts['train'].without(validation), validation=validation)
   return texts
 
 

@@ -23,7 +23,7 @@ import pathlib
 import platform
 import time
 
-from t5like.data import duplicates, manifests, mirror, parts, shards, vocabulary
+from t5like.data import duplicates, held_out, manifests, mirror, parts, shards, vocabulary
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
 from t5like.data.vocabulary import write_file
@@ -72,12 +72,21 @@ def _share_vocabulary(config, found, say):
 
     def texts():
       for c, of in zip(found, opened):
-        own = _vocabulary_texts(c, of, dict(parts=parts.parts(c, of)))
+        own = _vocabulary_texts(c, of, _plan_of(c, of))
         yield from own if c.vocabulary.name == 'characters' else vocabulary.sample(own, share)
     vocab = vocabulary.train(config.vocabulary, texts(), local / VOCABULARY)
     if url:
       mirror.push(local, url, ['inputs.json', VOCABULARY])
     say(f'vocabulary of {len(found)} datasets: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+
+
+def _plan_of(config, texts):
+  """What to read of a dataset of a mixture to make the vocabulary."""
+  plan = dict(parts=parts.parts(config, texts))
+  held, _ = held_out.find(config, texts, plan)
+  if held:
+    plan['parts'] = [dict(part, held=held) for part in plan['parts']]
+  return plan
 
 
 def _prepare(config, say, run):
@@ -115,11 +124,24 @@ def _prepare_here(config, target, say, run):
       say(f'{target}: prepared already.')
       return target
     plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
+    _hold_out(config, texts, plan, say)
     if broken:
       say(f'{target}: {broken[0]}; making again what is not whole.')
       _reopen(target, manifest, plan)
     _make(config, target, texts, plan, say, run)
   return target
+
+
+def _hold_out(config, texts, plan, say):
+  """Writes into the parts of a plan what must be held out, where hashes leave a split without documents."""
+  for source in texts.values():
+    if source.left_out:
+      say(f'{source.left_out:,} files of {source.name} are validation files, too, and are not trained on.')
+  held, line = held_out.find(config, texts, plan)
+  if held:
+    say(line)
+    for part in plan['parts']:
+      part['held'] = held
 
 
 # --- What to do, and what is done ---------------------------------------------------------------
@@ -211,6 +233,8 @@ def _vocabulary(config, target, texts, plan, say):
     return vocabulary.load(config.vocabulary, target / VOCABULARY)
   vocab = vocabulary.train(config.vocabulary, _vocabulary_texts(config, texts, plan), target / VOCABULARY)
   say(f'vocabulary: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+  if vocab.name == 'sentencepiece' and not config.vocabulary.path and vocab.size < config.vocabulary.size:
+    say(f'vocabulary.size={config.vocabulary.size} is more than this text can fill: it has {vocab.size}.')
   return vocab
 
 
@@ -220,6 +244,7 @@ def _vocabulary_texts(config, texts, plan):
   What is learnt comes from training text. But an alphabet must hold the characters of all text.
   """
   alphabet, count, used = config.vocabulary.name == 'characters', shards.new_count(), 0
+  held = shards.held_by(plan['parts'][0]) if plan['parts'] else None
   for name, source in texts.items() if alphabet else [('train', texts['train'])]:
     items = max((part['stop'] for part in plan['parts'] if part['source'] == name), default=0)
     # Of a source far larger than the sample, only some items are read.
@@ -230,7 +255,7 @@ def _vocabulary_texts(config, texts, plan):
     for start, stop in ranges:
       some = dict(start=start, stop=stop, last=last if stop == items else None)
       for example, _ in shards.examples(config, source, some, count):
-        for split, pieces in shards.split_example(example, name, config):
+        for split, pieces in shards.split_example(example, name, config, held):
           if alphabet or split == 'train':
             used += 1
             yield from pieces
@@ -300,8 +325,8 @@ def _summarise(manifest, say):
     say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
         f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
   if 'validation' not in manifest['splits']:
-    say('There is no validation text: no document fell to validation. Raise data.validation_fraction, or for few '
-        "long documents set data.validation='tail'.")
+    say('There is no validation text: all of it was left out. Raise data.validation_fraction, or give data.validation '
+        'files of their own.')
   for key, what in dict(dropped='empty documents dropped', repeated='documents dropped whose text was there before',
                         overlong='documents above data.max_document_tokens',
                         bad='damaged records left out (data.max_bad_records)').items():

@@ -74,20 +74,43 @@ def _count_damage(config, count, error):
                     + (f', this is number {most + 1})' if most else ': raise it to leave some out)')) from error
 
 
-def split_example(texts, name, config):
-  """Returns the pieces of an example of source `name` as pairs (split, texts). ConfigError for a pair to be cut."""
-  fraction = config.data.validation_fraction
+def split_example(texts, name, config, held=None):
+  """Returns the pieces of an example of source `name` as pairs (split, texts). ConfigError for a pair to be cut.
+
+  held: what `held_out.find` says of text whose hashes leave a split without documents; None: nothing.
+  """
   if config.data.validation == 'hash':  # so that identical examples land on one side
-    number = int.from_bytes(hashlib.sha256('\0'.join(texts).encode()).digest()[:8], 'big') / 2**64
-    return [('validation' if number < fraction else 'train', texts)]
+    return _by_hash(texts, config.data.validation_fraction, held)
   if config.data.validation == 'tail':
-    if len(texts) > 1:
-      raise ConfigError("data.validation='tail' cuts texts in two, which examples of data.inputs and data.targets "
-                        "cannot be: set data.validation='hash'.")
-    (text,) = texts
-    cut = int(len(text) * (1 - fraction))
-    return [(split, (part,)) for split, part in (('train', text[:cut]), ('validation', text[cut:])) if part]
+    return _cut(texts, int(len(texts[0]) * (1 - config.data.validation_fraction)))
   return [(name, texts)]
+
+
+def hash_number(texts):
+  """The first 8 bytes of the SHA-256 of an example, 0 to 2^64 - 1: below validation_fraction x 2^64 it validates."""
+  return int.from_bytes(hashlib.sha256('\0'.join(texts).encode()).digest()[:8], 'big')
+
+
+def _by_hash(texts, fraction, held):
+  if held and 'cut' in held:
+    return _cut(texts, held['cut'])
+  number = hash_number(texts)
+  if held and number == held['number']:
+    return [(held['split'], texts)]
+  return [('validation' if number / 2**64 < fraction else 'train', texts)]
+
+
+def _cut(texts, at):
+  if len(texts) > 1:
+    raise ConfigError("data.validation='tail' cuts texts in two, which examples of data.inputs and data.targets "
+                      "cannot be: set data.validation='hash'.")
+  (text,) = texts
+  return [(split, (part,)) for split, part in (('train', text[:at]), ('validation', text[at:])) if part]
+
+
+def held_by(part):
+  """What a part of a plan says of documents that are held out in spite of their hash, or None."""
+  return part['held'] if 'held' in part else None
 
 
 def write_part(config, target, source, part, vocab, repeats=None, bar=False):
@@ -101,7 +124,8 @@ def write_part(config, target, source, part, vocab, repeats=None, bar=False):
   writers = {split: Shard(target / file, dtype(vocab)) for split, file in part['files'].items()}
   end = np.array([vocab.eos_id] if config.data.append_eos and vocab.eos_id is not None else [], np.int32)
   for batch in _batches(_unrepeated(_bar(found, size, bar), repeats, count)):
-    pieces = [(piece, name) for texts, name in batch for piece in split_example(texts, part['source'], config)]
+    pieces = [(piece, name) for texts, name in batch
+              for piece in split_example(texts, part['source'], config, held_by(part))]
     encoded = iter(vocab.encode_batch([text for (_, texts), _ in pieces for text in texts]))
     for (split, texts), name in pieces:
       ids = _limited(config, [np.append(next(encoded), end) for _ in texts], name, count)

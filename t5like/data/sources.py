@@ -17,7 +17,8 @@ import sysconfig
 
 import numpy as np
 
-from t5like.data import files, functions, parquet, tfds_source
+from t5like.config_rules import validation_source
+from t5like.data import files, functions, mirror, parquet, tfds_source
 from t5like.errors import ConfigError, DataError
 
 # Standard library folders without text worth learning: tests, tables, machine-specific values.
@@ -44,6 +45,7 @@ class Source:
     self.fingerprint = fingerprint
     self._items, self._read = items, read
     self.num_items = len(items)
+    self.left_out = 0  # files that `without` has taken out
 
   def documents(self, start=0, stop=None):
     """Yields (record, id), a dict and a str, of the records in items `start` to `stop`.
@@ -55,6 +57,55 @@ class Source:
     """
     for item in self._items[start:stop]:
       yield from self._read(item)
+
+
+  def without(self, other):
+    """This Source without the files that another one reads, too; itself where neither reads files, or no file twice.
+
+    What validates must not be trained on. DataError when nothing is left.
+    """
+    own, theirs = self._files(), {_same_file(path) for path, *_ in other._files()}
+    twice = {path for path, *_ in own if _same_file(path) in theirs}
+    if not twice:
+      return self
+    if len(twice) == len(own):
+      raise DataError(f'data.source={self.name!r}: all of its {len(own):,} files are validation files '
+                      f'(data.validation={other.name!r}), so nothing is left to train on.')
+    kept = [file for file in own if file[0] not in twice]
+    items = [item for item in self._items if (item if isinstance(item, str) else item[0]) not in twice]
+    share = sum(size for _, size, *_ in kept) / max(1, sum(size for _, size, *_ in own))
+    rest = Source(self.name, items, self._read, self.num_bytes * share, dict(files=kept), self.licence)
+    rest.left_out = len(twice)
+    return rest
+
+  def _files(self):
+    """[[path, size, stamp]] of a source that reads files, else []."""
+    return self.fingerprint['files'] if 'files' in self.fingerprint else []
+
+
+def _same_file(path):
+  """What names of one file have in common: links and ways through other folders lead to it."""
+  return path if mirror.is_remote(path) else os.path.realpath(path)
+
+
+def open_validation(config):
+  """The Source of validation text, None where it is a part of the training text ('hash', 'tail').
+
+  DataError, ConfigError as of `open_source`.
+  """
+  data = config.data
+  if data.validation in ('hash', 'tail'):
+    return None
+  name = validation_source(data)
+  if not name:
+    return open_source(config, split=data.validation)
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.data.source = name
+  try:
+    return open_source(changed, split='validation' if name.startswith('tfds:') else None)
+  except (ConfigError, DataError) as error:
+    raise type(error)(str(error).replace(f'data.source={name!r}', f'data.validation={data.validation!r}')) from error
 
 
 def open_source(config, split=None):
@@ -79,7 +130,7 @@ def open_source(config, split=None):
     raise ConfigError(f'data.source={name!r} must be written as one of {usage}.')
   if split is not None and kind != 'tfds':
     raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no splits: set '
-                      "data.validation to 'hash' or 'tail'.")
+                      "data.validation to 'hash' or 'tail', or to files of their own.")
   return kinds[kind](name, rest, config.data, split)
 
 

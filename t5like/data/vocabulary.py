@@ -105,7 +105,8 @@ def sample(texts, characters):
   return [piece for _, _, piece in sorted(heap, key=lambda entry: entry[1])]
 
 
-def _train_sentencepiece(spec, pieces):
+def _train_sentencepiece(spec, pieces, size=0):
+  """The bytes of a model of `spec.size` pieces, or of as many as the text fills; size: try no more than this."""
   import io
 
   import sentencepiece
@@ -119,12 +120,15 @@ def _train_sentencepiece(spec, pieces):
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(pieces), model_writer=model, vocab_size=spec.size,
+        sentence_iterator=iter(pieces), model_writer=model, vocab_size=size or spec.size,
         model_type=spec.algorithm, normalization_rule_name=spec.normalization, byte_fallback=True,
         # Control symbols: a literal <extra_id_0> in the text cannot become the sentinel.
         control_symbols=[f'<extra_id_{k}>' for k in range(spec.sentinels)],
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=THREADS, minloglevel=4, **keep_spaces)
   except (RuntimeError, ValueError, OSError) as error:
+    most = re.search(r'too high .*<= (\d+)', str(error))
+    if most and not size:
+      return _train_sentencepiece(spec, pieces, int(most[1]))
     raise _training_error(spec, sum(map(len, pieces)), str(error)) from error
   return model.getvalue()
 

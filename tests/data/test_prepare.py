@@ -276,15 +276,6 @@ def test_text_that_cannot_be_used(make, tmp_path):
     with pytest.raises(DataError, match="empty.txt' holds no text: 1 documents"):
       prepare.prepare(make(name, source=f'text:{tmp_path}/empty.txt'), **QUIET)
   (tmp_path / 'one.txt').write_text('only one')
-  for name in ('bytes', 'sentencepiece'):
-    with pytest.raises(DataError, match="all of it went to validation.*data.validation='tail'"):
-      prepare.prepare(make(name, source=f'text:{tmp_path}/one.txt', validation_fraction=1.0),
-                      **QUIET)
-  said = []
-  folder = prepare.prepare(make(source=f'text:{tmp_path}/one.txt', validation_fraction=1e-9),
-                           said.append)
-  assert store.open_store(folder).splits == ['train']
-  assert any('There is no validation text' in line for line in said)
   (tmp_path / 'bad.json').write_text('{"text": "\\ud800"}\n')
   with pytest.raises(DataError, match='bad.json@0 holds .*surrogate'):
     prepare.prepare(make(source=f'jsonl:{tmp_path}/bad.json'), **QUIET)
