@@ -178,8 +178,8 @@ def base():
       chunks=0,  # pieces in which logits are made; 0: chosen from sizes; 1: whole
   )
   c.optimizer = dict(
-      # any optimizer of optax that takes a learning rate; adafactor and muon work layer by layer, and
-      # there are adamw_rms: Adam's step times the RMS of the parameter | bert_adamw: no bias correction
+      # one of t5like/optimizer_rules.py: optax's, each layer of a stack by itself, and of our own adafactor, muon,
+      # adamw_rms: Adam's step times the RMS of the parameter | bert_adamw: no bias correction
       name='adamw',
       learning_rate=3e-4,  # peak
       b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
@@ -192,13 +192,13 @@ def base():
       # the table and the first four layers, ('*', '!head', '!*norm*') all but the head and norms
       freeze=(),
       multipliers=(),  # of the learning rate, likewise: ('embed=0.1', 'stack/blocks[-2:]=2'); weight decay included
-      extra=dict(),  # further arguments of the optimizer, which is t5like/optimizers.py's or optax's
+      extra=dict(),  # further arguments of the optimizer, see t5like/optimizer_rules.py
   )
   c.schedule = dict(
       # cosine | linear | rsqrt | rsqrt_decay: linear to the end in decay_fraction | constant |
       # wsd: warm up, stable, decay
       name='cosine',
-      warmup_steps=0,  # linear from 0 to the peak
+      warmup_steps=0,  # linear from 0 to the peak; cut to the steps there are in a shorter run
       final_scale=0.1,  # learning rate at the end, as a share of the peak (cosine, linear, wsd, rsqrt_decay)
       decay_fraction=0.2,  # share of all steps in which wsd and rsqrt_decay decay
       timescale=10_000,  # steps at the peak before rsqrt falls as 1/sqrt(step)

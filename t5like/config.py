@@ -17,7 +17,7 @@ import traceback
 
 import ml_collections
 
-from t5like.config_rules import check, derived, parse_target, resolve  # noqa: F401 (found here)
+from t5like.config_rules import check, derived, parse_target, resolve, warnings  # noqa: F401 (found here)
 from t5like.config_values import (
   DEFAULTS,
   ROOT,

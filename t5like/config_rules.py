@@ -1,8 +1,10 @@
 """Which values config keys may take, alone and together, and the numbers that follow from them."""
 import difflib
 import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from t5like import lengths, mesh_rules, objective_rules, trained
+from t5like import lengths, mesh_rules, objective_rules, optimizer_rules, trained
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
 from t5like.errors import ConfigError
 
@@ -76,7 +78,8 @@ def check(flat, where):
       section, _, name = key.rpartition('.')
       (config[section] if section else config)[name] = value
     config.lock()
-    rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, trained.check, _mesh, _schedule)
+    rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, trained.check,
+             optimizer_rules.check, _mesh, _schedule)
     problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config
@@ -249,8 +252,6 @@ def _model(c):
   if 0 < m.vocab_size < needs:
     yield (f'model.vocab_size={m.vocab_size}: the vocabulary has {needs} tokens. '
            f'Use at least {needs} (better {up(needs, 128)}), or 0 to have it rounded up.')
-  if 'learning_rate' in c.optimizer.extra:
-    yield 'optimizer.extra.learning_rate: set optimizer.learning_rate instead.'
   try:
     re.compile(c.optimizer.decay_mask)
   except (re.error, RecursionError, OverflowError) as e:
@@ -263,17 +264,10 @@ def _mesh(c):
 
 
 def _schedule(c):
-  s, numbers = c.schedule, derived(c)
-  per_step, steps, decay = numbers['tokens_per_step'], numbers['steps'], numbers['decay_steps']
+  per_step = c.batch_size * c.data.seq_len
   if c.stop.tokens < per_step:
     yield (f'stop.tokens={c.stop.tokens:,}: less than one step of batch_size x data.seq_len = '
            f'{c.batch_size} x {c.data.seq_len}. Use at least {per_step:,}.')
-  elif s.warmup_steps + decay > steps:
-    also = f' and {decay:,} steps of decay are' if decay else ':'
-    other = 'lower schedule.decay_fraction' if decay else (
-        f'raise stop.tokens to {s.warmup_steps * per_step:,}')
-    yield (f'schedule.warmup_steps={s.warmup_steps:,}{also} more than all {steps:,} steps of '
-           f'{per_step:,} tokens. Use at most {steps - decay:,}, or {other}.')
   every, keep = c.checkpoint.every, c.checkpoint.keep_every
   if every and keep % every:
     yield (f'checkpoint.keep_every={keep}: must be a multiple of checkpoint.every={every}, to name '
@@ -326,6 +320,37 @@ def resolve(config):
   return config
 
 
+class Phases(NamedTuple):
+  """Steps of a schedule's warm-up, and of the decay at its end (0 unless it has one)."""
+  warmup: int
+  decay: int
+
+
+def phases(schedule: Any, steps: int) -> Phases:
+  """The phases of `config.schedule` in a run of so many steps, cut to fit into it.
+
+  The warm-up is cut first, to what the decay leaves or half of the run, then the decay to what the warm-up leaves.
+  """
+  decay = 0
+  if schedule.name in ('wsd', 'rsqrt_decay'):
+    decay = max(1, round(schedule.decay_fraction * steps))
+  warmup = min(schedule.warmup_steps, max(steps - decay, steps // 2))
+  return Phases(warmup, min(decay, max(1, steps - warmup)))
+
+
+def warnings(config: Any) -> Iterator[str]:
+  """What a config asks for and does not get, because its run is too short for it."""
+  steps = derived(config)['steps']
+  s, cut = config.schedule, phases(config.schedule, steps)
+  if cut.warmup < s.warmup_steps:
+    yield (f'schedule.warmup_steps={s.warmup_steps:,} is more than the {steps:,} steps of this run leave room for: '
+           f'it warms up for {cut.warmup:,}.')
+  asked = round(s.decay_fraction * steps)
+  if 0 < cut.decay < asked:
+    yield (f'schedule.decay_fraction={s.decay_fraction:g} is {asked:,} of {steps:,} steps, more than the warm-up '
+           f'leaves: the decay takes {cut.decay:,}.')
+
+
 def derived(config):
   """Numbers that follow from a config: steps, tokens (of those steps, so stop.tokens or a little
   more), tokens_per_step, microbatch_size, warmup_share, decay_steps (0 unless the schedule ends in one),
@@ -333,9 +358,8 @@ def derived(config):
   shapes = lengths.shapes(config)
   per_step = config.batch_size * config.data.seq_len
   steps = -(-config.stop.tokens // per_step)
-  decays = config.schedule.name in ('wsd', 'rsqrt_decay')
+  warmup, decay = phases(config.schedule, steps)
   return dict(tokens_per_step=per_step, steps=steps, tokens=steps * per_step,
               microbatch_size=config.batch_size // config.microbatches,
-              warmup_share=config.schedule.warmup_steps / max(1, steps),
-              decay_steps=max(1, round(config.schedule.decay_fraction * steps)) if decays else 0,
+              warmup_share=warmup / max(1, steps), decay_steps=decay,
               targets_per_row=shapes.predictions or shapes.targets)

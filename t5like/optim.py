@@ -1,6 +1,5 @@
 """Learning-rate schedules, optimizers by name, ours or optax's, with the settings of `config.optimizer`, and what
 they leave as it is."""
-import difflib
 import inspect
 import re
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from t5like import optimizers, trained
+from t5like import config_rules, optimizer_rules, optimizers, trained
 from t5like.errors import ConfigError
 from t5like.optimizers import map_with_path, path_name
 
@@ -24,29 +23,40 @@ def schedule(spec, learning_rate, total_steps):
     rsqrt     sqrt(timescale / max(step, timescale))  (T5: timescale 10,000, no warm-up, peak 0.01)
     rsqrt_decay  the same, times what wsd is (Mesh TensorFlow's ramp: the last 0.1 of the steps to f = 0;
                  Shazeer 2020, arXiv 2002.05202)
+  Warm-up and decay that are longer than the run are cut, as `config_rules.phases` says.
   """
-  warmup, f = spec.warmup_steps, spec.final_scale
-  decay_steps = max(1, round(spec.decay_fraction * total_steps))
-  at_the_end = lambda step: f + (1 - f) * jnp.clip((total_steps - step) / decay_steps, 0, 1)
-  rsqrt = lambda step: jnp.sqrt(spec.timescale / jnp.maximum(step, spec.timescale))
+  phases = config_rules.phases(spec, total_steps)
+  final_scale, timescale = spec.final_scale, float(spec.timescale)
+  # Floats: a whole number above 2^31 cannot meet an array.
+  warmup, decay, total = float(phases.warmup), float(phases.decay), float(total_steps)
 
-  def shape(step):
-    t = jnp.clip((step - warmup) / max(1, total_steps - warmup), 0, 1)
-    if spec.name == 'cosine':
-      return f + (1 - f) * (1 + jnp.cos(jnp.pi * t)) / 2
-    if spec.name == 'linear':
-      return 1 - (1 - f) * t
-    if spec.name == 'wsd':
-      return at_the_end(step)
-    if spec.name == 'rsqrt':
-      return rsqrt(step)
-    if spec.name == 'rsqrt_decay':
-      return rsqrt(step) * at_the_end(step)
+  def constant(step):
     return jnp.float32(1)
+
+  def share_done(step):
+    return jnp.clip((step - warmup) / max(1.0, total - warmup), 0, 1)
+
+  def cosine(step):
+    return final_scale + (1 - final_scale) * (1 + jnp.cos(jnp.pi * share_done(step))) / 2
+
+  def linear(step):
+    return 1 - (1 - final_scale) * share_done(step)
+
+  def wsd(step):
+    return final_scale + (1 - final_scale) * jnp.clip((total - step) / decay, 0, 1)
+
+  def rsqrt(step):
+    return jnp.sqrt(timescale / jnp.maximum(step, timescale))
+
+  def rsqrt_decay(step):
+    return rsqrt(step) * wsd(step)
+
+  shapes = dict(constant=constant, cosine=cosine, linear=linear, wsd=wsd, rsqrt=rsqrt, rsqrt_decay=rsqrt_decay)
+  shape = shapes[spec.name]
 
   def value(step):
     step = jnp.asarray(step, jnp.float32)
-    return learning_rate * shape(step) * jnp.minimum(1, (step + 1) / max(1, warmup))
+    return learning_rate * shape(step) * jnp.minimum(1, (step + 1) / max(1.0, warmup))
   return value
 
 
@@ -65,31 +75,49 @@ def build(spec, learning_rate):
   optimizers that take it, b1, b2 and eps to those of Adam's kind (which take b1; eps means other things to
   others), and `extra` to whichever is named. Adafactor decays by `extra` only: T5 has no weight decay.
   Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
+
+  update(grads, state, params, step=n) takes the learning rate of step n. An optimizer's own count is not the number
+  of steps: it stands still where a step is bad and changes nothing. ConfigError for what `optimizer_rules` refuses.
   """
-  names = {n: f for module in (optax.contrib, optax, optimizers) for n, f in vars(module).items()
-           if inspect.isfunction(f) and 'learning_rate' in inspect.signature(f).parameters}
-  if spec.name not in names:
-    near = difflib.get_close_matches(spec.name, names, n=1)
-    raise ConfigError(f'optimizer.name={spec.name!r}: there is no such optimizer, here or in optax.'
-                      + (f' Did you mean {near[0]!r}?' if near else '')
-                      + f' There is {", ".join(sorted(names))}.')
-  make = names[spec.name]
-  takes = inspect.signature(make).parameters
+  for problem in optimizer_rules.problems(spec):
+    raise ConfigError(problem)
+  named, arguments = _named(spec)
+
+  def make(rate):
+    tx = named(rate, **arguments)
+    return optimizers.layer_by_layer(tx) if spec.name in optimizer_rules.LAYER_BY_LAYER else tx
+
+  def at_rate(grads, state, params=None, *, rate=None):
+    tx = make(learning_rate) if rate is None else make(lambda count: rate)
+    return tx.update(grads, state, params)
+
+  tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, at_rate)
+  if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
+    tx = optimizers.anywhere(tx)
+
+  def update(grads, state, params=None, *, step=None, **_):
+    if step is None or not callable(learning_rate):
+      return tx.update(grads, state, params)
+    return tx.update(grads, state, params, rate=learning_rate(step))
+  return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _named(spec):
+  """(function of the learning rate that makes the optimizer of a spec, its other arguments)."""
+  modules = (optimizers, optax, optax.contrib)
+  named = next(getattr(module, spec.name) for module in modules if hasattr(module, spec.name))
+  takes = inspect.signature(named).parameters
   extra = dict(spec.extra)
-  for key in extra:
-    if key not in takes:
-      near = difflib.get_close_matches(key, takes, n=1)
-      raise ConfigError(f'optimizer.extra.{key}: {spec.name} has no such argument.'
-                        + (f' Did you mean {near[0]!r}?' if near else '')
-                        + f' It takes {", ".join(takes)}.')
+  if 'seed' in extra and 'key' in takes:  # optax's newer name for it
+    extra['key'] = extra.pop('seed')
   handed_on = ('b1', 'b2', 'eps', 'weight_decay') if 'b1' in takes else ('weight_decay',)
   if spec.name == 'adafactor':
     handed_on = ()
-  kwargs = {k: spec[k] for k in handed_on if k in takes}
+  arguments = {k: spec[k] for k in handed_on if k in takes}
   for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
     if key in takes:
-      kwargs[key] = decay_mask(spec.decay_mask)
-  return make(learning_rate, **{**kwargs, **extra})
+      arguments[key] = decay_mask(spec.decay_mask)
+  return named, {**arguments, **extra}
 
 
 # --- Parameters that are frozen, or learn at a rate of their own ----------------------------------
@@ -118,8 +146,8 @@ def at_rates(tx, rates):
         folder[last] = x
     return part
 
-  def update(grads, state, params=None):
-    updates, state = tx.update(only(grads), state, None if params is None else only(params))
+  def update(grads, state, params=None, **more):
+    updates, state = tx.update(only(grads), state, None if params is None else only(params), **more)
     found = {path_name(path): u for path, u in jax.tree_util.tree_leaves_with_path(updates)}
 
     def times_rate(path, g):
@@ -128,7 +156,7 @@ def at_rates(tx, rates):
       return jnp.where(_spread(rate, g) == 0, 0, found[path_name(path)] * _spread(rate, g)) if rate.any() else (
           jnp.zeros_like(g))
     return map_with_path(times_rate, grads), state
-  return optax.GradientTransformation(lambda params: tx.init(only(params)), update)
+  return optax.GradientTransformationExtraArgs(lambda params: tx.init(only(params)), update)
 
 
 def without_frozen(sums, rates):

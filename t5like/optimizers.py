@@ -162,6 +162,12 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
   sqrt(max(1, outputs / inputs)), or by consistent_rms sqrt(max(outputs, inputs)) where that is given: with
   0.2 its steps are as large as AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2). b1, b2 and eps
   are AdamW's, whose learning rate is adam_scale times Muon's. Weight decay, by the mask, is in both.
+
+  The first steps are optax's, not Jordan's: before momentum m and gradient g are mixed (Nesterov), at step t from 1,
+  optax.contrib.scale_by_muon divides m by 1 - beta^(t + 1) and g by 1 - beta^t, as Adam does with its means. Jordan's
+  muon.py (github.com/KellerJordan/Muon) mixes beta m + (1 - beta) g as they are. Step 1 has the same direction in
+  both, from step 2 on optax's leans more on the newest gradient (at first nearly twice as much), and after about
+  3 / (1 - beta) steps they agree.
   """
   def kind(path, x):
     is_table = TABLES.intersection(path_name(path).split('/'))
@@ -179,7 +185,7 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
   decay = optax.add_decayed_weights(weight_decay, mask)
   by_kind = dict(
       muon=optax.chain(
-          _anywhere(contrib.scale_by_muon(beta=beta, ns_steps=ns_steps, nesterov=nesterov,
+          anywhere(contrib.scale_by_muon(beta=beta, ns_steps=ns_steps, nesterov=nesterov,
                                           preconditioning=preconditioning,
                                           weight_dimension_numbers=dimension_numbers)),
           optax.stateless(lambda updates, _: map_with_path(shape_scale, updates)), decay),
@@ -188,12 +194,63 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
                      optax.scale_by_learning_rate(learning_rate))
 
 
-def _anywhere(tx):
+# --- Optimizers of optax, made fit for stacks and meshes ----------------------------------------
+
+
+def anywhere(tx):
   """tx, which knows nothing of explicit meshes, with XLA to choose layouts inside its update."""
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, **more):
     if jax.sharding.get_abstract_mesh().empty:
-      return tx.update(updates, state, params)
+      return tx.update(updates, state, params, **more)
     # What comes out lies where it lay when it went in.
     layouts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-    return jax.sharding.auto_axes(lambda u, s: tx.update(u, s), out_sharding=layouts)(updates, state)
-  return optax.GradientTransformation(tx.init, update)
+
+    def inside(updates, state, params, more):
+      return tx.update(updates, state, params, **more)
+    return jax.sharding.auto_axes(inside, out_sharding=layouts)(updates, state, params, more)
+  return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def layer_by_layer(tx):
+  """tx, which takes the norm or another number of each array, with every layer of a stack as an array of its own.
+
+  What it keeps of a stack is kept of each layer, on a leading axis. It must not mix arrays with one another.
+  """
+  def init(params):
+    make, trees = tx.init, (params,)
+    for stack in _stacks(params):
+      make = _mapped(make, stack, jax.eval_shape(tx.init, params))
+    return make(*trees)
+
+  def update(updates, state, params):
+    def one(updates, state, params):
+      return tx.update(updates, state, params)
+    for stack in _stacks(params):
+      one = _mapped(one, stack, (updates, state))
+    return one(updates, state, params)
+  return optax.GradientTransformation(init, update)
+
+
+def _stacks(params):
+  """Names of the stacks of layers, such as 'encoder/blocks': each may have another number of layers."""
+  paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  return sorted({_stack_of(path) for path in paths} - {''})
+
+
+def _stack_of(path):
+  """'encoder/blocks' of a parameter's path, or '' outside of stacks."""
+  folder, blocks, _ = f'/{path}'.rpartition('/blocks/')
+  return f'{folder}{blocks}'.strip('/')
+
+
+def _mapped(fn, stack, like):
+  """fn of trees, done for each layer of one stack; `like` has the structure of what it returns."""
+  def axes(tree):
+    def of_stack(path):
+      name = path_name(path)
+      return 0 if f'/{stack}/' in f'/{name}/' else None
+    return map_with_path(lambda path, _: of_stack(path), tree)
+
+  def mapped(*trees):
+    return jax.vmap(fn, in_axes=tuple(axes(tree) for tree in trees), out_axes=axes(like))(*trees)
+  return mapped

@@ -128,6 +128,8 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
   metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
   and the guard's counters, fp32 or int32 scalars.
   """
+  tx = optax.with_extra_args_support(tx)
+
   def train_step(state, batch):
     params, opt_state = state['params'], state['opt_state']
     key = jax.random.fold_in(jax.random.key(seed), state['step'])
@@ -137,7 +139,7 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
       grad_norm = optax.global_norm(grads) / count
       scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, 1e-30)) if clip_norm else 1
       grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
-      updates, new_opt_state = tx.update(grads, opt_state, params)
+      updates, new_opt_state = tx.update(grads, opt_state, params, step=state['step'])
       update_norm = optax.global_norm(updates)
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
       finite = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)

@@ -83,9 +83,6 @@ WRONG = [
     ('vocabulary.size=300', 'vocabulary.size=300', 'sentinels=100', 'at least 360'),
     ('vocabulary.name=characters vocabulary.specials=no', 'data.document_mask=True',
      'vocabulary.specials=False', 'Set data.document_mask=False'),
-    ('stop.tokens=2M schedule.warmup_steps=978', 'warmup_steps=978', '977 steps', 'at most 977', '2,002,944'),
-    ('stop.tokens=2M schedule.name=wsd schedule.warmup_steps=900',
-     'warmup_steps=900 and 195 steps of decay', '977', 'at most 782', 'decay_fraction'),
     ('checkpoint.every=100 checkpoint.keep_every=250', 'keep_every=250', 'checkpoint.every=100', '300'),
     ("vocabulary.name=characters vocabulary.specials=False data.document_mask=False sample.prompts=('',)",
      'sample.prompts', 'specials=False', "('a',)"),
@@ -180,6 +177,23 @@ def test_resolve_and_derived():
   assert C.derived(c) == dict(tokens_per_step=2048, steps=489, tokens=489 * 2048,
                               microbatch_size=16, warmup_share=50 / 489, decay_steps=98, targets_per_row=128)
   assert C.resolve(c) is not c and c.model.d_ff == 0
+
+
+@pytest.mark.parametrize('overrides, phases, words', [
+    ('stop.tokens=2M schedule.warmup_steps=978', (977, 0), ['warmup_steps=978', '977 steps', 'warms up for 977']),
+    ('stop.tokens=2M schedule.warmup_steps=977', (977, 0), []),
+    ('stop.tokens=2M schedule.name=wsd schedule.warmup_steps=900', (782, 195), ['warmup_steps=900', '782']),
+    ('stop.tokens=2M schedule.name=wsd schedule.warmup_steps=100 schedule.decay_fraction=1', (100, 877),
+     ['decay_fraction=1', 'takes 877']),
+    ('stop.tokens=2048 schedule.name=wsd schedule.warmup_steps=100', (0, 1), ['warms up for 0']),
+    ('stop.tokens=9000T schedule.name=wsd', (50, 878906250000), [])])
+def test_what_is_longer_than_the_run_is_cut_with_a_warning(overrides, phases, words):
+  """A shorter run needs one flag."""
+  c = C.load(TINY, split(overrides))
+  steps = C.derived(c)['steps']
+  assert R.phases(c.schedule, steps) == phases
+  said = ' '.join(C.warnings(c))
+  assert all(word in said for word in words) and bool(words) == bool(said)
 
 
 def test_tables_name_real_keys_and_accept_the_defaults():

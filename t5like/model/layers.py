@@ -57,13 +57,16 @@ def expand(w, x):
 
 
 class Dense(nnx.Module):
-  """einsum(equation, x, w) + b. The equation fixes the shape, initial scale and layout of w and b."""
+  """einsum(equation, x, w) + b. The equation fixes the shape, initial scale and layout of w and b.
 
-  def __init__(self, c, equation, key, role, use_bias=None):
+  result_dtype: what products are summed up and returned in; None: x's dtype.
+  """
+
+  def __init__(self, c, equation, key, role, use_bias=None, result_dtype=None):
     inputs, out = equation.split('->')
     x_dims, self.dims = inputs.split(',')
     fan_in = math.prod(c.size(d) for d in self.dims if d in x_dims and d not in out)
-    self.c, self.equation = c, equation
+    self.c, self.equation, self.result_dtype = c, equation, result_dtype
     self.bias_dims = ''.join(d for d in self.dims if d in out)
     self.w = normal(key, c, self.dims, *initial_std(c, role, fan_in))
     self.use_bias = c.use_bias if use_bias is None else use_bias
@@ -77,7 +80,7 @@ class Dense(nnx.Module):
 
   def __call__(self, x):
     w = checkpoint_name(gather_factor(self.w[...], self.dims, self.c.dtype), 'weights')
-    y = einsum(self.equation, x, w)
+    y = einsum(self.equation, x, w, preferred_element_type=self.result_dtype)
     if self.adapted:
       x_dims, out = self.equation.split(',')[0], self.equation.split('->')[1]
       a, b = (gather_factor(p[...], dims, self.c.dtype) for p, dims in (

@@ -78,7 +78,8 @@ class Head(nnx.Module):
       self.transform, self.norm = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True), Norm(c)
       self.b = constant(0, c, 'V')
     if not c.tie_embeddings:
-      self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False)
+      # Rounded to bfloat16, the best of 32k logits would often be two.
+      self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False, result_dtype=jnp.float32)
 
   def __call__(self, x_BTD, embed):
     c = self.c
