@@ -1,6 +1,7 @@
 """What each command of `command_line.py` does. Heavy imports wait until the config is known to be right."""
 import math
 import pathlib
+import sys
 
 from t5like import config as config_lib
 from t5like.errors import ConfigError, NumericsError
@@ -16,6 +17,9 @@ def run(request):
     raise ConfigError(f'--config is missing: try python main.py {name} '
                       '--config=configs/decoder_tiny.py; python main.py help lists all commands.')
   config = config_lib.load(flags.config, request.overrides)
+  if flags.print_config or name != 'train':  # which says it among the run's own lines
+    for warning in config_lib.warnings(config):
+      print(f'WARNING: {warning}', file=sys.stderr)
   if flags.print_config:
     return _print_config(config)
   return COMMANDS[name](config, flags)

@@ -42,6 +42,8 @@ def introduction(run):
   kind = mesh.devices.flat[0].device_kind
   yield (f'{c.model.name} of {run.num_params:,} parameters on {mesh.size} x {kind} ({axes})\n'
          f'{metrics.short(c.stop.tokens)} tokens: {steps:,} steps of {c.batch_size} x {c.data.seq_len}')
+  for warning in config_lib.warnings(c):
+    yield f'WARNING: {warning}'
   rates = optim.rates(c.optimizer, run.state['params'])
   trained = sum(round(x.size * (rates[optim.path_name(path)] > 0).mean())
                 for path, x in jax.tree_util.tree_leaves_with_path(run.state['params']))

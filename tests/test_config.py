@@ -45,14 +45,17 @@ def tiny(**changes):
 
 
 def test_extra_arguments_of_the_optimizer(tmp_path):
-  c = C.load(TINY, ['optimizer.extra={"a": [1, 2]}', 'optimizer.extra.momentum=0.9',
-                    'optimizer.extra.nesterov=true', 'optimizer.extra.mode=fast'])
-  extra = dict(a=(1, 2), momentum=0.9, nesterov=True, mode='fast')
+  c = C.load(TINY, ['optimizer.name=prodigy', 'optimizer.extra={"betas": [0.9, 0.99]}', 'optimizer.extra.beta3=0.9',
+                    'optimizer.extra.safeguard_warmup=true'])
+  extra = dict(betas=(0.9, 0.99), beta3=0.9, safeguard_warmup=True)
   assert c.optimizer.extra.to_dict() == extra and c.optimizer.extra.is_locked
   assert C.from_json(C.to_json(c)) == c
-  path = write(tmp_path, 'c = base()\nc.optimizer.update(extra=dict(m=1))\nc.stop.tokens = "1M"\n'
+  c = C.load(TINY, ['optimizer.name=muon', 'optimizer.extra.preconditioning=aol'])
+  assert c.optimizer.extra.preconditioning == 'aol'
+  path = write(tmp_path, 'c = base()\nc.optimizer.update(name="sgd", extra=dict(momentum=0.5))\nc.stop.tokens = "1M"\n'
                          'return c')
-  assert C.load(path, ['optimizer.extra.k=2']).optimizer.extra.to_dict() == dict(m=1, k=2)
+  c = C.load(path, ['optimizer.extra.nesterov=true'])
+  assert c.optimizer.extra.to_dict() == dict(momentum=0.5, nesterov=True)
 
 
 def test_the_last_override_wins():

@@ -1,4 +1,4 @@
-"""Every optimizer that a config may name: its arguments, that it trains, and that a layer in a stack is a layer alone."""
+"""Every optimizer that a config may name: its arguments, that it trains, and that a layer of a stack is one alone."""
 import inspect
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_trains_and_a_layer_in_a_stack_is_an_array_of_its_own(name):
   tx, params = build(name), tree(0, scale=0.1)
   stacked = unstacked(trained(tx, params, as_it_is))
   before, alone = unstacked(params), trained(tx, params, unstacked)
-  for path, one in jax.tree_util.tree_leaves_with_path(alone):
+  for path, _ in jax.tree_util.tree_leaves_with_path(alone):
     def at(tree):
       for key in path:
         tree = tree[key.key]
@@ -169,7 +169,8 @@ def load(*overrides):
     (['optimizer.name=muon', 'optimizer.extra.ns_steps=0'], ['ns_steps=0', 'whole number, at least 1']),
     (['optimizer.name=prodigy', 'optimizer.extra.betas=0.9'], ['betas=0.9', '(0.9, 0.999)']),
     (['optimizer.name=noisy_sgd'], ['needs optimizer.extra.seed']),
-    (['optimizer.extra.mask=1'], ['no such argument']), (['optimizer.extra.learning_rate=1'], ['set optimizer.learning'])],
+    (['optimizer.extra.mask=1'], ['no such argument']),
+    (['optimizer.extra.learning_rate=1'], ['set optimizer.learning_rate'])],
                          ids=str)
 def test_wrong_names_and_arguments_are_refused_by_the_config(overrides, words):
   text = message(config_lib.load, TINY, overrides)

@@ -310,6 +310,26 @@ def test_muon_is_optaxs_on_lone_matrices():
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
+@pytest.mark.parametrize('corrects, agrees', [(True, True), (False, False)])
+def test_muons_first_steps_are_optaxs_and_not_jordans(corrects, agrees):
+  """Five steps by hand, momentum and gradient divided by what their weights add up to, or not (KellerJordan/Muon)."""
+  grads = [normal(np.random.default_rng(i), 8, 12) for i in range(5)]
+  momentum, moved = np.zeros((8, 12)), np.zeros((8, 12))
+  for t, g in enumerate(grads, 1):
+    momentum = 0.95 * momentum + 0.05 * g
+    of_m, of_g = (1 - 0.95 ** (t + 1), 1 - 0.95 ** t) if corrects else (1, 1)
+    x = 0.95 * momentum / of_m + 0.05 * g / of_g
+    x /= np.linalg.norm(x)
+    for _ in range(5):
+      square = x @ x.T
+      x = 3.4445 * x - 4.775 * square @ x + 2.0315 * square @ square @ x
+    moved -= 0.1 * x * np.sqrt(12 / 8)
+  ours = run(build('muon', rate=0.1, weight_decay=0.0), dict(a=dict(w=np.zeros((8, 12), np.float32))), 5,
+             grads=lambda i: dict(a=dict(w=grads[i])))['a']['w']
+  difference = np.linalg.norm(ours - moved) / np.linalg.norm(moved)
+  assert difference < 1e-3 if agrees else 0.02 < difference < 0.2
+
+
 def test_learning_rates_may_be_schedules():
   tree_of = lambda x: dict(w=np.full((2, 2), x, np.float32))
   rate = lambda step: jnp.where(step == 0, 0.5, 0.0)

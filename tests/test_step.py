@@ -145,6 +145,39 @@ def test_a_bad_step_changes_nothing_but_the_count(poison):
   assert np.isfinite(values[-1]['loss'])
 
 
+@pytest.mark.parametrize('bad', [(), (1,), (0, 1, 3), (2, 3, 4)])
+def test_the_learning_rate_applied_is_that_of_the_step_whatever_steps_were_bad(bad):
+  """One time for schedule, log and stop: SGD moves by the rate of the step times the clipped gradient."""
+  c, n = base(), 6
+  c.optimizer.update(name='sgd')
+  c.schedule.update(name='linear', warmup_steps=2, final_scale=0.0)
+  rate = optim.schedule(c.schedule, 0.1, n)
+  poisoned = data()
+  poisoned['weights'][0, 0] = np.nan
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
+    tx = optim.build(c.optimizer, rate)
+    gradients = step.make_gradients(step.make_sums(model, c.loss))
+    train_step = jax.jit(step.make_train_step(gradients, tx, seed=0))
+    state = jax.jit(lambda: step.init_state(model, tx, 0))()
+    for i in range(n):
+      state, values = train_step(state, sharding.to_global(mesh, poisoned if i in bad else data()))
+      if i not in bad:
+        np.testing.assert_allclose(values['update_norm'], float(rate(i)) * values['grad_norm'], rtol=1e-4)
+  assert float(rate(n)) == 0 and state['step'] == n
+
+
+@pytest.mark.parametrize('name', ['cosine', 'linear', 'wsd', 'rsqrt', 'rsqrt_decay', 'constant'])
+def test_schedules_of_more_steps_than_32_bits_hold(name):
+  spec = base().schedule
+  spec.update(name=name, warmup_steps=10 ** 12, timescale=2 ** 40)
+  for total in (2 ** 31, 2 ** 40, 10 ** 16):
+    rate = optim.schedule(spec, 1.0, total)
+    values = [float(jax.jit(rate)(jnp.int32(n))) for n in (0, 1000, 2 ** 31 - 1)] + [float(rate(total))]
+    assert np.isfinite(values).all() and min(values) >= 0 and values[0] < 1e-6
+
+
 def test_clipping_is_optaxs():
   unclipped = steps(n=1, clip_norm=0.0, name='sgd')
   clipped = steps(n=1, clip_norm=0.1, name='sgd')

@@ -148,6 +148,36 @@ def test_bf16_is_close_to_fp32_and_softcap_bounds_logits():
   np.testing.assert_allclose(capped, 0.5 * np.tanh(np.asarray(low) / 0.5), atol=1e-5)
 
 
+@pytest.mark.parametrize('changes', [
+    dict(name=name, tie_embeddings=tied, head=head) for name, head in (
+        ('decoder', 'linear'), ('encoder', 'mlm'), ('encoder_decoder', 'linear')) for tied in (False, True)], ids=str)
+def test_logits_and_loss_of_bf16_models_are_not_rounded_to_bf16(changes):
+  """Of 4,096 logits with 8 bits each, two are often the best; products of bf16 numbers are summed up in fp32."""
+  V = 4096
+  model = build(dtype='bfloat16', vocab_size=V, norm='layernorm', activation='gelu', **changes)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32),
+                        jax.eval_shape(model.init, jax.random.key(0)))
+  x, targets = jnp.asarray(rng.normal(size=(2, 8, 32)), jnp.bfloat16), rng.integers(0, V, (2, 8)).astype(np.int32)
+  place = lambda x: jax.sharding.reshard(x, sharding.in_use('BTD'))
+  logits = np.asarray(jax.jit(lambda p, x: model.logits(p, place(x)))(params, x))
+  assert logits.dtype == np.float32
+  assert (logits != np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float32)).mean() > 0.9
+  best = np.sort(logits, -1)[..., -2:]
+  assert (best[..., 0] < best[..., 1]).all()
+  if changes['head'] == 'linear':
+    w = params['embed']['w'].T if changes['tie_embeddings'] else params['head']['out']['w']
+    exact = np.asarray(x, np.float64) @ np.asarray(jnp.asarray(w, jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    nll = np.log(np.exp(exact).sum(-1)) - np.take_along_axis(exact, targets[..., None], -1)[..., 0]
+    hidden = dataclasses.replace(model, hidden=lambda params, batch, key: batch['x'])
+    batch = dict(x=x, targets=targets, weights=np.ones((2, 8), np.float32))
+    for chunks in (1, 4):
+      sums = step.make_sums(hidden, base().loss, chunks)
+      put = lambda batch: sharding.place(jax.sharding.get_mesh(), batch)
+      np.testing.assert_allclose(jax.jit(sums)(params, put(batch))['nll'], nll.sum(), rtol=1e-5)
+
+
 def test_heads():
   """scaled: hidden / sqrt(D) times the table; mlm: dense, activation, norm, table, bias."""
   x = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
