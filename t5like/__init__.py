@@ -33,7 +33,8 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   """
   import pathlib
 
-  from t5like import config as config_lib, workdir as workdir_lib
+  from t5like import config as config_lib, paths, workdir as workdir_lib
+  workdir = paths.expand(str(workdir))
   if isinstance(config, (str, pathlib.Path)):
     config = config_lib.load(config, overrides)
   else:
@@ -63,8 +64,8 @@ def load(workdir, step=None, devices=None):
   Raises:
     ConfigError if there is no run, CheckpointError if it has no such checkpoint or none that can be read.
   """
-  from t5like import loaded
-  return loaded.load(workdir, step, devices)
+  from t5like import loaded, paths
+  return loaded.load(paths.expand(str(workdir)), step, devices)
 
 
 def generate(model, prompts, tokens=128, temperature=0.8, top_k=40, top_p=1.0, seed=0, beams=1, alpha=0.6):

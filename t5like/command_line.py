@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from t5like import lengths
+from t5like import lengths, paths
 from t5like.config_values import DEFAULTS, cut, either, parse, unknown
 from t5like.errors import ConfigError
 
@@ -213,7 +213,7 @@ def read(argv, program='python main.py'):
     return Request(name, help=command_help(name, program) if name else overview(program))
   name, config = _command(words, values['config'].value)
   _check_flags(name, values, overrides)
-  chosen = {flag: values[flag].value for flag in (*COMMANDS[name].flags, *EVERYWHERE)}
+  chosen = {flag: _value(flag, values[flag].value) for flag in (*COMMANDS[name].flags, *EVERYWHERE)}
   if COMMANDS[name].takes_config:
     chosen['config'] = config
   return Request(name, _Chosen(chosen), tuple(overrides))
@@ -357,6 +357,12 @@ def _out_of_range(name, value):
   limits += [f'above {flag.above}'] if math.isfinite(flag.above) else []
   limits += [f'at most {flag.high}'] if math.isfinite(flag.high) else []
   return f'--{name}={value}: must be {" and ".join(limits)}.'
+
+
+def _value(name, value):
+  """A flag's value, as paths that are written with ~ or $VARIABLES are meant."""
+  is_path = FLAGS[name].value in ('FILE', 'FOLDER') and name != 'config'
+  return paths.check(f'--{name}', value) if is_path and value else value
 
 
 # --- What is said of mistakes -----------------------------------------------------------------------

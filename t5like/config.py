@@ -9,7 +9,6 @@ import ast
 import difflib
 import inspect
 import json
-import os
 import pathlib
 import re
 import sys
@@ -17,6 +16,7 @@ import traceback
 
 import ml_collections
 
+from t5like import paths
 from t5like.config_rules import check, derived, parse_target, resolve, warnings  # noqa: F401 (found here)
 from t5like.config_values import (
   DEFAULTS,
@@ -62,7 +62,7 @@ def find(path):
   What is not below the working directory is looked for beside this package, so that configs/NAME.py is found from
   anywhere.
   """
-  expanded = pathlib.Path(os.path.expandvars(os.path.expanduser(str(path))))
+  expanded = pathlib.Path(paths.expand(str(path)))
   if not expanded.name:
     return None
   names = [expanded] if expanded.suffix == '.py' else [expanded, expanded.with_name(f'{expanded.name}.py')]

@@ -6,6 +6,7 @@ import re
 
 import jax
 
+from t5like import paths
 from t5like.errors import ConfigError
 
 PIECES = {  # durations that JAX reports -> what they are called here
@@ -30,7 +31,7 @@ def compile_cache(folder):
   """
   if folder == 'auto':
     folder = jax.config.jax_compilation_cache_dir or str(pathlib.Path.home() / '.cache/t5like/xla')
-  jax.config.update('jax_compilation_cache_dir', folder or None)
+  jax.config.update('jax_compilation_cache_dir', paths.expand(folder) or None)
 
 
 def dump_xla(folder):

@@ -5,7 +5,7 @@ import pathlib
 import platform
 import re
 
-from t5like import lengths
+from t5like import lengths, paths
 from t5like.data import manifests, mirror, shards
 from t5like.data.parts import VOCABULARY
 
@@ -14,15 +14,15 @@ CACHE = '~/.cache/t5like'
 
 def folder(config):
   """Returns the path of the folder for `config` on this machine: another for any key that changes tokens."""
-  data = config.data
-  if mirror.is_remote(data.directory):
-    return pathlib.Path(data.cache or CACHE).expanduser() / _name(config)
-  return pathlib.Path(data.directory) / _name(config)
+  directory = paths.expand(config.data.directory)
+  if mirror.is_remote(directory):
+    return pathlib.Path(paths.expand(config.data.cache or CACHE)) / _name(config)
+  return pathlib.Path(directory) / _name(config)
 
 
 def remote(config):
   """Returns the URL of the folder, '' if data.directory is on this machine."""
-  directory = config.data.directory
+  directory = paths.expand(config.data.directory)
   return f'{directory.rstrip("/")}/{_name(config)}' if mirror.is_remote(directory) else ''
 
 

@@ -18,6 +18,7 @@ import posixpath
 import typing
 import zlib
 
+from t5like import paths
 from t5like.data import encodings, mirror
 from t5like.errors import DataError
 
@@ -37,12 +38,12 @@ class File(typing.NamedTuple):
 
 def find(name, pattern):
   """Returns the Files that match the glob of `data.source=name`, by path; DataError when there is none."""
+  pattern = paths.expand(pattern)
   if mirror.is_remote(pattern):
     found, nearby = mirror.within(f'data.source={name!r}', pattern, lambda: _find_remote(pattern))
   else:
-    pattern = os.path.expanduser(pattern)
-    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
-    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in zip(paths, map(os.stat, paths))]
+    names = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in zip(names, map(os.stat, names))]
     nearby = '' if found else _nearby(pattern)
   if not found:
     raise DataError(f'data.source={name!r}: no file matches {pattern}; {nearby}.')

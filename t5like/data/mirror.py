@@ -11,16 +11,14 @@ import pathlib
 import queue
 import threading
 
+from t5like import paths
 from t5like.errors import DataError
+from t5like.paths import is_remote
 
 PACKAGES = {'gs': 'gcs', 's3': 's3'}  # extras that bring what fsspec needs
 LIMIT = 20  # seconds that a remote store has to answer
 ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
               s3='aws configure')
-
-
-def is_remote(path):
-  return '://' in str(path)
 
 
 @contextlib.contextmanager
@@ -44,7 +42,7 @@ def filesystem(url):
   """(fsspec filesystem, path in it) of a URL; DataError when its package is not installed."""
   import fsspec
   try:
-    return fsspec.core.url_to_fs(url)
+    return fsspec.core.url_to_fs(paths.expand(url))
   except (ImportError, ValueError) as error:
     extra = PACKAGES[url.partition('://')[0]] if url.partition('://')[0] in PACKAGES else ''
     fix = f"run: pip install 't5like[{extra}]'" if extra else 'fsspec knows gs://, s3:// and others'
@@ -88,6 +86,7 @@ def _explained(what, url):
 
 def read_bytes(path):
   """Content of a local or remote file; FileNotFoundError, or DataError when the store fails."""
+  path = paths.expand(str(path))
   if not is_remote(path):
     return pathlib.Path(path).read_bytes()
   def ask():
@@ -104,6 +103,7 @@ def read_bytes(path):
 
 def is_file(path):
   """Whether a local or remote file is there; DataError when the store fails."""
+  path = paths.expand(str(path))
   if not is_remote(path):
     return pathlib.Path(path).is_file()
   def ask():

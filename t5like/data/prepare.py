@@ -23,6 +23,7 @@ import pathlib
 import platform
 import time
 
+from t5like import paths
 from t5like.data import duplicates, held_out, manifests, mirror, parts, shards, vocabulary
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
@@ -55,7 +56,7 @@ def prepare(config, say=print_progress, run=None):
 
 def _share_vocabulary(config, found, say):
   """Makes the vocabulary of a mixture from equal shares of the text of its datasets."""
-  path = found[0].vocabulary.path
+  path = paths.expand(found[0].vocabulary.path)
   local = folder(found[0]).parent / path.split('/')[-2]
   url = path.rpartition('/')[0] if mirror.is_remote(path) else ''
   local.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ import contextlib
 import difflib
 import functools
 import itertools
-import os
 import pathlib
 import posixpath
 import re
 import tempfile
 
+from t5like import paths
 from t5like.data import fields, mirror, templates
 from t5like.errors import ConfigError, DataError
 
@@ -33,7 +33,7 @@ def find(rest, data, split, built_in):
   """
   import tensorflow_datasets as tfds
   key, split = ('data.validation', split) if split else ('data.split', data.split)
-  root = os.path.expanduser(data.tfds_dir or str(tfds.core.constants.DATA_DIR))
+  root = paths.expand(data.tfds_dir or str(tfds.core.constants.DATA_DIR))
   name, config, version = _parse(rest)
   if name == BUILT_IN:
     config, version = _make_built_in(config, version, root, built_in)
