@@ -24,8 +24,9 @@ def check(name: str, path: str) -> str:
     return expanded
   missing = [a or b for a, b in VARIABLE.findall(expanded)]
   if missing:
-    raise ConfigError(f'{name}={path}: the environment has no variable {missing[0]}. Set it, or write the path in full.')
+    raise ConfigError(f'{name}={path}: the environment has no variable {missing[0]}. Set it, or write the path '
+                      'in full.')
   if expanded.startswith('~') and not is_remote(expanded):
-    raise ConfigError(f'{name}={path}: there is no user {expanded.split("/")[0][1:]!r} whose folder that could be. Write '
-                      f'./{path} for a folder of that name.')
+    raise ConfigError(f'{name}={path}: there is no user {expanded.split("/")[0][1:]!r} whose home that '
+                      f'could be. Write ./{path} for a folder of that name.')
   return expanded
