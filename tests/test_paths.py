@@ -41,7 +41,10 @@ def test_a_file_that_is_really_called_so_is_itself(home):
   assert paths.check('--input', '$T5LIKE_NONE') == '$T5LIKE_NONE'
 
 
-@pytest.mark.parametrize('name', [name for name, flag in command_line.FLAGS.items() if flag.value in ('FILE', 'FOLDER')])
+PATHS = [name for name, flag in command_line.FLAGS.items() if flag.value in ('FILE', 'FOLDER')]
+
+
+@pytest.mark.parametrize('name', PATHS)
 @pytest.mark.parametrize('written', WRITTEN)
 def test_flags(home, name, written):
   command = next(c for c, entry in command_line.COMMANDS.items() if name in entry.flags)
