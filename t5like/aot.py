@@ -34,12 +34,12 @@ def lower(config, devices):
     rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(config)), 1)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         (config.batch_size, *x.shape[1:]), x.dtype,
-        sharding=jax.sharding.NamedSharding(mesh, sharding.row_spec(x))), rows)
+        sharding=jax.sharding.NamedSharding(mesh, sharding.row_spec(x, mesh.shape['context']))), rows)
     per_device = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
                                   for x in jax.tree.leaves(tree))
     kernel = attention.choose_kernel(
         config.model.attention, attention.platform(), config.model.name != 'encoder', shapes.targets, shapes.targets,
-        config.model.position == 'relative', bool(config.model.dropout), config.mesh.context)
+        config.model.position == 'relative', bool(config.model.dropout))
     facts = dict(
         mesh=dict(mesh.shape), parameters=count, flops_per_row=transformer.flops_per_row(model, shapes),
         bytes=dict(parameters=per_device(state['params']), optimizer=per_device(state['opt_state']),

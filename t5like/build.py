@@ -98,7 +98,7 @@ def build_step(config, model, total_steps, mesh):
                       f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
   vocab = config.model.vocab_size // mesh.shape['tensor']
   shapes = lengths.shapes(config)
-  predictions = (shapes.predictions or shapes.targets) // mesh.shape['context']
+  predictions = -(-(shapes.predictions or shapes.targets) // mesh.shape['context'])
   chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = step_lib.make_sums(model, config.loss, chunks)
   gradients = step_lib.make_gradients(optim.without_frozen(sums, rates), config.microbatches)

@@ -37,10 +37,6 @@ def _context(c):
   n = c.mesh.context
   if n <= 1:
     return
-  if c.objective.name == 'masked_lm':
-    yield (f"mesh.context={n}: objective.name='masked_lm' predicts at positions anywhere in a row, which must not be "
-           'spread. Use 1, and mesh.fsdp or mesh.tensor for more devices.')
-    return
   shapes = lengths.shapes(c)
   for what, length in (('rows of the encoder', shapes.inputs), ('rows of targets', shapes.targets)):
     if length % n:

@@ -111,6 +111,8 @@ def check(config):
     yield 'data.mixture.validation: this name is taken. Give the component another.'
   shapes = lengths.shapes(config)
   n, of = (shapes.predictions, 'predictions of a row') if shapes.predictions else (shapes.targets, 'targets of a row')
+  n = -(-n // max(1, config.mesh.context))
+  of += ' on a device' * (config.mesh.context > 1)
   if config.loss.chunks > 1 and n % config.loss.chunks:
     yield (f'loss.chunks={config.loss.chunks}: must divide the {n} {of}. '
            f'Use {divisors(config.loss.chunks, n)}, or 0 to have it chosen.')

@@ -83,12 +83,18 @@ def einsum(equation, x, w, **kwargs):
 
 def spread_rows(batch):
   """A batch whose rows (and positions) are spread as in use, wherever they came from."""
-  return jax.tree.map(lambda x: jax.sharding.reshard(x, row_spec(x)), batch)
+  pieces = jax.sharding.get_abstract_mesh().shape['context']
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, row_spec(x, pieces)), batch)
 
 
-def row_spec(x):
-  """PartitionSpec of an array [B, ..] or [B, T] of a batch."""
-  return P(ROWS, *['context'][:x.ndim - 1])
+def row_spec(x, pieces):
+  """PartitionSpec of an array [B, ..] or [B, T] of a batch; `pieces`: the size of the axis context.
+
+  What context cannot cut evenly, as the predictions of a masked LM, of which there may be any number, is on all of its
+  devices in full.
+  """
+  is_cut = x.ndim > 1 and x.shape[1] % pieces == 0
+  return P(ROWS, 'context') if is_cut else P(ROWS)
 
 
 def make_mesh(mesh, devices=None):
@@ -146,12 +152,15 @@ def replicated(params, mesh):
 
 def to_global(mesh, batch):
   """Rows of this process (numpy, [B / processes, ...]) to global arrays [B, ...] on the mesh."""
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, row_spec(x)), x), batch)
+  pieces = mesh.shape['context']
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, row_spec(x, pieces)), x), batch)
 
 
 def place(mesh, batch):
   """A batch (numpy, [B, ...]) that all processes have in full, as global arrays on the mesh."""
-  return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, row_spec(x))), batch)
+  pieces = mesh.shape['context']
+  return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, row_spec(x, pieces))), batch)
 
 
 def start_processes(coordinator='', num_processes=0, process_id=0):

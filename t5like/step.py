@@ -64,10 +64,13 @@ def make_sums(model, loss, chunks=1):
 
   def sums(params, batch, key=None):
     x_BTD = model.hidden(params, batch, key)
-    if 'predict' in batch:
-      x_BTD, at_BP = everywhere(x_BTD, 'B_D'), everywhere(batch['predict'], 'B_')
-      x_BTD = everywhere(jnp.take_along_axis(x_BTD, at_BP[:, :, None], axis=1), 'BTD')
     targets_BT, weights_BT = batch['targets'], batch['weights']
+    if 'predict' in batch:
+      # Positions may be anywhere in a row, pieces of which are on different devices; what is predicted is spread anew.
+      at_BP, targets_BT, weights_BT = (_whole_pieces(x) for x in (batch['predict'], targets_BT, weights_BT))
+      x_BPD = jnp.take_along_axis(everywhere(x_BTD, 'B_D'), at_BP[:, :, None], axis=1)
+      x_BTD, targets_BT, weights_BT = (everywhere(x, dims) for x, dims in (
+          (x_BPD, 'BTD'), (targets_BT, 'BT'), (weights_BT, 'BT')))
     if chunks == 1:
       return of_hidden(params, x_BTD, targets_BT, weights_BT)
 
@@ -78,6 +81,14 @@ def make_sums(model, loss, chunks=1):
     pieces = tuple(split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
     return jax.lax.scan(add_chunk, zero, pieces)[0]
   return sums
+
+
+def _whole_pieces(x_BP):
+  """Predictions [B, P], on all devices of 'context', with as many zeros behind them as make P divide by that axis."""
+  x_BP = everywhere(x_BP, 'B_')
+  mesh = jax.sharding.get_abstract_mesh()
+  missing = 0 if mesh.empty else -x_BP.shape[1] % mesh.shape['context']
+  return jnp.pad(x_BP, [(0, 0), (0, missing)]) if missing else x_BP
 
 
 def split(x, axis, n):

@@ -161,6 +161,27 @@ def test_the_kernel_for_relative_bias_trains_alike(kind, mesh, tmp_path):
   np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8 if mesh else 1), want, atol=1.01e-5)
 
 
+LONG = dict(  # masked: 10 predictions in a row of 64, which four devices do not cut evenly
+    masked=OTHERS['masked'], spans=dict(OTHERS['spans'], data=dict(packing='best_fit', target_len=16)),
+    decoder=dict(model=dict(vocab_size=304)),
+    prefixes=dict(model=dict(vocab_size=304), objective=dict(name='prefix_lm')))
+
+
+@pytest.mark.parametrize('kind, context', [
+    ('masked', 4), *(pytest.param(kind, context, marks=pytest.mark.slow) for kind in LONG for context in (2, 4)
+                     if (kind, context) != ('masked', 4))])
+def test_rows_that_are_cut_train_alike_with_the_kernels_of_tpus(kind, context, tmp_path):
+  """Losses of splash and of the kernel for relative bias (interpreted) on pieces of rows, and of XLA's attention."""
+  sections = dict(LONG[kind])
+  sections['data'] = dict(dict(seq_len=64), **sections.get('data', {}))
+  c = tiny.config(tmp_path, steps=6, vocabulary=dict(sentinels=40), evaluate=dict(every=0, batches=1), **sections)
+  plain = losses(c, tmp_path / 'plain')
+  c.model.update(attention='splash', remat='minimal')
+  c.mesh.update(fsdp=8 // context // 2, context=context, tensor=2)
+  np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8), plain, atol=2e-5)
+  assert len(plain) >= 3 and plain[-1] < plain[0]
+
+
 @pytest.mark.slow
 def test_encdec_tiny_trains_alike_with_the_kernel(tmp_path):
   from configs.encdec_tiny import get_config

@@ -1,11 +1,14 @@
 """Kernels against the plain attention of XLA, values and gradients, and which one is chosen."""
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from t5like import sharding
-from t5like.kernels import splash
+from t5like.kernels import relative_bias_attention, splash
 from t5like.model import attention
 
 
@@ -24,13 +27,12 @@ def example(T, S, N=4, K=2, H=64, B=2, seed=0):
   return q, k, v, info(T), info(S)
 
 
-def plain(q, k, v, query, key, causal):
+def plain(q, k, v, query, key, causal, bias=None):
   mask = attention.make_mask(query, key, causal)[:, None]
-  return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=0.1)
+  return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.1)
 
 
-@pytest.mark.parametrize('kind, T, S', [('causal', 256, 256), ('causal', 200, 200), ('prefix', 256, 256),
-                                        ('bidirectional', 256, 256), ('bidirectional', 130, 300)])
+@pytest.mark.parametrize('kind, T, S', [('causal', 200, 200), ('prefix', 256, 256), ('bidirectional', 130, 300)])
 def test_splash_is_plain_attention(kind, T, S):
   q, k, v, query, key = example(T, S)
   causal = kind != 'bidirectional'
@@ -42,14 +44,66 @@ def test_splash_is_plain_attention(kind, T, S):
   def value(attend, q, k, v):
     out = jnp.where(real, attend(q, k, v), 0)
     return jnp.sum(out * mix), out
-  kernels, _ = splash.prepare(q, k, causal, interpret=True)
-  ours = lambda q, k, v: splash.attention(kernels, q, k, v, query, key, causal, 0.1)
+  kernels, _ = splash.prepare(q, k, causal, kind == 'prefix', interpret=True)
+  ours = lambda q, k, v: splash.attention(kernels, q, k, v, query, key, 0.1)
   theirs = lambda q, k, v: plain(q, k, v, query, key, causal)
   (_, out), grads = jax.value_and_grad(lambda *x: value(ours, *x), (0, 1, 2), has_aux=True)(q, k, v)
   (_, want), want_grads = jax.value_and_grad(lambda *x: value(theirs, *x), (0, 1, 2), has_aux=True)(q, k, v)
   np.testing.assert_allclose(out, want, atol=2e-5)
   for got, wanted in zip(grads, want_grads):
     np.testing.assert_allclose(got, wanted, atol=2e-4)
+
+
+KINDS = {'causal': (264, 264), 'prefix': (264, 264), 'bidirectional': (264, 264), 'cross': (136, 264)}
+MESHES = [dict(), dict(context=2), dict(context=4, tensor=2), dict(context=8)]
+
+
+def every_kernel():
+  """All products; in the fast suite splash on one mesh, and what of the other kernels `context` touches."""
+  fast = {'splash': tuple(KINDS), 'relative_bias': ('causal', 'bidirectional'), 'xla': ('prefix',)}
+  for kernel, axes, kind in itertools.product(fast, MESHES, KINDS):
+    is_fast = kind in fast[kernel] and axes == dict(context=4, tensor=2)
+    name = '-'.join([kernel, kind, *(f'{axis}{n}' for axis, n in axes.items())])
+    yield pytest.param(kernel, axes, kind, id=name, marks=[] if is_fast else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize('kernel, axes, kind', every_kernel())
+def test_every_kernel_on_rows_that_are_cut(kernel, axes, kind):
+  """Pieces of 17 to 264 queries, so that most are padded, forward and gradients, as one device computes them."""
+  T, S = KINDS[kind]
+  q, k, v, query, key = example(T, S, H=16)
+  causal = kind in ('causal', 'prefix')
+  if kind != 'prefix':
+    query, key = ({n: x for n, x in info.items() if n != 'prefix'} for info in (query, key))
+  bias_NR = jnp.asarray(np.random.default_rng(1).normal(size=(4, T + S)), jnp.float32)
+  is_real = (query['segments'] > 0)[:, :, None, None]
+  mix = jnp.cos(jnp.arange(16.))[None, None, None]
+
+  def loss(attend, q, k, v, bias_NR):
+    out = jnp.where(is_real, attend(q, k, v, bias_NR), 0)
+    return jnp.sum(out * mix), out
+
+  def ours(q, k, v, bias_NR):
+    spread = lambda x, dims: jax.sharding.reshard(x, sharding.in_use(dims))
+    bias = spread(bias_NR, 'NR') if kernel == 'relative_bias' else None
+    q, k, v = spread(q, 'BTNH'), spread(k, 'BSKH'), spread(v, 'BSKH')
+    query_there, key_there = ({n: spread(x, dims) for n, x in info.items()} for info, dims in ((query, 'BT'), (key, 'BS')))
+    out = attention.dot_product(q, k, v, query_there, key_there, causal, 0.1, bias,
+                                kernel='xla' if kernel == 'xla' else 'splash')
+    return jax.sharding.reshard(out, P())
+
+  def theirs(q, k, v, bias_NR):
+    bias = relative_bias_attention.expand(bias_NR, T, S)[None] if kernel == 'relative_bias' else None
+    return plain(q, k, v, query, key, causal, bias)
+  value = lambda attend: jax.jit(jax.value_and_grad(lambda *x: loss(attend, *x), (0, 1, 2, 3), has_aux=True))
+  count = axes.get('context', 1) * axes.get('tensor', 1)
+  mesh = sharding.make_mesh(dict(data=1, fsdp=1, **axes), jax.devices()[:count])
+  (_, wanted), wanted_gradients = value(theirs)(q, k, v, bias_NR)
+  with jax.set_mesh(mesh):
+    (_, out), gradients = value(ours)(q, k, v, bias_NR)
+  np.testing.assert_allclose(out, wanted, atol=2e-5)
+  for gradient, wanted_gradient in zip(gradients, wanted_gradients):
+    np.testing.assert_allclose(gradient, wanted_gradient, atol=2e-4)
 
 
 def test_blocks_divide_and_are_smaller_under_a_causal_mask():
@@ -69,9 +123,8 @@ def test_which_kernel_is_chosen():
   assert choose('xla', 'tpu', True, 8, 8)[0] == 'xla'
   assert choose('auto', 'tpu', True, 1, 8) == ('xla', 'decoding token by token')
   assert choose('auto', 'tpu', False, 8, 8, has_bias=True) == ('relative_bias', 'a TPU')
-  assert choose('splash', 'cpu', True, 100, 100, has_bias=True, pieces=2)[0] == 'relative_bias'
-  assert choose('splash', 'cpu', True, 100, 100, pieces=2)[0] == 'xla'
-  assert choose('auto', 'tpu', True, 2 ** 16, 2 ** 16, has_bias=True)[0] == 'xla'
+  assert choose('splash', 'cpu', True, 100, 100, has_bias=True)[0] == 'relative_bias'
+  assert choose('auto', 'tpu', True, 2 ** 17, 2 ** 17, has_bias=True)[0] == 'relative_bias'
   assert choose('auto', 'gpu', True, 8, 8, has_bias=True) == ('xla', 'on GPUs only it adds a bias by distance')
   assert choose('auto', 'tpu', False, 8, 8, has_dropout=True)[0] == 'xla'
 

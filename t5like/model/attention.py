@@ -25,10 +25,10 @@ def make_mask(query, key, causal):
   return mask
 
 
-def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, pieces=1, H=128, dtype='bfloat16'):
+def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, H=128, dtype='bfloat16'):
   """Which kernel attention runs, 'splash', 'relative_bias', 'cudnn' or 'xla', and why: (name, reason).
 
-  `asked`: model.attention; `pieces`: mesh.context, into which queries are cut; H: size of a head.
+  `asked`: model.attention; H: size of a head.
   """
   if asked == 'xla':
     return 'xla', 'model.attention asks for it'
@@ -41,10 +41,6 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
   if asked == 'cudnn' or asked == 'auto' and platform == 'gpu':
     missing = 'this is no GPU' if platform != 'gpu' else _cudnn_lacks(T, S, H, dtype)
     return ('xla', missing) if missing else ('cudnn', 'a GPU')
-  if causal and pieces > 1 and not has_bias and T % (splash.LANES * pieces):
-    return 'xla', f'{T} positions in {pieces} pieces are not multiples of {splash.LANES}'
-  if has_bias and S > relative_bias_attention.LONGEST:
-    return 'xla', f'the kernel that adds a bias takes {relative_bias_attention.LONGEST} keys'
   kernel = 'relative_bias' if has_bias else 'splash'
   if asked == 'splash':
     return kernel, 'model.attention asks for it'
@@ -95,7 +91,7 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   of = lambda info: {n: info[n] for n in names}
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   where, T, S = platform(), q_BTNH.shape[1], k_BSKH.shape[1]
-  chosen, _ = choose_kernel(kernel, where, causal, T, S, bias is not None, keep_BNTS is not None, pieces(),
+  chosen, _ = choose_kernel(kernel, where, causal, T, S, bias is not None, keep_BNTS is not None,
                             q_BTNH.shape[3], str(q_BTNH.dtype))
   bias = None if bias is None else bias_for(chosen, bias, T, S)
   given = {n: x for n, x in dict(bias=bias, keep=keep_BNTS).items() if x is not None}
@@ -104,11 +100,13 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
   key = {n: everywhere(x, 'B_') for n, x in of(key).items()}
-  kernel, kernel_specs = splash.prepare(q_BTNH, k_BSKH, causal, where != 'tpu') if chosen == 'splash' else ((), ())
+  kernels, kernel_specs = {}, {}
+  if chosen == 'splash':
+    kernels, kernel_specs = splash.prepare(q_BTNH, k_BSKH, causal, causal and 'prefix' in names, where != 'tpu')
 
-  def attend(q, k, v, query, key, given, kernel):
+  def attend(q, k, v, query, key, given, kernels):
     if chosen == 'splash':
-      return splash.attention(kernel, q, k, v, query, key, causal, scale)
+      return splash.attention(kernels, q, k, v, query, key, scale)
     if chosen == 'relative_bias':
       T = q.shape[1]  # this device's queries, the first of which is at `start`
       start = jax.lax.axis_index('context') * T if pieces() > 1 else 0
@@ -127,7 +125,7 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {n: in_use('BT') for n in names},
               {n: in_use('B_') for n in names}, {n: in_use(dims[n]) for n in given}, kernel_specs)
   return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen == 'xla')(
-      q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernel)
+      q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernels)
 
 
 def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=None):

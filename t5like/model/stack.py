@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like.model.attention import Attention, bias_for, choose_kernel, pieces, platform
+from t5like.model.attention import Attention, bias_for, choose_kernel, platform
 from t5like.model.layers import MLP, Norm, RelativeBias, dropout
 
 
@@ -114,7 +114,6 @@ class Stack(nnx.Module):
     """What all layers share."""
     T, S, bias = x_BTD.shape[1], keys['positions'].shape[1], None
     if self.has_bias:
-      kernel, _ = choose_kernel(self.c.attention, platform(), not self.relative.bidirectional, T, S, True, bool(drops),
-                                pieces())
+      kernel, _ = choose_kernel(self.c.attention, platform(), not self.relative.bidirectional, T, S, True, bool(drops))
       bias = bias_for(kernel, self.relative(T, S, at), T, S)
     return dict(query=query, keys=keys, memory=memory, bias=bias)
