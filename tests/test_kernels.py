@@ -87,7 +87,8 @@ def test_every_kernel_on_rows_that_are_cut(kernel, axes, kind):
     spread = lambda x, dims: jax.sharding.reshard(x, sharding.in_use(dims))
     bias = spread(bias_NR, 'NR') if kernel == 'relative_bias' else None
     q, k, v = spread(q, 'BTNH'), spread(k, 'BSKH'), spread(v, 'BSKH')
-    query_there, key_there = ({n: spread(x, dims) for n, x in info.items()} for info, dims in ((query, 'BT'), (key, 'BS')))
+    query_there = {name: spread(x, 'BT') for name, x in query.items()}
+    key_there = {name: spread(x, 'BS') for name, x in key.items()}
     out = attention.dot_product(q, k, v, query_there, key_there, causal, 0.1, bias,
                                 kernel='xla' if kernel == 'xla' else 'splash')
     return jax.sharding.reshard(out, P())
