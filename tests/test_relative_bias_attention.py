@@ -112,6 +112,36 @@ def test_queries_in_pieces_for_the_gradient(monkeypatch):
   check(both(*example(600, 600, documents=2), causal=True))
 
 
+IN_PIECES = {  # of 256 queries and 256 keys
+    'causal, packed': (dict(T=600, S=600, N=4, K=2, documents=3), dict(causal=True)),
+    'bidirectional': (dict(T=300, S=700, documents=2), dict(causal=False)),
+    'prefixes': (dict(T=520, S=520, documents=2, prefix=True), dict(causal=True)),
+    'a piece of the queries': (dict(T=128, S=640), dict(causal=True, start=256)),
+}
+
+
+@pytest.mark.parametrize('case', IN_PIECES)
+def test_rows_too_long_for_one_call(case, monkeypatch):
+  monkeypatch.setattr(kernel, '_longest', lambda: 256)
+  sizes, form = IN_PIECES[case]
+  check(both(*example(**sizes), **form))
+
+
+def test_rows_too_long_for_one_call_at_a_slot_that_only_the_device_knows(monkeypatch):
+  monkeypatch.setattr(kernel, '_longest', lambda: 256)
+  arrays, infos, mix = example(128, 640)
+  check(jax.jit(lambda start: tuple(both(arrays, infos, mix, causal=True, start=start)))(jnp.int32(256)))
+
+
+def test_pieces_are_even_and_whole():
+  assert kernel._spans(32_768, 32_768, 1024) == [(0, 32_768)]
+  assert kernel._spans(33_792, 32_768, 1024) == [(0, 17_408), (17_408, 16_384)]
+  for length in range(128, 4096, 128):
+    spans = kernel._spans(length, 1000, 128)
+    assert [at for at, _ in spans] == [sum(n for _, n in spans[:i]) for i in range(len(spans))]
+    assert sum(n for _, n in spans) == length and all(n % 128 == 0 and n <= 1024 for _, n in spans)
+
+
 def test_a_first_slot_that_only_the_device_knows():
   arrays, infos, mix = example(128, 384)
   check(jax.jit(lambda start: tuple(both(arrays, infos, mix, causal=True, start=start)))(jnp.int32(128)))

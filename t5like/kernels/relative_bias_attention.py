@@ -24,7 +24,7 @@ from t5like.kernels.relative_bias_blocks import LANES, NOBODY, Form
 
 MIB = 2 ** 20
 LARGEST, SMALLER = 1024, 512  # blocks of queries or keys
-LONGEST = 32_768  # keys: of more the distances, turned 128 times, do not fit VMEM
+LONGEST = 32_768  # queries, and keys, of one call: of more the distances, turned 128 times, do not fit VMEM
 
 
 def expand(bias_NR, T, S):
@@ -119,6 +119,29 @@ def _work(form):
   return 28 * form.block_q * form.block_k + 4 * MIB
 
 
+def _longest():
+  """Most queries, and most keys, of one call of a kernel."""
+  return LONGEST if vmem() > 32 * MIB else LONGEST // 4
+
+
+def _spans(length, most, block):
+  """[(start, size)] that cut a length, a multiple of `block`, into the fewest even pieces of at most `most`."""
+  count = -(-length // max(most, block))
+  size = _up(-(-length // count), block)
+  return [(start, min(size, length - start)) for start in range(0, length, size)]
+
+
+def _is_seen(form, first, at_query, queries, at_key, ids):
+  """Whether some of these queries may see keys from slot `at_key` on, as far as is known while tracing."""
+  return not form.causal or ids.shape[1] > 1 or first is None or first + at_query + queries > at_key
+
+
+def _distances(form, at_query, queries, at_key, keys):
+  """Which values by distance queries and keys from these slots on have between them."""
+  start = at_query - at_key + form.keys - keys
+  return slice(start, start + queries + keys)
+
+
 def _piece(form, H):
   """Queries whose gradients, and distances to all keys, fit what VMEM there is: all, or so many at a time."""
   of_distance, of_query = 8 * LANES, 4 * H + 8 * LANES  # bytes
@@ -130,15 +153,15 @@ def _piece(form, H):
 def visits(form, first=0, has_prefix=False):
   """[n, 2] int32: (block of queries, block of keys) of all pairs of which one sees the other, row by row.
 
-  first: the slot of the first query, None where it is known on the device only. All keys are in some pair, and all
-  queries.
+  first: the slot of the first query, counted from that of the first key, None where it is known on the device only.
+  All keys are in some pair, and all queries.
   """
   rows = form.queries // form.block_q
   i, j = np.indices((rows, form.keys // form.block_k)).reshape(2, -1)
   seen = (first or 0) + (i + 1) * form.block_q > j * form.block_k
   if not form.causal or has_prefix or first is None:
     seen[:] = True
-  return np.stack([i, j], 1)[seen | (i == rows - 1)].astype(np.int32)
+  return np.stack([i, j], 1)[seen | (i == rows - 1) | (j == 0)].astype(np.int32)
 
 
 # --- The kernels as a function with a gradient -----------------------------------------------------
@@ -146,34 +169,82 @@ def visits(form, first=0, has_prefix=False):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, start):
-  return _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, start)[0]
+  return _forward_in_pieces(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, start)[0]
 
 
-def _attend_forward(form, first, *given):
+def _attend_forward(form, first, *arrays):
   # What the backward pass needs has a name, for the policies of `jax.checkpoint`.
-  out_BNTH, lse_BN1T = (checkpoint_name(x, 'context') for x in _forward(form, first, *given))
-  return out_BNTH, (*given, out_BNTH, lse_BN1T)
+  out_BNTH, lse_BN1T = (checkpoint_name(x, 'context') for x in _forward_in_pieces(form, first, *arrays))
+  return out_BNTH, (*arrays, out_BNTH, lse_BN1T)
+
+
+def _forward_in_pieces(form, first, q, k, v, bias, query_ids, key_ids, start):
+  """(out_BNTH, logsumexp_BN1T) from calls of at most LONGEST queries and keys each; most often that is one call."""
+  of_queries, of_keys = (_spans(n, _longest(), block) for n, block in (
+      (form.queries, form.block_q), (form.keys, form.block_k)))
+  dtype = q.dtype if len(of_keys) == 1 else jnp.float32
+  outs, sums = [], []
+  for at_query, queries in of_queries:
+    together = None
+    for at_key, keys in of_keys:
+      if together and not _is_seen(form, first, at_query, queries, at_key, query_ids):
+        continue
+      part = dataclasses.replace(form, queries=queries, keys=keys)
+      piece = lambda x, at, n, axis: jax.lax.slice_in_dim(x, at, at + n, axis=axis)
+      of_piece = _forward(
+          part, None if first is None else first + at_query - at_key, piece(q, at_query, queries, 2),
+          piece(k, at_key, keys, 2), piece(v, at_key, keys, 2),
+          bias[:, _distances(form, at_query, queries, at_key, keys)], piece(query_ids, at_query, queries, 2),
+          piece(key_ids, at_key, keys, 2), start + (at_query - at_key), dtype)
+      together = _joined(together, of_piece) if together else of_piece
+    outs.append(together[0].astype(q.dtype))
+    sums.append(together[1])
+  return jnp.concatenate(outs, 2), jnp.concatenate(sums, 3)
+
+
+def _joined(some, others):
+  """(out_BNTH, logsumexp_BN1T) of queries that see two lots of keys, from those of each lot."""
+  (out, lse), (other_out, other_lse) = some, others
+  most = jnp.maximum(lse, other_lse)
+  weight, other_weight = jnp.exp(lse - most), jnp.exp(other_lse - most)
+  total = weight + other_weight
+  share_BNT1, other_share_BNT1 = (jnp.swapaxes(w / total, 2, 3) for w in (weight, other_weight))
+  return share_BNT1 * out + other_share_BNT1 * other_out, most + jnp.log(total)
 
 
 def _attend_backward(form, first, saved, do_BNTH):
   q, k, v, bias, query_ids, key_ids, start, out, lse = saved
   B, K, S, H = k.shape
   di = jnp.einsum('BNTH,BNTH->BNT', out, do_BNTH, preferred_element_type=jnp.float32)[:, :, None]
-  dq, dk, dv, dbias = [], 0, 0, jnp.zeros_like(bias)
-  length = _piece(form, H)
-  for at in range(0, form.queries, length):
-    q, dk, dv = jax.lax.optimization_barrier((q, dk, dv))  # one piece after the other, or all take memory at once
-    part = dataclasses.replace(form, queries=min(length, form.queries - at))
-    piece = lambda x, axis: jax.lax.slice_in_dim(x, at, at + part.queries, axis=axis)
-    distances = slice(at, at + part.queries + S)
-    parts = _backward(part, None if first is None else first + at, piece(q, 2), piece(do_BNTH, 2), k, v,
-                      bias[:, distances], piece(query_ids, 2), key_ids, piece(lse, 3), piece(di, 3), start + at,
-                      whole=length >= form.queries)
-    dq.append(parts[0])
-    dk, dv = dk + parts[1], dv + parts[2]
-    dbias = dbias.at[:, distances].add(jnp.sum(parts[3], (0, 2)))
-  of_keys = lambda x, like: jnp.sum(x.reshape(B, K, -1, S, H), 2).astype(like.dtype)  # heads that share them
-  return jnp.concatenate(dq, 2), of_keys(dk, k), of_keys(dv, v), dbias, None, None, None
+  dbias, dk_parts, dv_parts = jnp.zeros_like(bias), [], []
+  of_keys = _spans(form.keys, _longest(), form.block_k)
+  length = _piece(dataclasses.replace(form, keys=of_keys[0][1]), H)
+  of_queries = [(at, min(length, form.queries - at)) for at in range(0, form.queries, length)]
+  dq_parts = [0] * len(of_queries)
+  for at_key, keys in of_keys:
+    dk, dv = 0, 0
+    for number, (at_query, queries) in enumerate(of_queries):
+      if number < len(of_queries) - 1 and at_key and not _is_seen(form, first, at_query, queries, at_key, query_ids):
+        continue
+      q, dk, dv = jax.lax.optimization_barrier((q, dk, dv))  # one piece after the other, or all take memory at once
+      part = dataclasses.replace(form, queries=queries, keys=keys)
+      piece = lambda x, axis: jax.lax.slice_in_dim(x, at_query, at_query + queries, axis=axis)
+      piece_of_keys = lambda x: jax.lax.slice_in_dim(x, at_key, at_key + keys, axis=2)
+      distances = _distances(form, at_query, queries, at_key, keys)
+      dq_part, dk_part, dv_part, dbias_part = _backward(
+          part, None if first is None else first + at_query - at_key, piece(q, 2), piece(do_BNTH, 2),
+          piece_of_keys(k), piece_of_keys(v), bias[:, distances], piece(query_ids, 2), piece_of_keys(key_ids),
+          piece(lse, 3), piece(di, 3), start + (at_query - at_key), q_whole=len(of_keys) == 1,
+          kv_whole=len(of_queries) == 1)
+      dq_parts[number] += dq_part
+      dk, dv = dk + dk_part, dv + dv_part
+      dbias = dbias.at[:, distances].add(jnp.sum(dbias_part, (0, 2)))
+    dk_parts.append(dk)
+    dv_parts.append(dv)
+  dq = jnp.concatenate([x.astype(q.dtype) for x in dq_parts], 2)
+  dk, dv = (jnp.sum(jnp.concatenate(parts, 2).reshape(B, K, -1, S, H), 2).astype(like.dtype)  # heads that share them
+            for parts, like in ((dk_parts, k), (dv_parts, v)))
+  return dq, dk, dv, dbias, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -203,8 +274,8 @@ def _call(form, name, kernel, lists, start, inputs, outputs, scratch, grid, flop
   )(*map(jnp.asarray, lists), start, *(x for x, _, _ in inputs))
 
 
-def _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, start):
-  """(out_BNTH, logsumexp_BN1T)."""
+def _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, start, dtype):
+  """(out_BNTH, of a dtype, logsumexp_BN1T)."""
   (B, N, T, H), K, I, R = q_BNTH.shape, k_BKSH.shape[1], query_ids.shape[1], bias_NR.shape[1]
   q, k, group = form.block_q, form.block_k, N // K
   rows, cols = visits(form, first, I > 1).T
@@ -218,14 +289,17 @@ def _forward(form, first, q_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, s
        (v_BKSH, (None, None, k, H), at_key), (reversed_NR[:, None], (None, 1, R), lambda b, n, *_: (n, 0, 0)),
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),
        (key_ids, (None, I, k), lambda b, n, v, i, j, *_: (b, 0, j[v]))],
-      [(jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), (None, None, q, H), at_query),
+      [(jax.ShapeDtypeStruct(q_BNTH.shape, dtype), (None, None, q, H), at_query),
        (jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32), (None, None, 1, q), lambda b, n, v, i, *_: (b, n, 0, i[v]))],
       [(q, LANES), (q, LANES), (q, H), (LANES, R), (I, q, LANES)], (B, N, len(rows)), 4 * B * N * len(rows) * q * k * H)
 
 
 def _backward(form, first, q_BNTH, do_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, key_ids, lse_BN1T, di_BN1T, start,
-              whole):
-  """(dq_BNTH, dk_BNSH, dv_BNSH, dbias_BN1R), those of keys and values for each head of queries."""
+              q_whole, kv_whole):
+  """(dq_BNTH, dk_BNSH, dv_BNSH, dbias_BN1R), those of keys and values for each head of queries.
+
+  q_whole: all keys are here, kv_whole: all queries; gradients are fp32 sums where others are added to them.
+  """
   (B, N, T, H), (_, K, S, _) = q_BNTH.shape, k_BKSH.shape
   I, R, q, k, group = query_ids.shape[1], bias_NR.shape[1], form.block_q, form.block_k, N // K
   pairs = visits(form, first, I > 1)
@@ -236,7 +310,8 @@ def _backward(form, first, q_BNTH, do_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, 
   at_key = lambda b, n, v, i, j, *_: (b, jax.lax.div(n, group), j[v], 0)
   of_queries, of_keys = (None, None, q, H), (None, None, k, H)
   # What several heads, or pieces of the queries, add to is rounded when it is complete.
-  dkv = jax.ShapeDtypeStruct((B, N, S, H), k_BKSH.dtype if group == 1 and whole else jnp.float32)
+  dkv = jax.ShapeDtypeStruct((B, N, S, H), k_BKSH.dtype if group == 1 and kv_whole else jnp.float32)
+  dq = jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype if q_whole else jnp.float32)
   return _call(
       form, _name(form, I, 'backward'), blocks.backward, (rows, cols, written), start,
       [(q_BNTH, of_queries, at_query), (k_BKSH, of_keys, at_key), (v_BKSH, of_keys, at_key),
@@ -246,7 +321,7 @@ def _backward(form, first, q_BNTH, do_BNTH, k_BKSH, v_BKSH, bias_NR, query_ids, 
        (query_ids, (None, I, q), lambda b, n, v, i, *_: (b, 0, i[v])),
        (key_ids, (None, I, k), lambda b, n, v, i, j, *_: (b, 0, j[v])),
        (lse_BN1T, (None, None, 1, q), at_row), (di_BN1T, (None, None, 1, q), at_row)],
-      [(jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), of_queries, lambda b, n, v, i, j, w, *_: (b, n, w[v], 0)),
+      [(dq, of_queries, lambda b, n, v, i, j, w, *_: (b, n, w[v], 0)),
        *((dkv, of_keys, lambda b, n, v, i, j, *_: (b, n, j[v], 0)),) * 2,
        (jax.ShapeDtypeStruct((B, N, 1, R), jnp.float32), (None, None, 1, R), lambda b, n, *_: (b, n, 0, 0))],
       [(T // q, H, q), (k, H), (k, H), (LANES, R), (LANES, R + LANES), (I, k, LANES)],
