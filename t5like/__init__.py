@@ -33,7 +33,8 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   """
   import pathlib
 
-  from t5like import config as config_lib, paths, workdir as workdir_lib
+  from t5like import config as config_lib, hardware, paths, workdir as workdir_lib
+  hardware.choose_platform()
   workdir = paths.expand(str(workdir))
   if isinstance(config, (str, pathlib.Path)):
     config = config_lib.load(config, overrides)
@@ -64,7 +65,9 @@ def load(workdir, step=None, devices=None):
   Raises:
     ConfigError if there is no run, CheckpointError if it has no such checkpoint or none that can be read.
   """
-  from t5like import loaded, paths
+  from t5like import hardware, paths
+  hardware.choose_platform()
+  from t5like import loaded
   return loaded.load(paths.expand(str(workdir)), step, devices)
 
 

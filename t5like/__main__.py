@@ -5,7 +5,7 @@ import signal
 import sys
 import traceback
 
-from t5like import command_line
+from t5like import command_line, hardware
 from t5like.errors import Failure
 
 
@@ -18,6 +18,7 @@ def main(argv=None):
     request = command_line.read(argv[1:], _program(argv[0]))
     if request.help:
       return _show(request.help)
+    hardware.choose_platform()
     from t5like import commands
     commands.run(request)
   except Failure as e:

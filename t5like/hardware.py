@@ -6,10 +6,11 @@ import sys
 
 GOOGLE = '0x1ae0'  # PCI vendor of TPUs, but also of network cards and disks of Google's virtual machines
 OTHERS = ('0x01', '0x02', '0x03', '0x06')  # PCI classes: storage, network, display, bridge
-# Variables that describe a TPU, also one that is reached through a network; those that only set logging do not.
+# Variables that describe a TPU, also one that is reached through a network; those that set logging, or say where
+# the library is (importing it sets that one), do not.
 TPU_VARIABLES = ('TPU_NAME', 'TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES',
                  'TPU_PROCESS_BOUNDS', 'TPU_VISIBLE_CHIPS', 'TPU_VISIBLE_DEVICES', 'TPU_CHIPS_PER_HOST_BOUNDS',
-                 'TPU_CHIPS_PER_PROCESS_BOUNDS', 'TPU_HOST_BOUNDS', 'TPU_LIBRARY_PATH', 'TPU_TOPOLOGY',
+                 'TPU_CHIPS_PER_PROCESS_BOUNDS', 'TPU_HOST_BOUNDS', 'TPU_TOPOLOGY',
                  'CLOUD_TPU_TASK_ID', 'COLAB_TPU_ADDR', 'MEGASCALE_COORDINATOR_ADDRESS', 'JAX_FORCE_TPU_INIT',
                  'LIBTPU_INIT_ARGS', 'PJRT_DEVICE')
 GPU_FILES = ('dev/nvidia*', 'dev/kfd', 'dev/dxg')

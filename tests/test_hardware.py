@@ -30,7 +30,7 @@ def test_a_machine_without_accelerators_uses_its_cpus(tmp_path):
   # A network card and a disk of Google's, a bridge of Intel's, and the file of the VFIO driver itself.
   root = machine(tmp_path, ['dev/vfio/vfio', 'dev/null'],
                  [('0x1ae0', '0x020000'), ('0x1ae0', '0x010802'), ('0x8086', '0x060000')])
-  environment = dict(TPU_SKIP_MDS_QUERY='1', TPU_STDERR_LOG_LEVEL='0')
+  environment = dict(TPU_SKIP_MDS_QUERY='1', TPU_STDERR_LOG_LEVEL='0', TPU_LIBRARY_PATH='libtpu.so')
   assert hardware.choose_platform(root, environment) == environment['JAX_PLATFORMS'] == 'cpu'
 
 
