@@ -69,6 +69,9 @@ class Anything(Shape):
   pass
 
 
+ANY = Anything()
+
+
 @dataclasses.dataclass(frozen=True)
 class Whole(Shape):
   least: int = 0
@@ -191,7 +194,7 @@ class Either(Shape):
 
 @dataclasses.dataclass(frozen=True)
 class List(Shape):
-  of: Shape = Anything()
+  of: Shape = ANY
   least: int = 0
   most: int = 1_000_000
   inner = True
@@ -216,7 +219,7 @@ class Object(Shape):
   must be no others."""
   fields: Mapping = dataclasses.field(default_factory=dict)
   needs: tuple = ()
-  rest: Shape | None = Anything()
+  rest: Shape | None = ANY
 
   wants = 'an object with named values'
   inner = True
@@ -262,7 +265,7 @@ def _text_of(value: Any) -> str:
 # --- From text to values --------------------------------------------------------------------------
 
 
-def parse(content: bytes | str, shape: Shape = Anything(), limits: Limits = SMALL) -> Any:
+def parse(content: bytes | str, shape: Shape = ANY, limits: Limits = SMALL) -> Any:
   """The value of a JSON text; Invalid for one that is none, is beyond the limits, or has another shape."""
   text = _decoded(content, limits)
   try:

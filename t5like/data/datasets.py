@@ -33,7 +33,7 @@ def fetch(config, say=print):
     return
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
-    manifest = json.loads(mirror.read_bytes(f'{url}/{manifests.MANIFEST}'))
+    manifest = manifests.load(f'{url}/{manifests.MANIFEST}')
     say(f'Copying {url} to {target}.')
     mirror.pull(url, target, {**manifests.sizes(manifest), manifests.MANIFEST: None})
 

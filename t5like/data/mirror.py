@@ -11,7 +11,7 @@ import pathlib
 import queue
 import threading
 
-from t5like import paths
+from t5like import paths, schema
 from t5like.errors import DataError
 from t5like.paths import is_remote
 
@@ -84,14 +84,21 @@ def _explained(what, url):
                     'machine may use it (gs://: gcloud auth application-default login).') from error
 
 
-def read_bytes(path):
-  """Content of a local or remote file; FileNotFoundError, or DataError when the store fails."""
+def read_bytes(path, most=1 << 30):
+  """Content of a local or remote file, of at most so many bytes; FileNotFoundError, or DataError for a file that
+  cannot be read or is longer, or when the store fails."""
   path = paths.expand(str(path))
   if not is_remote(path):
-    return pathlib.Path(path).read_bytes()
+    try:
+      return schema.content(path, schema.Limits(size=most))
+    except schema.Invalid as error:
+      raise DataError(schema.sentence(path, error)) from error
   def ask():
     store, inside = filesystem(str(path))
     try:
+      size = store.size(inside)
+      if size is not None and size > most:
+        raise DataError(f'{path} has {size:,} bytes, more than {most:,}.')
       return store.cat_file(inside)
     except FileNotFoundError:
       return None

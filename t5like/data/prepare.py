@@ -101,7 +101,7 @@ def _prepare(config, say, run):
 
 
 def _prepare_here(config, target, say, run):
-  manifest = manifests.read_json(target / manifests.MANIFEST)
+  manifest = manifests.load(target / manifests.MANIFEST)
   try:
     texts = parts.open_sources(config)
   except DataError:
@@ -111,10 +111,7 @@ def _prepare_here(config, target, say, run):
     raise
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
-    manifest = manifests.read_json(target / manifests.MANIFEST)
-    if manifest and manifest != manifests.sealed(manifest):
-      raise DataError(f'{target / manifests.MANIFEST} is damaged, or of an older version of t5like: delete the folder '
-                      'and run prepare again.')
+    manifest = manifests.load(target / manifests.MANIFEST)
     inputs = json.loads(json.dumps(parts.inputs(config, texts)))
     if manifest and manifest['inputs'] != inputs:
       change = parts.difference(manifest['inputs'], inputs)
@@ -180,13 +177,13 @@ def _make(config, target, texts, plan, say, run):
   for number in run(make, todo):
     say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
   _finish(config, target, url, _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab))
-  _summarise(manifests.read_json(target / manifests.MANIFEST), say)
+  _summarise(manifests.load(target / manifests.MANIFEST), say)
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
 
 
 def _mark(job):
   """What `parts.make` left of a job, or None."""
-  return manifests.read_json(f'{job["remote"] or job["target"]}/{parts.mark_name(job["number"])}')
+  return manifests.read_json(f'{job["remote"] or job["target"]}/{parts.mark_name(job["number"])}', manifests.PART)
 
 
 def _done(job):

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import random
 import tempfile
 import time
 from unittest import mock
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from configs.base import base
-from t5like.data import prepare, shards as shards_lib, store
+from t5like.data import manifests, prepare, shards as shards_lib, store
 from t5like.errors import DataError
+from tests.faults import hostile_json
 
 
 @pytest.fixture(scope='module')
@@ -276,3 +278,39 @@ def test_parts_of_examples(folder, i, a, n):
   whole = list(shard_tokens(data, 'train'))[i]
   start, stop = min(a, len(whole)), min(a + n, len(whole))
   assert np.array_equal(data.examples('train').read(i, start, stop), whole[start:stop])
+
+
+def test_manifests_that_nobody_should_trust(folder, copy):
+  """Damaged and hostile, with a digest that is right where there is one: refused in a sentence, or the same tokens."""
+  whole, rng = (copy / 'manifest.json').read_bytes(), random.Random(0)
+  expected = [row.tolist() for split in ('train', 'validation') for row in store.open_store(copy).windows(split, 64)]
+  refused = 0
+  for _ in range(400):
+    what, content = hostile_json.mutated(rng, whole)
+    try:
+      content = json.dumps(manifests.sealed(json.loads(content))).encode() if rng.random() < 0.8 else content
+    except (ValueError, AttributeError, RecursionError):
+      pass
+    (copy / 'manifest.json').write_bytes(content)
+    try:
+      data = store.open_store(copy)
+      rows = [row.tolist() for split in ('train', 'validation') for row in data.windows(split, 64)]
+      assert data.vocabulary.size == 259
+    except DataError as error:
+      refused += 1
+      assert len(str(error)) < 1500 and '\n' not in str(error)
+    else:
+      assert rows == expected, what
+  assert refused > 200
+
+
+@pytest.mark.parametrize('name', ['../x', '/etc/passwd', 'a/b', '..', '', 3, None, 'x' * 300])
+def test_files_outside_the_folder_are_not_looked_at(copy, name):
+  whole = json.loads((copy / 'manifest.json').read_text())
+  shard = whole['splits']['train']['shards'][0]
+  for place in (shard, shard['lengths'], shard['names'], whole['vocabulary']):
+    kept, place['file'] = place['file'], name
+    (copy / 'manifest.json').write_text(json.dumps(manifests.sealed(whole)))
+    with pytest.raises(DataError, match='file=.* must be the name of a file in the same folder'):
+      store.open_store(copy)
+    place['file'] = kept
