@@ -281,7 +281,7 @@ def parse(content: bytes | str, shape: Shape = ANY, limits: Limits = SMALL) -> A
   if text.count('[') + text.count('{') > limits.depth and _depth(value, limits.depth) > limits.depth:
     raise Invalid(f'is nested more than {limits.depth} levels deep')
   if ESCAPED_SURROGATE.search(text):
-    _refuse_surrogates(value)
+    refuse_surrogates(value)
   shape.check(value, '')
   return value
 
@@ -346,7 +346,8 @@ def _depth(value: Any, most: int) -> int:
   return depth
 
 
-def _refuse_surrogates(value: Any) -> None:
+def refuse_surrogates(value: Any) -> None:
+  """Invalid where a text in the value has half of a surrogate pair: no file and no terminal takes it."""
   try:
     json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:

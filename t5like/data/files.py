@@ -18,13 +18,17 @@ import posixpath
 import typing
 import zlib
 
-from t5like import paths
+from t5like import paths, schema
 from t5like.data import encodings, mirror
 from t5like.errors import DataError
 
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
 COUNTED = 8 << 30  # bytes up to which lines are counted to say which one is damaged
 LINE = 1 << 30  # most bytes of a line: memory is not endless
+LONG, VALUES = 16 << 20, 4_000_000  # bytes of a line from which its values are counted; how many there may be then
+# A compressed file is given up where it has more text than this, and than so many times its own bytes: gzip of one
+# letter repeated is 1,000 times shorter, of text that people wrote 2 to 10 times.
+BOMB, RATIO = 256 << 20, 100
 PACKED = ('.gz', '.zst', '.bz2', '.xz')
 # What tells versions of a remote file apart, by the names that fsspec's filesystems give it.
 STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
@@ -174,8 +178,14 @@ def _refuse_no_lines(path):
 
 def _record(line):
   """A dict, or what is wrong with a line, for people."""
+  if len(line) > LONG and line.count(b',') + line.count(b'{') + line.count(b'[') > VALUES:
+    return f'holds more than {VALUES:,} values, which take more memory than a document is worth.'
   try:
     record = json.loads(line.decode())
+    if schema.ESCAPED_SURROGATE.search(line.decode()):
+      schema.refuse_surrogates(record)
+  except schema.Invalid as error:
+    return f'{error}: remove it.'
   except UnicodeDecodeError as error:
     return f'is not UTF-8: it has byte 0x{line[error.start]:02X} after {error.start} bytes; {encodings.CONVERT}'
   except (ValueError, RecursionError) as error:
@@ -220,6 +230,9 @@ def _split(chunks):
       yield position, line
       position += len(line) + 1
     waiting.append(rest)
+    if len(waiting) % 256 == 0 and sum(map(len, waiting)) > LINE:
+      raise DataError(f'a line of more than {LINE:,} bytes starts at byte {position} of the text: this is no file of '
+                      'JSON lines.')
   if any(waiting):
     yield position, b''.join(waiting)
 
@@ -252,8 +265,10 @@ def _chunks(path):
   try:
     with open_binary(path) as f:
       for chunk in _unpacked(path, f):
-        yield chunk
         position += len(chunk)
+        if is_packed(path) and position > BOMB and position > RATIO * f.tell():
+          raise OSError(f'it unpacks to more than {RATIO} times its size, as no text does')
+        yield chunk
   except errors(path) as error:
     raise unreadable(path, error, f'beyond byte {position} of its text') from error
 
@@ -275,7 +290,7 @@ OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 def _zst_chunks(f):
   import zstandard
   stream = None
-  while data := f.read(1 << 20):
+  while data := f.read(4096):  # which may be 128 MiB of text
     while data:  # a file may hold several frames
       stream = stream or zstandard.ZstdDecompressor().decompressobj()
       try:

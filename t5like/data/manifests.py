@@ -28,8 +28,8 @@ PART = _whole(dict(COUNTS, documents=Whole(), shards=Object(rest=SHARD)))
 SPLIT = _whole(dict(documents=Whole(), tokens=Whole(1), bytes=Whole(), shards=List(SHARD, least=1)))
 SHAPE = _whole(dict(
     COUNTS, format=Whole(), source=Text(), inputs=Object(), texts=Whole(1, 2), block=Whole(1, 1 << 24),
-    dtype=OneOf(('uint16', 'int32')), splits=Object(dict(train=SPLIT, validation=SPLIT), ('train',), None), parts=List(PART, least=1),
-    max_id=Whole(-1, 1 << 31), fingerprint=Text(64), digest=Text(64), vocabulary=_whole(dict(
+    dtype=OneOf(('uint16', 'int32')), splits=Object(dict(train=SPLIT, validation=SPLIT), ('train',), None),
+    parts=List(PART, least=1), max_id=Whole(-1, 1 << 31), fingerprint=Text(64), digest=Text(64), vocabulary=_whole(dict(
         name=Text(100), size=Whole(1, 1 << 24), num_sentinels=Whole(0, 1 << 20), fingerprint=Text(64),
         file=FileName()))))
 

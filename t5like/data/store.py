@@ -16,6 +16,8 @@ import numpy as np
 from t5like.data import manifests, vocabulary
 from t5like.errors import DataError
 
+NAMES = 1 << 30  # most bytes of the names of the documents of a shard
+
 
 def open_store(folder):
   """Returns the Store in `folder` (str or path); DataError when anything is missing."""
@@ -83,7 +85,13 @@ class Store:
     path = self.folder / shard['lengths']['file']
     ends = np.cumsum(_read_lengths(path, shard['lengths']['sha256'], self.manifest['texts']).sum(1, dtype=np.int64))
     content = (self.folder / shard['names']['file']).read_bytes()
-    names = zstandard.ZstdDecompressor().decompress(content, max_output_size=1 << 40).decode().split('\n')
+    try:
+      if zstandard.frame_content_size(content) > NAMES:  # what it says is allocated at once
+        raise ValueError(f'it holds more than {NAMES:,} bytes')
+      names = zstandard.ZstdDecompressor().decompress(content, max_output_size=NAMES).decode().split('\n')
+    except (zstandard.ZstdError, ValueError) as error:
+      raise DataError(f'{self.folder / shard["names"]["file"]} is damaged ({error}): delete it and run prepare again, '
+                      'the others are kept.') from error
     found = []
     for i in range(np.searchsorted(ends, start, 'right'), np.searchsorted(ends, start + size, 'left') + 1):
       begin = int(ends[i - 1]) if i else 0
