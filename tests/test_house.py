@@ -12,7 +12,7 @@ LINES, FUNCTION = 500, 60
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors', 'hardware'], ['schema', 'paths'],
           ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
-          ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'],
+          ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'], ['resumable'],
           ['config_rules'], ['config'], ['command_line'], ['hlo', 'tpu'], ['schedule'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
