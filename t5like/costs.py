@@ -19,11 +19,11 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
 BY_BYTES = frozenset(
     'abs add and atan2 bitcast-convert broadcast cbrt ceil clamp compare complex concatenate convert copy cosine '
     'count-leading-zeros divide dynamic-reshape dynamic-slice dynamic-update-slice erf exponential '
-    'exponential-minus-one floor gather get-dimension-size imag is-finite log log-plus-one logistic map maximum minimum multiply negate '
-    'not or pad popcnt power real reduce reduce-precision reduce-window remainder reshape reverse rng '
-    'rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scatter select select-and-scatter '
-    'set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort sqrt '
-    'stochastic-convert subtract tan tanh topk transpose xor'.split())
+    'exponential-minus-one floor gather get-dimension-size imag is-finite log log-plus-one logistic map maximum '
+    'minimum multiply negate not or pad popcnt power real reduce reduce-precision reduce-window remainder reshape '
+    'reverse rng rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scatter select '
+    'select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort '
+    'sqrt stochastic-convert subtract tan tanh topk transpose xor'.split())
 # Custom calls of the TPU compiler. Free: they say something of a buffer, or what they do is in the fusion around them.
 FREE_CALLS = frozenset(
     'AllocateBuffer ConcatBitcast AssumeGatherIndicesInBound AsyncCollectiveStart AsyncCollectiveDone SliceId ZeroCrop '
