@@ -6,15 +6,17 @@
         --config.init_from=gs://BUCKET/bert_base
 
 Hardware: a TPU v5e-16 or larger, days. The first run is 900,000 steps on 128 tokens; `:base_512`, `:large_512` and
-`:wwm_512` continue with the last 100,000 on 512 (the recipe of BERT's README). Both together follow one schedule: 10,000
-steps of warm-up, then a straight line to 0 at step 1,000,000. Expected: base, after fine-tuning, GLUE MNLI 84.6 / 83.4; large 86.7 / 85.9 (Devlin et
-al. 2018, table 1, as quoted by others); whole words 87.07 on MNLI (README). Not verified here; our data is
-Wikipedia alone, and next-sentence prediction is left out, as RoBERTa found it should be.
+`:wwm_512` continue with the last 100,000 on 512 (the recipe of BERT's README). Both together follow one schedule:
+10,000 steps of warm-up, then a straight line to 0 at step 1,000,000. Expected: base, after fine-tuning, GLUE MNLI
+84.6 / 83.4; large 86.7 / 85.9 (Devlin et al. 2018, table 1, as quoted by others); whole words 87.07 on MNLI (README).
+Not verified here; our data is Wikipedia alone, and next-sentence prediction is left out, as RoBERTa found it should be.
 """
 from configs.base import base, smoke
 
 
-WARMUP, SHORT, ALL = 10_000, 900_000, 1_000_000  # steps: of warm-up, on 128 tokens, of both runs
+WARMUP = 10_000  # steps
+SHORT = 900_000  # steps on 128 tokens
+ALL = 1_000_000  # steps of both runs
 PEAK = 1e-4
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from t5like import config as config_lib
-from t5like.data import corpora, sources, templates, tfds_source
+from t5like import build, config as config_lib
+from t5like.data import corpora, prepare, sources, templates, tfds_source
 from t5like.errors import DataError
-from tests import hub
+from tests import hub, tiny
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
 
@@ -113,6 +113,21 @@ def test_files_of_the_hub_are_read(name, monkeypatch):
       config.data.update(fields)
       for record, where in records:
         assert all(templates.texts(config.data, record, where))
+
+
+def test_tokens_of_the_hub_are_prepared(monkeypatch, tmp_path):
+  """Both kinds of files by `prepare`, in processes of its own; validation text is that of its files alone."""
+  corpus = corpora.CORPORA['c4/realnewslike']
+  words = [dict(text=f'the text of document {n} ' * 8) for n in range(40)]
+  with hub.serve({corpus.page: {
+      'realnewslike/c4-train.00000-of-00512.json.gz': file_content('x.gz', words[:20]),
+      'realnewslike/c4-train.00001-of-00512.json.gz': file_content('x.gz', words[20:36]),
+      'realnewslike/c4-validation.00000-of-00001.json.gz': file_content('x.gz', words[36:])}}, monkeypatch):
+    config = tiny.config(tmp_path, data=dict(corpus.data, prepare_workers=2))
+    prepare.prepare(config)
+    data = build.open_data(config)
+  splits = data.manifest['splits']
+  assert splits['train']['documents'] == 36 and splits['validation']['documents'] == 4
 
 
 def test_another_version_of_a_file_is_noticed(monkeypatch):

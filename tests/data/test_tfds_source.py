@@ -218,7 +218,7 @@ def test_configs_versions_and_other_formats(plays, tmp_path):
   with pytest.raises(DataError, match='stored as tfrecord, which only TensorFlow reads. To convert it: ') as error:
     open_source('tfds:plays/de:1.9.0', tmp_path)
   command = (f'tfds convert_format --dataset_version_dir={tmp_path}/plays/de/1.9.0 --out_file_format=array_record '
-             f'--out_dir={tmp_path}-array_record/plays/de/1.9.0, then add --config.data.tfds_dir={tmp_path}-array_record.')
+             f'--out_dir={tmp_path}-array_record/plays/de/1.9.0, then add --config.data.tfds_dir={tmp_path}-array')
   assert command in str(error.value)
 
 
@@ -275,7 +275,8 @@ def test_a_remote_dataset_is_read_like_a_local_one(remote, plays, tmp_path, monk
   assert records('tfds:plays', remote, split='large[400:450]') == records('tfds:plays', plays, split='large[400:450]')
   assert not list(tmp_path.iterdir())
   assert 'memory://datasets holds plays.' in missing('lm1b', remote)
-  assert "in a local folder, to be copied: these files cannot be written to a URL): python -c" in missing('glue', remote)
+  message = missing('glue', remote)
+  assert 'in a local folder, to be copied: these files cannot be written to a URL): python -c' in message
   with pytest.raises(DataError, match="data.field='txt' is not a feature of memory://datasets/plays/1.0.0"):
     open_source('tfds:plays', remote, field='txt')
   fsspec.filesystem('memory').rm(f'/datasets/plays/1.0.0/{SHARD}')
