@@ -13,7 +13,6 @@ Not verified here; our data is Wikipedia alone, and next-sentence prediction is 
 """
 from configs.base import base, smoke
 
-
 WARMUP = 10_000  # steps
 SHORT = 900_000  # steps on 128 tokens
 ALL = 1_000_000  # steps of both runs
