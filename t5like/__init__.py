@@ -103,18 +103,14 @@ def evaluate(model, tasks=(), shots=-1, limit=0, harness_path=None, say=lambda l
     say: called with a line for each task as it is done.
 
   Raises:
-    ConfigError for tasks that do not exist or that the model cannot be asked.
+    ConfigError for tasks that do not exist, before a model is loaded. Where some of several tasks fail, the others are
+    asked, and then t5like.evals.evaluate.TasksFailed has their `results` and the `errors`.
   """
-  from t5like.evals import evaluate as evals
+  from t5like.evals import evaluate as evals, plan
+  asked = plan.make([tasks] if isinstance(tasks, str) else tasks, shots, limit, harness_path)
   run = _loaded(model)
   subject = evals.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
-  theirs = [name.removeprefix('harness:') for name in tasks if name.startswith('harness:')]
-  ours = [name for name in tasks if not name.startswith('harness:')]
-  found = evals.evaluate(subject, evals.chosen(ours) if ours or not tasks else [], shots, limit, say)
-  if theirs:
-    from t5like.evals import harness
-    found.update(harness.evaluate(subject, theirs, harness_path, shots, limit, say))
-  return found
+  return evals.finished(*asked.run(subject, say))
 
 
 def _loaded(model):

@@ -54,9 +54,11 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
     # that nobody would say win by being short); and the K best beginnings that do not end.
     goes_BKV, end_BK = alive_BK[:, :, None] + logp_BKV, jnp.full_like(alive_BK, LOWEST)
     if eos_id >= 0:
-      least_B1 = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)[0][:, -1:]
-      end_BK = goes_BKV[:, :, eos_id]
-      end_BK = jnp.where(end_BK >= least_B1, end_BK / penalty(i + 1, alpha), LOWEST)
+      # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
+      _, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
+      ends_K = jnp.arange(K) * V + eos_id
+      among_BK = jnp.any(flat_BK[:, :, None] == ends_K[None, None, :], axis=1)
+      end_BK = jnp.where(among_BK, goes_BKV[:, :, eos_id] / penalty(i + 1, alpha), LOWEST)
       goes_BKV = jnp.where(jnp.arange(V)[None, None] == eos_id, 2 * LOWEST, goes_BKV)
     alive_BK, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
     parent_BK, token_BK = flat_BK // V, flat_BK % V

@@ -103,9 +103,13 @@ def _generate(flags, overrides):
   if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
     raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
                       'file (answers go to --output).')
+  from t5like import answering
+  answering.check_prompts(flags.prompt or [])
+  if flags.input:
+    answering.check(flags.input, flags.output)
   import jax
 
-  from t5like import answering, loaded, metrics
+  from t5like import loaded, metrics
   model = loaded.load(flags.workdir, flags.step or None, jax.local_devices() if flags.input else None)
   how = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed,
              beams=flags.beams, alpha=flags.alpha)
@@ -123,23 +127,30 @@ def _generate(flags, overrides):
 def _evaluate(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
-  from t5like.evals import task
-  for name in flags.tasks:
-    if not name.startswith('harness:'):
-      task.find(name)
+  from t5like.evals import evaluate, plan, results
+  out = flags.output or f'{flags.workdir}/evaluation.json'
+  results.check(out)
+  asked = plan.make(flags.tasks, flags.shots, flags.limit, flags.harness_path)
+  if asked.hopeless:
+    evaluate.finished({}, asked.problems)
   import jax
 
   import t5like
-  from t5like import sharding, workdir as workdir_lib
+  from t5like import sharding
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
-  say = print if jax.process_index() == 0 else lambda _: None
+  first = jax.process_index() == 0
+  say = print if first else lambda _: None
+  for name, problem in asked.problems.items():
+    say(f'WARNING: {name} will be left out. {problem}')
   run = t5like.load(flags.workdir, flags.step or None, jax.devices())
   say(f'{flags.workdir}, step {run.step:,}')
-  found = t5like.evaluate(run, flags.tasks, flags.shots, flags.limit, flags.harness_path, say)
-  out = flags.output or f'{flags.workdir}/evaluation.json'
-  if jax.process_index() == 0:
-    workdir_lib.write_json(out, dict(step=run.step, shots=flags.shots, limit=flags.limit, tasks=found))
+  subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
+  kept = results.Kept(out, dict(step=run.step, shots=flags.shots, limit=flags.limit), say)
+  done, errors = asked.run(subject, say, kept.add if first else lambda _: None)
+  if first and done:
+    kept.close()
     say(f'{out} has these numbers.')
+  evaluate.finished(done, errors)
 
 
 def _selftest(flags, overrides):

@@ -3,19 +3,39 @@
 Tokens are made in `sampling.py` (greedily or by chance) and `beam.py`; models that see both sides fill in masks.
 """
 import functools
+import math
 
 import jax
 import numpy as np
 
 from t5like import beam, sampling
 from t5like.data.objectives import BOS
+from t5like.errors import ConfigError
 from t5like.sharding import batch_shards, place
 
 PIECE = 16  # tokens between two looks at the text that is being made
+MOST_BEAMS = 1000
+# What `stream` takes: {argument: (test, in words)}.
+BOUNDS = dict(
+    tokens=(lambda n: 1 <= n < 2 ** 31, 'at least 1'),
+    temperature=(lambda x: 0 <= x < math.inf, 'a finite number, at least 0'),
+    top_k=(lambda n: n >= 0, 'at least 1, or 0 for all tokens'),
+    top_p=(lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    seed=(lambda n: 0 <= n < 2 ** 32, 'from 0 to 4294967295'),
+    beams=(lambda n: 1 <= n <= MOST_BEAMS, f'from 1 to {MOST_BEAMS}'),
+    alpha=(lambda x: 0 <= x < math.inf, 'a finite number, at least 0'))
 
 
 class PromptError(ValueError):
   """A prompt that the model cannot take."""
+
+
+def check_numbers(**values):
+  """Refuses arguments of `stream` that mean nothing. ConfigError, naming the argument."""
+  for name, value in values.items():
+    fits, words = BOUNDS[name]
+    if not fits(value):
+      raise ConfigError(f'{name}={value} must be {words}.')
 
 
 def _padded(contexts, left, rows):
@@ -70,6 +90,10 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   alone, not on the others. A stream needs a prompt or an end of document to follow: PromptError if the vocabulary
   has none.
   """
+  check_numbers(tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, beams=beams, alpha=alpha)
+  if not prompts:
+    yield []
+    return
   if style.startswith('fill'):
     ends = style == 'fill_row'
     rows = [_ids(vocabulary.encode_marked, prompt)[:context - 2 * ends] for prompt in prompts]
@@ -144,7 +168,14 @@ def banned(vocab_size, vocabulary):
 
 
 def _ids(encode, prompt):
-  return list(encode(prompt)) if isinstance(prompt, str) else list(prompt)
+  if not isinstance(prompt, str):
+    return list(prompt)
+  try:
+    prompt.encode()
+  except UnicodeEncodeError as error:
+    raise PromptError(f'the prompt {prompt!r} holds {prompt[error.start]!r}, half of a surrogate pair, which is no '
+                      'character.') from error
+  return list(encode(prompt))
 
 
 def _later_sentinels(vocabulary, ids):

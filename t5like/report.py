@@ -6,7 +6,7 @@ import time
 
 from etils import epath
 
-from t5like import config as config_lib, ledger, metrics, recovery, workdir as workdir_lib
+from t5like import config as config_lib, ledger, metrics, recovery, schema, workdir as workdir_lib
 from t5like.errors import ConfigError
 
 POINTS = 1500  # of a curve: more are averaged, so that the page stays small
@@ -63,14 +63,8 @@ def gather(workdir):
 
 
 def _jsonl(path):
-  """The lines of a file that are whole; none if there is no file."""
-  found = []
-  for text in path.read_bytes().decode(errors='replace').splitlines() if path.exists() else ():
-    try:
-      found.append(json.loads(text))
-    except ValueError:
-      continue
-  return found
+  """The objects that the lines of a file hold, those that a crash cut off left out; none if there is no file."""
+  return list(schema.lines(path, schema.Object()))
 
 
 def _thin(points):

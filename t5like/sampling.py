@@ -25,23 +25,35 @@ class How:
   banned: tuple = ()
 
 
+ROUNDING = 1e-6  # relative, of sums of probabilities in fp32: .5 + .3 holds .8
+
+
 def filter_logits(logits_BV, top_k=0, top_p=1.0):
   """-inf outside the top_k likeliest tokens and the fewest that hold top_p of the probability.
 
-  Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. 0 and 1.0 switch the filters off. The
-  likeliest token always stays.
+  Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. 0 and 1.0 switch the filters off. Tokens are counted by
+  rank, of equals the first one being the likelier. The likeliest token always stays.
   """
   V = logits_BV.shape[-1]
   if 0 < top_k < V:
-    least_BK = jax.lax.top_k(logits_BV, top_k)[0]
-    logits_BV = jnp.where(logits_BV < least_BK[:, -1:], -jnp.inf, logits_BV)
+    best_BK = jax.lax.top_k(logits_BV, top_k)[0]
+    logits_BV = _likeliest(logits_BV, best_BK[:, -1:], top_k)
   if top_p < 1:
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    inside_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p  # probability of all likelier ones
+    held_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
+    # A token stays if the likelier ones do not hold top_p yet.
+    count_B1 = 1 + jnp.sum(held_BV[:, :-1] < top_p * (1 - ROUNDING), axis=-1, keepdims=True)
+    inside_BV = jnp.arange(V)[None, :] < count_B1
     least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    logits_BV = _likeliest(logits_BV, least_B1, count_B1)
   return logits_BV
+
+
+def _likeliest(logits_BV, least_B1, count):
+  """-inf outside the `count` likeliest tokens, the last of which has the logit `least`."""
+  above_BV, equal_BV = logits_BV > least_B1, logits_BV == least_B1
+  room_B1 = count - jnp.sum(above_BV, axis=-1, keepdims=True)
+  return jnp.where(above_BV | equal_BV & (jnp.cumsum(equal_BV, axis=-1) <= room_B1), logits_BV, -jnp.inf)
 
 
 def allowed(logits_BV, banned):
@@ -54,12 +66,18 @@ def allowed(logits_BV, banned):
   return jnp.where(out[None, :], -jnp.inf, logits_BV)
 
 
+def _divided(logits_BV, temperature):
+  """logits / temperature but for a constant, by which the largest is 0, so that no temperature is too small."""
+  least = float(jnp.finfo(logits_BV.dtype).tiny)
+  return (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / max(temperature, least)
+
+
 def pick(logits_BV, how, key, seeds_B, t):
   """One token id per row, [B] int32. `seeds_B`, int32, and `t`, the number of the token, choose its chances."""
   logits_BV = allowed(logits_BV, how.banned)
   if not how.temperature:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = filter_logits(logits_BV / how.temperature, how.top_k, how.top_p)
+  logits_BV = filter_logits(_divided(logits_BV, how.temperature), how.top_k, how.top_p)
 
   def local(key, t, seeds_B, logits_BV):
     one = lambda seed, logits_V: jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, seed), t), logits_V)

@@ -109,7 +109,7 @@ def _losses(folder, name, overrides, platform, processes=1):
   if processes > 1:
     start = [str(ROOT / 'launch/local.py'), f'--processes={processes}', f'--devices_per_process={8 // processes}']
   _run([sys.executable, *start, *argv], 8, platform)
-  lines = map(json.loads, (folder / name / 'metrics.jsonl').read_text().splitlines())
+  lines = map(json.loads, (folder / name / 'metrics.jsonl').read_text().strip().split('\n'))
   return [value for line in lines for key, value in line.items() if key in ('loss', 'grad_norm', 'validation/nll')
           and (key != 'validation/nll' or line['step'] == STEPS)]
 

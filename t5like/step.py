@@ -17,6 +17,8 @@ LOGITS_BYTES = dict(cpu=2 ** 27, gpu=2 ** 31, tpu=2 ** 31)
 def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
   """(nll_BT, loss_BT, hit_BT) from fp32 logits; nats, nats and bool.
 
+  A hit is a target that is the argmax: of several symbols with the largest logit, the first.
+
   nll is -log p(target). The loss adds z_loss * log(Z)^2 and smooths the target (probability
   1 - label_smoothing, the rest shared by the other symbols), less the entropy of that smoothed
   distribution, so that its least value is 0 (T5X, losses.py; Szegedy et al. 2016).
@@ -24,7 +26,8 @@ def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
   V = logits_BTV.shape[-1]
   log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
   # A masked sum, not a gather: the vocabulary may be spread over devices.
-  is_target_BTV = targets_BT[:, :, None] == jnp.arange(V)[None, None, :]
+  symbols_11V = jnp.arange(V)[None, None, :]
+  is_target_BTV = targets_BT[:, :, None] == symbols_11V
   target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), -1)
   nll_BT = loss_BT = log_z_BT - target_BT
   if label_smoothing:
@@ -34,7 +37,10 @@ def cross_entropy(logits_BTV, targets_BT, label_smoothing=0.0, z_loss=0.0):
     loss_BT = log_z_BT - high * target_BT - low * others_BT - entropy
   if z_loss:
     loss_BT = loss_BT + z_loss * jnp.square(log_z_BT)
-  return nll_BT, loss_BT, target_BT >= jnp.max(logits_BTV, -1)
+  # Not argmax, which would be a pass over the logits of its own: these two are made beside those of logsumexp.
+  most_BT = jnp.max(logits_BTV, -1)
+  no_earlier_BT = jnp.all((logits_BTV < most_BT[:, :, None]) | (symbols_11V >= targets_BT[:, :, None]), -1)
+  return nll_BT, loss_BT, (target_BT >= most_BT) & no_earlier_BT
 
 
 def num_chunks(asked, seq_len, rows, vocab_size, platform='cpu'):
@@ -135,9 +141,9 @@ def make_gradients(sums, microbatches=1):
 def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike_norm=0.0):
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-  A step whose loss, gradient, update or parameters after it are not finite, or that is a spike (guard.judge), changes
-  nothing but `guard`. metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm,
-  param_norm (after the update) and the guard's counters, fp32 or int32 scalars.
+  A step whose loss, gradient or update is not finite, or is a spike (guard.judge), changes nothing but `guard`.
+  metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
+  and the guard's counters, fp32 or int32 scalars.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -152,17 +158,13 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
       grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
       updates, new_opt_state = tx.update(grads, opt_state, params, step=state['step'])
       update_norm = optax.global_norm(updates)
-      new_params = optax.apply_updates(params, updates)
-      param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
-      norms_finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
-      finite = jnp.isfinite(s['loss']) & norms_finite
+      finite = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
       ok, guard = guard_lib.judge(state['guard'], finite, s['loss'] / count, grad_norm, spike_loss, spike_norm)
       keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-      new_state = dict(params=keep(new_params, params),
+      new_state = dict(params=keep(optax.apply_updates(params, updates), params),
                        opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
     metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
-                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm,
-                   **guard_lib.counters(guard))
+                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard_lib.counters(guard))
     return new_state, metrics
   return train_step

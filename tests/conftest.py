@@ -1,4 +1,5 @@
 """Eight virtual CPU devices, strict broadcasting, and compiled programs shared by all tests."""
+import importlib
 import os
 import pathlib
 import sys
@@ -6,6 +7,21 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
+
+
+
+class Package:
+  """A package that only some tests need, imported when one of them runs: where it is missing that test fails.
+
+  A test that is skipped for want of a package promises something that nobody checks.
+  """
+
+  def __init__(self, name):
+    self._name = name
+
+  def __getattr__(self, attribute):
+    return getattr(importlib.import_module(self._name), attribute)
+
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Nearly all of the time goes into compiling tiny programs, which need not be fast.

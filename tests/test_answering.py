@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from t5like import answering, decode, loaded, loop
-from t5like.errors import ConfigError, DataError
+from t5like.errors import CheckpointError, ConfigError, DataError
 from tests import tiny
 
 
@@ -30,7 +30,7 @@ HOW = dict(tokens=6, temperature=1.0, top_k=0, rows=2, say=lambda _: None)
 
 
 def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [json.loads(line) for line in path.read_text().split('\n') if line]
 
 
 def test_answers_come_in_order_with_all_that_records_hold(run, prompts, tmp_path):
@@ -51,6 +51,71 @@ def test_what_was_interrupted_goes_on_as_if_it_had_not_been(kept, run, prompts, 
   out.write_text(''.join(text[:kept]) + (text[kept][:15] if kept < 6 else ''))  # cut off inside a line
   answering.answer_file(run, prompts, out, **HOW)
   assert out.read_text() == whole.read_text()
+
+
+SEPARATORS = '\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r'  # where str.splitlines cuts besides newlines
+
+
+@pytest.mark.parametrize('kept', [0, 1, 2, 3])
+def test_only_newlines_end_lines(kept, tmp_path):
+  """Prompts, other fields and answers may hold any separator; what was interrupted resumes after the last answer."""
+  source, whole, out = (tmp_path / f'{name}.jsonl' for name in ('prompts', 'whole', 'part'))
+  records = [dict(prompt=f'a{s}b', note=f'x{s}') for s in (SEPARATORS, '\u2028', 'plain')]
+  source.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records), newline='')
+  model = types.SimpleNamespace(generate=lambda some, **how: [f'{SEPARATORS}{prompt}' for prompt in some])
+  how = dict(rows=1, say=lambda _: None)
+  assert answering.answer_file(model, source, whole, **how) == 3
+  assert [json.loads(line) for line in whole.read_bytes().split(b'\n')[:-1]] == [
+      dict(r, answer=f'{SEPARATORS}{r["prompt"]}') for r in records]
+  parts = whole.read_bytes().split(b'\n')
+  out.write_bytes(b''.join(line + b'\n' for line in parts[:kept]) + parts[kept][:9])
+  assert answering.answer_file(model, source, out, **how) == 3 and out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize('line, words', [
+    (b'{"prompt": "\\ud800"}', 'half of a surrogate pair'), (b'{"prompt": "\xff"}', 'not UTF-8'),
+    (b'[' * 100_000 + b']' * 100_000, 'levels deep|nested'), (b'{"prompt": "a"', 'is not JSON'),
+    (b'null', 'has no prompt'), (b'{"prompt": 3}', 'has no prompt'),
+    (b'{"prompt": "a", "n": ' + b'9' * 5000 + b'}', 'digits')])
+def test_lines_that_are_no_prompts_are_named(line, words, tmp_path):
+  source = tmp_path / 'prompts.jsonl'
+  source.write_bytes(b'{"prompt": "good"}\n' + line + b'\n')
+  with pytest.raises(DataError, match=rf'prompts.jsonl: line 2 .*({words})'):
+    answering.check(source, tmp_path / 'out.jsonl')
+
+
+def test_a_file_of_prompts_is_no_file_of_answers(tmp_path):
+  source = tmp_path / 'prompts.jsonl'
+  source.write_text('{"prompt": "a"}\n')
+  before = source.read_bytes()
+  with pytest.raises(ConfigError, match='line 1 is not an answer'):
+    answering.check(source, source)
+  with pytest.raises(ConfigError, match='its folder does not exist'):
+    answering.check(source, tmp_path / 'nowhere' / 'out.jsonl')
+  with pytest.raises(CheckpointError, match='cannot be written'):
+    answering.answer_file(None, source, source / 'out.jsonl', rows=1)
+  for other in (tmp_path, '/dev/full'):
+    with pytest.raises(ConfigError, match='no regular file'):
+      answering.check(source, other)
+  assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize('prompt', ['\ud800', 'a\udcffb'])
+def test_prompts_that_are_no_text_are_refused(prompt, run):
+  with pytest.raises(ConfigError, match='half of'):
+    run.generate([prompt], tokens=2)
+  with pytest.raises(ConfigError, match='UTF-8'):
+    answering.check_prompts(['good', prompt])
+  assert run.generate([]) == []
+
+
+@pytest.mark.parametrize('name, values', dict(
+    tokens=[0, -1, 2 ** 31], temperature=[-0.1, float('nan'), float('inf')], top_k=[-1], alpha=[-1.0, float('nan')],
+    top_p=[0.0, 1.1, float('nan')], seed=[-1, 2 ** 32], beams=[0, 10 ** 9]).items())
+def test_numbers_that_mean_nothing_are_refused(name, values, run):
+  for value in values:
+    with pytest.raises(ConfigError, match=f'{name}='):
+      run.generate(['the'], **{name: value})
 
 
 def test_each_batch_is_on_disk_before_the_next_begins(run, prompts, tmp_path):

@@ -57,9 +57,8 @@ def test_plain_jax_computes_what_we_compute():
   assert float(last) < float(value)
 
 
+@pytest.mark.parity
 def test_decoding_beside_transformers(monkeypatch, capsys):
-  pytest.importorskip('torch')
-  pytest.importorskip('transformers')
   from benchmarks import decode
   monkeypatch.setitem(decode.SIZES, 'tiny', dict(d_model=64, num_layers=1, num_heads=1, num_kv_heads=1, d_ff=64,
                                                  vocab_size=128))

@@ -1,5 +1,6 @@
 """Sampling: filters against numpy, greedy text against the full forward."""
 import dataclasses
+import fractions
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +14,6 @@ from t5like.model import transformer
 from tests.tiny import MODEL
 
 
-def kept(logits, top_k, top_p):
-  """Indices a row may be sampled from, by sorting."""
-  order = np.argsort(-logits, kind='stable')
-  if top_k:
-    order = order[:top_k]
-  p = np.exp(logits[order] - logits[order].max())
-  p /= p.sum()
-  n = int(np.searchsorted(np.cumsum(p), top_p, side='left')) + 1 if top_p < 1 else len(order)
-  return set(order[:n].tolist())
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(-40, 40), min_size=2, max_size=9, unique=True), st.integers(0, 9),
-       st.sampled_from([0.05, 0.31, 0.5, 0.77, 0.9, 1.0]))
-def test_filters(logits, top_k, top_p):
-  row = np.array(logits, np.float32) / 10
-  got = np.asarray(sampling.filter_logits(jnp.asarray(row[None]), top_k, top_p))[0]
-  assert set(np.flatnonzero(np.isfinite(got)).tolist()) == kept(row, top_k, top_p)
-  inside = np.isfinite(got)
-  np.testing.assert_array_equal(got[inside], row[inside])
-
-
 @pytest.fixture(scope='module')
 def setting():
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
@@ -43,6 +22,48 @@ def setting():
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=384))
     params = jax.jit(model.init)(jax.random.key(3))
     yield model, params, vocabulary
+
+
+def kept(weights, top_k, top_p):
+  """Indices a row may be sampled from, by rank: exactly, from whole numbers that probabilities are proportional to."""
+  order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:top_k or None]
+  whole, share, count = sum(weights[i] for i in order), fractions.Fraction(str(top_p)), 0
+  while count < len(order) and (not count or sum(weights[i] for i in order[:count]) < share * whole):
+    count += 1
+  return sorted(order[:count])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(0, 12),
+       st.sampled_from([0.05, 0.2, 0.31, 0.5, 0.6, 0.75, 0.8, 0.9, 1.0]))
+def test_filters_keep_as_many_by_rank_as_they_should(weights, top_k, top_p):
+  """Equal probabilities, and those that add up to exactly top_p, included."""
+  row = np.log(np.array(weights, np.float32))
+  filtered = np.asarray(sampling.filter_logits(jnp.asarray(row[None]), top_k, top_p))[0]
+  inside = np.isfinite(filtered)
+  assert np.flatnonzero(inside).tolist() == kept(weights, top_k, top_p)
+  np.testing.assert_array_equal(filtered[inside], row[inside])
+
+
+@pytest.mark.parametrize('weights, top_k, top_p, expected', [
+    ([3, 1, 1, 5], 0, 0.8, [0, 3]), ([3, 1, 1, 5], 0, 0.81, [0, 1, 3]), ([3, 1, 1, 5], 0, 0.5, [3]),
+    ([3, 1, 1, 5], 0, 0.9, [0, 1, 3]), ([1, 1, 1], 2, 1.0, [0, 1]), ([1, 2, 2, 2], 2, 1.0, [1, 2]),
+    ([1, 1, 1, 1], 0, 0.5, [0, 1]), ([1, 1, 1, 1], 0, 1e-9, [0]), ([2, 7, 7, 7, 2], 3, 0.6, [1, 2]),
+    ([1] * 10, 0, 0.3, [0, 1, 2])])
+def test_filters_of_equals(weights, top_k, top_p, expected):
+  row = np.log(np.array([weights, weights[::-1]], np.float32))
+  first, _ = np.isfinite(np.asarray(sampling.filter_logits(jnp.asarray(row), top_k, top_p)))
+  assert np.flatnonzero(first).tolist() == expected == kept(weights, top_k, top_p)
+
+
+@pytest.mark.parametrize('temperature', [1e-45, 1e-10, 1e-3])
+def test_no_temperature_is_too_low(temperature, setting):
+  logits = np.array([[-700.0, 3.0, 900.0, 899.0], [5.0, 5.0, -1e9, -np.inf]], np.float32)
+  logits, seeds = sharding.place(decode._mesh(), (logits, np.arange(2, dtype=np.int32)))
+  how = sampling.How(temperature, 0, 1.0)
+  pick = jax.jit(sampling.pick, static_argnums=1)
+  ids = np.stack([pick(logits, how, jax.random.key(s), seeds, 0) for s in range(12)])
+  assert set(ids[:, 0]) == {2} and set(ids[:, 1]) == {0, 1}
 
 
 def generate(setting, prompts, context=64, style='document', **kwargs):

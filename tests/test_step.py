@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from configs.base import base
 from t5like import optim, sharding, step
@@ -74,6 +75,33 @@ def test_cross_entropy_against_its_definition(smoothing, z):
   for got, expected in zip((nll, loss), reference(logits, targets, smoothing, z)):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(hit, logits.argmax(-1) == targets)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(-2, 2), min_size=5, max_size=5), min_size=3, max_size=3))
+def test_of_equal_logits_only_the_first_is_hit(rows):
+  logits = np.repeat(np.array(rows, np.float32), 5, axis=0)[None]
+  targets = np.tile(np.arange(5, dtype=np.int32), 3)[None]
+  *_, hit = step.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+  np.testing.assert_array_equal(hit, logits.argmax(-1) == targets)
+
+
+@pytest.mark.parametrize('value', [0.0, -np.inf, np.inf, np.nan])
+def test_equal_logits_have_the_accuracy_of_one_symbol(value):
+  *_, hit = step.cross_entropy(jnp.full((1, 7, 7), value), jnp.arange(7, dtype=jnp.int32)[None])
+  assert hit.sum() == (0 if np.isnan(value) else 1)
+
+
+def test_accuracy_of_a_model_without_an_opinion():
+  """All logits equal, the vocabulary spread over devices: one of V targets is hit, in training as in validation."""
+  batch = dict(data(uneven=False), targets=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+               weights=np.ones((B, T), np.float32))
+  mesh = sharding.make_mesh(dict(fsdp=4, tensor=2), jax.devices())
+  with jax.set_mesh(mesh):
+    model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
+    params = jax.tree.map(lambda x: x * 0, jax.jit(model.init)(jax.random.key(0)))
+    sums = jax.jit(step.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
+  assert float(sums['hits'] / sums['weights']) == 1 / T
 
 
 def test_smoothed_loss_is_least_at_zero():

@@ -10,16 +10,18 @@ most). What is measured is log p(answer | before, after), in the way in which th
   span_corruption    a sentinel stands for the answer in the inputs, and the targets say what it is
   seq2seq            `before` and `after` are the inputs, the answer the targets
 
-An answer is cut into tokens together with the text before it, as in training, but for seq2seq, whose
-targets are texts by themselves.
+An answer is cut into tokens together with the text around it, as in training, but for seq2seq, whose
+targets are texts by themselves. A piece may reach over the end of `before`; then all of it belongs to the answer, and
+to those of the other choices, so that choices are compared as whole texts would be (see `Asker.apart`).
 """
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from t5like import decode, lengths
 from t5like.data.objectives import BOS
-from t5like.errors import ConfigError
+from t5like.errors import ConfigError, DataError
 
 WITH_SENTINELS = ('span_corruption', 'iid_denoising')
 TARGETS_ARE_ALL = ('mass', 'bert_style', 'lm')  # the targets are the whole text
@@ -69,33 +71,70 @@ class Asker:
     self.objective = config.objective.name
 
   def ids(self, before, answer, after=''):
-    """(before, answer, after) as lists of ids, cut apart where whole texts' ids are."""
-    v = self.vocabulary
+    """(before, answer, after) as lists of ids: `apart` of one question."""
+    return self.apart([(before, answer, after)])[0]
+
+  def apart(self, questions: Sequence[tuple[str, str, str]]) -> list[tuple[list[int], list[int], list[int]]]:
+    """[(before, answer, after)], lists of ids, of questions whose answers are compared with each other.
+
+    Together they are the ids of the whole text. They are cut where the ids of `before` and of all whole texts that
+    begin with it first differ, and from the right where those of the whole texts that end with `after` do.
+
+    Args:
+      questions: texts (before, answer, after), such as the choices of one question.
+
+    Raises:
+      DataError: an answer has no tokens.
+    """
     if self.objective == 'seq2seq':
-      return [list(v.encode(text)) for text in (before.rstrip(), answer.strip(), after)]
-    # Pieces begin with spaces, so those at the end of `before` belong to the answer.
-    kept = before.rstrip()
-    before, answer = kept, before[len(kept):] + answer
-    found, text, start = [], '', 0
-    for part in (before, answer, after):
-      text += part
-      whole = list(v.encode(text)) if part else []
-      found.append(whole[start:])
-      start = max(start, len(whole))
-    return found
+      parts = [[list(self.vocabulary.encode(text)) for text in (before.rstrip(), answer.strip(), after)]
+               for before, answer, after in questions]
+    else:
+      # Pieces begin with spaces, so those at the end of `before` belong to the answer.
+      stripped = [before.rstrip() for before, _, _ in questions]
+      wholes = [list(ids) for ids in self.vocabulary.encode_batch([''.join(question) for question in questions])]
+      lefts = _smallest(stripped, map(shared, self._encoded(stripped), wholes))
+      rights = self._rights(questions, wholes)
+      parts = [_cut(whole, left, right) for whole, left, right in zip(wholes, lefts, rights)]
+    for (before, answer, _), (_, answer_ids, _) in zip(questions, parts):
+      if not answer_ids:
+        raise DataError(f'the answer {answer!r} after {before[-40:]!r} has no tokens in this vocabulary, so it has no '
+                        'probability. Give an answer with a letter or a sign.')
+    return parts
+
+  def _encoded(self, texts):
+    """Lists of ids of texts; equal texts are encoded once."""
+    unique = list(dict.fromkeys(texts))
+    ids_of = dict(zip(unique, map(list, self.vocabulary.encode_batch(unique))))
+    return [ids_of[text] for text in texts]
+
+  def _rights(self, questions, wholes):
+    """How many ids at the end of each whole text are those of its `after`, the same of all that end alike."""
+    afters = [after for _, _, after in questions]
+    if not any(afters):
+      return [0] * len(questions)
+    counts = []
+    for inner, after, whole in zip(self._encoded([before + answer for before, answer, _ in questions]),
+                                   self._encoded(afters), wholes):
+      ends_there = shared(inner, whole) == len(inner)
+      counts.append(len(whole) - len(inner) if ends_there else shared(after[::-1], whole[::-1]))
+    counts = _smallest(afters, counts)
+    first_of = dict(zip(reversed(afters), reversed(wholes)))
+    alike = [shared(first_of[after][::-1], whole[::-1]) for after, whole in zip(afters, wholes)]
+    return _smallest(afters, map(min, counts, alike))
 
   def prompt(self, before, after, tokens):
     """Ids of a prompt for `decode.generate` that leaves room for an answer of so many tokens."""
     v = self.vocabulary
-    whole = list(v.encode(before + after))
-    before = list(v.encode(before))
-    after = whole[len(before):]
+    before_ids = list(v.encode(before))
     if self.manner in ('document', 'stream'):
-      return before[-(self.room - 1 - min(tokens, self.room // 2)):]
+      return before_ids[-(self.room - 1 - min(tokens, self.room // 2)):]
+    whole = list(v.encode(before + after))
+    merged = shared(before_ids, whole) < len(before_ids)  # a piece would reach from the one into the other
+    after_ids = list(v.encode(after)) if merged else whole[len(before_ids):]
     hole = [v.sentinel(0)] if self.manner == 'sentinel' else []
-    source, mode = [*before, *hole, *after], self.mode
-    room = self.room - len(mode) - (1 if self.style == 'encoder' else 3 + min(tokens, self.room // 2))
-    return [*mode, *source[-room:]]
+    room = self.room - len(self.mode) - (1 if self.style == 'encoder' else 3 + min(tokens, self.room // 2))
+    return [*self.mode, *[*before_ids, *hole, *after_ids][-room:]]
 
   def blank(self, before, answer, after):
     """(ids with masks in place of an answer, where they are) for `decode.fill`."""
@@ -109,10 +148,14 @@ class Asker:
     """[Row] of a question of three texts; their log p, added up, is its answer's."""
     return self.rows_of_ids(*self.ids(before, answer, after))
 
+  def rows_of_choices(self, questions):
+    """A list of Rows for each of several questions of three texts that are compared with each other."""
+    return [self.rows_of_ids(*ids) for ids in self.apart(questions)]
+
   def rows_of_ids(self, before, answer, after=()):
     before, answer, after = list(before), list(answer), list(after)
     if not answer:
-      return []
+      raise DataError('an answer without tokens has no probability.')
     if self.manner in ('fill', 'fill_row'):
       return self._masked(before, answer, after)
     if self.manner in ('document', 'stream', 'prefix'):
@@ -169,6 +212,26 @@ class Asker:
       row.prefix = len(start)
     row.cut += cut
     return row
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+  """How many ids two lists begin with alike."""
+  pairs = zip(one, other)
+  return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _smallest(keys, numbers):
+  """Of each key, the smallest number of all that have the same key."""
+  numbers, least = list(numbers), {}
+  for key, number in zip(keys, numbers):
+    least[key] = min(number, least.get(key, number))
+  return [least[key] for key in keys]
+
+
+def _cut(ids, left, right):
+  """(the first `left` ids, those between, the last `right` ids, of which the first ones may have taken some)."""
+  end = max(left, len(ids) - right)
+  return ids[:left], ids[left:end], ids[end:]
 
 
 def windows(asker, ids):

@@ -9,7 +9,7 @@ from t5like.optimizers import path_name
 def solve(run):
   """The results of evaluate.tasks at the newest step, {task: {metric: value}}, on screen and in the run's files.
 
-  `run`: a loop.Run. Results of the same step are not computed again.
+  `run`: a loop.Run. Results of the same step are not computed again. A task that fails is reported and left out.
   """
   c = run.config.evaluate
   if not c.tasks or run.solved and run.solved['step'] == run.step:
@@ -17,7 +17,8 @@ def solve(run):
   subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
                              tick=lambda: run.watchdog.arm('start'))  # new shapes are compiled
   run.now('eval', 'start')
-  found = evaluate.evaluate(subject, evaluate.chosen(c.tasks), c.shots, c.limit, run.screen.say)
+  jobs = evaluate.jobs(subject, evaluate.read(evaluate.chosen(c.tasks), c.shots, c.limit))
+  found, _ = evaluate.attempt(jobs, run.screen.say)  # one that fails is said, and costs nothing else
   if run.files:
     run.files.write(run.step, {f'tasks/{task}/{metric}': value for task, values in found.items()
                                for metric, value in values.items()})

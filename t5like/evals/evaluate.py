@@ -4,12 +4,14 @@ import functools
 import math
 import re
 import statistics
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from t5like import decode, lengths, sharding
-from t5like.errors import ConfigError
+from t5like.errors import ConfigError, DataError, Failure
 from t5like.evals import answers, ask, items, score, task as task_lib
 from t5like.model import transformer
 
@@ -29,24 +31,39 @@ class Subject:
   def __post_init__(self):
     self.scorer = score.Scorer(self.model, self.params, self.vocabulary, self.config, self.mesh, self.tick)
 
-  def generate(self, prompts, tokens):
-    """The likeliest answers to prompts (lists of ids), greedily, [text]; decoded in batches of few shapes."""
-    style, targets = decode.style_of(self.config), lengths.shapes(self.config).targets
-    width = lambda i: ask.width(len(prompts[i]) + 2, self.config.data.seq_len)
+  def generate(self, prompts, tokens, until=(), style=None, context=0):
+    """The likeliest answers to prompts, greedily, decoded in batches of few shapes.
+
+    Args:
+      prompts: lists of ids.
+      tokens: of each answer, at most.
+      until: texts of which one in each answer of a batch ends that batch; what follows them may be there or not.
+      style: how prompts are taken, see `decode.stream`; as in training by default.
+      context: the longest row; that of training by default.
+
+    Returns:
+      [text]
+    """
+    style = style or decode.style_of(self.config)
+    context = context or self.config.data.seq_len
+    targets = lengths.shapes(self.config).targets
+    width = lambda i: ask.width(len(prompts[i]) + 2, context)
     order = sorted(range(len(prompts)), key=lambda i: (width(i), i))
-    found, (model, params, mesh) = [''] * len(prompts), self._for_decoding()
+    model, params, mesh = self._for_decoding()
+    answered = [''] * len(prompts)
     while order:
       most = max(1, min(score.ROWS, TOKENS_AT_ONCE // (width(order[0]) + tokens))) * sharding.batch_shards(mesh)
       some = [i for i in order[:most] if width(i) == width(order[0])]
       order = order[len(some):]
       with jax.set_mesh(mesh):
-        texts = decode.generate(
-            model, params, self.vocabulary, [prompts[i] for i in some], style=style, targets=targets,
-            context=self.config.data.seq_len, tokens=tokens, temperature=0.0)
+        for texts in decode.stream(model, params, self.vocabulary, [prompts[i] for i in some], style=style,
+                                   targets=targets, context=context, tokens=tokens, temperature=0.0):
+          if all(ended(text, until) != text for text in texts):
+            break
       self.tick()
       for i, text in zip(some, texts):
-        found[i] = text
-    return found
+        answered[i] = text
+    return answered
 
   def fill(self, rows):
     """Lists of ids whose masks are filled in."""
@@ -75,20 +92,100 @@ def _built(config, mesh):
   return transformer.build(config)
 
 
+class TasksFailed(Failure):
+  """Some of several tasks failed. errors: {task: exception}; results: {task: {metric: value}} of the others."""
+
+  def __init__(self, errors: dict[str, Exception], results: dict[str, dict]):
+    tried = len(errors) + len(results)
+    super().__init__(f'{len(errors)} of {tried} tasks failed: ' + '; '.join(
+        f'{name} ({in_words(error)})' for name, error in errors.items()))
+    self.errors, self.results = errors, results
+    self.exit_code = getattr(next(iter(errors.values())), 'exit_code', 1)
+
+
+def in_words(error: Exception) -> str:
+  return str(error) if isinstance(error, Failure) else f'{type(error).__name__}: {error}'
+
+
+def check(shots: int, limit: int) -> None:
+  """Refuses numbers that mean nothing: ConfigError."""
+  if shots < -1:
+    raise ConfigError(f'shots={shots} must be at least 0, or -1 for as many as each task says.')
+  if limit < 0:
+    raise ConfigError(f'limit={limit} must be at least 1, or 0 for all questions.')
+
+
+def read(tasks, shots: int = -1, limit: int = 0) -> dict:
+  """{Task: its [Question], or the Failure with which reading them ended}; `shots`, `limit`: see `items.questions`."""
+  check(shots, limit)
+  questions_of = {}
+  for task in tasks:
+    try:
+      questions_of[task] = items.questions(task, shots, limit)
+    except Failure as error:
+      questions_of[task] = error
+  return questions_of
+
+
+def jobs(subject: Subject, questions_of: dict) -> dict[str, Callable]:
+  """{task's name: a function that returns ({name: {metric: value}}, notes)} of what `read` returned."""
+  return {task.name: functools.partial(_answered, subject, task, questions)
+          for task, questions in questions_of.items()}
+
+
+def _answered(subject, task, questions):
+  if isinstance(questions, Failure):
+    raise questions
+  values, notes = EVALUATORS[task.kind](subject, task, questions)
+  return {task.name: values}, notes
+
+
+def attempt(jobs: dict[str, Callable], say=lambda _: None, done=lambda results: None) -> tuple[dict, dict]:
+  """Runs jobs one after the other, whether others fail or not.
+
+  Args:
+    jobs: as `jobs` makes them.
+    say: called with lines for people.
+    done: called with the {task: {metric: value}} of each job once it is finished.
+
+  Returns:
+    {task: {metric: value}} of all that succeeded and {job: exception} of the others.
+  """
+  results, errors = {}, {}
+  for name, job in jobs.items():
+    try:
+      values_of, notes = job()
+    except Exception as error:
+      if not isinstance(error, Failure):
+        traceback.print_exc()
+      errors[name] = error
+      say(f'{name}: FAILED. {in_words(error)}')
+      continue
+    results.update(values_of)
+    done(values_of)
+    for task, values in values_of.items():
+      say(f'{task}: {describe(values)}')
+    for note in notes:
+      say(f'  {note}')
+  return results, errors
+
+
+def finished(results: dict, errors: dict) -> dict:
+  """The results of `attempt`; its error if a single job was all there was, TasksFailed if some of several failed."""
+  if not errors:
+    return results
+  first = next(iter(errors.values()))
+  raise first if len(errors) == 1 and not results else TasksFailed(errors, results) from first
+
+
 def evaluate(subject, tasks, shots=-1, limit=0, say=lambda _: None):
   """{task: {metric: value}} of Tasks; `say` hears of each. `shots` and `limit`: see `items.questions`.
 
   Every value is a mean over items, whose standard error is METRIC_stderr, but for perplexities, which are of all
   tokens, and bleu; `items` says how many there were, `cut` how many lost part of their question to the model's length.
+  A task that fails does not keep the others from being asked; then see `finished`.
   """
-  found = {}
-  for task in tasks:
-    values, notes = EVALUATORS[task.kind](subject, task, items.questions(task, shots, limit))
-    found[task.name] = values
-    say(f'{task.name}: {describe(values)}')
-    for note in notes:
-      say(f'  {note}')
-  return found
+  return finished(*attempt(jobs(subject, read(tasks, shots, limit)), say))
 
 
 def describe(values):
@@ -122,16 +219,17 @@ def _perplexity(subject, task, questions):
   texts = [question.answers[0] for question in questions]
   scores = subject.scorer.score_text(texts)
   tokens = sum(s.tokens for s in scores)
+  if not tokens:
+    raise DataError(f'task {task.name}: none of its texts has a token, so they have no perplexity.')
   values = perplexity_of(sum(s.logp for s in scores), tokens, sum(len(text.encode()) for text in texts))
   return dict(values, tokens=tokens, items=len(texts)), []
 
 
 def _choice(subject, task, questions):
   """accuracy: the likeliest choice is right; accuracy_norm: the likeliest per character of the choice."""
-  scores = iter(subject.scorer.score([one for q in questions for one in zip(q.before, q.answers, q.after)]))
+  scores = subject.scorer.score_choices([list(zip(q.before, q.answers, q.after)) for q in questions])
   plain, norm, cut = [], [], 0
-  for q in questions:
-    got = [next(scores) for _ in q.answers]
+  for q, got in zip(questions, scores):
     best = lambda values: float(max(range(len(got)), key=lambda i: values[i]) == q.right)
     plain.append(best([s.logp for s in got]))
     norm.append(best([s.logp / max(1, n) for s, n in zip(got, q.lengths)]))
@@ -155,7 +253,8 @@ def _generate(subject, task, questions):
     filled = subject.fill([ids for ids, _ in blanks])
     said = [subject.vocabulary.decode([ids[t] for t in at]) for ids, (_, at) in zip(filled, blanks)]
   else:
-    said = subject.generate([asker.prompt(q.before[0], q.after[0], task.tokens) for q in questions], task.tokens)
+    said = subject.generate([asker.prompt(q.before[0], q.after[0], task.tokens) for q in questions], task.tokens,
+                            task.until)
   said = [ended(re.sub('<extra_id_0>', '', text), task.until).strip() for text in said]
   values, more = answers.judge(task.metrics, said, [q.references for q in questions])
   samples = {k: v for k, v in values.items() if isinstance(v, list)}

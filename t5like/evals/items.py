@@ -1,13 +1,16 @@
 """From a task to the questions that a model is asked: its items, with examples before them."""
 import dataclasses
-import json
 import pathlib
 import string
 
+from t5like import schema
 from t5like.config_rules import SOURCES
 from t5like.config_values import base
 from t5like.data import shards, sources, templates
 from t5like.errors import ConfigError, DataError
+
+OBJECTS = 'Each line must hold a JSON object with the fields of an item.'
+LINES = schema.Limits(unique=False, constants=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +32,13 @@ def records(task):
     return _of_source(task, name)
   path = pathlib.Path(task.folder) / name
   try:
-    lines = path.read_text(encoding='utf-8').splitlines()
-    found = [json.loads(line) for line in lines if line.strip()]
+    content = path.read_bytes()
   except OSError as error:
     raise DataError(f'task {task.name}: its items cannot be read ({error}).') from error
-  except ValueError as error:
-    raise DataError(f'task {task.name}: {path} is not JSONL ({error}).') from error
-  if not found or not all(isinstance(record, dict) for record in found):
-    raise DataError(f'task {task.name}: {path} must hold a JSON object with the fields of an item on each line.')
-  return found
+  values = schema.records(content, schema.Object(), f'task {task.name}: {path}', DataError, OBJECTS, LINES)
+  if not values:
+    raise DataError(f'task {task.name}: {path} holds no items. {OBJECTS}')
+  return values
 
 
 def _of_source(task, name):

@@ -62,17 +62,22 @@ class Scorer:
     self.shards, self.platform = sharding.batch_shards(mesh), mesh.devices.flat[0].platform
 
   def score(self, questions):
-    """[Score] of questions (before, answer, after), texts; `after` may be left out."""
-    return self._score([self.asker.rows(*question) for question in questions])
+    """[Score] of questions (before, answer, after), texts; `after` may be left out. DataError: as `Asker.apart`."""
+    return self.score_rows([self.asker.rows(*question) for question in questions])
+
+  def score_choices(self, groups):
+    """A list of Scores for each list of questions (before, answer, after) that are compared with each other."""
+    scores = iter(self.score_rows([rows for group in groups for rows in self.asker.rows_of_choices(group)]))
+    return [[next(scores) for _ in group] for group in groups]
 
   def score_text(self, texts):
     """[Score] of whole texts, in as many rows as each needs (see `ask.windows`)."""
     rows = lambda ids: [row for window in ask.windows(self.asker, ids) for row in self.asker.rows_of_ids(*window)]
     encode = self.asker.vocabulary.encode_batch
     # What a window's text lacks on its left is meant to be missing.
-    return [dataclasses.replace(s, cut=0) for s in self._score([rows(ids) for ids in encode(texts)])]
+    return [dataclasses.replace(s, cut=0) for s in self.score_rows([rows(ids) for ids in encode(texts)])]
 
-  def _score(self, rows_of):
+  def score_rows(self, rows_of):
     """[Score], one for each list of rows."""
     flat = [row for rows in rows_of for row in rows]
     found = iter(self.predictions(flat))
@@ -80,7 +85,8 @@ class Scorer:
     for rows in rows_of:
       parts = [next(found) for _ in rows]
       nll, hit = (np.concatenate([part[k] for part in parts] or [np.zeros(0)]) for k in (0, 1))
-      scores.append(Score(-float(nll.sum(dtype=np.float64)), len(nll), bool(hit.all()), sum(row.cut for row in rows)))
+      greedy = len(hit) > 0 and bool(hit.all())
+      scores.append(Score(-float(nll.sum(dtype=np.float64)), len(nll), greedy, sum(row.cut for row in rows)))
     return scores
 
   def predictions(self, rows):

@@ -18,14 +18,15 @@ shots       how many worked examples stand before each question, unless --shots 
 """
 import dataclasses
 import difflib
-import json
 import pathlib
 
+from t5like import schema
 from t5like.data import templates
 from t5like.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).parent / 'tasks'
 KINDS = ('perplexity', 'choice', 'cloze', 'generate')
+MOST_TOKENS = 65_536
 METRICS = ('exact_match', 'f1', 'bleu', 'rouge')
 
 
@@ -67,12 +68,9 @@ def find(name):
     raise ConfigError(f'task {name!r}: there is no such ' + ('file. ' if name.endswith('.json') else 'task. ') + (
         f'Did you mean {near[0]!r}? ' if near else '') + f'There are {", ".join(built_in())}, and paths of JSON files '
         '(docs/evaluate.md).')
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ConfigError(f'task {path}: not JSON ({error}).') from error
+  values = schema.read(path, schema.Object(), ConfigError, 'A task file is one JSON object (docs/evaluate.md).')
   known = {f.name: f for f in dataclasses.fields(Task) if f.name not in ('name', 'folder')}
-  for key in values if isinstance(values, dict) else ['']:
+  for key in values:
     if key not in known:
       near = difflib.get_close_matches(key, known, 1)
       raise ConfigError(f'task {path}: unknown key {key!r}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
@@ -101,5 +99,8 @@ def _check(path, key, value, field):
     raise ConfigError(f'task {path}: {key}={value!r} must be {wants}.')
   if kind is int and value < (key == 'tokens'):
     raise ConfigError(f'task {path}: {key}={value} must be at least {int(key == "tokens")}.')
+  if key == 'tokens' and value > MOST_TOKENS:
+    raise ConfigError(f'task {path}: tokens={value} must be at most {MOST_TOKENS:,}, for an answer takes a pass of the '
+                      'model for each.')
   if key in ('before', 'answer', 'after', 'text') and (problem := templates.check(value)):
     raise ConfigError(f'task {path}: {key}={value!r}: {problem}')

@@ -33,10 +33,14 @@ QUESTIONS = [('the a of', ' to in'), ('', 'is it'), ('for on as ', 'x'), ('a', '
 
 @functools.cache
 def setting(kind, folder, devices=1, **mesh):
-  options = {k: dict(v) for k, v in KINDS[kind].items()}
+  return made(KINDS[kind], folder, vocabulary_lib.Bytes(40), devices, **mesh)
+
+
+def made(options, folder, vocabulary, devices=1, **mesh):
+  """(config, model, random params, vocabulary, mesh) of changes of a tiny config."""
+  options = {k: dict(v) for k, v in options.items()}
   options['model'] = dict(dict(vocab_size=304), **options.get('model', {}))
   c = tiny.config(folder, steps=100, vocabulary=dict(sentinels=40), **options)
-  vocabulary = vocabulary_lib.Bytes(40)
   c = build.with_vocabulary(c, vocabulary)
   mesh = sharding.make_mesh(dict(mesh) or {'fsdp': devices}, jax.devices()[:devices])
   with jax.set_mesh(mesh):

@@ -122,6 +122,32 @@ def test_wrong_items(record, message, tmp_path):
     items.questions(task.find(path))
 
 
+@pytest.mark.parametrize('separator', ['\u2028', '\u2029', '\x85'])
+def test_items_end_at_newlines_only(separator, tmp_path):
+  path = written(tmp_path, kind='cloze', before='{b}', answer=' {a}', reserved=0)
+  records = [dict(b=f'x{separator}y', a='z'), dict(b='x', a=f'y{separator}')]
+  (tmp_path / 'mine.jsonl').write_text('\r\n'.join(json.dumps(r, ensure_ascii=False) for r in records), newline='')
+  assert [q.before[0] for q in items.questions(task.find(path))] == [r['b'] for r in records]
+
+
+@pytest.mark.parametrize('content, message', [
+    ('', 'holds no items'), ('[1]\n', 'line 1: .*must be an object'),
+    ('{"b": 1}\n{"b": "\\udc00"}', 'line 2 .*surrogate'),
+    ('{"b": 1}\n{', 'line 2 is not JSON'), ('[' * 10 ** 5, 'nested|not JSON')])
+def test_items_that_are_none_are_named(content, message, tmp_path):
+  path = written(tmp_path, kind='cloze', before='{b}', answer=' {a}', reserved=0)
+  (tmp_path / 'mine.jsonl').write_text(content)
+  with pytest.raises(DataError, match=f'task mine: .*{message}'):
+    items.questions(task.find(path))
+
+
+@pytest.mark.parametrize('content', ['[]', 'null', '{', '[' * 10 ** 5, '{"kind": "\\ud800"}', '{"shots": 1e400}'])
+def test_task_files_that_are_none(content, tmp_path):
+  (tmp_path / 'mine.json').write_text(content)
+  with pytest.raises(ConfigError, match='mine.json'):
+    task.find(str(tmp_path / 'mine.json'))
+
+
 def test_names_that_are_not_there():
   with pytest.raises(ConfigError, match="Did you mean 'arithmetic'"):
     task.find('arithmetics')
@@ -145,9 +171,8 @@ def test_f1_is_symmetric_and_one_for_the_same_words(a, b):
   assert (answers._f1(a, b) == 1) == (sorted(a) == sorted(b))
 
 
+@pytest.mark.harness  # which the packages come with
 def test_bleu_and_rouge_are_their_packages():
-  pytest.importorskip('sacrebleu')
-  pytest.importorskip('rouge_score')
   said, wanted = ['the cat sat on the mat', 'no'], [['the cat sat on the mat'], ['yes it is', 'no']]
   values, notes = answers.judge(('bleu', 'rouge', 'f1'), said, wanted)
   assert values['bleu'] == pytest.approx(100) and values['rougeL'] == [1, 1] and values['f1'] == [1, 1] and not notes
@@ -177,6 +202,9 @@ class Knowing:
   def score(self, questions):
     return [score.Score(-1.0 * len(answer) if answer not in self.right else -0.5, len(answer), answer in self.right)
             for _, answer, _ in questions]
+
+  def score_choices(self, groups):
+    return [self.score(group) for group in groups]
 
 
 @pytest.fixture(scope='module')

@@ -1,20 +1,23 @@
 """lm-evaluation-harness on our models, beside our own evaluators on the same items.
 
-    pip install -e '.[test,eval]' && pytest -m harness
+    pip install -e '.[test,harness]' && pytest -m harness
 """
+import functools
 import json
+import random
+import types
 
 import numpy as np
 import pytest
 
-from t5like.errors import ConfigError
-from t5like.evals import evaluate, task
+from t5like import huggingface
+from t5like.data import vocabulary as vocabulary_lib
+from t5like.errors import ConfigError, DataError
+from t5like.evals import evaluate, harness, plan, task
 from t5like.evals.tasks import make
-from tests.evals import test_score
+from tests.evals import test_ask, test_score
 
 pytestmark = pytest.mark.harness
-lm_eval = pytest.importorskip('lm_eval')
-harness = pytest.importorskip('t5like.evals.harness')
 
 ITEMS = 8
 MULTIPLE = '''
@@ -67,7 +70,7 @@ def folder(tmp_path_factory):
   """Task files for the harness of the same items, the reserved ones being those that examples are taken from."""
   folder = tmp_path_factory.mktemp('harness')
   for name, (kind, delimiter, rest) in TASKS.items():
-    lines = make.text_of(name).splitlines(keepends=True)
+    lines = [f'{line}\n' for line in make.text_of(name).split('\n')[:-1]]
     held = 0 if kind == 'loglikelihood_rolling' else make.RESERVED
     paths = dict(train=folder / f'{name}.train.jsonl', test=folder / f'{name}.test.jsonl')
     paths['train'].write_text(''.join(lines[:make.RESERVED]))
@@ -135,14 +138,149 @@ def test_names_and_sampling_are_refused_in_words(folder):
   assert json.loads(json.dumps(harness.evaluate(s, ['ours_agreement'], str(folder), limit=2)))
 
 
-def test_their_transformers_backend_says_the_same_of_an_exported_model(folder, tmp_path):
-  """The harness's own way to a Hugging Face model, beside our evaluators on the checkpoint it was made of."""
-  pytest.importorskip('accelerate')
-  pytest.importorskip('transformers')
+# --- Beside the harness's own backend for transformers --------------------------------------------
+
+SIGNS = 'ab( )\n'
+# Rows of 32 tokens, but for GPT-2's table of 48 positions.
+EXPORTED = dict(
+    document=dict(),  # a Llama, whose texts begin with BOS
+    stream=dict(data=dict(document_mask=False)),  # without
+    learned=dict(model=dict(position='learned', max_positions=48, norm='layernorm', norm_eps=1e-5, block='pre_norm',
+                            activation='gelu_tanh', use_bias=True, num_kv_heads=4, tie_embeddings=True, init='gpt2')),
+    answers=dict(model=dict(name='encoder_decoder', position='relative', scale_attention=False, init='t5',
+                            dropout_style='t5'), objective=dict(name='seq2seq'),
+                 data=dict(inputs='{text}', targets='{text}', target_len=32, packing='best_fit')))
+VOCABULARIES = dict(bytes=lambda: vocabulary_lib.Bytes(40), pieces=lambda: test_ask.sentence_pieces(1))
+PAIRS = [('document', 'bytes'), ('document', 'pieces'), ('stream', 'bytes'), ('stream', 'pieces'),
+         ('learned', 'bytes'), ('answers', 'bytes'), ('answers', 'pieces')]
+
+
+@functools.cache
+def both(kind, vocabulary, folder):
+  """(our adapter of a random model, the harness's backend on the folder that it is exported to)."""
+  from lm_eval.models.huggingface import HFLM
+  c, model, params, v, mesh = test_score.made(dict(EXPORTED[kind], model=dict(EXPORTED[kind].get('model', {}),
+                                                                             vocab_size=360)),
+                                              folder, VOCABULARIES[vocabulary]())
+  subject = evaluate.Subject(model, params, v, c, mesh)
+  out = folder / f'{kind}-{vocabulary}'
+  notes = huggingface.write(out, c.model.to_dict(), params, v, style=evaluate.decode.style_of(c), length=c.data.seq_len)
+  assert not [note for note in notes if 'tokenizer' in note]
+  return harness.language_model(subject), HFLM(pretrained=str(out), device='cpu', batch_size=4)
+
+
+def request(*args, doc_id=0):
+  return types.SimpleNamespace(args=args, task_name='mine', doc_id=doc_id)
+
+
+def texts(seed, lengths):
+  rng = random.Random(seed)
+  return [''.join(rng.choices(SIGNS, k=n)) for n in lengths]
+
+
+@pytest.mark.parametrize('kind, vocabulary', PAIRS)
+def test_continuations_are_as_likely(kind, vocabulary, folder):
+  """Short prompts, none, those that end with spaces, and those that are longer than a row; and what was cut is told."""
+  ours, theirs = both(kind, vocabulary, folder)
+  contexts = ['', 'a', 'ab ', 'ab\n\n', *texts(1, [5, 20, 29, 31, 32, 33, 47, 48, 49, 90, 200])]
+  requests = [request(context, ' ' * (i % 2) + continuation + 'a', doc_id=i)
+              for i, (context, continuation) in enumerate(zip(contexts, texts(2, [1, 3, 7] * 5)))]
+  # Where pieces melt together the harness may be left without tokens, and stops.
+  cut = [theirs._encode_pair(*r.args) if r.args[0] else ([0], [0]) for r in requests]
+  requests = [r for r, (_, continuation) in zip(requests, cut) if continuation]
+  assert len(requests) > 10
+  expected, values = theirs.loglikelihood(requests, disable_tqdm=True), ours.loglikelihood(requests)
+  np.testing.assert_allclose([v for v, _ in values], [v for v, _ in expected], atol=1e-4, rtol=2e-6)
+  assert [greedy for _, greedy in values] == [greedy for _, greedy in expected]
+  room = theirs.max_length
+  lengths = [len(x) + (0 if kind == 'answers' else len(y) - 1) for x, y in cut]
+  assert ours.cut['mine'] == {r.doc_id for r in requests if lengths[r.doc_id] > room}
+  assert 0 < len(ours.cut['mine']) < len(requests)
+
+
+@pytest.mark.parametrize('kind, vocabulary', PAIRS)
+def test_whole_texts_are_as_likely(kind, vocabulary, folder):
+  ours, theirs = both(kind, vocabulary, folder)
+  requests = [request(text) for text in texts(3, [1, 2, 30, 31, 32, 33, 34, 47, 48, 63, 64, 65, 96, 97, 150, 911])]
+  np.testing.assert_allclose(ours.loglikelihood_rolling(requests),
+                             theirs.loglikelihood_rolling(requests, disable_tqdm=True), atol=1e-4, rtol=2e-6)
+
+
+@pytest.mark.parametrize('kind, vocabulary', [pair for pair in PAIRS if pair[0] != 'answers'])
+def test_text_is_the_same(kind, vocabulary, folder):
+  """Prompts that fit, and those of which a limit of 8 or 20 tokens leaves the end only."""
+  ours, theirs = both(kind, vocabulary, folder)
+  ours.cut.clear()
+  how = lambda i: dict(until=['a', 'b('] if i % 3 else [], max_gen_toks=20 if i % 2 else 8, do_sample=False)
+  prompts = texts(4, [1, 3, 10, 12, 20, 23, 24, 25, 30, 60, 120])
+  requests = [request(prompt, how(i), doc_id=i) for i, prompt in enumerate(prompts)]
+  said = ours.generate_until(requests)
+  assert said == theirs.generate_until(requests, disable_tqdm=True) and len(set(said)) > 3
+  room = theirs.max_length
+  assert ours.cut['mine'] == {i for i, prompt in enumerate(prompts)
+                              if len(theirs.tok_encode(prompt)) > room - how(i)['max_gen_toks']}
+
+
+def test_what_their_backend_cannot_ask_is_told_in_words(folder):
+  ours, theirs = both('document', 'bytes', folder)
+  with pytest.raises(AssertionError):
+    theirs.loglikelihood([request('ab', '')], disable_tqdm=True)
+  with pytest.raises(DataError, match="harness:mine: the continuation '' after 'ab' has no tokens"):
+    ours.loglikelihood([request('ab', '')])
+  with pytest.raises(DataError, match='continuation of 40 tokens is longer than the 32'):
+    ours.loglikelihood([request('ab', 'x' * 40)])
+  with pytest.raises(DataError, match='half of a surrogate pair'):
+    ours.loglikelihood_rolling([request('\ud800')])
+  for how, words in ((dict(num_beams=4), 'num_beams=4'), (dict(temperature=0.7), 'only greedy text'),
+                     (dict(do_sample=True), 'only greedy text'), (dict(max_gen_toks=0), 'at least 1')):
+    with pytest.raises(ConfigError, match=words):
+      ours.generate_until([request('ab', how)])
+
+
+def test_more_text_than_a_row_holds_is_shortened_and_said(folder):
+  subject_, said = subject('document', folder), []
+  ours = harness.language_model(subject_, said.append)
+  (text,) = ours.generate_until([request('ab', dict(until=[], max_gen_toks=10 ** 9))])
+  assert len(text) <= 16 and '1,000,000,000 tokens of text are asked for and this model reads 32' in said[0]
+
+
+def test_one_task_that_fails_leaves_the_others(folder, capsys):
+  s = subject('long_document', folder)
+  (folder / 'broken.yaml').write_text((folder / 'agreement.yaml').read_text().replace(
+      'ours_agreement', 'ours_broken').replace('subject', 'no_such_field'))
+  harness._manager.cache_clear()
+  done = []
+  results, errors = plan.make(['harness:ours_broken', 'harness:ours_agreement', 'agreement'], limit=2,
+                              harness_path=str(folder)).run(s, done=lambda values: done.extend(values))
+  assert list(errors) == ['harness:ours_broken'] and done == list(results) == ['agreement', 'harness:ours_agreement']
+  assert results['harness:ours_agreement']['cut'] == 0
+
+
+def test_tasks_of_their_backend_and_ours_have_the_same_numbers(folder, tmp_path):
+  """Whole tasks, whole texts and generation included, with prompts beyond the row of 32."""
+  import lm_eval
   from lm_eval.models.huggingface import HFLM
   from lm_eval.tasks import TaskManager
+  c, model, params, vocabulary, mesh = test_score.setting('document', folder)
+  huggingface.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
+  lm = HFLM(pretrained=str(tmp_path / 'out'), device='cpu', batch_size=4)
+  names = [f'ours_{name}' for name in TASKS]
+  results = lm_eval.simple_evaluate(lm, tasks=names, task_manager=TaskManager(include_path=str(folder)),
+                                    bootstrap_iters=0)['results']
+  ours = harness.evaluate(subject('document', folder), names, str(folder))
+  for name, metrics in dict(ours_agreement=['acc', 'acc_norm'], ours_next_line=['acc', 'acc_norm'],
+                            ours_last_word=['acc', 'perplexity'], ours_english=['bits_per_byte', 'byte_perplexity'],
+                            ours_copying=['exact_match', 'bleu']).items():
+    for metric in metrics:
+      np.testing.assert_allclose(ours[f'harness:{name}'][metric], results[name][f'{metric},none'], rtol=1e-5)
+  assert ours['harness:ours_last_word']['cut'] == ITEMS
 
-  from t5like import huggingface
+
+def test_their_transformers_backend_says_the_same_of_an_exported_model(folder, tmp_path):
+  """The harness's own way to a Hugging Face model, beside our evaluators on the checkpoint it was made of."""
+  import lm_eval
+  from lm_eval.models.huggingface import HFLM
+  from lm_eval.tasks import TaskManager
   c, model, params, vocabulary, mesh = test_score.setting('long_document', folder)
   huggingface.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
   lm = HFLM(pretrained=str(tmp_path / 'out'), device='cpu', batch_size=4, add_bos_token=True)

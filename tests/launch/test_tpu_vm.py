@@ -136,8 +136,7 @@ def test_wait_gives_up(host, tmp_path, state):
   assert done.returncode == 2 and f'NAME=pod is {state}' in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not there')
+@pytest.mark.gcloud
 def test_gcloud_knows_these_flags():
   import json
   for command in ('create', 'setup', 'run', 'logs', 'status', 'stop', 'delete'):

@@ -13,12 +13,13 @@ from t5like import huggingface, interchange, loaded, loop
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.families import FAMILIES
 from tests import tiny
+from tests.conftest import Package
 from tests.parity import cases
 
 pytestmark = pytest.mark.parity
-transformers = pytest.importorskip('transformers')
-torch = pytest.importorskip('torch')
-make_golden = pytest.importorskip('tests.parity.make_golden')
+transformers = Package('transformers')
+torch = Package('torch')
+make_golden = Package('tests.parity.make_golden')
 
 CLOSE = dict(rtol=0, atol=1e-4)
 

@@ -11,12 +11,13 @@ from t5like.data.vocabulary import Bytes
 from t5like.evals import score
 from t5like.model import transformer
 from tests import tiny
+from tests.conftest import Package
 from tests.parity import cases
 
 pytestmark = pytest.mark.parity
-transformers = pytest.importorskip('transformers')
-torch = pytest.importorskip('torch')
-make_golden = pytest.importorskip('tests.parity.make_golden')
+transformers = Package('transformers')
+torch = Package('torch')
+make_golden = Package('tests.parity.make_golden')
 
 NEW = 10
 
@@ -141,7 +142,7 @@ def test_pseudo_log_likelihoods_of_an_imported_model(tmp_path):
   v.mask_id = 7
   scorer = score.Scorer(model, params, v, c, mesh)
   before, answer, after = ([int(i) for i in cases.tokens(1, n, seed=n)[0]] for n in (5, 4, 3))
-  (row_sum,) = scorer._score([scorer.asker.rows_of_ids(before, answer, after)])
+  (row_sum,) = scorer.score_rows([scorer.asker.rows_of_ids(before, answer, after)])
   total = 0.0
   for t, token in enumerate(answer):
     ids = torch.tensor([[*before, *answer[:t], 7, *answer[t + 1:], *after]])

@@ -11,10 +11,11 @@ import pytest
 
 from t5like import interchange, loaded, loop
 from tests import tiny
+from tests.conftest import Package
 
 pytestmark = pytest.mark.parity
-transformers = pytest.importorskip('transformers')
-torch = pytest.importorskip('torch')
+transformers = Package('transformers')
+torch = Package('torch')
 
 NEW = 16
 PLAIN = dict(norm='layernorm', use_bias=True, position='learned', max_positions=64, num_kv_heads=0, tie_embeddings=True)
