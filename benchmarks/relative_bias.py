@@ -3,7 +3,7 @@
     python benchmarks/relative_bias.py [--only=kernels|steps|cycles]      # pip install -e '.[tpu]'; 10 minutes
 
 kernels: HBM of attention and all its gradients, the table's too, compiled in full. steps: train
-steps by preflight.py, which takes Pallas kernels to reach half of the peak, with their FLOPs and HBM. cycles: how long
+steps by preflight.py, which prices kernels by the blocks that they visit, with their FLOPs and HBM. cycles: how long
 one visit to a pair of blocks is in the compiler's own schedule for v5e, from the first product of matrices to the
 last; loads from HBM and what a step of the grid costs are not in it.
 """
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from configs import t5_1_1, yardstick_1b
-from t5like import aot, hlo, preflight, sharding, tpu
+from t5like import aot, costs, hlo, preflight, sharding, tpu
 from t5like.errors import ConfigError
 from t5like.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model import attention
@@ -70,11 +70,13 @@ def kernels():
 
 def _bytes(program):
   memory = program.memory_analysis()
-  computations, _ = hlo.parse(program.as_text())
-  arrays = {op.name: op.arrays for ops in computations.values() for op in ops}
-  calls = [op for ops in computations.values() for op in ops if 'tpu_custom_call' in op.attributes]
-  return (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes,
-          sum(a.bytes for op in calls for name in (op.name, *op.args) for a in arrays[name]))
+  module = hlo.Module(program.as_text())
+  moved = 0
+  for computation, ops in module.computations.items():
+    for op in ops:
+      if op.target == costs.PALLAS:
+        moved += sum(a.bytes for each in (op, *module.operands(op, computation)) for a in each.arrays)
+  return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes, moved
 
 
 def models():

@@ -1,21 +1,27 @@
-"""BERT: masked words, norms after each sublayer. Variants: base (the same as none), large, wwm (large, whole words).
+"""BERT: masked words, norms after each sublayer. Sizes: base (the same as none), large, wwm (large, whole words).
 
     python main.py prepare --config=configs/bert.py
     python main.py --config=configs/bert.py --workdir=gs://BUCKET/bert_base
-    python main.py --config=configs/bert.py --workdir=gs://BUCKET/bert_base_512 --config.data.seq_len=512 \\
-        --config.init_from=gs://BUCKET/bert_base --config.stop.tokens=13.1072B
+    python main.py --config=configs/bert.py:base_512 --workdir=gs://BUCKET/bert_base_512 \\
+        --config.init_from=gs://BUCKET/bert_base
 
-Hardware: a TPU v5e-16 or larger, days. The first run is 900,000 steps on 128 tokens, the last 100,000 on 512 (the
-recipe of BERT's README). Expected: base, after fine-tuning, GLUE MNLI 84.6 / 83.4; large 86.7 / 85.9 (Devlin et
-al. 2018, table 1, as quoted by others); whole words 87.07 on MNLI (README). Not verified here; our data is
-Wikipedia alone, and next-sentence prediction is left out, as RoBERTa found it should be.
+Hardware: a TPU v5e-16 or larger, days. The first run is 900,000 steps on 128 tokens; `:base_512`, `:large_512` and
+`:wwm_512` continue with the last 100,000 on 512 (the recipe of BERT's README). Both together follow one schedule:
+10,000 steps of warm-up, then a straight line to 0 at step 1,000,000. Expected: base, after fine-tuning, GLUE MNLI
+84.6 / 83.4; large 86.7 / 85.9 (Devlin et al. 2018, table 1, as quoted by others); whole words 87.07 on MNLI (README).
+Not verified here; our data is Wikipedia alone, and next-sentence prediction is left out, as RoBERTa found it should be.
 """
 from configs.base import base, smoke
+
+WARMUP = 10_000  # steps
+SHORT = 900_000  # steps on 128 tokens
+ALL = 1_000_000  # steps of both runs
+PEAK = 1e-4
 
 
 def get_config(arg=''):
   c = base()
-  size = arg if arg in ('base', 'large', 'wwm') else 'base'
+  size = arg.removesuffix('_512') if arg in ('base', 'large', 'wwm', 'base_512', 'large_512', 'wwm_512') else 'base'
   large = size != 'base'
   c.data.update(source='tfds:wikipedia/20230601.en', validation_fraction=0.001, seq_len=128, document_mask=False)
   c.vocabulary.update(size=30_522, sentinels=2)
@@ -26,10 +32,16 @@ def get_config(arg=''):
       vocab_size=30_522, max_positions=512, dropout=0.1, d_model=1024 if large else 768,
       num_layers=24 if large else 12, num_heads=16 if large else 12)
   c.batch_size = 256
-  c.optimizer.update(name='bert_adamw', learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01,
+  c.optimizer.update(name='bert_adamw', learning_rate=PEAK, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01,
                      clip_norm=1.0)
-  c.schedule.update(name='linear', warmup_steps=10_000, final_scale=0.0)
-  c.stop.tokens = 900_000 * 256 * 128
+  left = (ALL - SHORT) / (ALL - WARMUP)  # of the peak, when the first run ends
+  c.schedule.update(name='linear', warmup_steps=WARMUP, final_scale=left)
+  c.stop.tokens = SHORT * 256 * 128
+  if arg in ('base_512', 'large_512', 'wwm_512'):
+    c.data.seq_len = 512
+    c.optimizer.learning_rate = PEAK * left
+    c.schedule.update(warmup_steps=0, final_scale=0.0)
+    c.stop.tokens = (ALL - SHORT) * 256 * 512
   # Published counts have a pooler and no head: 109,482,240 - 590,592 + 622,650, and likewise large.
   c.params_expected = 335_174_458 if large else 109_514_298
   c.reference = dict(metric='GLUE MNLI-m', value=dict(base=84.6, large=86.7, wwm=87.07)[size],

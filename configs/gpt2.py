@@ -1,6 +1,6 @@
 """GPT-2 as nanoGPT trains it: no biases, 300B tokens of open web text. Sizes: small, medium, large, xl.
 
-    python main.py prepare --config=configs/gpt2.py
+    pip install -e '.[hf]' && python main.py prepare --config=configs/gpt2.py     # reads 24 GB from the Hub
     python main.py --config=configs/gpt2.py:medium --workdir=gs://BUCKET/gpt2_medium
 
 Hardware and time: nanoGPT took 4 days on 8 A100 GPUs for the small one; of TPUs a v5e-32. Expected: validation
@@ -18,8 +18,8 @@ SIZES = dict(  # layers, width, heads, parameters (50,304 rows, no biases)
 def get_config(arg=''):
   c = base()
   layers, width, heads, params = SIZES[arg if arg in ('small', 'medium', 'large', 'xl') else 'small']
-  c.data.update(source='tfds:openwebtext', validation='hash', validation_fraction=0.0005,
-                seq_len=1024, document_mask=False)
+  c.data.update(source='parquet:hf://datasets/Skylion007/openwebtext/**/train-*.parquet', validation='hash',
+                validation_fraction=0.0005, seq_len=1024, document_mask=False)
   c.vocabulary.update(size=50_257, algorithm='bpe', normalization='identity', sentinels=0)
   c.model.update(
       vocab_size=50_304, d_model=width, num_layers=layers, num_heads=heads, max_positions=1024,

@@ -3,7 +3,10 @@
     python main.py --config=configs/t5_1_1.py:xl --workdir=gs://BUCKET/t5_1_1_xl
 
 Hardware: a TPU v5e-32 for the smaller, v5e-128 (large), v5e-256 (xl), v5p-512 (xxl). Expected: no loss was
-published. Shapes are those of T5X's gin files. Not verified here. The batch of 2,048 was not looked up.
+published. Shapes are those of T5X's gin files. Not verified here. Batch and steps, 2^20 tokens and a million, are
+those of T5 (Raffel et al. 2020, section 3.7) and of mT5, which has this architecture (README of its repository:
+tokens_per_batch 1,048,576, train_steps 1,000,000); T5X's example for this model, base_c4_pretrain.gin, has 256 rows
+and 100,000 steps.
 """
 from configs.base import base, smoke
 

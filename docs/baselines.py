@@ -27,8 +27,8 @@ the code against `params_expected`. A reference is what was published for the mo
 reproduced only where runs of this code stand beside it: the mean over seeds, with their standard deviation.
 `launch/reproduce.sh` trains them again; versions and commits are in `docs/reproduced.json`.
 
-| config | parameters | objective | batch x tokens | optimizer, schedule | tokens | published | source | here |
-|---|---|---|---|---|---|---|---|---|
+| config | parameters | published | reached here | architecture, objective | training |
+|---|---|---|---|---|---|
 '''
 
 
@@ -101,10 +101,11 @@ def row(name, c, here):
   if c.data.mixture:
     objective = 'mixture: ' + ', '.join(part.name for part in lengths.components(c))
   into = f' / {shapes.targets}' if shapes.inputs else ''
-  cells = [name, f'{c.params_expected:,}' if c.params_expected else '',
-           f'{c.model.name}, {objective}', f'{c.batch_size} x {c.data.seq_len}{into}',
-           f'{c.optimizer.name} {c.optimizer.learning_rate:g}, {c.schedule.name}', metrics.short(c.stop.tokens),
-           f'{r.metric} {r.value:g}' if r.metric else '', r.source, here]
+  published = f'{r.metric} {r.value:g} ({r.source})' if r.metric else ''
+  training = (f'{metrics.short(c.stop.tokens)} tokens in batches of {c.batch_size} x {c.data.seq_len}{into}, '
+              f'{c.optimizer.name} {c.optimizer.learning_rate:.3g}, {c.schedule.name}')
+  parameters = f'{c.params_expected:,}' if c.params_expected else ''
+  cells = [name, parameters, published, here, f'{c.model.name}, {objective}', training]
   return f'| {" | ".join(cells)} |\n'
 
 

@@ -42,6 +42,8 @@ def lower(config, devices):
         config.model.position == 'relative', bool(config.model.dropout))
     facts = dict(
         mesh=dict(mesh.shape), parameters=count, flops_per_row=transformer.flops_per_row(model, shapes),
+        flops_per_row_untouched=transformer.flops_per_row(model, shapes),
+        attention_per_row=transformer.attention_flops(model.config, shapes),
         bytes=dict(parameters=per_device(state['params']), optimizer=per_device(state['opt_state']),
                    batch=per_device(batch)),
         checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),

@@ -52,7 +52,8 @@ def build_model(config):
   return model, count
 
 
-def _shapes(model):
+def parameter_shapes(model):
+  """The parameters of a model, as shapes."""
   return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
@@ -60,7 +61,7 @@ def parameters(config):
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
   with jax.set_mesh(_one_device()):
-    shapes = _shapes(transformer.build(transformer.ModelConfig(**config.model)))
+    shapes = parameter_shapes(transformer.build(transformer.ModelConfig(**config.model)))
   rates = optim.rates(config.optimizer, shapes)
   return {path: (x.shape, rates[path]) for path, x in
           ((optim.path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(shapes))}
@@ -89,7 +90,7 @@ def build_step(config, model, total_steps, mesh):
   The steps are compiled when first called; train_step(state, batch) takes the state's memory. count: see histograms.
   """
   learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
-  rates = optim.rates(config.optimizer, _shapes(model))
+  rates = optim.rates(config.optimizer, parameter_shapes(model))
   tx = optim.at_rates(optim.build(config.optimizer, learning_rate), rates)
   rows = config.batch_size // config.microbatches // sharding.batch_shards(mesh)
   if rows * config.microbatches * sharding.batch_shards(mesh) != config.batch_size:

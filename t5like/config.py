@@ -24,6 +24,7 @@ from t5like.config_values import (
   SECTIONS,
   cut,
   either,
+  fits,
   flatten,
   literal,
   needs,
@@ -34,13 +35,7 @@ from t5like.config_values import (
   unknown,
 )
 from t5like.errors import ConfigError
-
-# Prefixes of keys that may differ from the run being resumed: they change neither what the
-# parameters are nor which rows of text come next, or are meant to be turned while training.
-ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
-  log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
-  data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
-  model.remat model.scan_layers model.attention loss.chunks compile'''.split())
+from t5like.resumable import ALLOWED, check_resumable, differences  # noqa: F401 (found here)
 
 
 def load(path, overrides=()):
@@ -239,34 +234,18 @@ def from_json(text):
   """Locked config of a text by `to_json`, also one of an older version, with other keys."""
   try:
     values = tuples(json.loads(text))
-    return ml_collections.ConfigDict(values, type_safe=False).lock()
-  except (ValueError, TypeError, AttributeError) as e:
+    config = ml_collections.ConfigDict(values, type_safe=False).lock()
+    flat = flatten(config)
+  except (ValueError, TypeError, AttributeError, OverflowError) as e:
     raise ConfigError(f'not the text of a config: {e}. It begins with {show(text[:60])}.') from e
-
-
-def differences(old, new):
-  """[(key, old value, new value)] of all keys that differ; one that is missing has its default."""
-  old, new = ({**DEFAULTS, **flatten(c)} for c in (old, new))
-  return [(k, old.get(k), new.get(k)) for k in {**new, **old} if old.get(k) != new.get(k)]
-
-
-def check_resumable(old, new, where):
-  """Allowed differences between the config of the run in `where` and one that is to go on with it.
-
-  Raises ConfigError when others differ than those in ALLOWED and in `new.allow_changed`.
-  """
-  also = [re.sub(r'^(--)?config\.', '', key.strip()) for key in new.allow_changed.split(',')]
-  changed = differences(old, new)
-  refused = [(k, a, b) for k, a, b in changed
-             if not any(f'{k}.'.startswith(f'{p}.') for p in (*ALLOWED, *also))]
-  if refused:
-    keys = ','.join(k for k, _, _ in refused)
-    raise ConfigError('\n  '.join(
-        [f'{where} holds a run of another config:', *(
-            f'{k}: {show(a)} there, {show(b)} now' for k, a, b in refused)]) +
-        f'\nTo go on with the values of now, add --config.allow_changed={keys}; '
-        'to begin anew, give another --workdir.')
-  return changed
+  for key, value in flat.items():
+    if key in SECTIONS:
+      raise ConfigError(f'not the text of a config: {key}={show(value)} must hold the keys of that section.')
+    kind = type(DEFAULTS.get(key))
+    whole = kind is int and type(value) is int  # of any size: what is too large is refused where it counts
+    if key in DEFAULTS and not whole and not fits(value, kind):
+      raise ConfigError(f'not the text of a config: {key}={show(value)} needs {needs(key)}.')
+  return config
 
 
 def describe(config):

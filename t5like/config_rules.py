@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from t5like import lengths, mesh_rules, objective_rules, optimizer_rules, trained
+from t5like import lengths, mesh_rules, objective_rules, optimizer_rules, resumable, trained
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
 from t5like.errors import ConfigError
 
@@ -38,7 +38,8 @@ CHOICES = {key: tuple(values.split()) for key, values in {
 RANGES = {key: interval for interval, keys in {
     '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
       model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
-      log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span''',
+      log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span
+      watchdog.start watchdog.step watchdog.data watchdog.save''',
     '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
       model.num_types model.lora_rank data.max_documents data.shards data.workers data.prefetch
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
@@ -48,14 +49,31 @@ RANGES = {key: interval for interval, keys in {
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
       guard.spike_loss guard.spike_norm checkpoint.keep_best
       checkpoint.every checkpoint.keep_every sample.every sample.temperature sample.top_k log.histograms_every''',
-    '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta model.lora_alpha
-      watchdog.start watchdog.step watchdog.data watchdog.save''',
+    '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta
+      model.lora_alpha''',
     '[-1, inf)': 'evaluate.shots',
     '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
     '(0, 1]': 'sample.top_p model.rope_fraction',
     '(0, 1)': 'objective.noise_density',
     '[0, 4294967296)': 'seed',
+}.items() for key in keys.split()}
+
+# The most that sizes, counts of what is made or kept, and durations may be: what no machine has room for is refused
+# before it is tried. Counts of tokens, steps, rows and documents have no such bound, nor have rates of learning.
+MOST = {key: most for most, keys in {
+    2 ** 24: '''data.seq_len data.target_len model.max_positions model.vocab_size vocabulary.size sample.top_k
+      objective.predictions loss.chunks batch_size microbatches''',
+    2 ** 21: 'model.d_ff sample.tokens',
+    2 ** 18: 'model.d_model',
+    2 ** 16: 'model.num_heads model.num_kv_heads model.head_dim model.num_types model.lora_rank',
+    10 ** 4: '''model.num_layers model.num_encoder_layers data.workers data.prepare_workers data.prefetch
+      evaluate.shots objective.mean_span''',
+    10 ** 5: 'data.shards vocabulary.sentinels checkpoint.keep checkpoint.keep_best guard.rewinds guard.max_bad_steps',
+    10 ** 9: 'watchdog.start watchdog.step watchdog.data watchdog.save stop.wall_time',
+    10 ** 6: 'model.logit_softcap model.lora_alpha data.mixture_temperature sample.temperature',
+    10 ** 12: 'model.rope_theta vocabulary.train_characters',
+    1: 'model.norm_eps',
 }.items() for key in keys.split()}
 
 # What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
@@ -79,7 +97,7 @@ def check(flat, where):
       (config[section] if section else config)[name] = value
     config.lock()
     rules = (_data, _vocabulary, objective_rules.check, objective_rules.tasks, _model, trained.check,
-             optimizer_rules.check, _mesh, _schedule)
+             optimizer_rules.check, _allow_changed, _mesh, _schedule)
     problems = [p for rule in rules for p in rule(config)]
   if not problems:
     return config
@@ -104,6 +122,8 @@ def _single(flat):
              f'There is {either(CHOICES[key])}.')
     elif key in RANGES and not _inside(value, RANGES[key]):
       yield f'{asked}: must be {_in_words(RANGES[key])}.'
+    elif key in MOST and value > MOST[key]:
+      yield f'{asked}: must be at most {MOST[key]:,}.'
     elif kind is str and DEFAULTS[key] and not value.strip():
       yield f'{asked}: must not be empty. The default is {DEFAULTS[key]!r}.'
 
@@ -243,6 +263,7 @@ def _model(c):
   elif m.position == 'rope' and int(r.head_dim * m.rope_fraction) % 2:
     yield (f'model.rope_fraction={m.rope_fraction}: turns {int(r.head_dim * m.rope_fraction)} of model.head_dim='
            f'{r.head_dim} dimensions, which must be an even number. Use {2 / r.head_dim:g} or a multiple of it.')
+  yield from _adapters(m, r)
   if m.tie_embeddings is False and m.head == 'scaled':
     yield "model.head='scaled': belongs to model.tie_embeddings=True. Use 'linear'."
   if m.num_heads % r.num_kv_heads:
@@ -257,6 +278,25 @@ def _model(c):
   except (re.error, RecursionError, OverflowError) as e:
     yield (f'optimizer.decay_mask={show(c.optimizer.decay_mask)}: not a regular expression: {e}. '
            f"The default is {DEFAULTS['optimizer.decay_mask']!r}.")
+
+
+def _adapters(m, r):
+  """Adapters (LoRA) of more columns than their matrix has rows or columns add nothing but memory."""
+  heads, key_heads = r.num_heads * r.head_dim, r.num_kv_heads * r.head_dim
+  outputs = dict(q=heads, k=key_heads, v=key_heads, o=heads, up=r.d_ff, gate=r.d_ff, down=r.d_ff)
+  for name in m.lora_projections:
+    most = min(r.d_model, outputs[name]) if name in outputs else m.lora_rank
+    if m.lora_rank > most:
+      yield (f'model.lora_rank={m.lora_rank}: the matrix {name!r} of model.lora_projections is {r.d_model} x '
+             f'{outputs[name]}, whose rank is at most {most}. Use at most that, such as {min(16, most)}.')
+      return
+
+
+def _allow_changed(c):
+  sections = {key.partition('.')[0] for key in DEFAULTS}
+  for name in resumable.permitted(c):
+    if name.partition('.')[0] not in sections:  # a key that an older version had is none of ours, but its section is
+      yield unknown(name, f'allow_changed={show(c.allow_changed)}: {name}')
 
 
 def _mesh(c):

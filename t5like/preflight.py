@@ -2,8 +2,9 @@
 
 The TPU compiler runs here, on a CPU, up to the schedule of the very train step (aot.py, a process that is
 ended when the schedule is there: what follows takes minutes and changes nothing that is said here).
-`schedule.py` turns the schedule into a time. MFU is told in two conventions: PaLM's (full attention), which
-training reports too, and with half of attention, which is what causal kernels do.
+`schedule.py` turns the schedule into a time, and `plausible.py` refuses one that cannot be. MFU is reported in two
+conventions: PaLM's (full attention), which training reports too, and with half of attention, which is what a causal
+mask leaves.
 """
 import concurrent.futures
 import importlib.util
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 
-from t5like import config as config_lib, lengths, schedule
+from t5like import compared, config as config_lib, hlo, lengths, plausible, schedule
 from t5like.errors import ConfigError
+from t5like.kernels import calls
 
 LIMIT = 900.0  # seconds for one compilation
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
@@ -36,11 +38,13 @@ SPARSE_CORES = dict(  # collectives run on cores that have nothing else to do
     xla_sc_disable_megacore_partitioning='true')
 
 
-def predict(config, topology, full=False):
-  """What is known of a step of `config` on a tpu.Topology, as a dict for JSON (see `describe`).
+def predict(config, topology, full=False, readings=None):
+  """What is known of a step of `config` on a tpu.Topology, as a dict for JSON.
 
   `fits` is False where HBM is too small, and then there is no time. ConfigError for a config that cannot run
-  there, or without libtpu. `full`: all of the compilation, which finds kernels that need too much VMEM.
+  there, for a program that cannot be read, or without libtpu. `full`: all of the compilation, which finds kernels that
+  need too much VMEM. readings: {name: (FLOPs of a call of a kernel, share of peak that they reach)}, other prices of
+  kernels, whose seconds are in 'readings' of the result.
   """
   if not importlib.util.find_spec('libtpu'):
     raise ConfigError("preflight needs the TPU compiler, which runs on any Linux machine: pip install -e '.[tpu]'")
@@ -61,7 +65,7 @@ def predict(config, topology, full=False):
                   compile_seconds=round(seconds, 1), full=full, libtpu=_version('libtpu'), jax=_version('jax'), **facts)
     report.update(_memory(folder / 'dump', resolved, topology, facts, error))
     if not error:
-      report.update(_speed(folder / 'dump', resolved, topology, facts))
+      report.update(_speed(folder / 'dump', resolved, topology, facts, readings or {}))
     return report
 
 
@@ -139,42 +143,29 @@ def _holds_rows(shapes, config, facts):
              for shape in re.findall(r'\[([\d,]*)\]', shapes))
 
 
-def _speed(dump, config, topology, facts):
+def _speed(dump, config, topology, facts, readings):
   """Times, FLOPs and what follows from them."""
   text = _dumped(dump, 'after_optimizations_after_buffer_assignment').read_text()
-  read = schedule.Schedule(text, topology, lambda op, operands: kernel_flops(config, op, operands))
-  seconds, times, waits, flops = read.predict()
-  rows = config.batch_size / topology.devices
-  model_flops = facts['flops_per_row'] * rows
-  causal = (facts['flops_per_row'] - _half_attention(config)) * rows
-  peak, numbers = topology.generation.flops, config_lib.derived(config)
-  tokens = numbers['tokens_per_step']
+  try:
+    found = schedule.Schedule(text, topology, calls.flops).predict()
+    others = {name: schedule.Schedule(text, topology, kernels, share).predict().seconds
+              for name, (kernels, share) in readings.items()}
+  except hlo.Unreadable as e:
+    raise ConfigError(f'The time of this program cannot be predicted: {e}. It was compiled by libtpu '
+                      f'{_version("libtpu")} for {topology.name}.') from e
+  peak, numbers, seconds = topology.generation.flops, config_lib.derived(config), found.seconds
+  work = plausible.work(config, facts, topology.devices)
+  plausible.check(found, work, peak)
+  kind = compared.kind_of(topology.generation.name, facts['mesh'], config.model.name, facts['kernel'][0],
+                          topology.slices)
+  tokens, steps = numbers['tokens_per_step'], numbers['steps']
   return dict(
-      step_seconds=seconds, times={k: v for k, v in times.items() if k != 'flops'}, flops=flops,
-      model_flops=model_flops, mfu=model_flops / seconds / peak, mfu_causal=causal / seconds / peak,
+      step_seconds=seconds, times=found.times, counts=found.counts, flops=found.counts['flops'],
+      model_flops=work.model, mfu=work.model / seconds / peak, mfu_causal=work.least / seconds / peak,
       tokens_per_second=tokens / seconds, host_tokens_per_second=tokens / seconds / topology.hosts,
-      steps=numbers['steps'], hours=numbers['steps'] * seconds / 3600,
-      chip_hours=numbers['steps'] * seconds / 3600 * topology.chips,
-      waits=[(t, name, what) for t, name, what in waits[:6]], accuracy=topology.generation.validated)
-
-
-def _half_attention(config):
-  """FLOPs of one row that a causal mask spares."""
-  shapes, m = lengths.shapes(config), config.model
-  return 6 * m.num_heads * m.head_dim * m.num_layers * shapes.targets ** 2 if m.name != 'encoder' else 0
-
-
-def kernel_flops(config, op, operands):
-  """FLOPs of a call of an attention kernel, ours (which say when they are causal) or splash, from its operands."""
-  arrays = [a.dims for a in operands if len(a.dims) >= 3 and a.dims[-1] == config.model.head_dim]
-  if len(arrays) < 2:
-    return 0
-  query, key = arrays[:2]
-  T, S = query[-2], key[-2]
-  causal = 'causal' in op.name or 'relative_bias' not in op.name and T == S and config.model.name != 'encoder' and (
-      config.model.name == 'decoder' or T == lengths.shapes(config).targets)
-  forward = 4 * math.prod(query) * S * (0.5 if causal else 1)
-  return forward * (2.5 if re.search('dkv|dq|bwd|backward', op.name) else 1)
+      steps=steps, hours=steps * seconds / 3600, chip_hours=steps * seconds / 3600 * topology.chips,
+      waits=found.waits[:6], slices=topology.slices, network=topology.generation.network,
+      accuracy=compared.accuracy(kind), readings=others)
 
 
 # --- Searching ----------------------------------------------------------------------------------
@@ -217,7 +208,7 @@ def search(config, topology, say=print):
   """[(overrides, report)] of all layouts tried that fit, the fastest first; `say` is told of each.
 
   One thing after another, each from the best of those before: how devices are split; what is kept for the
-  backward pass, with more micro-batches where that is too much; layers unrolled and compiler options.
+  backward pass, with more micro-batches where that is too much; compiler options; layers unrolled.
   """
   tried = {}
   lean = lambda overrides: {key: value for key, value in overrides.items() if _at(config, key) != value}
@@ -243,15 +234,20 @@ def search(config, topology, say=print):
     report = tried[flags(lean(overrides))][1]
     return not isinstance(report, str) and not report['fits']
 
-  ways = best(splits(config, topology), 2)
+  # Several of each stage are kept: compiler options help some splits more than others, which change places then.
+  ways = best(splits(config, topology), 4)
   stage = [{**way, 'model.remat': remat} for way in ways for remat in ('none', 'weights', 'minimal', 'full')]
-  fast = best(stage, 3)
+  fast = best(stage, 6)
   for times in (2, 4):  # more micro-batches only make room: for those that need it
     stage = [{**overrides, 'microbatches': config.microbatches * times} for overrides in stage if too_large(overrides)]
-    fast = best(stage, 3)
-  best([{**way, **({'model.scan_layers': False} if unrolled else {}),
-         **({'compile.options': {**config.compile.options.to_dict(), **o}} if o else {})}
-        for way in fast for unrolled in (False, True) for o in options(config, topology)], 1)
+    fast = best(stage, 6)
+  with_options = lambda way, more: {**way, 'compile.options': {**config.compile.options.to_dict(), **more}}
+  chosen = [more for more in options(config, topology) if more]
+  best([with_options(way, more) for way in fast for more in chosen], 1)
+  # Unrolled layers take longest to compile: the fastest ways alone, with options and without.
+  plain = {flags(way): way for overrides in best([], 4) for way in (
+      overrides, {key: value for key, value in overrides.items() if key != 'compile.options'})}
+  best([{**way, 'model.scan_layers': False} for way in plain.values()], 1)
   found = [pair for pair in tried.values() if not isinstance(pair[1], str) and pair[1]['fits']]
   found.sort(key=lambda pair: pair[1]['step_seconds'])
   while found:  # some kernels and fusions need too much VMEM, which only the end of compilation finds out

@@ -1,8 +1,18 @@
 """What a run starts from, its newest checkpoint, weights that the config names or fresh ones, and what it says then."""
 import jax
 
-from t5like import config as config_lib, huggingface, metrics, optim, recovery, sharding, step as step_lib
-from t5like.errors import ConfigError
+from t5like import (
+  build,
+  config as config_lib,
+  huggingface,
+  metrics,
+  optim,
+  recovery,
+  resumable,
+  sharding,
+  step as step_lib,
+)
+from t5like.errors import CheckpointError, ConfigError
 
 
 def start_state(config, asked, model, tx, mesh, store, checkpoints, workdir, rewinds, say):
@@ -13,9 +23,11 @@ def start_state(config, asked, model, tx, mesh, store, checkpoints, workdir, rew
   """
   init = lambda params=None: step_lib.init_state(model, tx, config.seed, params)
   abstract = sharding.abstract(init, mesh)
-  found = checkpoints.restore(abstract, say, recovery.happened(rewinds))
+  counts = recovery.happened(rewinds)
+  _check_newest(checkpoints, counts, config, asked, store, workdir, abstract)
+  found = checkpoints.restore(abstract, say, counts)
   if found:
-    _check(found[1], config, asked, store, workdir)
+    _check(found[1], config, asked, store, workdir, abstract)
     return found
   layout = jax.tree.map(lambda x: x.sharding, abstract)
   if config.init_from:
@@ -25,14 +37,45 @@ def start_state(config, asked, model, tx, mesh, store, checkpoints, workdir, rew
   return jax.jit(init, out_shardings=layout)(), None
 
 
-def _check(meta, config, asked, store, workdir):
+def _check_newest(checkpoints, counts, *of):
+  """`_check` of the newest checkpoint that counts, before its arrays are read: they might not fit."""
+  for step in reversed(checkpoints.steps):
+    try:
+      meta = checkpoints.meta(step)
+    except CheckpointError:  # a damaged one, which `restore` reports
+      continue
+    if counts(step, meta):
+      return _check(meta, *of)
+
+
+def _check(meta, config, asked, store, workdir, abstract):
   where = f'the checkpoint of step {meta["step"]} in {workdir}'
-  config_lib.check_resumable(config_lib.from_json(meta['config']), asked, where)
-  if meta['data'] != store.fingerprint and 'data' not in config.allow_changed.split(','):
+  before = config_lib.from_json(meta['config'])
+  changed = config_lib.check_resumable(before, asked, where)
+  decisive = (*resumable.OF_PARAMETERS, *resumable.OF_THE_OPTIMIZER)
+  if any(key in decisive for key, _, _ in changed):
+    resumable.other_arrays(_shapes_of(before, config), _shapes(abstract), changed, where)
+  if meta['data'] != store.fingerprint and 'data' not in resumable.permitted(config):
     raise ConfigError(
         f'{where} was trained on other data (fingerprint {meta["data"][:12]}, now '
         f'{store.fingerprint[:12]} in {store.folder}). Give the dataset it was trained on, '
-        'another --workdir, or --config.allow_changed=data to go on with the new data.')
+        'another --workdir, or --config.allow_changed=data to resume with the new data.')
+
+
+def _shapes(state):
+  """{path: shape} of the arrays of a state."""
+  return {optim.path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _shapes_of(before, config):
+  """Likewise, of the state under the config of a checkpoint; `config` tells the size of the vocabulary."""
+  before = config_lib.resolve(before)
+  with before.unlocked():
+    before.model.vocab_size = before.model.vocab_size or config.model.vocab_size
+  model, _ = build.build_model(before)
+  rates = optim.rates(before.optimizer, build.parameter_shapes(model))
+  tx = optim.at_rates(optim.build(before.optimizer, lambda step: 0.0 * step), rates)
+  return _shapes(jax.eval_shape(lambda: step_lib.init_state(model, tx, before.seed)))
 
 
 def introduction(run):

@@ -141,9 +141,9 @@ def make_gradients(sums, microbatches=1):
 def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike_norm=0.0):
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
-  A step whose loss, gradient or update is not finite, or is a spike (guard.judge), changes nothing but `guard`.
-  metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm
-  and the guard's counters, fp32 or int32 scalars.
+  A step whose loss, gradient, update or parameters after it are not finite, or that is a spike (guard.judge), changes
+  nothing but `guard`. metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm,
+  param_norm (after the update) and the guard's counters, fp32 or int32 scalars.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -158,13 +158,17 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
       grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
       updates, new_opt_state = tx.update(grads, opt_state, params, step=state['step'])
       update_norm = optax.global_norm(updates)
+      new_params = optax.apply_updates(params, updates)
+      param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
-      finite = jnp.isfinite(s['loss']) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+      norms_finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
+      finite = jnp.isfinite(s['loss']) & norms_finite
       ok, guard = guard_lib.judge(state['guard'], finite, s['loss'] / count, grad_norm, spike_loss, spike_norm)
       keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-      new_state = dict(params=keep(optax.apply_updates(params, updates), params),
+      new_state = dict(params=keep(new_params, params),
                        opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
     metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
-                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, **guard_lib.counters(guard))
+                   weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm,
+                   **guard_lib.counters(guard))
     return new_state, metrics
   return train_step

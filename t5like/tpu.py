@@ -19,15 +19,17 @@ class Generation:
   largest: int  # chips of a slice
   chips_per_host: int
   counts_cores: bool  # v5p-128 is a slice of 128 cores, v5e-256 one of 256 chips
-  validated: str  # how far predicted step times are known to be right
+  network: float  # to other slices, bytes per second; 0: Google gives no figure
 
 
+# Networks: the bandwidth of the data center network (DCN) that Google's pages of these TPUs give, of a pod of 256 chips
+# (v5e: 6.4 Tbps, v6e: 25.6 Tbps) or of a chip (v5p: 50 Gbps, TPU7x: 100 Gbps). The page of v4 gives none.
 GENERATIONS = {g.name: g for g in (
-    Generation('v4', 275e12, 1228e9, 45e9, 3, 1, 30.75, 4096, 4, True, 'within 5 % of one published run'),
-    Generation('v5e', 197e12, 819e9, 45e9, 2, 1, 15.75, 256, 4, False, 'within 5 % of published FSDP runs'),
-    Generation('v5p', 459e12, 2765e9, 90e9, 3, 1, 95.73, 8960, 4, True, 'within 2 % of a published FSDP run'),
-    Generation('v6e', 918e12, 1640e9, 90e9, 2, 1, 31.24, 256, 4, False, 'optimistic, by up to a third'),
-    Generation('tpu7x', 1153.5e12, 3690e9, 90e9, 3, 2, 94.74, 9216, 4, True, 'not compared with any run'))}
+    Generation('v4', 275e12, 1228e9, 45e9, 3, 1, 30.75, 4096, 4, True, 0.0),
+    Generation('v5e', 197e12, 819e9, 45e9, 2, 1, 15.75, 256, 4, False, 6.4e12 / 8 / 256),
+    Generation('v5p', 459e12, 2765e9, 90e9, 3, 1, 95.73, 8960, 4, True, 50e9 / 8),
+    Generation('v6e', 918e12, 1640e9, 90e9, 2, 1, 31.24, 256, 4, False, 25.6e12 / 8 / 256),
+    Generation('tpu7x', 1153.5e12, 3690e9, 90e9, 3, 2, 94.74, 9216, 4, True, 100e9 / 8 / 2))}
 ALIASES = {'7x': 'tpu7x', 'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'ironwood': 'tpu7x', 'trillium': 'v6e'}
 # Shapes of slices as Google Cloud offers them, by chips.
 FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}

@@ -169,10 +169,11 @@ def test_differences_and_resuming():
   assert C.differences(old, old) == []
   assert ('model.d_model', 192, 384) in C.differences(old, new)
   said = message(C.check_resumable, old, new, '/runs/a')
-  for needle in ('/runs/a', 'model.d_model: 192 there, 384 now', '--workdir',
-                 '--config.allow_changed=model.d_model;'):
+  for needle in ('/runs/a', 'model.d_model: 192 there, 384 now', '--workdir', 'decides which parameters there are'):
     assert needle in said
-  assert 'learning_rate' not in said
+  assert 'learning_rate' not in said and 'allow_changed' not in said
+  said = message(C.check_resumable, old, tiny(seed=3, loss__z_loss=1e-4, data__source='copy:8'), '/runs/a')
+  assert '--config.allow_changed=seed,data,loss.z_loss;' in said
   for allow in ('model.d_model', 'model', 'seed, --config.model.d_model'):
     new = new.copy_and_resolve_references()
     new.allow_changed = allow

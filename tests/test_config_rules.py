@@ -1,4 +1,5 @@
 """Every rule of configs: wrong values and what is said of them, right ones and what follows from them."""
+import json
 import re
 
 import ml_collections
@@ -58,6 +59,15 @@ WRONG = [
     ('schedule.final_scale=1.1', 'schedule.final_scale=1.1', 'at least 0 and at most 1.'),
     ('sample.top_p=0', 'sample.top_p=0.0', 'above 0 and at most 1.'),
     ('seed=5B', 'seed=5000000000', 'below 4294967296'),
+    ('watchdog.step=0.000001', 'watchdog.step=1e-06', 'at least 1.'),
+    ('watchdog.save=1e300', 'watchdog.save=1e+300', 'at most 1,000,000,000.'),
+    ('model.lora_rank=1M', 'model.lora_rank=1000000', 'at most 65,536.'),
+    ('model.lora_rank=193', 'model.lora_rank=193', "'q'", '192 x 192', 'at most 192'),
+    ("model.lora_rank=100 model.num_kv_heads=1 model.lora_projections=('q', 'v')", 'lora_rank=100', "'v'", '192 x 64'),
+    ('model.num_layers=1T', 'model.num_layers=1000000000000', 'at most 10,000.'),
+    ('data.seq_len=1B', 'data.seq_len=1000000000', 'at most 16,777,216.'),
+    ('allow_changed=optimzer.name', 'allow_changed', 'Did you mean optimizer.name?'),
+    ('allow_changed=data,dta', 'dta'),
     # combinations
     ('stop.tokens=0', 'stop.tokens=0', '16 x 128', 'at least 2,048'),
     ('stop.tokens=2047', 'stop.tokens=2,047', 'at least 2,048'),
@@ -194,6 +204,46 @@ def test_what_is_longer_than_the_run_is_cut_with_a_warning(overrides, phases, wo
   assert R.phases(c.schedule, steps) == phases
   said = ' '.join(C.warnings(c))
   assert all(word in said for word in words) and bool(words) == bool(said)
+
+
+COUNTED_WITHOUT_END = '''seed params_expected data.max_documents data.max_bad_records data.max_document_tokens
+  data.mixture_cap schedule.warmup_steps schedule.timescale stop.patience evaluate.every evaluate.batches
+  evaluate.tasks_every evaluate.limit guard.compare_every checkpoint.every checkpoint.keep_every sample.every log.every
+  log.histograms_every optimizer.learning_rate optimizer.eps optimizer.weight_decay optimizer.clip_norm loss.z_loss
+  guard.spike_loss guard.spike_norm'''.split()
+
+
+def test_every_number_has_bounds_but_those_that_count_without_end():
+  bounded = {key for key, interval in R.RANGES.items() if 'inf' not in interval} | set(R.MOST)
+  assert set(R.RANGES) - bounded == set(COUNTED_WITHOUT_END) - {'seed'}
+  assert set(R.MOST) <= set(R.RANGES)
+  for key, most in R.MOST.items():
+    text = message(C.load, TINY, [f'{key}={most * 10}'])
+    assert key in text and f'at most {most:,}.' in text
+
+
+NO_NUMBERS = (None, 'x', float('nan'), float('inf'), -float('inf'), 10 ** 400, (), {}, True)
+
+
+@pytest.mark.parametrize('key', [key for key, value in V.DEFAULTS.items() if type(value) in (int, float)])
+def test_what_is_no_number_is_refused_in_files_and_in_what_a_run_keeps(key):
+  section, _, name = key.rpartition('.')
+  for value in NO_NUMBERS:
+    c, kept = tiny().unlock(), json.loads(C.to_json(tiny()))
+    if type(V.DEFAULTS[key]) is int or type(value) not in (int, bool):  # ml_collections makes floats of these
+      (c[section] if section else c)[name] = value
+      assert key in message(C.validate, c)
+    (kept[section] if section else kept)[name] = value
+    if type(V.DEFAULTS[key]) is int and type(value) is int:
+      continue
+    assert key in message(C.from_json, json.dumps(kept))
+
+
+@pytest.mark.parametrize('section', sorted(V.SECTIONS))
+def test_a_section_that_is_none_is_refused_in_what_a_run_keeps(section):
+  for value in (None, 3, [1]):
+    kept = json.loads(C.to_json(tiny()))
+    assert section in message(C.from_json, json.dumps(dict(kept, **{section: value})))
 
 
 def test_tables_name_real_keys_and_accept_the_defaults():

@@ -107,7 +107,8 @@ def test_the_table_of_baselines_is_up_to_date():
     line = next(line for line in text.splitlines() if line.startswith(f'| `{name}.py') and f':{variant}`' in line
                 or not variant and line.startswith(f'| `{name}.py`'))
     r = load(name, variant).reference
-    assert (f'| {r.metric} {r.value:g} | {r.source} | ' if r.metric else '|  |  | ') in line
+    published = f'| {r.metric} {r.value:g} ({r.source}) |' if r.metric else '|  |'
+    assert published in line
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -125,3 +126,16 @@ def test_unknown_variants_are_refused(name):
   from t5like.errors import ConfigError
   with pytest.raises(ConfigError, match='nonsense'):
     load(name, 'nonsense')
+
+
+@pytest.mark.parametrize('size', ['base', 'large', 'wwm'])
+def test_both_runs_of_bert_follow_one_schedule(size):
+  """Warm-up and one straight line to 0 at step 1,000,000 (Devlin et al. 2018, appendix A.2), over two runs."""
+  from t5like import optim
+  first, second = (config_lib.load(ROOT / f'configs/bert.py:{name}') for name in (size, f'{size}_512'))
+  steps = [config_lib.derived(c)['steps'] for c in (first, second)]
+  assert steps == [900_000, 100_000] and second.data.seq_len == 512
+  rates = [optim.schedule(c.schedule, c.optimizer.learning_rate, n) for c, n in zip((first, second), steps)]
+  for step in (10_000, 123_456, 899_999, 900_000, 950_000, 999_999):
+    rate = float(rates[0](step) if step < 900_000 else rates[1](step - 900_000))
+    assert rate == pytest.approx(1e-4 * (1_000_000 - step) / 990_000, rel=1e-3, abs=1e-10), step

@@ -1,7 +1,7 @@
-"""Names of TPU slices, and times read from schedules."""
+"""Names of TPU slices, what is known of predictions, and the search for faster ones."""
 import pytest
 
-from t5like import hlo, preflight, schedule, tpu
+from t5like import compared, preflight, tpu
 from t5like.errors import ConfigError
 
 
@@ -25,80 +25,22 @@ def test_topologies_that_do_not_exist(name, words):
     tpu.parse(name)
 
 
-# A loop of 5 trips: a product of 1024 x 512 x 256 matrices in bf16, a copy that is overlapped by it, an
-# asynchronous all-gather, and an all-reduce that the core waits for.
-MODULE = '''HloModule jit_train_step, is_scheduled=true, num_partitions=256
-
-%product (a: bf16[1024,512], b: bf16[512,256]) -> bf16[1024,256] {
-  %a = bf16[1024,512]{1,0} parameter(0)
-  %b = bf16[512,256]{1,0} parameter(1)
-  ROOT %p = bf16[1024,256]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
-}
-
-%body (s: (s32[], bf16[1024,512], bf16[512,256])) -> (s32[], bf16[1024,512], bf16[512,256]) {
-  %s = (s32[], bf16[1024,512]{1,0}, bf16[512,256]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%s), index=0
-  %x = bf16[1024,512]{1,0} get-tuple-element(%s), index=1
-  %w = bf16[512,256]{1,0} get-tuple-element(%s), index=2
-  %gather-start = (bf16[2,256]{1,0}, bf16[512,256]{1,0}) all-gather-start(%w), replica_groups=[1,256]<=[256]
-  %copy-start = (bf16[512,256]{1,0:S(1)}, bf16[512,256]{1,0}, u32[]) copy-start(%w)
-  %y = bf16[1024,256]{1,0} fusion(%x, %w), kind=kOutput, calls=%product
-  %copy-done = bf16[512,256]{1,0:S(1)} copy-done(%copy-start)
-  %gather-done = bf16[512,256]{1,0} all-gather-done(%gather-start)
-  %reduced = bf16[1024,256]{1,0} all-reduce(%y), replica_groups={{0,1}}, to_apply=%add, metadata={op_name="layer"}
-  ROOT %out = (s32[], bf16[1024,512]{1,0}, bf16[512,256]{1,0}) tuple(%i, %x, %w)
-}
-
-%condition (s: (s32[], bf16[1024,512], bf16[512,256])) -> pred[] {
-  %s.1 = (s32[], bf16[1024,512]{1,0}, bf16[512,256]{1,0}) parameter(0)
-  %i.1 = s32[] get-tuple-element(%s.1), index=0
-  %limit = s32[] constant(5)
-  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
-}
-
-ENTRY %main (q: (s32[], bf16[1024,512], bf16[512,256])) -> (s32[], bf16[1024,512], bf16[512,256]) {
-  %q = (s32[], bf16[1024,512]{1,0}, bf16[512,256]{1,0}) parameter(0)
-  ROOT %while = (s32[], bf16[1024,512]{1,0}, bf16[512,256]{1,0}) while(%q), condition=%condition, body=%body
-}
-'''
+@pytest.mark.parametrize('name', ['v5e', 'v5p', 'v6e', 'tpu7x'])
+def test_the_network_between_slices_is_slower_than_links(name):
+  g = tpu.GENERATIONS[name]
+  assert 3e9 <= g.network * g.cores <= 12.5e9 < g.link
 
 
-def test_a_schedule_by_hand():
-  g = tpu.GENERATIONS['v5e']
-  seconds, times, waits, flops = schedule.Schedule(MODULE, tpu.parse('v5e-256')).predict()
-  assert flops == 5 * 2 * 1024 * 512 * 256
-  size = lambda *dims: 2 * dims[0] * dims[1]
-  memory = (size(1024, 512) + size(512, 256) + size(1024, 256)) / g.bandwidth
-  product = max(2 * 1024 * 512 * 256 / g.flops / schedule.MXU, memory)
-  gather = (size(2, 256) + size(512, 256)) * 255 / 256 / (g.link * 2 * 2) + 2 * schedule.LATENCY
-  reduce = 2 * size(1024, 256) * 0.5 / (g.link * 2) + schedule.LATENCY
-  after_product = max(product, size(512, 256) / g.bandwidth, gather)
-  assert seconds == pytest.approx(5 * (after_product + reduce))
-  assert times['exposed'] == pytest.approx(5 * (after_product - max(product, size(512, 256) / g.bandwidth) + reduce))
-  assert waits[0][1] == 'reduced' and 'layer' in waits[0][2] and waits[0][2].endswith('x 5')
-
-
-def test_texts_of_types_and_groups():
-  (a, b, c) = hlo.arrays('(bf16[4,2048]{1,0:T(8,128)(2,1)S(1)}, f32[8]{0}, pred[])')
-  assert a == hlo.Array((4, 2048), 16384, False) and b == hlo.Array((8,), 32, True) and c.bytes == 1
-  assert hlo.group_size('replica_groups={{0,1,2},{3,4,5}}') == 3
-  assert hlo.group_size('replica_groups=[2,128]<=[256]') == 128
-  assert hlo.group_size("replica_groups=mesh['a'=2,'b'=64] {'b'}") == 64
-  assert hlo.group_size('to_apply=%add') == 0
-
-
-def test_kernels_count_what_masks_leave():
-  from configs.yardstick_1b import get_config
-  op = lambda name: hlo.Op(name, '', 'custom-call', [], '', False)
-  of = lambda *shapes: [hlo.Array(shape, 0, True) for shape in shapes]
-  operands = of((1, 4), (4, 16, 2048, 128), (4, 8, 2048, 128), (4, 8, 2048, 128))
-  whole = 4 * 4 * 16 * 2048 * 2048 * 128
-  assert preflight.kernel_flops(get_config(), op('splash_mha_fwd'), operands) == whole / 2
-  assert preflight.kernel_flops(get_config(), op('splash_mha_dkv'), operands) == whole / 2 * 2.5
-  assert preflight.kernel_flops(get_config(), op('jvp_relative_bias_causal_forward_.1'), operands) == whole / 2
-  assert preflight.kernel_flops(get_config(), op('relative_bias_forward.2'), operands) == whole
-  assert preflight.kernel_flops(get_config(), op('transpose_jvp_relative_bias_backward__'), operands) == whole * 2.5
-  assert preflight.kernel_flops(get_config(), op('other'), operands[:1]) == 0
+def test_what_is_known_of_a_prediction_depends_on_its_kind():
+  mesh = lambda **sizes: {**dict.fromkeys(compared.SHARDING, 1), **sizes}
+  of = lambda generation, mesh, architecture='decoder', kernel='splash', slices=1: compared.accuracy(
+      compared.kind_of(generation, mesh, architecture, kernel, slices))
+  assert 'within 4.4 % of 3 published runs' in of('v5e', mesh(fsdp=256))
+  assert 'within 26.1 %' in of('v6e', mesh(fsdp=256)) and 'too short' in of('v6e', mesh(fsdp=256))
+  for other in (of('v5e', mesh(fsdp=128, tensor=2)), of('v5e', mesh(fsdp=256), 'encoder_decoder', 'relative_bias'),
+                of('v5e', mesh(fsdp=256), slices=2), of('tpu7x', mesh(fsdp=128)), of('v5e', mesh(data=2, fsdp=128)),
+                of('v5e', mesh(fsdp=256), kernel='xla')):
+    assert other.startswith('not compared with any published run')
 
 
 def test_the_front_of_a_search_is_not_beaten():

@@ -31,7 +31,7 @@ LONG, VALUES = 16 << 20, 4_000_000  # bytes of a line from which its values are 
 BOMB, RATIO = 256 << 20, 100
 PACKED = ('.gz', '.zst', '.bz2', '.xz')
 # What tells versions of a remote file apart, by the names that fsspec's filesystems give it.
-STAMPS = 'generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
+STAMPS = 'blob_id generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
 
 
 class File(typing.NamedTuple):

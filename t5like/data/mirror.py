@@ -15,10 +15,10 @@ from t5like import paths, schema
 from t5like.errors import DataError
 from t5like.paths import is_remote
 
-PACKAGES = {'gs': 'gcs', 's3': 's3'}  # extras that bring what fsspec needs
+PACKAGES = {'gs': 'gcs', 's3': 's3', 'hf': 'hf', 'http': 'http', 'https': 'http'}  # extras that bring what fsspec needs
 LIMIT = 20  # seconds that a remote store has to answer
 ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
-              s3='aws configure')
+              s3='aws configure', hf='hf auth login (for datasets that ask for it; or set HF_TOKEN)')
 
 
 @contextlib.contextmanager

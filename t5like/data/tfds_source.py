@@ -13,7 +13,7 @@ import re
 import tempfile
 
 from t5like import paths
-from t5like.data import fields, mirror, templates
+from t5like.data import corpora, fields, mirror, templates
 from t5like.errors import ConfigError, DataError
 
 BATCH = 64  # records read at once
@@ -40,8 +40,8 @@ def find(rest, data, split, built_in):
   folder = _in_time(root, lambda: _folder(root, rest, name, config, version))
   info, sizes = _in_time(root, lambda: _open(folder))
   if info.file_format.value != 'array_record':
-    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads; prepare it '
-                    f'once more in another data.tfds_dir: {_command(rest)}')
+    raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads. '
+                    f'{_how_to_convert(folder, root)}')
   base = split.partition('[')[0]
   if base not in info.splits:
     close = difflib.get_close_matches(base, info.splits, 1)
@@ -235,21 +235,46 @@ def _others(root, name):
   return f' {root} holds {", ".join(names[:20]) or "nothing"}{", .." if len(names) > 20 else ""}{guess}.'
 
 
+def _how_to_convert(folder, root):
+  """Advice for a dataset whose files TFDS can rewrite as array_record, without downloading anything again."""
+  converted = f'{root.rstrip("/")}-array_record'
+  inside = folder.removeprefix(root.rstrip('/') + '/')
+  return (f'To convert it: pip install tensorflow && tfds convert_format --dataset_version_dir={folder} '
+          f'--out_file_format=array_record --out_dir={converted}/{inside}, then add '
+          f'--config.data.tfds_dir={converted}.')
+
+
+def _on_the_hub(corpus):
+  """Advice to read the same text from files of the Hub."""
+  return (f' {corpus.title} ({corpus.size}, {corpus.licence}) can also be read from the files of '
+          f"{corpus.page} on the Hugging Face Hub, after pip install -e '.[hf]': {corpora.flags(corpus)} "
+          '(docs/datasets.md).')
+
+
 def _how_to_make(root, rest, name):
-  found = catalogue()
+  known = catalogue()
+  corpus = corpora.find(rest)
+  hub = _on_the_hub(corpus) if corpus else ''
   if name == BUILT_IN:
     from t5like.data import tfds_builder
     return f' This Python makes version {tfds_builder.VERSION} only.'
-  if name not in found:
-    close = ', '.join(difflib.get_close_matches(name, found, 3, 0.5))
-    return f' TFDS has no dataset {name!r} of text' + (f'; the nearest names are {close}.' if close else '.')
-  needs = [f'{package} (pip install {package})' for package in _needs(found[name])]
-  copy = ' (in a local folder, to be copied: these files cannot be written to a URL)' if mirror.is_remote(root) else ''
-  return (f' To prepare it there{copy}: {_command(rest, "FOLDER" if copy else root)} It downloads, which without '
-          'network is given up only after minutes.' + (f' To be made it needs {" and ".join(needs)}.' if needs else ''))
+  if name == 'c4':
+    return f' TFDS makes C4 from terabytes of Common Crawl, on a cluster.{hub}'
+  if name not in known:
+    close = ', '.join(difflib.get_close_matches(name, known, 3, 0.5))
+    nearest = f'; the nearest names are {close}' if close else ''
+    return f' TFDS has no dataset {name!r} of text{nearest}.{hub}'
+  needs = ' and '.join(f'{package} (pip install {package})' for package in _needs(known[name]))
+  needed = f' To be made it needs {needs}.' if needs else ''
+  where, copy = root, ''
+  if mirror.is_remote(root):
+    where = 'FOLDER'
+    copy = ' (in a local folder, to be copied: these files cannot be written to a URL)'
+  return (f' To prepare it there{copy}: {_command(rest, where)} It downloads, which without network is given up only '
+          f'after minutes.{needed}{hub}')
 
 
-def _command(rest, root='OTHER'):
+def _command(rest, root):
   """A line for a shell that prepares a dataset."""
   path = catalogue().get(rest.partition('/')[0].partition(':')[0])
   part = '' if path is None or 'datasets' in path.parts[-3:-1] else _collection(path)

@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library, splash_attention_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5like.kernels import calls
+
 LANES = 128  # lengths are padded to a multiple of it
 PADDING = -1  # segment of padding among keys: no query is in it
 # Blocks of queries and keys: the largest that fit the compiler's share of VMEM on every TPU at a head size
@@ -48,8 +50,12 @@ def attention(kernels, q_BTNH, k_BSKH, v_BSKH, query, key, scale):
 
   kernels: of `prepare`; under a causal mask all T = S, or T is this device's piece of S.
   """
+  (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
+
   def under(mask, key):
-    with jax.named_scope(f'splash_{mask}'):  # by which readers of compiled programs tell the calls apart
+    # Readers of compiled programs know by the label what the call computes.
+    label = calls.Visits(mask, B, N, H, *visits(T, S, mask == 'causal')).label
+    with jax.named_scope(label):
       return _call(kernels[mask], q_BTNH * scale, k_BSKH, v_BSKH, query, key)
   if 'causal' not in kernels:
     return under('full', key)

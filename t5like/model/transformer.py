@@ -271,5 +271,11 @@ def flops_per_row(model, lengths):
     else:
       of_encoder = keys[0] == 'encoder' or 'cross' in keys and keys[-2] in 'kv'
       total += x.size * (S if of_encoder else T)
+  return 6 * total + attention_flops(c, lengths)
+
+
+def attention_flops(c, lengths):
+  """Of one row of training, of the products of queries, keys and values, by the same convention."""
+  T, S = lengths.targets, lengths.inputs
   pairs = c.num_layers * T * T + (c.num_encoder_layers * S * S + c.num_layers * T * S if S else 0)
-  return 6 * total + 12 * c.num_heads * c.head_dim * pairs
+  return 12 * c.num_heads * c.head_dim * pairs

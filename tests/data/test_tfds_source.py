@@ -215,8 +215,11 @@ def test_configs_versions_and_other_formats(plays, tmp_path):
   assert len(records('tfds:plays/de:1.9.0', tmp_path)) == 20
   info = tmp_path / 'plays' / 'de' / '1.9.0' / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-  with pytest.raises(DataError, match='stored as tfrecord, which only TensorFlow reads; prepare it once more in'):
+  with pytest.raises(DataError, match='stored as tfrecord, which only TensorFlow reads. To convert it: ') as error:
     open_source('tfds:plays/de:1.9.0', tmp_path)
+  command = (f'tfds convert_format --dataset_version_dir={tmp_path}/plays/de/1.9.0 --out_file_format=array_record '
+             f'--out_dir={tmp_path}-array_record/plays/de/1.9.0, then add --config.data.tfds_dir={tmp_path}-array')
+  assert command in str(error.value)
 
 
 def missing(name, folder):
@@ -232,9 +235,9 @@ def test_a_dataset_that_is_not_prepared(plays, tmp_path):
   assert f"tfds.builder('lm1b', data_dir='{plays}', file_format='array_record').download_and_prepare()" in message
   assert 'only after minutes' in message and 'needs tensorflow (pip install tensorflow)' in message
   assert 'import tensorflow_datasets as tfds; ' in message  # known without its collection
-  message = missing('c4/en', tmp_path / 'none')
+  message = missing('wikipedia/20230601.en', tmp_path / 'none')
   assert 'none holds nothing' in message and 'tensorflow_datasets.text; tfds.builder' in message
-  assert "'c4/en'" in message and 'needs apache-beam (pip install apache-beam).' in message
+  assert "'wikipedia/20230601.en'" in message and 'apache-beam (pip install apache-beam)' in message
   assert 'tensorflow_datasets.summarization; ' in missing('cnn_dailymail', plays)
   message = missing('wmt14_translate/de-en', plays)
   assert 'tensorflow_datasets.translate; ' in message and 'needs' not in message
@@ -272,7 +275,8 @@ def test_a_remote_dataset_is_read_like_a_local_one(remote, plays, tmp_path, monk
   assert records('tfds:plays', remote, split='large[400:450]') == records('tfds:plays', plays, split='large[400:450]')
   assert not list(tmp_path.iterdir())
   assert 'memory://datasets holds plays.' in missing('lm1b', remote)
-  assert "in a local folder, to be copied: these files cannot be written to a URL): python -c" in missing('c4', remote)
+  message = missing('glue', remote)
+  assert 'in a local folder, to be copied: these files cannot be written to a URL): python -c' in message
   with pytest.raises(DataError, match="data.field='txt' is not a feature of memory://datasets/plays/1.0.0"):
     open_source('tfds:plays', remote, field='txt')
   fsspec.filesystem('memory').rm(f'/datasets/plays/1.0.0/{SHARD}')

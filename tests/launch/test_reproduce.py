@@ -64,9 +64,11 @@ def test_mean_and_spread_over_seeds(tmp_path, baselines):
   assert baselines.collect(runs) == 3
   table = baselines.table()
   line = lambda name: next(l for l in table.splitlines() if l.startswith(f'| `{name}`'))
-  assert line('markov.py').endswith('| exact: entropy rate | validation nll 1.5500 ± 0.0100 (3 seeds) |')
-  assert line('decoder_shakespeare.py').endswith('| best validation nll 1.5000 ± 0.0100 (3 seeds) |')
-  assert line('seq2seq_copy.py:reverse').endswith('| validation accuracy 0.9990 (1 seed) |')
-  assert line('iid_span.py').endswith('|  |')
+  cells = lambda name: [cell.strip() for cell in line(name).split('|')]
+  assert cells('markov.py')[3:5] == ['validation nll 1.53665 (exact: entropy rate)',
+                                     'validation nll 1.5500 ± 0.0100 (3 seeds)']
+  assert cells('decoder_shakespeare.py')[4] == 'best validation nll 1.5000 ± 0.0100 (3 seeds)'
+  assert cells('seq2seq_copy.py:reverse')[4] == 'validation accuracy 0.9990 (1 seed)'
+  assert cells('iid_span.py')[4] == ''
   again = json.loads((tmp_path / 'reproduced.json').read_text())
   assert again['markov.py']['seeds'] == {'0': 1.54, '1': 1.56, '2': 1.55} and again['markov.py']['jax']
