@@ -8,7 +8,8 @@
 
 Flags that are not listed by --help are those of main.py. launch/Dockerfile makes the image. The cluster needs JobSet
 0.6 or later, and a node pool for each slice, of machines with 4 chips (ct5lp-hightpu-4t, ct5p-hightpu-4t,
-ct6e-standard-4t, ct4p-hightpu-4t) unless the slice has fewer.
+ct6e-standard-4t, ct4p-hightpu-4t, tpu7x-standard-4t) unless the slice has fewer. --secret names a Secret of Kubernetes
+whose keys, such as WANDB_API_KEY and HF_TOKEN, become variables of the run (docs/pods.md).
 
 All pods begin anew, from the newest checkpoint, when one of them ends in a way that time heals: 75 (pre-empted),
 124 (stalled), lost with its machine, or aborted by JAX because a peer was. The exit codes that only a person can
@@ -29,7 +30,8 @@ from t5like.errors import ConfigError
 
 # Name on the command line -> value of the node label, dimensions of its topologies.
 TPUS = {'v4': ('tpu-v4-podslice', 3), 'v5e': ('tpu-v5-lite-podslice', 2), 'v5p': ('tpu-v5p-slice', 3),
-        'v6e': ('tpu-v6e-slice', 2)}
+        'v6e': ('tpu-v6e-slice', 2), '7x': ('tpu7x', 3)}
+ALIASES = {'tpu7x': '7x', 'ironwood': '7x', 'trillium': 'v6e', 'v5litepod': 'v5e'}
 CHIPS_PER_HOST = 4
 # t5like's exit codes for mistakes and for faults (t5like/errors.py). A list of those that are final, not of 75 and
 # 124: when a host is lost, its peers end with 134, 137 or 143, and Kubernetes may see them first.
@@ -51,6 +53,7 @@ def parse(argv):
   parser.add_argument('--max_restarts', type=int, default=100)
   parser.add_argument('--queue', default='', help='a LocalQueue of Kueue')
   parser.add_argument('--service_account', default='', help='of Kubernetes, with access to the buckets')
+  parser.add_argument('--secret', default='', help='a Secret of Kubernetes whose keys become variables of the run')
   return parser.parse_known_args(argv)
 
 
@@ -124,11 +127,18 @@ def manifest(args, rest):
                                template=dict(spec=job))]))
 
 
-def container(args, rest, resource, count):
+def literal(argument):
+  """An argument that Kubernetes leaves as it is, which would put a variable in the place of $(NAME), and $ of $$."""
+  return argument.replace('$', '$$')
+
+
+def container(args, rest, resource, count, join=()):
+  """`join`: flags in which Kubernetes fills in $(VARIABLES)."""
+  secret = dict(envFrom=[dict(secretRef=dict(name=args.secret))]) if args.secret else {}
   return dict(
-      name='t5like', image=args.image,
+      secret, name='t5like', image=args.image,
       # Python itself is the first process, so that SIGTERM reaches it.
-      command=['python', 'main.py', *rest],
+      command=['python', 'main.py', *map(literal, rest), *join],
       resources=dict(requests={resource: count}, limits={resource: count}))
 
 
@@ -145,7 +155,7 @@ def tpu_pod(args, rest, chips):
 def gpu_pod(args, rest, gpus):
   join = [f'--coordinator={args.name}-gpus-0-0.{args.name}:{PORT}', f'--num_processes={args.nodes}',
           '--process_id=$(PROCESS_ID)']  # Kubernetes fills it in
-  it = container(args, [*rest, *join], 'nvidia.com/gpu', gpus)
+  it = container(args, rest, 'nvidia.com/gpu', gpus, join)
   index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
   it['env'] = [dict(name='PROCESS_ID', valueFrom=dict(fieldRef=dict(fieldPath=index)))]
   it['volumeMounts'] = [dict(name='shm', mountPath='/dev/shm')]  # NCCL's; the default of 64 MiB is too small
@@ -158,6 +168,7 @@ def gpu_pod(args, rest, gpus):
 
 def main(argv):
   args, rest = parse(argv)
+  args.accelerator = ALIASES.get(args.accelerator, args.accelerator)
   try:
     print(yaml.safe_dump(manifest(args, rest), sort_keys=False, width=120), end='')
   except ConfigError as e:

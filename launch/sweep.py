@@ -14,7 +14,9 @@ as submitted; the same command again shows their results then, and submits those
 Flags that are not listed by --help, such as --config.stop.tokens=10M, go to every trial.
 """
 import argparse
+import collections
 import concurrent.futures
+import hashlib
 import itertools
 import math
 import pathlib
@@ -25,6 +27,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+LONGEST = 180  # bytes of a name: file systems take 255, with what is put before and behind it
 sys.path.insert(0, str(ROOT))
 
 from etils import epath  # noqa: E402 (the repository need not be installed)
@@ -94,10 +97,23 @@ def combinations(args):
 
 
 def name(trial):
-  """'learning_rate=1e-3_seed=0': the last part of each key, the whole where two end alike."""
+  """'learning_rate=1e-3_seed=0', a name for a folder: the last part of each key, the whole where two end alike.
+
+  Where that does not tell two trials apart, because a value has a sign that does not belong into names, or one that
+  joins values here, or because it would be too long, a digest of the values follows.
+  """
   last = [k.split('.')[-1] for k in trial]
   parts = [f'{short if last.count(short) == 1 else key}={value}' for (key, value), short in zip(trial.items(), last)]
-  return re.sub(r'[^\w.+=-]', '-', '_'.join(parts))
+  text = '_'.join(parts)
+  plain = re.sub(r'[^\w.+=-]', '-', text)
+  short = plain.encode()[:LONGEST].decode(errors='ignore')
+  is_exact = short == text and not any('=' in value for value in trial.values())
+  return short if is_exact else f'{short}-{digest(*trial.items())}'
+
+
+def digest(*values):
+  """Ten letters and digits that stand for some values."""
+  return hashlib.sha256(repr(values).encode()).hexdigest()[:10]
 
 
 class Trial:
@@ -151,6 +167,10 @@ def all_trials(args, rest):
       trials.append(Trial(chosen, args, rest))
     except ConfigError as e:
       wrong.append(f'{name(chosen)}: {e}')
+  same = [title for title, count in collections.Counter(t.name for t in trials).items() if count > 1]
+  if same:
+    raise ConfigError(f'{same[0]}: several of these runs would share this folder. Give each value once, or sweep them '
+                      'one after the other with another --dir each.')
   if wrong:
     raise ConfigError('\n'.join([f'{len(wrong)} of these runs cannot work, so none was begun.', *wrong]))
   return trials
@@ -193,7 +213,9 @@ def run(args, rest):
           f'{"would be passed over" if far else "are done"}.')
     return 0
   from rich.console import Console
-  logs = pathlib.Path(args.dir if '://' not in args.dir else f'runs/sweep-logs/{pathlib.Path(args.dir).name}')
+  logs = pathlib.Path(args.dir)
+  if '://' in args.dir:  # buckets may hold folders of the same name
+    logs = pathlib.Path('runs/sweep-logs', f'{logs.name}-{digest(args.dir)}')
   logs.mkdir(parents=True, exist_ok=True)
   for command in first:
     if code := subprocess.call(command):

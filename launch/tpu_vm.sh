@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Cloud TPU slices through queued resources, from the machine that you sit at (gcloud has to be set up there).
 #
-#   export NAME=pod ZONE=us-west4-b TYPE=v5litepod-256
+#   export NAME=pod ZONE=us-west4-a TYPE=v5litepod-256
 #   launch/tpu_vm.sh create             ask for the slices; comes back at once
 #   launch/tpu_vm.sh wait               until they are there
 #   launch/tpu_vm.sh setup              send this commit to all hosts and install it
@@ -16,6 +16,9 @@
 #   NAME, ZONE        of the queued resource; needed          PROJECT  gcloud's own by default
 #   TYPE              v5litepod-256, v5p-128, v6e-64, ...     VERSION  of the TPU software, by TYPE
 #   SLICES=1          as many slices of TYPE each             SPOT=1   cheap, and taken away when others pay
+#   FLEX_START=24h    slices that come when there is room, for at most this long (7 days), instead of SPOT
+#   SECRETS           names of variables that `run` hands to the hosts, such as 'WANDB_API_KEY HF_TOKEN': in a file that
+#                     only you can read, never on a command line
 #   CREATE_FLAGS      further flags of `create`, such as '--network=NET --service-account=ACCOUNT'
 #   REPO, REF         the repository (this one) and what of it is sent (HEAD); EXTRAS='tpu,gcs' of setup.py; PYTHON=3.12
 #   RETRY_...         see launch/retry.sh
@@ -37,10 +40,10 @@ settings() {
     [[ $1 == *=* ]] && value=${1#*=}
     key=${key#--}
     case $key in
-      name | zone | project | type | version | slices | spot | repo | ref | extras | python | node | worker | dry_run | \
-        create_flags) printf -v "${key^^}" %s "$value" ;;
+      name | zone | project | type | version | slices | spot | flex_start | secrets | repo | ref | extras | python | \
+        node | worker | dry_run | create_flags) printf -v "${key^^}" %s "$value" ;;
       *) fail "launch/tpu_vm.sh $1: no such setting. There are --name, --zone, --project, --type, --version, --slices," \
-        '--spot, --create_flags, --repo, --ref, --extras, --python, --node, --worker and --dry_run; flags of main.py' \
+        '--spot, --flex_start, --secrets, --create_flags, --repo, --ref, --extras, --python, --node, --worker and --dry_run; flags of main.py' \
         'come after the command: launch/tpu_vm.sh run --config=...' ;;
     esac
     shift
@@ -49,11 +52,23 @@ settings() {
   shift || true
   ARGUMENTS=("$@")
   [[ ${NAME:-} && ${ZONE:-} ]] || fail "launch/tpu_vm.sh $COMMAND: NAME and ZONE are needed, for example" \
-    'NAME=pod ZONE=us-west4-b, as environment variables or as --name=pod --zone=us-west4-b.'
+    'NAME=pod ZONE=us-west4-a, as environment variables or as --name=pod --zone=us-west4-a.'
   TYPE=${TYPE:-v5litepod-8}
   SLICES=${SLICES:-1}
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES: needs a whole number from 1 on."
+  [[ ! ${FLEX_START:-} || ! ${SPOT:-} || $SPOT == 0 ]] || fail "FLEX_START=$FLEX_START SPOT=$SPOT: slices are had in" \
+    'one way or the other. Set one of them.'
+  [[ ! ${FLEX_START:-} || $FLEX_START =~ ^[1-9][0-9]*[smhd]$ ]] || fail "FLEX_START=$FLEX_START: needs a duration of at" \
+    'most 7 days, such as 24h.'
+  local secret
+  for secret in ${SECRETS:-}; do
+    [[ $secret =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || fail "SECRETS=$SECRETS: these are names of variables, such as" \
+      "'WANDB_API_KEY HF_TOKEN', not their values."
+    [[ ${!secret:-} ]] || fail "SECRETS=$SECRETS: the variable $secret is not set. export $secret=... before."
+  done
   case $TYPE in
+    7x-* | tpu7x-*) fail "TYPE=$TYPE: Google Cloud offers these on Kubernetes only. launch/gke.py --accelerator=7x" \
+      'starts runs there.' ;;
     v5litepod-*) VERSION=${VERSION:-v2-alpha-tpuv5-lite} ;;
     v5p-*) VERSION=${VERSION:-v2-alpha-tpuv5} ;;
     v6e-*) VERSION=${VERSION:-v2-alpha-tpuv6e} ;;
@@ -66,11 +81,18 @@ settings() {
   return 0
 }
 
+# What stands for the folder of temporary files in a dry run, where `quoted` makes "$folder" of it.
+FOLDER=':folder:'
+
 # One line that a shell reads as the same words.
 quoted() {
   local word line=''
   for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=@,+%-]+$ ]] || word=${word@Q}
+    if [[ $word == "$FOLDER"/* ]]; then
+      word="\"\$folder\"/${word#"$FOLDER"/}"
+    elif [[ ! $word =~ ^[A-Za-z0-9_./:=@,+%-]+$ ]]; then
+      word=${word@Q}
+    fi
     line+=" $word"
   done
   echo "${line:1}"
@@ -93,11 +115,16 @@ on_one() { resources ssh --node="${NODE:-0}" --worker="${WORKER:-0}" --command="
 state() { gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" '--format=value(state.state)'; }
 
 create() {
-  local nodes=(--node-id="$NAME") spot=()
+  local track=() nodes=(--node-id="$NAME") how=()
   ((SLICES > 1)) && nodes=(--node-count="$SLICES" --node-prefix="$NAME")
-  [[ ${SPOT:-} && $SPOT != 0 ]] && spot=(--spot)
+  [[ ${SPOT:-} && $SPOT != 0 ]] && how=(--spot)
+  if [[ ${FLEX_START:-} ]]; then # which gcloud has on its alpha track
+    track=(alpha)
+    how=(--provisioning-model=flex-start --max-run-duration="$FLEX_START")
+  fi
   # shellcheck disable=SC2086  # several flags in one variable
-  resources create --accelerator-type="$TYPE" --runtime-version="$VERSION" "${nodes[@]}" "${spot[@]}" ${CREATE_FLAGS:-}
+  do_ gcloud "${track[@]}" compute tpus queued-resources create "$NAME" "${WHERE[@]}" --accelerator-type="$TYPE" \
+    --runtime-version="$VERSION" "${nodes[@]}" "${how[@]}" ${CREATE_FLAGS:-}
 }
 
 wait_() {
@@ -128,14 +155,55 @@ setup() {
     [[ ! $changed ]] || fail "REPO=$REPO has changes that are not committed, such as ${changed:3}." \
       "Commit them, or send the last commit as it is: REF=HEAD launch/tpu_vm.sh setup."
   fi
-  local file=${TMPDIR:-/tmp}/t5like-$NAME.tar.gz venv="\$HOME/t5like-venv" uv="\$HOME/.local/bin/uv"
-  do_ git -C "$REPO" archive --format=tar.gz --output="$file" "${REF:-HEAD}" &&
-    do_ gcloud compute tpus queued-resources scp "$file" "$NAME:t5like.tar.gz" "${WHERE[@]}" --node=all --worker=all &&
+  with_folder send_and_install
+}
+
+# Calls a function with a new folder, which only you can read and nobody else can write to: a known name in /tmp might
+# be a link that somebody has put there.
+with_folder() {
+  local folder=$FOLDER code=0
+  if [[ ${DRY_RUN:-} ]]; then
+    echo "folder=\$(mktemp -d)"
+    "$1" "$folder"
+    echo "rm -r \"\$folder\""
+    return
+  fi
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064  # as it is named now
+  trap "rm -rf ${folder@Q}" EXIT
+  "$1" "$folder" || code=$?
+  rm -r "$folder"
+  return "$code"
+}
+
+send() { do_ gcloud compute tpus queued-resources scp "$1" "$NAME:$2" "${WHERE[@]}" --node=all --worker=all; }
+
+send_secrets() {
+  local file=$1/t5like.env secret
+  if [[ ${DRY_RUN:-} ]]; then
+    echo "for secret in $SECRETS; do printf 'export %s=%q\n' \$secret \"\${!secret}\"; done > \"\$folder\"/t5like.env"
+    echo "chmod 600 \"\$folder\"/t5like.env"
+  else
+    (
+      umask 077
+      for secret in $SECRETS; do
+        printf 'export %s=%q\n' "$secret" "${!secret}"
+      done >"$file"
+    )
+  fi
+  send "$file" .t5like.env
+}
+
+send_and_install() {
+  local file=$1/t5like.tar.gz venv="\$HOME/t5like-venv" uv="\$HOME/.local/bin/uv"
+  local python=${PYTHON:-3.12} package=".[${EXTRAS:-tpu,gcs}]"
+  do_ git -C "$REPO" archive --format=tar.gz --output "$file" "${REF:-HEAD}" &&
+    send "$file" t5like.tar.gz &&
     # Prepared data and runs on the hosts' own disks stay. TPU machines come with Python 3.10: uv brings a newer one.
     on_all "set -e; mkdir -p t5like; cd t5like;\
  find . -mindepth 1 -maxdepth 1 ! -name prepared ! -name runs -exec rm -rf {} +; tar -xzf ../t5like.tar.gz;\
- python3 -m pip install --quiet --user uv; $uv venv --quiet --allow-existing --python ${PYTHON:-3.12} $venv;\
- $uv pip install --quiet --python $venv/bin/python -e '.[${EXTRAS:-tpu,gcs}]'; $venv/bin/python -c 'import jax, t5like'"
+ python3 -m pip install --quiet --user uv; $uv venv --quiet --allow-existing --python $(quoted "$python") $venv;\
+ $uv pip install --quiet --python $venv/bin/python -e ${package@Q}; $venv/bin/python -c 'import jax, t5like'"
 }
 
 start() {
@@ -143,6 +211,7 @@ start() {
     '--config=configs/decoder_1b.py --workdir=gs://BUCKET/run.'
   [[ " ${ARGUMENTS[*]}" == *' --workdir=gs://'* ]] || fail "launch/tpu_vm.sh $COMMAND ${ARGUMENTS[*]}: the hosts" \
     'share no disk, and theirs end with the slices. Add --workdir=gs://BUCKET/run.'
+  [[ ! ${SECRETS:-} ]] || with_folder send_secrets
   local name retry=()
   for name in "${!RETRY_@}"; do
     retry+=("$name=${!name@Q}")

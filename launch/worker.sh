@@ -5,10 +5,11 @@
 #   launch/worker.sh stop [SECONDS]      SIGTERM, then waits this long (300) until the state is saved
 #   launch/worker.sh state               one word: running, ended (with the exit code), none
 #
-# ~/t5like.pid holds the id of the running retry.sh, ~/t5like.exit what the last run ended with.
+# ~/t5like.pid holds the id of the running retry.sh, ~/t5like.exit what the last run ended with, ~/.t5like.env the
+# secrets that launch/tpu_vm.sh has sent.
 set -euo pipefail
 
-log=~/t5like.log pid=~/t5like.pid end=~/t5like.exit
+log=~/t5like.log pid=~/t5like.pid end=~/t5like.exit secrets=~/.t5like.env
 
 # Ids are used again, after a reboot at the latest: the process must be ours.
 running() { [[ -f $pid ]] && tr '\0' ' ' <"/proc/$(cat "$pid")/cmdline" 2>/dev/null | grep -q 'launch/retry.sh'; }
@@ -21,6 +22,11 @@ case ${1:-} in
       exit 1
     fi
     rm -f "$end"
+    if [[ -f $secrets ]]; then
+      chmod 600 "$secrets"
+      # shellcheck source=/dev/null
+      source "$secrets"
+    fi
     # 134 too: when one host of a pod ends, JAX aborts the others, which have to come back with it.
     RETRY_RECORD=$end RETRY_CODES=${RETRY_CODES:-75 124 134} \
       setsid nohup launch/retry.sh "$@" >>"$log" 2>&1 </dev/null &

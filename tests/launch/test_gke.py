@@ -1,12 +1,15 @@
 """launch/gke.py: its manifests by their schema, and that hosts, chips and exit codes agree."""
 import json
 import math
+import re
 import shlex
 
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, strategies as st
 
+from launch import gke
 from t5like import errors
 from tests.launch.paths import HERE, LAUNCH, ROOT, python, recorded
 
@@ -28,7 +31,8 @@ def manifest(*flags):
     ('v5e', 'tpu-v5-lite-podslice', '16x16', 1, 64, 4), ('v5e', 'tpu-v5-lite-podslice', '16x16', 2, 64, 4),
     ('v5e', 'tpu-v5-lite-podslice', '2x4', 1, 2, 4), ('v5e', 'tpu-v5-lite-podslice', '2x2', 1, 1, 4),
     ('v5e', 'tpu-v5-lite-podslice', '1x1', 1, 1, 1), ('v6e', 'tpu-v6e-slice', '4x4', 3, 4, 4),
-    ('v5p', 'tpu-v5p-slice', '4x4x8', 4, 32, 4), ('v4', 'tpu-v4-podslice', '2x2x1', 1, 1, 4)])
+    ('v5p', 'tpu-v5p-slice', '4x4x8', 4, 32, 4), ('7x', 'tpu7x', '4x4x4', 2, 16, 4),
+    ('tpu7x', 'tpu7x', '2x2x1', 1, 1, 4), ('v4', 'tpu-v4-podslice', '2x2x1', 1, 1, 4)])
 def test_tpus(accelerator, label, topology, slices, hosts, chips):
   _, it, jobs = manifest(f'--accelerator={accelerator}', f'--topology={topology}', f'--slices={slices}')
   job = jobs['template']['spec']
@@ -53,6 +57,32 @@ def test_gpus():
   assert [e['name'] for e in pod['containers'][0]['env']] == ['PROCESS_ID']
   assert {m['name'] for m in pod['containers'][0]['volumeMounts']} == {v['name'] for v in pod['volumes']}
   assert jobs['template']['spec']['parallelism'] == 4
+
+
+def expanded(text, variables):
+  """What Kubernetes makes of an argument: $(NAME) becomes the variable, or stays if there is none, and $$ becomes $."""
+  return re.sub(r'\$(\$|\(([A-Za-z_][\w.-]*)\))',
+                lambda m: '$' if m[1] == '$' else variables.get(m[2], m[0]), text)
+
+
+@given(st.text(st.sampled_from('$()NAMEab \'"{}\n:#&*-'), max_size=20))
+def test_arguments_are_the_same_words_in_the_pod(text):
+  assert expanded(gke.literal(text), dict(NAME='x', A='y', PROCESS_ID='3')) == text
+
+
+def test_dollars_in_a_manifest():
+  argument = "--config.sample.prompts=('$(PROCESS_ID) $$ $HOME $$(A)',)"
+  for flags in (['--accelerator=v5e', '--topology=16x16'], ['--accelerator=nvidia-h100-80gb']):
+    _, _, jobs = manifest(*flags, argument)
+    command = jobs['template']['spec']['template']['spec']['containers'][0]['command']
+    seen = [expanded(word, dict(PROCESS_ID='3')) for word in command]
+    assert argument in seen and ('--process_id=3' in seen) == ('nvidia' in flags[0])
+
+
+def test_a_secret_becomes_variables():
+  _, _, jobs = manifest('--accelerator=v5e', '--topology=16x16', '--secret=keys')
+  container = jobs['template']['spec']['template']['spec']['containers'][0]
+  assert container['envFrom'] == [{'secretRef': {'name': 'keys'}}]
 
 
 @pytest.mark.parametrize('flags', ['--accelerator=v5e --topology=16x16',

@@ -1,10 +1,13 @@
 """launch/sweep.py: which runs it makes of keys and values, and that it goes on where it stopped."""
 import json
 import math
+import re
 import sys
 
 import pytest
+from hypothesis import given, strategies as st
 
+from launch import sweep as sweep_module
 from tests.launch.paths import python, recorded
 
 CONFIG = '--config=configs/decoder_tiny.py:smoke'
@@ -40,6 +43,31 @@ def sweep(tmp_path):
 
 def ran(folder):
   return (folder / 'sweep/ran').read_text().split()
+
+
+VALUES = st.text(st.sampled_from('abE1.-+_=/ ,()[]\'"%é:*'), max_size=12)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=6, unique=True))
+def test_trials_have_folders_of_their_own(pairs):
+  names = [sweep_module.name({'data.source': a, 'model.b': b}) for a, b in pairs]
+  assert len(set(names)) == len(pairs)
+  assert all(re.fullmatch(r'[\w.+=-]+', title) and title[0] not in '.-' for title in names)
+
+
+def test_names_of_folders():
+  name = sweep_module.name
+  assert name({'optimizer.learning_rate': '1e-3', 'seed': '0'}) == 'learning_rate=1e-3_seed=0'  # as ever
+  assert name({'schedule.name': 'rsqrt_decay', 'optimizer.name': 'adamw'}) == (
+      'schedule.name=rsqrt_decay_optimizer.name=adamw')
+  globs = [name({'data.source': f'text:{sign}.txt'}) for sign in ('a b', 'a/b', 'a*b', 'a-b')]
+  assert len(set(globs)) == 4 and all(title.startswith('source=text-a-b.txt-') for title in globs)
+  long = [name({'data.source': 'é' * 300 + end}) for end in 'ab']
+  assert long[0] != long[1] and all(len(title.encode()) < 200 for title in long)
+
+
+def test_logs_of_buckets_do_not_mix():
+  assert sweep_module.digest('gs://a/sweep') != sweep_module.digest('gs://b/sweep')
 
 
 def test_dry_run(tmp_path):

@@ -1,5 +1,6 @@
 """launch/tpu_vm.sh: what it tells gcloud, and what the hosts then do (one stands in for all)."""
 import os
+import re
 import shutil
 import time
 
@@ -9,7 +10,7 @@ from tests.launch.paths import LAUNCH, ROOT, recorded, run
 
 SCRIPT = LAUNCH / 'tpu_vm.sh'
 RUN = ['--config=configs/decoder_1b.py', '--workdir=gs://BUCKET/run', '--config.data.source=text:a b']
-POD = dict(NAME='pod', ZONE='us-west4-b', TYPE='v5litepod-256', REF='HEAD', TMPDIR='/tmp', PROJECT=None, DRY_RUN=None)
+POD = dict(NAME='pod', ZONE='us-west4-a', TYPE='v5litepod-256', REF='HEAD', PROJECT=None, DRY_RUN=None, SECRETS=None)
 
 
 @pytest.fixture
@@ -67,7 +68,12 @@ def test_dry_run(command):
     (['--nmae=x', 'run'], '--nmae=x: no such setting'), (['start'], 'start: no such command'),
     (['--name=', 'run'], 'NAME and ZONE are needed'), (['--slices=none', 'create'], 'SLICES=none: needs'),
     (['--type=v9-8', 'create'], 'TYPE=v9-8'), (['run'], 'which run?'),
-    (['run', '--config=a.py', '--workdir=here'], 'Add --workdir=gs://BUCKET/run')])
+    (['run', '--config=a.py', '--workdir=here'], 'Add --workdir=gs://BUCKET/run'),
+    (['--type=7x-128', 'create'], 'launch/gke.py --accelerator=7x'),
+    (['--flex_start=long', 'create'], 'FLEX_START=long: needs a duration'),
+    (['--flex_start=24h', '--spot', 'create'], 'Set one of them'),
+    (['--secrets=NOT_THERE', 'run'], 'the variable NOT_THERE is not set'),
+    (['--secrets=KEY=value', 'run'], 'names of variables')])
 def test_mistakes(arguments, message):
   done = run(SCRIPT, *arguments, **dict(POD, DRY_RUN='1'))
   assert done.returncode == 2 and message in done.stderr, done.stderr
@@ -78,6 +84,60 @@ def test_only_commits_are_sent(tmp_path):
   (tmp_path / 'new.py').touch()
   done = run(SCRIPT, '--dry_run', 'setup', **dict(POD, REPO=str(tmp_path), REF=None))
   assert done.returncode == 2 and 'not committed, such as new.py' in done.stderr
+
+
+def test_a_link_with_the_name_of_our_archive_is_not_followed(host, tmp_path):
+  """Names in a shared folder for temporary files cannot be known before, and nothing is left there."""
+  victim, shared = tmp_path / 'victim', tmp_path / 'shared'
+  victim.write_text('mine')
+  shared.mkdir()
+  for name in ('t5like-pod.tar.gz', 't5like.tar.gz', 't5like.env', '.t5like.env'):
+    (shared / name).symlink_to(victim)
+  variables = dict(host, TMPDIR=str(shared), SECRETS='HF_TOKEN', HF_TOKEN='hf_1')
+  for command in (['setup'], ['run', *RUN]):
+    assert run(SCRIPT, *command, **variables).returncode == 0
+  assert victim.read_text() == 'mine' and len(list(shared.iterdir())) == 4
+
+
+def test_secrets_reach_the_run_and_no_command_line(host, tmp_path):
+  secret = "hf_'$(touch injected)\" \\ é"
+  (tmp_path / 'python').write_text(f'printf %s "$HF_TOKEN" > {tmp_path}/token; echo "$WANDB_API_KEY" > {tmp_path}/key')
+  variables = dict(host, SECRETS='HF_TOKEN WANDB_API_KEY', HF_TOKEN=secret, WANDB_API_KEY='w1')
+  assert run(SCRIPT, 'setup', **variables).returncode == 0
+  done = run(SCRIPT, 'run', *RUN, **variables)
+  assert done.returncode == 0, done.stderr
+  assert wait_for((tmp_path / 'key').exists) and wait_for(lambda: (tmp_path / 'key').read_text() == 'w1\n')
+  assert (tmp_path / 'token').read_text() == secret
+  assert 'hf_' not in (tmp_path / 'asked').read_text() + done.stdout + done.stderr
+  assert (tmp_path / 'host/.t5like.env').stat().st_mode & 0o777 == 0o600
+  assert not list(tmp_path.rglob('injected'))
+
+
+@pytest.mark.parametrize('name, value', [
+    ('EXTRAS', "tpu]'; touch injected; echo '["), ('PYTHON', '3.12; touch injected'),
+    ('RETRY_WAIT', '0; touch injected')])
+def test_settings_are_words_on_the_hosts_too(name, value, host, tmp_path):
+  for command in (['setup'], ['run', *RUN]):
+    run(SCRIPT, *command, **dict(host, **{name: value}))
+  assert not list(tmp_path.rglob('injected'))
+
+
+def test_arguments_are_the_same_words_on_the_hosts(host, tmp_path):
+  words = ["--config.data.source=text:a b'c", '--config.x=$(touch injected)', '--config.y=`touch injected`',
+           '--a=;&|<>', "--b=$'\\n'", '--c=*', '--d=é', '--e=', '--f=~', '--g=#!']
+  do = lambda *command: run(SCRIPT, *command, **host)
+  assert do('setup').returncode == 0
+  done = do('run', *RUN, *words)
+  assert done.returncode == 0, done.stderr
+  assert wait_for((tmp_path / 'ran').exists)
+  assert (tmp_path / 'ran').read_text() == '[main.py]' + ''.join(f'[{a}]' for a in RUN + words) + '\n'
+  assert not list(tmp_path.rglob('injected'))
+
+
+def test_flex_start():
+  done = run(SCRIPT, '--flex_start=24h', '--dry_run', 'create', **POD)
+  assert done.stdout.startswith('gcloud alpha compute tpus queued-resources create pod --zone=us-west4-a')
+  assert '--provisioning-model=flex-start --max-run-duration=24h' in done.stdout and '--spot' not in done.stdout
 
 
 def wait_for(condition):
@@ -113,7 +173,7 @@ def test_the_life_of_a_run(host, tmp_path):
   assert (tmp_path / 'host/t5like/prepared').exists() and not (tmp_path / 'host/t5like/stale.py').exists()
   assert do('delete').returncode == 0
   asked = dict.fromkeys((tmp_path / 'asked').read_text().splitlines(keepends=True))  # how often, is chance
-  recorded('gcloud_asked.txt', ''.join(asked).replace(str(tmp_path), 'TMP'))
+  recorded('gcloud_asked.txt', re.sub(r'TMP/tmp\.\w+/', 'TMP/FOLDER/', ''.join(asked).replace(str(tmp_path), 'TMP')))
 
 
 def test_keep(host, tmp_path):
@@ -140,7 +200,7 @@ def test_wait_gives_up(host, tmp_path, state):
 def test_gcloud_knows_these_flags():
   import json
   for command in ('create', 'setup', 'run', 'logs', 'status', 'stop', 'delete'):
-    for flags in ([], ['--slices=2', '--spot', '--project=mine']):
+    for flags in ([], ['--slices=2', '--spot', '--project=mine'], ['--flex_start=24h', '--secrets=HOME']):
       lines = run(SCRIPT, *flags, '--dry_run', command, *(RUN if command == 'run' else []), **POD).stdout.splitlines()
       for line in lines:
         if line.startswith('gcloud'):
