@@ -49,7 +49,8 @@ setup(
                     'torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
                     'sentencepiece>=0.2.0,<0.3', 'protobuf'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
-        'cuda': ['jax[cuda13]>=0.10.0,<0.13'],
+        'cuda': ['jax[cuda13]>=0.10.0,<0.13'],  # NVIDIA drivers from 580 on
+        'cuda12': ['jax[cuda12]>=0.10.0,<0.13'],  # drivers from 525 on, and GPUs that CUDA 13 has dropped
         'beam': ['apache-beam>=2.60,<3'],  # launch/prepare_beam.py
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         's3': ['s3fs'],  # s3:// paths

@@ -129,4 +129,4 @@ def test_image_has_what_runs():
   lines = [shlex.split(line) for line in (LAUNCH / 'Dockerfile').read_text().splitlines() if line[:1] not in '# ']
   assert [words[0] for words in lines] == ['FROM', 'ARG', 'WORKDIR', 'COPY', 'RUN']
   assert lines[1][1].removeprefix('EXTRAS=') == 'tpu,gcs' and lines[-1][-1] == '.[${EXTRAS}]'
-  assert all(f"'{extra}'" in (ROOT / 'setup.py').read_text() for extra in ('tpu', 'gcs', 'cuda'))
+  assert all(f"'{extra}'" in (ROOT / 'setup.py').read_text() for extra in ('tpu', 'gcs', 'cuda', 'cuda12'))

@@ -1,6 +1,7 @@
 """launch/tpu_vm.sh: what it tells gcloud, and what the hosts then do (one stands in for all)."""
 import os
 import re
+import shlex
 import shutil
 import time
 
@@ -194,6 +195,34 @@ def test_wait_gives_up(host, tmp_path, state):
   (tmp_path / 'state').write_text(state)
   done = run(SCRIPT, 'wait', **host)
   assert done.returncode == 2 and f'NAME=pod is {state}' in done.stderr
+
+
+def gcloud_of_the_page():
+  """[words] of all commands of gcloud in blocks of docs/pods.md."""
+  blocks = re.findall(r'^```\n(.*?)^```', (ROOT / 'docs/pods.md').read_text(), re.M | re.S)
+  lines = ''.join(blocks).replace('\\\n', ' ').splitlines()
+  return [shlex.split(line, comments=True) for line in lines if line.startswith('gcloud')]
+
+
+def test_the_page_says_what_a_first_slice_needs():
+  commands = [' '.join(words) for words in gcloud_of_the_page()]
+  for need in ('auth login', 'services enable tpu.googleapis.com',
+               'storage buckets create gs://BUCKET --location=us-west4',
+               'iam service-accounts create', 'roles/storage.objectAdmin', 'quotas info list'):
+    assert any(need in command for command in commands), need
+  text = (ROOT / 'docs/pods.md').read_text()
+  zones = set(re.findall(r'\b(?:us|europe|asia)-[a-z]+\d-[a-z]\b', text))
+  assert 'us-west4-b' not in zones and {'us-west4-a', 'us-central1-a', 'us-south1-a', 'us-west1-c'} <= zones
+  settings = set(re.findall(r'\b(SPOT|FLEX_START|SECRETS|CREATE_FLAGS|WANDB_API_KEY|HF_TOKEN)\b', text))
+  assert len(settings) == 6 and all(name in SCRIPT.read_text() for name in settings)
+
+
+@pytest.mark.gcloud
+def test_gcloud_knows_the_commands_of_the_page():
+  import json
+  for words in gcloud_of_the_page():
+    verdict = run('gcloud', 'meta', 'lint-gcloud-commands', f'--command-string={shlex.join(words)}').stdout
+    assert json.loads(verdict)[0]['success'], verdict
 
 
 @pytest.mark.gcloud
