@@ -45,7 +45,8 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   done = workdir_lib.read_result(workdir, config)
   if done:
     return {key: value for key, value in done.items() if key != 'stop'}
-  from t5like import loop
+  from t5like import loop, preconditions
+  preconditions.check(config, workdir, create=True)
   return loop.train(config, str(workdir), pathlib.Path(str(workdir)).name, devices, watch=watch)
 
 

@@ -60,17 +60,11 @@ def parameter_shapes(model):
 def parameters(config):
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
-  with jax.set_mesh(_one_device()):
+  with no_devices():
     shapes = parameter_shapes(transformer.build(transformer.ModelConfig(**config.model)))
   rates = optim.rates(config.optimizer, shapes)
   return {path: (x.shape, rates[path]) for path, x in
           ((optim.path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(shapes))}
-
-
-def check_trained(config):
-  """ConfigError for patterns of `config.optimizer` that match no parameter: to be told before data is prepared."""
-  if config.optimizer.freeze or config.optimizer.multipliers:
-    parameters(config_lib.resolve(config))
 
 
 def merged(config, params):
@@ -84,6 +78,15 @@ def merged(config, params):
   return config, jax.jit(lambda params: layers.merged(params, c))(params)
 
 
+def rows_per_device(config, mesh):
+  """Rows of a micro-batch that a device gets; ConfigError when batch_size cannot be divided among them."""
+  pieces = config.microbatches * sharding.batch_shards(mesh)
+  if config.batch_size % pieces:
+    raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
+                      f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
+  return config.batch_size // pieces
+
+
 def build_step(config, model, total_steps, mesh):
   """(tx, train_step, eval_step, learning_rate, count) of a config whose schedule ends at total_steps.
 
@@ -92,11 +95,7 @@ def build_step(config, model, total_steps, mesh):
   learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
   rates = optim.rates(config.optimizer, parameter_shapes(model))
   tx = optim.at_rates(optim.build(config.optimizer, learning_rate), rates)
-  rows = config.batch_size // config.microbatches // sharding.batch_shards(mesh)
-  if rows * config.microbatches * sharding.batch_shards(mesh) != config.batch_size:
-    pieces = config.microbatches * sharding.batch_shards(mesh)
-    raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
-                      f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
+  rows = rows_per_device(config, mesh)
   vocab = config.model.vocab_size // mesh.shape['tensor']
   shapes = lengths.shapes(config)
   predictions = -(-(shapes.predictions or shapes.targets) // mesh.shape['context'])
@@ -110,14 +109,16 @@ def build_step(config, model, total_steps, mesh):
           jax.jit(histograms.make(gradients)))
 
 
-def _one_device():
-  return jax.make_mesh((1,) * len(sharding.AXES), sharding.AXES,
-                       axis_types=(jax.sharding.AxisType.Explicit,) * len(sharding.AXES), devices=jax.devices()[:1])
+def no_devices():
+  """A context in which shapes can be found without any device: none is asked, none need be there."""
+  axes = (jax.sharding.AxisType.Explicit,) * len(sharding.AXES)
+  return jax.sharding.use_abstract_mesh(
+      jax.sharding.AbstractMesh((1,) * len(sharding.AXES), sharding.AXES, axis_types=axes))
 
 
 def sizes(config):
   """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
-  with jax.set_mesh(_one_device()):
+  with no_devices():
     model, count = build_model(config)
     flops = transformer.flops_per_row(model, lengths.shapes(config))
   return dict(parameters=count, flops_per_token=flops // config.data.seq_len,

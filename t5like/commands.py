@@ -21,8 +21,29 @@ def run(request):
     for warning in config_lib.warnings(config):
       print(f'WARNING: {warning}', file=sys.stderr)
   if flags.print_config:
-    return _print_config(config)
+    notes = _check(config, flags.workdir, here=False)
+    _print_config(config)
+    return _show_notes(notes)
   return COMMANDS[name](config, flags)
+
+
+def _check(config, workdir, here=True, create=False):
+  """Everything that can be known before data is prepared or a device is touched; returns notes, [text]."""
+  from t5like import preconditions
+  return preconditions.check(config, workdir or '', here, create)
+
+
+def _show_notes(notes):
+  for note in notes:
+    print(f'Note: {note}', file=sys.stderr)
+
+
+def _of_run(flags):
+  """The config of the trained run in --workdir, whose checkpoint is there: known before JAX starts."""
+  from t5like import workdir as workdir_lib
+  if not flags.workdir:
+    raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
+  return workdir_lib.check_trained(flags.workdir, flags.step if hasattr(flags, 'step') else 0)
 
 
 def _name(flags):
@@ -45,6 +66,7 @@ def _train(config, flags):
   from t5like import profiling, sharding
   if flags.profile_steps:
     profiling.parse(flags.profile_steps)
+  _check(config, workdir, create=True)
   if flags.dump_xla:
     profiling.dump_xla(flags.dump_xla)
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
@@ -55,7 +77,7 @@ def _train(config, flags):
 def _prepare(config, flags):
   from t5like import build
   from t5like.data import pipeline, prepare
-  build.check_trained(config)
+  _check(config, flags.workdir)
   prepare.prepare(config)
   # Rows of whole documents need a plan, which is kept beside the tokens: better now than on a pod.
   steps = config_lib.derived(config)['steps']
@@ -71,6 +93,7 @@ def _preflight(config, flags):
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
   topology = tpu.parse(flags.topology)
+  _show_notes(_check(config, flags.workdir, here=False))
   if flags.search:
     found = preflight.search(config, topology)
     if not found:
@@ -90,16 +113,19 @@ def _preflight(config, flags):
 
 def _inspect(config, flags):
   from t5like import build
-  from t5like.data import inspect
+  from t5like.data import inspect, kept
+  if flags.batch:
+    kept.read(flags.batch)
+  elif flags.row is not None:
+    inspect.check_row(config, flags.row)
+  _check(config, flags.workdir)
   if flags.batch:
     return inspect.show_kept(build.open_data(config), flags.batch, flags.rows, flags.row)
   inspect.show(build.open_data(config), config, flags.step, flags.rows, flags.row)
 
 
 def _generate(flags, overrides):
-  if not flags.workdir:
-    raise ConfigError('--workdir is missing: the folder of a trained model, such as '
-                      'runs/decoder_tiny.')
+  _of_run(flags)
   if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
     raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
                       'file (answers go to --output).')
@@ -125,8 +151,7 @@ def _generate(flags, overrides):
 
 
 def _evaluate(flags, overrides):
-  if not flags.workdir:
-    raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
+  _of_run(flags)
   from t5like.evals import evaluate, plan, results
   out = flags.output or f'{flags.workdir}/evaluation.json'
   results.check(out)
@@ -166,6 +191,7 @@ def _selftest(flags, overrides):
 def _replay(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
+  _of_run(flags)
   from t5like import replay, sharding
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
   count = replay.replay(flags.workdir, flags.steps)
@@ -186,7 +212,9 @@ def _export(flags, overrides):
   if not flags.workdir or not flags.out:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
                       'transformers to read.')
+  config = _of_run(flags)
   from t5like import interchange
+  interchange.check_export(config, flags.out)
   for note in interchange.export_run(flags.workdir, flags.out):
     print(f'Note: {note}')
   print(f'{flags.out} is ready: AutoTokenizer.from_pretrained and AutoModel...from_pretrained read it.')
@@ -196,7 +224,8 @@ def _import(flags, overrides):
   if not flags.workdir or not flags.folder:
     raise ConfigError("main.py import needs --folder, a model of Hugging Face's (config.json, *.safetensors and a "
                       'tokenizer), and --workdir, a new folder.')
-  from t5like import interchange
+  from t5like import interchange, preconditions
+  preconditions.check_workdir(flags.workdir)
   interchange.import_folder(flags.folder, flags.workdir, overrides)
   print(f'{flags.workdir} is ready: python main.py generate --workdir={flags.workdir} --prompt=...\n'
         f'To train it on, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another --workdir.')

@@ -197,6 +197,22 @@ def _prompt_ids(vocabulary, prompts, style):
   return [[BOS, *i, *([vocabulary.eos_id] if style == 'pair' else [])] for i in ids]
 
 
+def check_prompts(vocabulary, prompts, style, context):
+  """PromptError or ConfigError for prompts that `stream` would refuse, as far as a vocabulary shows it; see there."""
+  if style.startswith('fill'):
+    room = context - 2 * (style == 'fill_row')
+    for prompt in prompts:
+      if vocabulary.mask_id not in _ids(vocabulary.encode_marked, prompt)[:room]:
+        raise PromptError(f'this model fills in what is masked, and the first {room} tokens of the prompt {prompt!r} '
+                          'have no <mask>.')
+    return
+  ids = _prompt_ids(vocabulary, prompts, style)
+  longest = max(map(len, ids), default=0)
+  if style in ('prefix', 'pair') and longest >= context:
+    raise PromptError(f'a prompt of {longest} tokens leaves no room for an answer in the {context} that this model is '
+                      'trained on: give a shorter one.')
+
+
 def fill(model, params, vocabulary, rows, ends, prompts=None):
   """Lists of ids with each mask replaced by a token, the surest first, seen by those that follow it.
 

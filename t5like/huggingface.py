@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, decode, sharding, workdir as workdir_lib
+from t5like import build, decode, paths, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
@@ -132,7 +132,7 @@ def initial(config, abstract, vocabulary=None):
   Its adapters (LoRA) are merged; those of `config` are new. ConfigError where the models do not fit or, when the
   run's own is given, vocabularies differ.
   """
-  folder = epath.Path(config.init_from)
+  folder = epath.Path(paths.expand(config.init_from))
   if (folder / 'checkpoints').exists():
     return _with_adapters(config, abstract, _from_run(config, folder, None, vocabulary))
   if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
@@ -142,7 +142,7 @@ def initial(config, abstract, vocabulary=None):
                       "folder of Hugging Face's (with config.json and *.safetensors).")
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
-    _check_fits(config, dict(model, vocab_size=size))
+    check_fits(config, dict(model, vocab_size=size))
     _check_vocabulary(config, vocabulary, *find_vocabulary(folder))
     params = {}
     for path, x in leaves(model, tensor, size):
@@ -155,7 +155,7 @@ def _from_run(config, workdir, step, vocabulary):
   path = workdir_lib.vocabulary_path(workdir)
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
   sized = build.with_vocabulary(theirs, their_vocabulary)
-  _check_fits(config, sized.model.to_dict())
+  check_fits(config, sized.model.to_dict())
   _check_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
     steps = checkpoints.steps
@@ -185,7 +185,7 @@ def _place(x, like):
   return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index].astype(like.dtype))
 
 
-def _check_fits(config, theirs):
+def check_fits(config, theirs):
   ours = config.model.to_dict()
   keys = differing(theirs, ours)
   if keys:

@@ -47,7 +47,7 @@ def open_model(folder):
   safetensors = library()
   with contextlib.ExitStack() as stack:
     where = {}  # name in the family -> (open file, name in it)
-    for file in _files(folder):
+    for file in weight_files(folder):
       try:
         # With jax, because numpy knows no bfloat16.
         opened = stack.enter_context(safetensors.safe_open(file, framework='flax'))
@@ -95,7 +95,8 @@ def inside(path):
   return path
 
 
-def _files(folder):
+def weight_files(folder):
+  """Paths of the *.safetensors of a folder; CheckpointError when there are none, or not all that it names."""
   index = folder / 'model.safetensors.index.json'
   if index.exists():
     listed = read_json(index, INDEX, CheckpointError)['weight_map']

@@ -19,6 +19,16 @@ from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
 
 
+def check_export(config, out):
+  """ConfigError for a model that no family of Hugging Face computes, or a folder that holds files, before weights are
+  read."""
+  folder = epath.Path(out)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ConfigError(f'--out={out} holds files already, or is one. Give a new or an empty folder.')
+  model = config_lib.resolve(config).model.to_dict()
+  huggingface.family_of(dict(model, lora_rank=0, vocab_size=model['vocab_size'] or 128))
+
+
 def export_run(workdir, out):
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people, [text]."""
   run = loaded.load(workdir)

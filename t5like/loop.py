@@ -14,6 +14,7 @@ from t5like import (
   lengths,
   metrics,
   notice,
+  preconditions,
   profiling,
   recovery,
   resume,
@@ -44,11 +45,11 @@ def train(config, workdir, name, devices=None, profile_steps='', watch=None):
   Failures leave the newest checkpoint as it was.
   """
   profiling.compile_cache(config.compile.cache)
-  build.check_trained(config)
-  trackers.check(config.log.trackers)
-  store = build.open_data(config)
-  watchdog = Watchdog(config.watchdog)
   mesh = sharding.make_mesh(config.mesh, devices)
+  build.rows_per_device(config, mesh)  # before data is prepared for a batch that cannot be divided
+  store = build.open_data(config)
+  preconditions.check_prompts(config, store.vocabulary)
+  watchdog = Watchdog(config.watchdog)
   policy = {k: config.checkpoint[k] for k in ('keep', 'keep_every', 'keep_best')}
   with contextlib.ExitStack() as ends:
     ends.callback(watchdog.close)

@@ -15,9 +15,10 @@ import json
 
 from etils import epath
 
-from t5like import config as config_lib
-from t5like.config_values import ROOT
-from t5like.errors import CheckpointError, ConfigError
+from t5like import config as config_lib, paths
+from t5like.config_values import ROOT, cut, either, show
+from t5like.data import mirror
+from t5like.errors import CheckpointError, ConfigError, DataError
 
 
 def _write(path, content):
@@ -38,18 +39,80 @@ def _read(path):
   except FileNotFoundError:
     return None
   except ImportError as e:  # etils needs a library for gs:// or s3://
-    raise CheckpointError(f"--workdir: cannot read {path} ({e}). For gs:// there is pip install 't5like[gcs]'.") from e
-  except OSError as e:
-    raise CheckpointError(f'--workdir: cannot read {path} ({e}).') from e
+    raise no_package(path, e) from e
+  except (OSError, ValueError) as e:
+    raise CheckpointError(f'--workdir: cannot read {show(str(path))} ({cut(str(e))}).') from e
+
+
+STORES = ('gs', 's3', 'az', 'hf')  # that etils reads, as Orbax does
+
+
+def is_there(name: str, path: str) -> bool:
+  """Whether a folder or file is there; `name`: of the flag or key that gives it.
+
+  CheckpointError for a store that does not answer, or whose package is not installed; ConfigError for a kind of store
+  that no run can lie on, or a name that no file can have.
+  """
+  if not paths.is_remote(path):
+    try:
+      return epath.Path(path).exists()
+    except (OSError, ValueError) as e:
+      reason = e.strerror if isinstance(e, OSError) else e
+      raise ConfigError(f'{name}={show(path)}: {reason}. Give another path.') from e
+  protocol = path.partition('://')[0]
+  if protocol not in STORES:
+    stores = either(f'{store}://' for store in STORES)
+    raise ConfigError(f'{name}={show(path)}: runs lie on disk or on {stores}, and this is {protocol}://.')
+  try:
+    return mirror.within(name, path, lambda: _exists(path))
+  except DataError as e:
+    raise CheckpointError(str(e)) from e
+
+
+def _exists(path):
+  try:
+    return epath.Path(path).exists()
+  except ImportError as e:
+    raise DataError(str(no_package(path, e))) from e
+
+
+def no_package(path, error):
+  """A CheckpointError for a path on an object store whose package is not installed."""
+  protocol = str(path).partition('://')[0]
+  extra = {'gs': 'gcs', 's3': 's3'}[protocol] if protocol in ('gs', 's3') else ''
+  fix = f"pip install -e '.[{extra}]'" if extra else 'pip install the package that it names'
+  return CheckpointError(f'{path} cannot be opened ({error}); run: {fix}')
 
 
 def read_config(workdir):
   """The config of the run in `workdir`; ConfigError when there is none."""
+  is_there('--workdir', str(workdir))
   text = _read(epath.Path(workdir) / 'config.json')
   if text is None:
     raise ConfigError(f'--workdir={workdir} holds no run (no config.json there). Train one first: '
                       'python main.py --config=configs/decoder_tiny.py --workdir=...')
   return config_lib.from_json(text)
+
+
+def check_checkpoint(name: str, workdir: str, step: int | None = None):
+  """The checkpoint's step; CheckpointError when a run has none, or not that of `step`. `name`: the flag or key."""
+  folder = epath.Path(workdir) / 'checkpoints'
+  there = is_there(name, str(folder))
+  steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if there else []
+  if not steps or step is not None and step not in steps:
+    of = '' if step is None else f' of {step}'
+    raise CheckpointError(f'{name}={workdir} has no checkpoint{of} yet; it has {steps or "none"}.')
+  return steps[-1] if step is None else step
+
+
+def check_trained(workdir: str, step: int = 0):
+  """The config of a trained run whose checkpoint `step` (0: the newest) is there.
+
+  ConfigError when there is no run, CheckpointError when it has no such checkpoint.
+  """
+  config = read_config(workdir)
+  check_checkpoint('--workdir', workdir, step or None)
+  return config
 
 
 def vocabulary_path(workdir):
@@ -62,17 +125,19 @@ def write_vocabulary(workdir, vocabulary):
 
 def check_config(workdir, config):
   """Refuses a workdir that another config made; returns the differences that are allowed."""
+  is_there('--workdir', str(workdir))
   path = epath.Path(workdir) / 'config.json'
   text = _read(path)
   if text is None:
-    _check_beginning(config.init_from)
+    check_beginning(config.init_from)
     return []
   return config_lib.check_resumable(config_lib.from_json(text), config, str(path))
 
 
-def _check_beginning(init_from):
-  if init_from and not epath.Path(init_from).exists():
-    path = epath.Path(init_from)
+def check_beginning(init_from):
+  """ConfigError or CheckpointError for a config.init_from that is not there or cannot be asked."""
+  if init_from and not is_there('init_from', paths.expand(init_from)):
+    path = epath.Path(paths.expand(init_from))
     made_by = ROOT / 'configs' / f'{path.name}.py'
     raise ConfigError(f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its '
                       "checkpoints (WORKDIR/checkpoints/STEP), or a folder of Hugging Face's"

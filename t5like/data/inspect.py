@@ -19,8 +19,8 @@ def show(store, config, step, rows, row=None, console=None):
   """
   console = console or Console(highlight=False)
   size = config.batch_size
-  if row is not None and not 0 <= row < size:
-    raise ConfigError(f'--row={row}: a batch has rows 0 to {size - 1} (batch_size={size}).')
+  if row is not None:
+    check_row(config, row)
   skipped = lengths.skipped(config.data.skip_rows)
   chosen = [pipeline.after(skipped, 0, step * size + k) for k in (range(min(rows, size)) if row is None else [row])]
   train = pipeline.TrainRows(store, config)
@@ -37,6 +37,13 @@ def show(store, config, step, rows, row=None, console=None):
     console.rule(f'row {index:,}{name}: number {number:,} of epoch {epoch}')
     _show_documents(console, train.parts[component], number)
     _show_row(console, store.vocabulary, content)
+
+
+def check_row(config, row):
+  """ConfigError for a row that batches of a config do not have."""
+  size = config.batch_size
+  if not 0 <= row < size:
+    raise ConfigError(f'--row={row}: a batch has rows 0 to {size - 1} (batch_size={size}).')
 
 
 def show_kept(store, path, rows, row=None, console=None):

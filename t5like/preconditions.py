@@ -1,0 +1,248 @@
+"""All that can be known of a run before a document is tokenised or a device is touched: one function, `check`.
+
+`main.py train`, `prepare`, `inspect`, `preflight`, `--print_config` and `t5like.train` go through it, after the rules
+of config_rules.py, which need no more than the config. What only the text or the devices show is found later, by those
+who meet it. What imports JAX is imported where it is needed: most mistakes are found without.
+"""
+import importlib.util
+import pathlib
+import tempfile
+import uuid
+from typing import Any
+
+from etils import epath
+
+from t5like import config as config_lib, lengths, paths, trackers, workdir as workdir_lib
+from t5like.config_rules import SOURCES
+from t5like.config_values import base, show
+from t5like.data import datasets, manifests, mirror, parts, shards, sources, vocabulary as vocabulary_lib
+from t5like.errors import CheckpointError, ConfigError, DataError, Failure
+from t5like.evals import items, task as task_lib
+
+FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
+METRIC_PACKAGES = dict(bleu='sacrebleu', rouge='rouge_score')
+PEEK = 3  # records of a source that are looked at
+
+
+def check(config: Any, workdir: str = '', here: bool = True, create: bool = False) -> list[str]:
+  """Raises the first Failure that can be known now; returns notes for people, [text].
+
+  Args:
+    config: one that config_rules accepts.
+    workdir: of the run; '' where there is none yet.
+    here: whether this machine will read the data. If not (preflight, --print_config), what it lacks is in the notes.
+    create: whether the workdir may be made, to see that it can be written to.
+  """
+  notes = []
+  resumes = False
+  if workdir:
+    check_workdir(workdir, config)
+    resumes = workdir_lib.is_there('--workdir', f'{workdir}/config.json')
+  for rule in OF_THE_MACHINE:
+    if resumes and rule is _init_from:
+      continue  # weights to begin with are not needed any more
+    try:
+      rule(config)
+    except Failure as error:
+      if here:
+        raise
+      notes.append(f'On this machine: {error}')
+  for rule in OF_THE_CONFIG:
+    rule(config)
+  if create:
+    _probe(workdir)
+  return notes
+
+
+# --- Of the config alone ----------------------------------------------------------------------------
+
+
+def _parameters(config):
+  """Patterns that match no parameter, and params_expected, from shapes alone."""
+  resolved = config_lib.resolve(config)
+  patterns = config.optimizer.freeze or config.optimizer.multipliers
+  counted = config.params_expected and resolved.model.vocab_size
+  if not patterns and not counted:
+    return
+  from t5like import build
+  if patterns:
+    build.parameters(resolved)
+  if counted:
+    build.sizes(resolved)
+
+
+def _shares(config):
+  """Shares of a mixture that are too small for its schedule of rows."""
+  if config.data.mixture and config.data.mixture_rates == 'weights':
+    from t5like.data import mixing
+    for _, weights in lengths.stages(config):
+      mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)
+
+
+def _vocabulary(config):
+  """Tokens that the objective needs and the vocabulary lacks; a model that cannot hold the vocabulary."""
+  v = config.vocabulary
+  if v.path and not mirror.is_file(v.path):
+    return  # of the machine, see _vocabulary_file
+  vocabulary = known_vocabulary(config)
+  if vocabulary is not None:
+    from t5like import build
+    build.with_vocabulary(config, vocabulary)
+    check_prompts(config, vocabulary)
+
+
+def known_vocabulary(config):
+  """The vocabulary of a config where it does not depend on the text; None where it does."""
+  v = config.vocabulary
+  if v.name == 'bytes':
+    return vocabulary_lib.Bytes(v.sentinels)
+  return vocabulary_lib.load(v, v.path) if v.path or v.name == 'huggingface' else None
+
+
+def check_prompts(config, vocabulary):
+  """ConfigError for sample.prompts that cannot be answered: to be known before training, not at its end."""
+  from t5like import decode
+  prompts = config.sample.prompts
+  try:
+    decode.check_prompts(vocabulary, prompts, decode.style_of(config), config.data.seq_len)
+  except (decode.PromptError, ConfigError) as error:
+    raise ConfigError(f'sample.prompts={show(prompts)}: {error}') from error
+
+
+# --- Of this machine --------------------------------------------------------------------------------
+
+
+def _folders(config):
+  flat = {key: value for key, value, _ in config_lib.describe(config)}
+  for key in FOLDERS:
+    if flat[key]:
+      paths.check(key, flat[key])
+  for c in datasets.datasets(config).values():
+    paths.check('data.source', c.data.source)
+    paths.check('data.validation', c.data.validation)
+
+
+def _vocabulary_file(config):
+  v = config.vocabulary
+  if v.path and not mirror.is_file(v.path):
+    raise ConfigError(f'vocabulary.path={v.path!r} is not a file: give the path of {vocabulary_lib.FILES[v.name]}.')
+
+
+def _trackers(config):
+  trackers.check(config.log.trackers)
+
+
+def _init_from(config):
+  """Weights to begin with that are not there, or of another model."""
+  if not config.init_from:
+    return
+  workdir_lib.check_beginning(config.init_from)
+  folder = epath.Path(paths.expand(config.init_from))
+  of_a_step = folder.parent.name == 'checkpoints' and folder.name.isdecimal()
+  run = folder.parent.parent if of_a_step else folder
+  from t5like import huggingface
+  is_run = of_a_step or (folder / 'checkpoints').exists()
+  if is_run:
+    theirs = config_lib.resolve(workdir_lib.read_config(run)).model.to_dict()
+    workdir_lib.check_checkpoint('init_from', run, int(folder.name) if of_a_step else None)
+  else:
+    theirs = huggingface.model_of(folder)
+  ours = config_lib.resolve(config)
+  if not is_run or not ours.model.vocab_size or not theirs['vocab_size']:
+    theirs['vocab_size'] = ours.model.vocab_size  # rows may be added to it, or the vocabulary says how many there are
+  huggingface.check_fits(ours, theirs)
+
+
+def _tasks(config):
+  """Items, examples and packages of evaluate.tasks, which are asked only while training or at its end."""
+  for name in config.evaluate.tasks:
+    task = task_lib.find(name)
+    for metric in task.metrics:
+      package = METRIC_PACKAGES[metric] if metric in METRIC_PACKAGES else ''
+      if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(f'evaluate.tasks has {name!r}, whose metric {metric!r} needs the package {package}; run: '
+                          "pip install -e '.[eval]'")
+    try:
+      _items(task, config.evaluate)
+    except Failure as error:
+      raise type(error)(f'evaluate.tasks has {name!r}. {error}') from error
+
+
+def _items(task, evaluate):
+  if task.items.partition(':')[0] not in SOURCES:
+    items.questions(task, evaluate.shots, evaluate.limit)
+    return
+  c = base()
+  c.data.update(source=task.items, split=task.split)
+  sources.open_source(c)
+
+
+def _data(config):
+  """Sources, splits and fields of what is not prepared yet, and whether there is a place to put it."""
+  for c in datasets.datasets(config).values():
+    if _is_prepared(c):
+      continue
+    for source in parts.open_sources(c).values():
+      _peek(c, source)
+    _check_writable('data.cache' if datasets.remote(c) else 'data.directory', datasets.folder(c))
+
+
+def _is_prepared(config):
+  url, folder = datasets.remote(config), datasets.folder(config)
+  return (folder / manifests.MANIFEST).exists() or bool(url) and mirror.is_file(f'{url}/{manifests.MANIFEST}')
+
+
+def _peek(config, source):
+  """DataError where the first records lack a field that templates or data.field name, or are damaged."""
+  if not source.num_items:
+    raise DataError(f'data.source={source.name!r} holds no text.')
+  if source.name.startswith('text:') or config.data.max_bad_records:
+    return  # a whole file may be large, and a damaged record be one of those that are left out
+  for _ in shards.examples(config, source, dict(start=0, stop=1, last=PEEK), shards.new_count()):
+    pass
+
+
+# --- Of the run's folder ----------------------------------------------------------------------------
+
+
+def check_workdir(workdir: str, config: Any = None):
+  """Failure for a workdir that holds a run of another config, or that cannot be written to as far as can be seen."""
+  workdir_lib.is_there('--workdir', workdir)
+  if config is not None:
+    workdir_lib.check_config(workdir, config)
+  if not paths.is_remote(workdir):
+    _check_writable('--workdir', pathlib.Path(workdir))
+
+
+def _probe(workdir):
+  """Makes the workdir, writes and deletes a file there: nothing else shows that it can be done everywhere."""
+  folder = epath.Path(workdir)
+  file = folder / f'writable-{uuid.uuid4().hex}.tmp'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text('')
+    file.unlink()
+  except Exception as error:  # each store has errors of its own
+    raise CheckpointError(f'--workdir={show(str(workdir))}: cannot be written to ({type(error).__name__}: '
+                          f'{str(error)[:200]}). Give a folder that this user may write to.') from error
+
+
+def _check_writable(name, folder):
+  """CheckpointError (of a workdir), DataError for a local folder that cannot be made or written to."""
+  kind = CheckpointError if name == '--workdir' else DataError
+  try:
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+  except OSError as error:
+    raise kind(f'{name}={show(str(folder))}: {error.strerror}. Give another folder.') from error
+  if not there.is_dir():
+    raise kind(f'{name}={show(str(folder))}: {there} is a file, not a folder. Give another.')
+  try:
+    with tempfile.TemporaryFile(dir=there):
+      pass
+  except OSError as error:
+    raise kind(f'{name}={show(str(folder))}: {there} cannot be written to ({error.strerror}). Give a folder that this '
+               'user may write to.') from error
+
+
+OF_THE_CONFIG = (_parameters, _shares, _vocabulary)
+OF_THE_MACHINE = (_folders, _vocabulary_file, _trackers, _data, _tasks, _init_from)
