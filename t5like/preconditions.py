@@ -4,7 +4,6 @@
 of config_rules.py, which need no more than the config. What only the text or the devices show is found later, by those
 who meet it. What imports JAX is imported where it is needed: most mistakes are found without.
 """
-import importlib.util
 import pathlib
 import tempfile
 import uuid
@@ -20,7 +19,6 @@ from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items, task as task_lib
 
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
-METRIC_PACKAGES = dict(bleu='sacrebleu', rouge='rouge_score')
 PEEK = 3  # records of a source that are looked at
 
 
@@ -154,14 +152,9 @@ def _init_from(config):
 
 
 def _tasks(config):
-  """Items, examples and packages of evaluate.tasks, which are asked only while training or at its end."""
+  """Items and examples of evaluate.tasks, which are asked only while training or at its end."""
   for name in config.evaluate.tasks:
     task = task_lib.find(name)
-    for metric in task.metrics:
-      package = METRIC_PACKAGES[metric] if metric in METRIC_PACKAGES else ''
-      if package and importlib.util.find_spec(package) is None:
-        raise ConfigError(f'evaluate.tasks has {name!r}, whose metric {metric!r} needs the package {package}; run: '
-                          "pip install -e '.[eval]'")
     try:
       _items(task, config.evaluate)
     except Failure as error:
