@@ -19,6 +19,7 @@ from t5like.errors import ConfigError, DataError
 BATCH = 64  # records read at once
 RANGE, RECORDS = 64 << 20, 10_000  # most bytes, and records, of an item
 BUILT_IN = 'python_docs'
+FORMAT = 'array_record'  # the one that is read without TensorFlow
 # The parts of the catalogue that hold text. TFDS knows their names only once they are imported.
 COLLECTIONS = 'text translate summarization question_answering structured text_simplification'.split()
 
@@ -39,9 +40,9 @@ def find(rest, data, split, built_in):
     config, version = _make_built_in(config, version, root, built_in)
   folder = _in_time(root, lambda: _folder(root, rest, name, config, version))
   info, sizes = _in_time(root, lambda: _open(folder))
-  if info.file_format.value != 'array_record':
+  if info.file_format.value != FORMAT:
     raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads. '
-                    f'{_how_to_convert(folder, root)}')
+                    f'{_how_to_convert(folder)}')
   base = split.partition('[')[0]
   if base not in info.splits:
     close = difflib.get_close_matches(base, info.splits, 1)
@@ -219,7 +220,11 @@ def _open(folder):
       local = temporary
       mirror.pull(folder, local, {name: size for name, size in sizes.items() if name.endswith(('.json', '.txt'))})
     try:
-      return tfds.builder_from_directory(local).info, sizes
+      info = tfds.builder_from_directory(local).info
+      formats = [file_format.value for file_format in info.alternative_file_formats]
+      if info.file_format.value != FORMAT and FORMAT in formats:
+        info.set_file_format(FORMAT, override=True, override_if_initialized=True)
+      return info, sizes
     except Exception as error:  # JSON's, TFDS's, those of protocol buffers
       raise DataError(f'{folder} has a description that TFDS cannot read ({type(error).__name__}: {error}); prepare '
                       'or copy the dataset again.') from error
@@ -235,13 +240,10 @@ def _others(root, name):
   return f' {root} holds {", ".join(names[:20]) or "nothing"}{", .." if len(names) > 20 else ""}{guess}.'
 
 
-def _how_to_convert(folder, root):
-  """Advice for a dataset whose files TFDS can rewrite as array_record, without downloading anything again."""
-  converted = f'{root.rstrip("/")}-array_record'
-  inside = folder.removeprefix(root.rstrip('/') + '/')
-  return (f'To convert it: pip install tensorflow && tfds convert_format --dataset_version_dir={folder} '
-          f'--out_file_format=array_record --out_dir={converted}/{inside}, then add '
-          f'--config.data.tfds_dir={converted}.')
+def _how_to_convert(folder):
+  """Advice for a dataset whose records TFDS can write as array_record too, without downloading anything again."""
+  return ('To write its records as array_record beside these: pip install tensorflow apache-beam mlcroissant && '
+          f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record')
 
 
 def _on_the_hub(corpus):
