@@ -23,11 +23,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from t5like import checksums, pagecache, sharding
+from t5like import checksums, pagecache, schema, sharding
 from t5like.errors import CheckpointError
+from t5like.schema import List, Maybe, Object, Text, Whole
 
 _KEEP = ocp.training.preservation_policies
 COMMITTED = 'commit_success.txt'  # Orbax's, written last
+# What a checkpoint says of itself, beyond what is needed to read its arrays.
+META = Object(dict(
+    step=Whole(), tokens=Whole(), examples_seen=Whole(), rewinds=Whole(), skipped=List(List(Whole(), 2, 2)),
+    validation=Maybe(Object(dict(step=Whole()), ('step',))), stopper=Object(dict(waited=Whole()), ('waited',)),
+    config=Text(), data=Text(), vocabulary=Text(), checksums=Object()), ('checksums',))
 
 
 logging.getLogger('absl').addFilter(lambda record: 'Skipping merge of OCDBT' not in record.getMessage())
@@ -246,6 +252,10 @@ class Checkpoints:
   def _intact(self, meta):
     if not isinstance(meta, dict) or meta != _sealed(meta):
       raise CheckpointError('meta: the values read are not those that were saved (their digest differs).')
+    try:
+      META.check(meta, 'meta')
+    except schema.Invalid as error:
+      raise CheckpointError(f'{error}.') from error
     return meta
 
   @_translated

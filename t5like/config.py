@@ -16,15 +16,23 @@ import traceback
 
 import ml_collections
 
-from t5like import paths
-from t5like.config_rules import check, derived, parse_target, resolve, warnings  # noqa: F401 (found here)
+from t5like import paths, schema
+from t5like.config_rules import (  # noqa: F401 (found here)
+  check,
+  derived,
+  parse_target,
+  resolve,
+  warnings,
+  wrong_types,
+  wrong_values,
+)
 from t5like.config_values import (
   DEFAULTS,
   ROOT,
   SECTIONS,
+  base,
   cut,
   either,
-  fits,
   flatten,
   literal,
   needs,
@@ -36,6 +44,9 @@ from t5like.config_values import (
 )
 from t5like.errors import ConfigError
 from t5like.resumable import ALLOWED, check_resumable, differences  # noqa: F401 (found here)
+
+# Of a config that was stored: sections are objects, the rest is checked key by key.
+STORED = schema.Object({name: schema.Object() for name in SECTIONS})
 
 
 def load(path, overrides=()):
@@ -230,22 +241,41 @@ def to_json(config):
   return json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text):
-  """Locked config of a text by `to_json`, also one of an older version, with other keys."""
+def from_json(text, where='the config'):
+  """Locked config of a text by `to_json`, of this or an older version. ConfigError for other texts."""
   try:
-    values = tuples(json.loads(text))
+    values = tuples(schema.parse(text, STORED))
     config = ml_collections.ConfigDict(values, type_safe=False).lock()
-    flat = flatten(config)
-  except (ValueError, TypeError, AttributeError, OverflowError) as e:
-    raise ConfigError(f'not the text of a config: {e}. It begins with {show(text[:60])}.') from e
-  for key, value in flat.items():
-    if key in SECTIONS:
-      raise ConfigError(f'not the text of a config: {key}={show(value)} must hold the keys of that section.')
-    kind = type(DEFAULTS.get(key))
-    whole = kind is int and type(value) is int  # of any size: what is too large is refused where it counts
-    if key in DEFAULTS and not whole and not fits(value, kind):
-      raise ConfigError(f'not the text of a config: {key}={show(value)} needs {needs(key)}.')
+    problems = list(wrong_types(flatten(config)))
+  except schema.Invalid as e:
+    raise ConfigError(f'{where} is not the text of a config: {e}.') from e
+  except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that ConfigDict does not take
+    raise ConfigError(f'{where} is not the text of a config: {show(str(e))}.') from e
+  if problems:
+    raise ConfigError(f'{where} is damaged: {problems[0]}')
   return config
+
+
+def complete(config, where):
+  """A stored config that a run can be made of: keys that it lacks, being of an older version, have their defaults.
+
+  ConfigError for keys of the model that this version does not know, and for values that no key may have.
+  """
+  flat = flatten(config)
+  unknown_keys = [key for key in flat if key not in DEFAULTS]
+  of_model = [key for key in unknown_keys if key.startswith('model.')]
+  if of_model:
+    raise ConfigError(f'{where} has {of_model[0]}, which this version of t5like does not know: the run is of another '
+                      'version.')
+  known = {key: normal(key, value) for key, value in flat.items() if key in DEFAULTS}
+  problems = list(wrong_values(known))
+  if problems:
+    raise ConfigError(f'{where}: {problems[0]}')
+  made = base().unlock()
+  for key, value in {**flat, **known}.items():
+    section, _, name = key.rpartition('.')
+    (made[section] if section else made)[name] = value
+  return made.lock()
 
 
 def describe(config):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from t5like import lengths, mesh_rules, objective_rules, optimizer_rules, resumable, trained
-from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, parse, show, unknown, up
+from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, normal, parse, show, unknown, up
 from t5like.errors import ConfigError
 
 CHOICES = {key: tuple(values.split()) for key, values in {
@@ -104,6 +104,18 @@ def check(flat, where):
   more = [f'and {len(problems) - 5} more'] if len(problems) > 5 else []
   raise ConfigError(f'{where}: {problems[0]}' if len(problems) == 1 else '\n  '.join(
       [f'{where} has {len(problems)} problems:', *problems[:5], *more]))
+
+
+def wrong_values(flat):
+  """What is wrong with keys of a flat dict by themselves, a sentence each."""
+  return _single(flat)
+
+
+def wrong_types(flat):
+  """Sentences on keys that are known and hold values of another type than theirs."""
+  for key, value in flat.items():
+    if key in DEFAULTS and not fits(normal(key, value), type(DEFAULTS[key])):
+      yield f'{key}={show(value)}: needs {needs(key)}.'
 
 
 def _single(flat):

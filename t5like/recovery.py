@@ -11,13 +11,16 @@ from jax.experimental import multihost_utils
 from t5like import checksums, workdir as workdir_lib
 from t5like.data import kept
 from t5like.errors import BadSteps, CheckpointError, NumericsError
+from t5like.schema import List, Object, Text, Whole
 
+REWIND = dict(from_step=Whole(), to_step=Whole(), rows=List(Whole(), 2, 2), why=Text())
+REWINDS = List(Object(REWIND, tuple(REWIND)))
 MOST_DUMPS = 32  # batches kept by one start of a run
 
 
 def read_rewinds(workdir):
   """[{from_step, to_step, rows: [start, stop], why}], oldest first."""
-  return workdir_lib.read_json(epath.Path(workdir) / 'rewinds.json') or []
+  return workdir_lib.read_json(epath.Path(workdir) / 'rewinds.json', REWINDS) or []
 
 
 def happened(rewinds):

@@ -11,11 +11,12 @@ import os
 
 from etils import epath
 
-from t5like import workdir as workdir_lib
+from t5like import schema, workdir as workdir_lib
 from t5like.errors import ConfigError
 
 PACKAGES = dict(tensorboard='tensorboardX', wandb='wandb', mlflow='mlflow')
 PROJECT = 't5like'
+RUNS = schema.Object(rest=schema.Text(1000))  # of trackers.json
 
 
 def check(names):
@@ -42,12 +43,12 @@ def start(names, workdir, step, run_name, config):
 
 
 def _known(workdir, name):
-  return (workdir_lib.read_json(epath.Path(workdir) / 'trackers.json') or {}).get(name)
+  return (workdir_lib.read_json(epath.Path(workdir) / 'trackers.json', RUNS) or {}).get(name)
 
 
 def _remember(workdir, name, run_id):
   path = epath.Path(workdir) / 'trackers.json'
-  workdir_lib.write_json(path, dict(workdir_lib.read_json(path) or {}, **{name: run_id}))
+  workdir_lib.write_json(path, dict(workdir_lib.read_json(path, RUNS) or {}, **{name: run_id}))
 
 
 class TensorBoard:

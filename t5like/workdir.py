@@ -12,13 +12,15 @@
   lease.json       while a run is there (see lease.py)
 """
 import json
+import math
 
 from etils import epath
 
-from t5like import config as config_lib, paths
-from t5like.config_values import ROOT, cut, either, show
+from t5like import config as config_lib, paths, schema
+from t5like.config_values import ROOT, either, show
 from t5like.data import mirror
 from t5like.errors import CheckpointError, ConfigError, DataError
+from t5like.schema import Maybe, Object, Real, Text, Whole
 
 
 def _write(path, content):
@@ -33,15 +35,22 @@ def _write(path, content):
                           'write to.') from e
 
 
+RESULT = Object(dict(stop=Object(), reason=Text(), step=Whole(), tokens=Whole(), validation=Object(
+    dict(nll=Maybe(Real())), ('nll',))), ('stop', 'reason', 'step', 'tokens', 'validation'))
+
+OURS = schema.Limits(constants=True)  # older versions wrote NaN
+
+
 def _read(path):
+  """The bytes of a file, or None where there is none."""
   try:
-    return path.read_text()
+    return schema.content(path)
   except FileNotFoundError:
     return None
   except ImportError as e:  # etils needs a library for gs:// or s3://
     raise no_package(path, e) from e
-  except (OSError, ValueError) as e:
-    raise CheckpointError(f'--workdir: cannot read {show(str(path))} ({cut(str(e))}).') from e
+  except schema.Invalid as e:
+    raise CheckpointError(f'--workdir: {schema.sentence(path, e)}') from e
 
 
 STORES = ('gs', 's3', 'az', 'hf')  # that etils reads, as Orbax does
@@ -87,11 +96,12 @@ def no_package(path, error):
 def read_config(workdir):
   """The config of the run in `workdir`; ConfigError when there is none."""
   is_there('--workdir', str(workdir))
-  text = _read(epath.Path(workdir) / 'config.json')
+  path = epath.Path(workdir) / 'config.json'
+  text = _read(path)
   if text is None:
     raise ConfigError(f'--workdir={workdir} holds no run (no config.json there). Train one first: '
                       'python main.py --config=configs/decoder_tiny.py --workdir=...')
-  return config_lib.from_json(text)
+  return config_lib.complete(config_lib.from_json(text, path), path)
 
 
 def check_checkpoint(name: str, workdir: str, step: int | None = None):
@@ -131,7 +141,7 @@ def check_config(workdir, config):
   if text is None:
     check_beginning(config.init_from)
     return []
-  return config_lib.check_resumable(config_lib.from_json(text), config, str(path))
+  return config_lib.check_resumable(config_lib.from_json(text, path), config, str(path))
 
 
 def check_beginning(init_from):
@@ -151,9 +161,11 @@ def write_config(workdir, config):
 
 def read_result(workdir, config):
   """The result of a run that has reached the target this config asks for, else None."""
-  text = _read(epath.Path(workdir) / 'result.json')
-  result = json.loads(text) if text else None
+  advice = 'Delete it: the run resumes from its newest checkpoint.'
+  result = read_json(epath.Path(workdir) / 'result.json', RESULT, advice)
   if result and result['stop'] == json.loads(json.dumps(config.stop.to_dict())):
+    if result['validation']['nll'] is None:
+      result['validation']['nll'] = math.nan
     return result
   return None
 
@@ -173,10 +185,10 @@ def write_file(path, content):
   _write(epath.Path(path), content)
 
 
-def read_json(path):
-  """What `write_json` wrote, or None where there is nothing. CheckpointError when it is damaged."""
+def read_json(path, shape=schema.ANY, advice=''):
+  """What `write_json` wrote, or None where there is nothing. CheckpointError when it is damaged, with `advice`."""
   text = _read(epath.Path(path))
   try:
-    return None if text is None else json.loads(text)
-  except ValueError as e:
-    raise CheckpointError(f'{path} is damaged ({e}).') from e
+    return None if text is None else schema.parse(text, shape, OURS)
+  except schema.Invalid as e:
+    raise CheckpointError(schema.sentence(path, e, advice)) from e

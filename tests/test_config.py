@@ -216,11 +216,11 @@ def test_from_json_of_garbage():
 
 # --- Properties -----------------------------------------------------------------------------------
 
-BY_TYPE = {bool: st.booleans(), int: st.integers(), str: st.text(),
+BY_TYPE = {bool: st.booleans(), int: st.integers(1 - 2 ** 63, 2 ** 63 - 1), str: st.text(),
            float: st.floats(allow_nan=False, allow_infinity=False),
            tuple: st.lists(st.text()).map(tuple),
            dict: st.dictionaries(st.sampled_from('abc'), st.one_of(
-               st.integers(), st.text(), st.tuples(st.floats(-1, 1), st.booleans())))}
+               st.integers(1 - 2 ** 63, 2 ** 63 - 1), st.text(), st.tuples(st.floats(-1, 1), st.booleans())))}
 NUMBER = r'[0-9]{1,3}(\.[0-9])?(e[0-9]{1,9})?(K|M|B|T|s|min|h|d)?'
 LITERAL = r'[\[({][^\n]{0,9}[\])}]'
 ANYTHING = st.one_of(
