@@ -244,7 +244,7 @@ def to_json(config):
 def from_json(text, where='the config'):
   """Locked config of a text by `to_json`, of this or an older version. ConfigError for other texts."""
   try:
-    values = tuples(schema.parse(text, STORED))
+    values = tuples(schema.parse(text, STORED, schema.LINE))
     config = ml_collections.ConfigDict(values, type_safe=False).lock()
     problems = list(wrong_types(flatten(config)))
   except schema.Invalid as e:
