@@ -94,7 +94,7 @@ def text_on_the_fly(copies=16):
     documents = [record['text'] for record, _ in sources.open_source(c).documents()]
     for i in range(copies):
       with open(f'{folder}/{i}.jsonl', 'w', encoding='utf-8') as f:
-        f.writelines(json.dumps(dict(text=text)) + '\n' for text in documents)
+        f.writelines(json.dumps(dict(text=text), allow_nan=False) + '\n' for text in documents)
     size = sum(len(text.encode()) for text in documents) * copies
     print(f'{size / 1e6:.0f} MB of text to tokens, SentencePiece unigram of {c.vocabulary.size} pieces, {copies} parts')
     for workers in (1, 2):

@@ -58,14 +58,14 @@ def copies(made, target, count):
   for key in ('documents', 'tokens', 'bytes'):
     split[key] *= count
   for i in range(count):
-    copy = json.loads(json.dumps(shard).replace('00000-of-00001', f'{i:05d}-of-{count:05d}'))
+    copy = json.loads(json.dumps(shard, allow_nan=False).replace('00000-of-00001', f'{i:05d}-of-{count:05d}'))
     for old, new in zip((shard, shard['lengths'], shard['names']), (copy, copy['lengths'], copy['names'])):
       shutil.copyfile(made / old['file'], target / new['file'])
     split['shards'].append(copy)
   for file in [f for f in made.iterdir() if f.is_file() and '-train' not in f.name]:
     shutil.copyfile(file, target / file.name)
   manifest['fingerprint'] += str(count)
-  (target / 'manifest.json').write_text(json.dumps(manifest))
+  (target / 'manifest.json').write_text(json.dumps(manifest, allow_nan=False))
 
 
 def read(folder, packing):
@@ -85,7 +85,8 @@ def read(folder, packing):
       next(batches)
       count += 1
     speed = count * 64 * 1024 / (time.process_time() - cpu)
-  print(json.dumps(dict(seconds=seconds, imports=before, most=_most(), speed=speed, rows=len(rows.parts[0]))))
+  measured = dict(seconds=seconds, imports=before, most=_most(), speed=speed, rows=len(rows.parts[0]))
+  print(json.dumps(measured, allow_nan=False))
 
 
 def _most():

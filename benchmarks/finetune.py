@@ -34,7 +34,7 @@ def write_halves(folder, most=2500):
   for record, name in sources.open_source(config).documents():
     halves[zlib.crc32(name.partition(':')[0].encode()) % 2].append(record)
   for half, name in zip((halves[0], halves[1][:most]), ('before', 'task')):
-    (folder / f'{name}.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in half))
+    (folder / f'{name}.jsonl').write_text(''.join(f'{json.dumps(record, allow_nan=False)}\n' for record in half))
 
 
 def config_of(folder, seed, steps, rate, **changes):

@@ -64,7 +64,7 @@ def collect(folder):
       known[sweep.name] = dict(metric=config.reference.metric or 'validation nll', seeds=values, jax=jax.__version__,
                                device=f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}',
                                commit=git.stdout.strip())
-  REPRODUCED.write_text(json.dumps(known, indent=1, sort_keys=True) + '\n')
+  REPRODUCED.write_text(json.dumps(known, indent=1, sort_keys=True, allow_nan=False) + '\n')
   return len(known)
 
 

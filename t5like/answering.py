@@ -1,11 +1,10 @@
 """Prompts from a file or the command line to answers in a file or on the terminal."""
 import contextlib
-import json
 import os
 import pathlib
 import sys
 
-from t5like import schema
+from t5like import plain_json, schema
 from t5like.errors import CheckpointError, ConfigError, DataError
 
 FIELDS = ('prompt', 'text', 'inputs')  # of a record that may hold its prompt, the first that is there
@@ -31,7 +30,7 @@ def answer_file(run, source, out, rows=16, say=print, **how):
       padded = [prompts[i] for i in some] + [prompts[some[-1]]] * (rows - len(some))
       answers = run.generate(padded, seeds=[*some, *[0] * (rows - len(some))], **how)
       for i, answer in zip(some, answers):
-        f.write(json.dumps(dict(records[i], answer=answer), ensure_ascii=False).encode() + b'\n')
+        f.write(plain_json.dumps(dict(records[i], answer=answer), ensure_ascii=False).encode() + b'\n')
       f.flush()
       os.fsync(f.fileno())
       say(f'{some[-1] + 1:,} of {len(prompts):,}')

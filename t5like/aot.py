@@ -13,6 +13,8 @@ import pathlib
 import sys
 import time
 
+from t5like import plain_json
+
 QUIET = dict(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16', TPU_WORKER_HOSTNAMES='localhost',
              JAX_PLATFORMS='cpu', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
 DUMPS = dict(xla_dump_hlo_as_text=True, xla_dump_latency_hiding_schedule=True)
@@ -65,13 +67,13 @@ def main(argv):
     jax.config.update('jax_enable_compilation_cache', False)
     described = topologies.get_topology_desc(platform='tpu', **tpu.parse(job['topology']).arguments())
     lowered, facts = lower(config_lib.resolve(config_lib.from_json(job['config'])), list(described.devices))
-    (folder / 'facts.json').write_text(json.dumps(dict(facts, lowering=time.monotonic() - started)))
+    (folder / 'facts.json').write_text(plain_json.dumps(dict(facts, lowering=time.monotonic() - started)))
     compiled = lowered.compile(compiler_options={**job['options'], **DUMPS, 'xla_dump_to': str(folder / 'dump')})
     memory = compiled.memory_analysis()
-    (folder / 'done.json').write_text(json.dumps(dict(code_bytes=memory.generated_code_size_in_bytes)))
+    (folder / 'done.json').write_text(plain_json.dumps(dict(code_bytes=memory.generated_code_size_in_bytes)))
   except Exception as e:
     kind = e.exit_code if isinstance(e, Failure) else 1
-    (folder / 'error.json').write_text(json.dumps(dict(exit_code=kind, type=type(e).__name__, text=str(e))))
+    (folder / 'error.json').write_text(plain_json.dumps(dict(exit_code=kind, type=type(e).__name__, text=str(e))))
   os._exit(0)
 
 

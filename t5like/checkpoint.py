@@ -23,7 +23,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from t5like import checksums, pagecache, schema, sharding
+from t5like import checksums, pagecache, plain_json, schema, sharding
 from t5like.errors import CheckpointError
 from t5like.schema import List, Maybe, Object, Text, Whole
 
@@ -84,8 +84,14 @@ def _check(parts, meta):
 
 def _sealed(meta):
   """`meta` as it comes back from JSON, with a digest of itself."""
-  rest = json.loads(json.dumps({key: value for key, value in meta.items() if key != 'digest'}))
-  return dict(rest, digest=hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest())
+  rest = json.loads(plain_json.dumps({key: value for key, value in meta.items() if key != 'digest'}))
+  return dict(rest, digest=_digest(rest))
+
+
+def _digest(meta):
+  """Of all but the digest itself. Of NaN too, which checkpoints of older versions may hold."""
+  rest = {key: value for key, value in meta.items() if key != 'digest'}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _trim():
@@ -192,7 +198,8 @@ class Checkpoints:
   def _note(self, meta):
     validation = meta.get('validation')
     if validation and validation['step'] == meta['step']:
-      self.nlls[meta['step']] = validation['nll']
+      nll = plain_json.number(validation['nll'])
+      self.nlls[meta['step']] = math.inf if math.isnan(nll) else nll  # the worst there is
 
   def _check_space(self, state):
     """CheckpointError if the disk is seen to be too full."""
@@ -250,7 +257,7 @@ class Checkpoints:
     return self._intact(self._orbax.load_checkpointables(step, dict(meta=None))['meta'])
 
   def _intact(self, meta):
-    if not isinstance(meta, dict) or meta != _sealed(meta):
+    if not isinstance(meta, dict) or meta.get('digest') != _digest(meta):
       raise CheckpointError('meta: the values read are not those that were saved (their digest differs).')
     try:
       META.check(meta, 'meta')

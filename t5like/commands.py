@@ -3,7 +3,7 @@ import math
 import pathlib
 import sys
 
-from t5like import config as config_lib
+from t5like import config as config_lib, plain_json
 from t5like.errors import ConfigError, NumericsError
 
 
@@ -87,8 +87,6 @@ def _prepare(config, flags):
 
 
 def _preflight(config, flags):
-  import json
-
   from t5like import preflight, preflight_report, tpu
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
@@ -104,7 +102,7 @@ def _preflight(config, flags):
   else:
     report = preflight.predict(config, topology, flags.full)
   if flags.json:
-    print(json.dumps(report, indent=1))
+    print(plain_json.dumps(report, indent=1))
   else:
     preflight_report.show(report, flags.price)
   if not report['fits']:

@@ -8,7 +8,6 @@ JAX, so that a wrong config fails in well under a second, with all its problems 
 import ast
 import difflib
 import inspect
-import json
 import pathlib
 import re
 import sys
@@ -16,7 +15,7 @@ import traceback
 
 import ml_collections
 
-from t5like import paths, schema
+from t5like import paths, plain_json, schema
 from t5like.config_rules import (  # noqa: F401 (found here)
   check,
   derived,
@@ -238,7 +237,7 @@ def _override(flat, item):
 
 def to_json(config):
   """Text that `from_json` turns into an equal config."""
-  return json.dumps(config.to_dict(), indent=2)
+  return plain_json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text, where='the config'):

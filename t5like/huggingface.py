@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, decode, paths, sharding, workdir as workdir_lib
+from t5like import build, decode, paths, plain_json, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
@@ -90,7 +90,7 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
 
 
 def _text(values):
-  return (json.dumps(values, indent=2) + '\n').encode()
+  return (plain_json.dumps(values, indent=2) + '\n').encode()
 
 
 def _find(tree, path):

@@ -70,12 +70,12 @@ def read(workdir):
 def account(lines):
   """{'seconds': {phase: seconds, lost, idle}, 'total', 'goodput', 'attempts'} of the lines of a ledger.
 
-  total: from the first start to the last line, which is what the seconds add up to. goodput: the share of it that was
-  spent in steps that the run has now. attempts: [{attempt, began, ended, from_step, to_step, end}].
+  total: what the seconds add up to, from the first start to the last line. goodput: the share of it that was
+  spent in steps that the run has now. attempts: [{attempt, began, ended, lasted, from_step, to_step, end}].
   """
   seconds = dict.fromkeys((*PHASES, 'lost', 'idle'), 0.0)
   worked, attempts, last, step = [], [], None, 0  # worked: [(first step, last step, seconds in steps, in data)]
-  for line in lines:
+  for line in map(_not_negative, lines):
     for phase, spent in line['seconds'].items():
       if phase not in ('step', 'data'):
         seconds[phase] = seconds.get(phase, 0.0) + spent
@@ -83,7 +83,8 @@ def account(lines):
     if event == 'start':
       if last is not None:
         seconds['idle'] += max(0.0, line['began'] - last)
-      attempts.append(dict(attempt=line['attempt'], began=line['began'], from_step=line['step'], end='ended'))
+      attempts.append(dict(attempt=line['attempt'], began=line['began'], from_step=line['step'], end='ended',
+                           lasted=0.0))
     entry = (min(step, line['step']), line['step'], line['seconds'].get('step', 0.0), line['seconds'].get('data', 0.0))
     if event == 'rewind':
       entry = (step, step, *entry[2:])
@@ -93,11 +94,17 @@ def account(lines):
     step, last = line['step'], line['time']
     if attempts:
       attempts[-1].update(ended=line['time'], to_step=line['step'],
+                          lasted=attempts[-1]['lasted'] + sum(line['seconds'].values()),
                           **({'end': line['why']} if event == 'end' else {}))
   seconds['step'] += sum(entry[2] for entry in worked)
   seconds['data'] += sum(entry[3] for entry in worked)
   total = sum(seconds.values())
   return dict(seconds=seconds, total=total, goodput=seconds['step'] / total if total else 0.0, attempts=attempts)
+
+
+def _not_negative(line):
+  """A line without the negative seconds that older versions wrote when the machine's clock was set back."""
+  return dict(line, seconds={phase: max(0.0, spent) for phase, spent in line['seconds'].items()})
 
 
 def _undo(worked, step, seconds):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from t5like import compared, config as config_lib, hlo, lengths, plausible, schedule
+from t5like import compared, config as config_lib, hlo, lengths, plain_json, plausible, schedule
 from t5like.errors import ConfigError
 from t5like.kernels import calls
 
@@ -53,7 +53,7 @@ def predict(config, topology, full=False, readings=None):
     raise ConfigError('model.vocab_size=0: preflight has no data to count the vocabulary of. Set model.vocab_size.')
   with tempfile.TemporaryDirectory(prefix='t5like-preflight-') as folder:
     folder = pathlib.Path(folder)
-    job = json.dumps(dict(config=config_lib.to_json(config), topology=topology.name,
+    job = plain_json.dumps(dict(config=config_lib.to_json(config), topology=topology.name,
                           options=config.compile.options.to_dict()))
     started = time.monotonic()
     error = _compile(job, folder, full)
@@ -276,7 +276,7 @@ def verdict(report):
 
 def flags(overrides):
   """'--config.mesh.data=2 ..' of a dict, for a command line."""
-  return ' '.join(shlex.quote(f'--config.{key}={json.dumps(value) if isinstance(value, dict) else value}')
+  return ' '.join(shlex.quote(f'--config.{key}={plain_json.dumps(value) if isinstance(value, dict) else value}')
                   for key, value in overrides.items())
 
 

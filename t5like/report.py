@@ -1,12 +1,12 @@
 """A run as one page, and where its time went: `python main.py report --workdir=...`."""
 import html
-import json
+import math
 import pathlib
 import time
 
 from etils import epath
 
-from t5like import config as config_lib, ledger, metrics, recovery, schema, workdir as workdir_lib
+from t5like import config as config_lib, ledger, metrics, plain_json, recovery, schema, workdir as workdir_lib
 from t5like.errors import ConfigError
 
 POINTS = 1500  # of a curve: more are averaged, so that the page stays small
@@ -21,7 +21,7 @@ def write(workdir, out=None):
     raise ConfigError(f'--workdir={workdir}: nothing was measured there yet; metrics.jsonl has no step.')
   page = (pathlib.Path(__file__).parent / 'report.html').read_text(encoding='utf-8')
   # '<' would end the script that holds the numbers.
-  data = json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c')
+  data = plain_json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c')
   page = page.replace('@TITLE@', html.escape(facts['name'])).replace('@DATA@', data)
   path = epath.Path(out or f'{workdir}/report.html')
   workdir_lib.write_file(path, page)
@@ -35,22 +35,27 @@ def gather(workdir):
   lines = _jsonl(folder / 'metrics.jsonl')
   steps = [line for line in lines if 'loss' in line]
   validations = [line for line in lines if 'validation/nll' in line]
+  measured = [line for line in validations if _is_number(line['validation/nll'])]
+  result = workdir_lib.read_result(workdir, config)  # None while the target of the config as it is now is ahead
   tokens = {line['step']: line['tokens'] for line in steps}
   per_step = config.batch_size * config.data.seq_len
   at = lambda line: tokens.get(line['step'], line['step'] * per_step)
-  curve = lambda key: _thin([(line['tokens'], line[key]) for line in steps if line.get(key) is not None])
+
+  def curve(key):
+    return _thin([(line['tokens'], line[key]) for line in steps if _is_number(line.get(key))])
+  newest = result or (steps[-1] if steps else dict(tokens=0))
   parts = sorted({key for line in steps for key in line if key.startswith('rows/')})
   curves = {key: curve(key) for key in ('loss', 'accuracy', 'tokens_per_second', 'mfu', 'learning_rate', 'grad_norm',
                                         'update_norm', 'data_wait')}
-  curves['validation'] = dict(x=[at(line) for line in validations], y=[line['validation/nll'] for line in validations])
+  curves['validation'] = dict(x=[at(line) for line in measured], y=[line['validation/nll'] for line in measured])
   tasks = {}
   for line in lines:
     for key, value in line.items():
-      if key.startswith('tasks/'):
+      if key.startswith('tasks/') and _is_number(value):
         tasks.setdefault(key.removeprefix('tasks/'), []).append((at(line), value))
   return dict(
-      name=folder.absolute().name, made=time.strftime('%Y-%m-%d %H:%M'), result=workdir_lib.read_json(
-          folder / 'result.json'), target=config.stop.tokens, tokens=steps[-1]['tokens'] if steps else 0,
+      name=folder.absolute().name, made=time.strftime('%Y-%m-%d %H:%M'), result=result, target=config.stop.tokens,
+      tokens=newest['tokens'],
       step=max((line['step'] for line in lines), default=0), last=validations[-1] if validations else None,
       bad_steps=steps[-1]['bad_steps'] if steps else 0, model=f'{config.model.name}, {config.objective.name}',
       curves=curves, mixture={key.removeprefix('rows/'): curve(key) for key in parts},
@@ -65,6 +70,11 @@ def gather(workdir):
 def _jsonl(path):
   """The objects that the lines of a file hold, those that a crash cut off left out; none if there is no file."""
   return list(schema.lines(path, schema.Object()))
+
+
+def _is_number(value):
+  """Whether it can be drawn: not missing, nor null in place of what was not finite."""
+  return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _thin(points):

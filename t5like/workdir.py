@@ -16,7 +16,7 @@ import math
 
 from etils import epath
 
-from t5like import config as config_lib, paths, schema
+from t5like import config as config_lib, paths, plain_json, schema
 from t5like.config_values import ROOT, either, show
 from t5like.data import mirror
 from t5like.errors import CheckpointError, ConfigError, DataError
@@ -163,7 +163,7 @@ def read_result(workdir, config):
   """The result of a run that has reached the target this config asks for, else None."""
   advice = 'Delete it: the run resumes from its newest checkpoint.'
   result = read_json(epath.Path(workdir) / 'result.json', RESULT, advice)
-  if result and result['stop'] == json.loads(json.dumps(config.stop.to_dict())):
+  if result and result['stop'] == plain_json.as_read(config.stop.to_dict()):
     if result['validation']['nll'] is None:
       result['validation']['nll'] = math.nan
     return result
@@ -172,12 +172,12 @@ def read_result(workdir, config):
 
 def write_result(workdir, config, **result):
   _write(epath.Path(workdir) / 'result.json',
-         json.dumps(dict(stop=config.stop.to_dict(), **result), indent=2) + '\n')
+         plain_json.dumps(dict(stop=config.stop.to_dict(), **result), indent=2) + '\n')
 
 
 def write_json(path, values):
   """Numbers for programs, at any path."""
-  _write(epath.Path(path), json.dumps(values, indent=2) + '\n')
+  _write(epath.Path(path), plain_json.dumps(values, indent=2) + '\n')
 
 
 def write_file(path, content):

@@ -61,7 +61,7 @@ def datasets(config):
   """{component name: config of its dataset}, each with the vocabulary that all of them share."""
   found = {c.name: c.config for c in lengths.components(config)}
   v = config.vocabulary
-  essences = sorted({json.dumps(_essence(c.data), sort_keys=True) for c in found.values()})
+  essences = sorted({json.dumps(_essence(c.data), sort_keys=True, allow_nan=False) for c in found.values()})
   if len(essences) > 1 and not v.path and v.name != 'bytes':
     path = f'{config.data.directory.rstrip("/")}/vocabulary-{sha256([essences, dict(v)])[:10]}/{VOCABULARY}'
     for c in found.values():
@@ -72,4 +72,4 @@ def datasets(config):
 
 def sha256(value):
   """Hex digest of a value for JSON."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+  return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -5,13 +5,14 @@ import json
 import numpy as np
 from etils import epath
 
+from t5like import plain_json
 from t5like.errors import DataError
 
 
 def pack(batch, about):
   """The content of a file with a batch (a dict of numpy arrays and dicts) and what is to be known of it (JSON)."""
   content = io.BytesIO()
-  np.savez_compressed(content, about=json.dumps(about), **dict(_flat(batch)))
+  np.savez_compressed(content, about=plain_json.dumps(about), **dict(_flat(batch)))
   return content.getvalue()
 
 
@@ -25,7 +26,8 @@ def read(path):
   try:
     with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as found:
       content = {key: found[key] for key in found}
-    about, batch = json.loads(str(content.pop('about'))), {}
+    about = {key: plain_json.number(value) for key, value in json.loads(str(content.pop('about'))).items()}
+    batch = {}
     for key, x in content.items():
       *outer, name = key.split('/')
       place = batch

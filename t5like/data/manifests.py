@@ -1,9 +1,8 @@
 """The manifest of a prepared dataset: what it holds, and whether it is whole."""
 import hashlib
-import json
 import pathlib
 
-from t5like import schema
+from t5like import plain_json, schema
 from t5like.data import mirror
 from t5like.errors import DataError
 from t5like.schema import FileName, Limits, List, Object, OneOf, Text, Whole
@@ -92,7 +91,7 @@ def _add_up(manifest):
 def sealed(manifest):
   """The manifest with a digest of itself."""
   rest = {key: value for key, value in manifest.items() if key != 'digest'}
-  return dict(rest, digest=hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest())
+  return dict(rest, digest=hashlib.sha256(plain_json.dumps(rest, sort_keys=True).encode()).hexdigest())
 
 
 def sizes(manifest):

@@ -16,7 +16,7 @@ import signal
 
 import numpy as np
 
-from t5like import config as config_lib
+from t5like import config as config_lib, plain_json
 from t5like.data import duplicates, mirror, shards, sources, vocabulary
 from t5like.data.vocabulary import write_file
 from t5like.errors import DataError
@@ -117,7 +117,7 @@ def make(job, bar=False):
   mark = shards.write_part(config, target, source, job['part'], vocab, repeats, bar)
   if job['remote']:
     mirror.push(target, job['remote'], [file['file'] for shard in mark['shards'].values() for file in files_of(shard)])
-  _leave(job, mark_name(job['number']), json.dumps(mark, indent=1).encode() + b'\n')
+  _leave(job, mark_name(job['number']), plain_json.dumps(mark, indent=1).encode() + b'\n')
 
 
 def mark_name(number):
@@ -137,7 +137,7 @@ def _leave(job, name, content):
 
 def _open(job):
   pathlib.Path(job['target']).mkdir(parents=True, exist_ok=True)
-  config, texts = _opened(job['config'], json.dumps(job['inputs'], sort_keys=True))
+  config, texts = _opened(job['config'], plain_json.dumps(job['inputs'], sort_keys=True))
   return config, texts[job['part']['source']]
 
 
@@ -145,7 +145,7 @@ def _open(job):
 def _opened(text, expected):
   config = config_lib.from_json(text)
   texts = open_sources(config)
-  if json.loads(json.dumps(inputs(config, texts))) != json.loads(expected):
+  if plain_json.as_read(inputs(config, texts)) != json.loads(expected):
     raise DataError(f'data.source={config.data.source!r} has changed while it is being prepared, or is another one on '
                     'this machine: run prepare again when it is as it should be.')
   return config, texts

@@ -65,7 +65,7 @@ def plan(folder, key, texts, make):
   """
   if texts < KEPT:
     return Plan(make())
-  name = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:16]
+  name = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
   kept = pathlib.Path(folder) / 'plans' / name
   if not kept.is_dir():
     arrays = make()

@@ -18,12 +18,11 @@ number of processes or machines (see parts.py).
 
 import functools
 import importlib.metadata
-import json
 import pathlib
 import platform
 import time
 
-from t5like import paths
+from t5like import paths, plain_json
 from t5like.data import duplicates, held_out, manifests, mirror, parts, shards, vocabulary
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
@@ -65,7 +64,7 @@ def _share_vocabulary(config, found, say):
       return  # what is prepared keeps its vocabulary, also when its source is gone
     opened = [parts.open_sources(c) for c in found]
     inputs = [{name: source.fingerprint for name, source in of.items()} for of in opened]
-    if mirror.is_file(path) and json.loads(json.dumps(inputs)) == manifests.read_json(f'{url or local}/inputs.json'):
+    if mirror.is_file(path) and plain_json.as_read(inputs) == manifests.read_json(f'{url or local}/inputs.json'):
       return
     (local / VOCABULARY).unlink(missing_ok=True)
     _write_json(local / 'inputs.json', inputs)
@@ -112,7 +111,7 @@ def _prepare_here(config, target, say, run):
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
     manifest = manifests.load(target / manifests.MANIFEST)
-    inputs = json.loads(json.dumps(parts.inputs(config, texts)))
+    inputs = plain_json.as_read(parts.inputs(config, texts))
     if manifest and manifest['inputs'] != inputs:
       change = parts.difference(manifest['inputs'], inputs)
       raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
@@ -335,4 +334,4 @@ def _summarise(manifest, say):
 
 
 def _write_json(path, value):
-  write_file(path, json.dumps(value, indent=1).encode() + b'\n')
+  write_file(path, plain_json.dumps(value, indent=1).encode() + b'\n')

@@ -10,6 +10,7 @@ import json
 
 import numpy as np
 
+from t5like import plain_json
 from t5like.data.objectives import BOS
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import SPACE
@@ -78,7 +79,7 @@ def _settings(vocabulary, style, length):
     settings['additional_special_tokens'] = sentinels
   if length:
     settings['model_max_length'] = length
-  return (json.dumps(settings, indent=2) + '\n').encode()
+  return (plain_json.dumps(settings, indent=2) + '\n').encode()
 
 
 def _build(vocabulary, style):

@@ -3,7 +3,6 @@
 What they answer to is in vocabulary.py, which makes and loads them.
 """
 import hashlib
-import json
 import multiprocessing
 import os
 import pathlib
@@ -12,6 +11,7 @@ import unicodedata
 
 import numpy as np
 
+from t5like import plain_json
 from t5like.errors import ConfigError, DataError
 
 UNKNOWN = ' ⁇ '  # what the unknown id decodes to, as SentencePiece has it
@@ -164,7 +164,7 @@ class Bytes(Vocabulary):
     surfaces = [b'', b'', UNKNOWN.encode()] + [bytes([b]) for b in range(256)] + [b''] * sentinels
     names = ['<pad>', '</s>', '<unk>'] + [
         chr(b) if 32 <= b < 127 else '\\n' if b == 10 else f'<0x{b:02X}>' for b in range(256)]
-    content = json.dumps(dict(kind=self.name, sentinels=sentinels)).encode()
+    content = plain_json.dumps(dict(kind=self.name, sentinels=sentinels)).encode()
     # Bytes of characters beyond ASCII go with what is before them, as most are of letters.
     begins = [False] * 3 + [b < 128 and not _in_word(chr(b)) for b in range(256)] + [False] * sentinels
     self._fill(names + [''] * sentinels, surfaces, (0, 1, 2), list(range(259, 259 + sentinels)), content, begins)
@@ -192,7 +192,7 @@ class Characters(Vocabulary):
     self._first = len(names)
     self._codes = _codes(characters)
     fields = dict(kind=self.name, characters=characters, specials=specials)
-    content = json.dumps(fields | (dict(sentinels=sentinels) if sentinels else {})).encode()
+    content = plain_json.dumps(fields | (dict(sentinels=sentinels) if sentinels else {})).encode()
     end = len(names) + len(characters)
     self._fill(names + [c if c != '\n' else '\\n' for c in characters] + [''] * sentinels,
                surfaces + [c.encode() for c in characters] + [b''] * sentinels,

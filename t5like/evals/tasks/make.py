@@ -195,7 +195,7 @@ def items(name):
   rng, found = random.Random(name), {}
   count = 40 if name in ('english', 'code') else RESERVED + ITEMS
   for _ in range(100 * count):
-    item = json.dumps(MAKERS[name](rng))
+    item = json.dumps(MAKERS[name](rng), allow_nan=False)
     found[item] = None
     if len(found) == count:
       break
@@ -204,7 +204,7 @@ def items(name):
 
 def text_of(name):
   """What the file NAME.jsonl holds."""
-  return ''.join(f'{json.dumps(item)}\n' for item in items(name))
+  return ''.join(f'{json.dumps(item, allow_nan=False)}\n' for item in items(name))
 
 
 if __name__ == '__main__':
