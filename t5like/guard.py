@@ -5,6 +5,7 @@ Its state is part of the checkpoint and lives on the devices, so that a good ste
 import jax.numpy as jnp
 
 WINDOW = 128  # good steps that spikes are measured against; judged from when there are so many
+MOST_COUNTED = 2 ** 30
 
 
 def start():
@@ -29,7 +30,10 @@ def judge(guard, finite, loss, grad_norm, spike_loss=0.0, spike_norm=0.0):
       spike |= finite & (value > limit)
       new[name] = jnp.where(finite, guard[name].at[at].set(jnp.minimum(value, limit)), guard[name])
     good = finite & ~spike
-    new.update(spikes=guard['spikes'] + spike, finite=guard['finite'] + finite)
+    count = guard['finite'] + finite
+    # Bounded, for 32 bits would end; a multiple of WINDOW less, so that the place in the window is the same.
+    count = jnp.where(count >= MOST_COUNTED, count - MOST_COUNTED + WINDOW, count)
+    new.update(spikes=guard['spikes'] + spike, finite=count)
   in_a_row = jnp.where(good, 0, guard['bad_in_a_row'] + 1)
   return good, dict(new, bad_steps=guard['bad_steps'] + ~good, bad_in_a_row=in_a_row)
 

@@ -156,7 +156,8 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
       grad_norm = optax.global_norm(grads) / count
       scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, 1e-30)) if clip_norm else 1
       grads = jax.tree.map(lambda g: g * (scale / count).astype(g.dtype), grads)
-      updates, new_opt_state = tx.update(grads, opt_state, params, step=state['step'])
+      # Read without a sign, the 32 bits of the step last twice as long.
+      updates, new_opt_state = tx.update(grads, opt_state, params, step=state['step'].astype(jnp.uint32))
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
       param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not

@@ -55,6 +55,18 @@ def test_nothing_is_a_spike_before_there_is_something_to_measure_by():
   assert judged(losses, spike_loss=1.5)[0].all()
 
 
+def test_counters_outlast_32_bits():
+  """After 2^30 good steps the window goes on where it was, and spikes are found as before."""
+  judge = jax.jit(lambda *a: guard.judge(*a, spike_loss=2.0))
+  state = dict(guard.start(), finite=jnp.int32(guard.MOST_COUNTED - 3), losses=jnp.ones(N), norms=jnp.ones(N))
+  for n in range(6):
+    _, state = judge(state, jnp.bool_(True), jnp.float32(1 + n / 10), jnp.float32(1))
+  np.testing.assert_allclose(state['losses'][-3:], [1, 1.1, 1.2])
+  np.testing.assert_allclose(state['losses'][:4], [1.3, 1.4, 1.5, 1])
+  assert state['finite'] == N + 3
+  assert not judge(state, jnp.bool_(True), jnp.float32(9), jnp.float32(1))[0]
+
+
 def test_a_level_that_stays_is_bad_until_it_is_the_usual_one():
   """Half a window of it; long before, guard.max_bad_steps in a row make a run go back."""
   losses = np.concatenate([noisy(N), 2 * noisy(N)])
