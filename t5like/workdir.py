@@ -11,7 +11,6 @@
   bad_steps/       batches of steps that were not finite
   lease.json       while a run is there (see lease.py)
 """
-import json
 import math
 
 from etils import epath
