@@ -96,6 +96,10 @@ def base():
       normalization='nmt_nfkc',  # nmt_nfkc | identity: keeps newlines and spaces, as code needs
       sentinels=100,  # <extra_id_0>...: mark corrupted spans (SentencePiece and bytes)
       specials=True,  # characters only: reserve padding, end-of-document and unknown
+      # Imported tokenizers: which tokens are special where their folder does not say, or other ones than it says, such
+      # as dict(eos='<|endoftext|>'). Keys: bos begins texts, eos ends documents, pad, unk, mask, cls and sep around
+      # rows of masked LMs, start of decoders behind encoders; values: a token's text, its id, or '' for none
+      special=dict(),
       train_characters=10_000_000,  # characters of text to train the vocabulary on
   )
   c.objective = dict(
@@ -268,6 +272,7 @@ def base():
   c.lock()
   c.optimizer.extra.unlock()
   c.data.mixture.unlock()
+  c.vocabulary.special.unlock()
   c.compile.options.unlock()
   c.data.stages.unlock()
   return c

@@ -76,6 +76,9 @@ settings() {
     *) [[ ${VERSION:-} ]] || fail "TYPE=$TYPE: its TPU software is not known here. Give VERSION too, or one of" \
       'v5litepod-N, v5p-N, v6e-N, v4-N.' ;;
   esac
+  # These two become part of a command that a shell on the hosts reads.
+  [[ ${EXTRAS:-} =~ ^[A-Za-z0-9_,.-]*$ ]] || fail "EXTRAS=$EXTRAS: needs names of setup.py's extras, such as tpu,gcs."
+  [[ ${PYTHON:-} =~ ^[A-Za-z0-9._+-]*$ ]] || fail "PYTHON=$PYTHON: needs a version, such as 3.12."
   WHERE=(--zone="$ZONE")
   [[ ${PROJECT:-} ]] && WHERE+=(--project="$PROJECT")
   return 0

@@ -19,16 +19,17 @@ def penalty(length, alpha):
   return ((5.0 + length) / 6.0) ** alpha
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7))
-def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
+def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned, stops=()):
   """(tokens [B, K, new_tokens] int32, scores [B, K]) of the K = `beams` best answers, best first.
 
-  Answers end with eos_id, which fills up their rows, or have new_tokens tokens. Each step keeps the K likeliest
-  beginnings that go on and the K best answers that have ended (which must have been among the K likeliest ways to
-  go on, as fairseq and transformers have it); it stops when no beginning can become better than
+  Answers end with eos_id, which fills up their rows, or one of `stops`, or have new_tokens tokens. Each step keeps
+  the K likeliest beginnings that go on and the K best answers that have ended (which must have been among the K
+  likeliest ways to go on, as fairseq and transformers have it); it stops when no beginning can become better than
   those, or at new_tokens. Prompts: see `sampling.start`; their number is a multiple of the mesh's pieces.
   """
   K = beams
+  ends = (eos_id, *stops) if eos_id >= 0 else ()
   state = sampling.start(model, params, prompt, new_tokens)
   B, V = state['logits'].shape
   state = dict(state, **_repeated({k: state[k] for k in ('logits', 'keys', 'last', 'done')}, K),
@@ -52,21 +53,21 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
     logp_BKV = jnp.maximum(logp_BKV, LOWEST)
     # Answers that end here, if they are among the K likeliest ways to go on at all (else, with a small alpha, ends
     # that nobody would say win by being short); and the K best beginnings that do not end.
-    goes_BKV, end_BK = alive_BK[:, :, None] + logp_BKV, jnp.full_like(alive_BK, LOWEST)
-    if eos_id >= 0:
-      # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
-      _, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
-      ends_K = jnp.arange(K) * V + eos_id
-      among_BK = jnp.any(flat_BK[:, :, None] == ends_K[None, None, :], axis=1)
-      end_BK = jnp.where(among_BK, goes_BKV[:, :, eos_id] / penalty(i + 1, alpha), LOWEST)
-      goes_BKV = jnp.where(jnp.arange(V)[None, None] == eos_id, 2 * LOWEST, goes_BKV)
+    goes_BKV = alive_BK[:, :, None] + logp_BKV
+    scores, answers = [ended_BK], [answers_BKN]
+    # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
+    best_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)[1] if ends else None
+    for end in ends:
+      ends_K = jnp.arange(K) * V + end
+      among_BK = jnp.any(best_BK[:, :, None] == ends_K[None, None, :], axis=1)
+      scores.append(jnp.where(among_BK, goes_BKV[:, :, end] / penalty(i + 1, alpha), LOWEST))
+      answers.append(_ended(said_BKN, i, end, eos_id))
+      goes_BKV = jnp.where(jnp.arange(V)[None, None] == end, 2 * LOWEST, goes_BKV)
     alive_BK, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
     parent_BK, token_BK = flat_BK // V, flat_BK % V
-    # The answers in store and those that end now; the best K of both.
-    both = jnp.concatenate([ended_BK, end_BK], axis=1)
-    all_answers = jnp.concatenate([answers_BKN, said_BKN], axis=1)  # whose ends are there already: eos_id fills up
-    ended_BK, which_BK = _top(both, K)
-    answers_BKN = _choose(all_answers, which_BK)
+    # The answers so far and those that end now; the best K of all.
+    ended_BK, which_BK = _top(jnp.concatenate(scores, axis=1), K)
+    answers_BKN = _choose(jnp.concatenate(answers, axis=1), which_BK)
     said_BKN = jax.lax.dynamic_update_slice(_choose(said_BKN, parent_BK), token_BK[:, :, None], (0, 0, i))
     cache = _each_cache(lambda x, dims: _reorder(x, parent_BK, dims), state['cache'], own=True)
     token = token_BK.reshape(B * K, out_sharding=in_use('B'))
@@ -78,6 +79,13 @@ def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned):
   scores_BK, which_BK = _top(jnp.concatenate([ended_BK, cut_BK], axis=1), K)
   tokens_BKN = _choose(jnp.concatenate([answers_BKN, said_BKN], axis=1), which_BK)
   return jax.sharding.reshard(tokens_BKN, P()), jax.sharding.reshard(scores_BK, P())
+
+
+def _ended(said_BKN, i, end, eos_id):
+  """What was said, with an end as its token i; eos_id fills up what was said, so that one is there already."""
+  if end == eos_id:
+    return said_BKN
+  return jax.lax.dynamic_update_slice(said_BKN, jnp.full_like(said_BKN[:, :, :1], end), (0, 0, i))
 
 
 def _top(x_BM, k):

@@ -3,6 +3,7 @@ import jax
 
 from t5like import config as config_lib, histograms, lengths, optim, sharding, step as step_lib
 from t5like.data import datasets, prepare, store as store_lib
+from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import ConfigError, DataError
 from t5like.model import layers, transformer
 
@@ -26,6 +27,7 @@ def open_data(config, say=print):
     raise DataError(f'{store.folder} holds no validation text, so nothing could be said of the model. Delete that '
                     'folder, and prepare keeps a document for it; or give data.validation files of their own, or '
                     "set it to 'tail'.")
+  check_vocabulary(config, store.vocabulary)
   return store
 
 

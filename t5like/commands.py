@@ -1,6 +1,7 @@
 """What each command of `command_line.py` does. Heavy imports wait until the config is known to be right."""
 import math
 import pathlib
+import shlex
 import sys
 
 from t5like import config as config_lib, plain_json
@@ -225,7 +226,7 @@ def _import(flags, overrides):
   from t5like import interchange, preconditions
   preconditions.check_workdir(flags.workdir)
   interchange.import_folder(flags.folder, flags.workdir, overrides)
-  print(f'{flags.workdir} is ready: python main.py generate --workdir={flags.workdir} --prompt=...\n'
+  print(f'{flags.workdir} is ready: python main.py generate --workdir={shlex.quote(flags.workdir)} --prompt=...\n'
         f'To train it on, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another --workdir.')
 
 
@@ -233,10 +234,16 @@ def _print_config(config):
   from rich.console import Console
 
   from t5like import build, metrics, trained
+  from t5like.data import mirror
+  from t5like.data.vocabulary_check import check_vocabulary
   console = Console(highlight=False, soft_wrap=True)
+  there = not config.vocabulary.path or mirror.is_file(config.vocabulary.path)
+  vocabulary = check_vocabulary(config) if there else None
   config = config_lib.resolve(config)
   for key, value, changed in config_lib.describe(config):
     console.print(f'{key:32} {value!r}', style='bold' if changed else 'dim', markup=False)
+  if vocabulary is not None:
+    _print_special(console, vocabulary)
   console.print('\nDerived', style='bold underline')
   derived = config_lib.derived(config)
   parameters = build.parameters(config)
@@ -253,6 +260,21 @@ def _print_config(config):
   for path, (shape, rates) in parameters.items():
     sizes = ' x '.join(str(n or 'V') for n in shape)
     console.print(f'{path:{width}} {sizes:20} {trained.in_words(rates)}', markup=False)
+
+
+def _print_special(console, vocabulary):
+  console.print('\nSpecial tokens, and their ids', style='bold underline')
+  for role, i in vocabulary.special().items():
+    console.print(f'{role:32} {_token(vocabulary, i)}', markup=False)
+  console.print(f'{"sentinels":32} {vocabulary.num_sentinels}', markup=False)
+
+
+def _token(vocabulary, i):
+  """An id, or a list of them, with its text where that is known."""
+  if isinstance(i, list):
+    return ', '.join(_token(vocabulary, one) for one in i)
+  known = isinstance(i, int) and hasattr(vocabulary, 'pieces')
+  return f'{i} {vocabulary.pieces([i])[0]!r}' if known else str(i)
 
 
 COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)

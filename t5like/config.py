@@ -214,16 +214,29 @@ def _explain(e, file):
   return f'{where}: {type(e).__name__}: {e}'
 
 
+def special_of(overrides):
+  """What 'section.key=value' texts say of vocabulary.special, a dict: known before the config is."""
+  flat = {'vocabulary.special': {}}
+  for item in overrides:
+    key = re.sub(r'^(--)?(config\.)?', '', item.partition('=')[0].strip())
+    if f'{key}.'.startswith('vocabulary.special.'):
+      _override(flat, item)
+  return flat['vocabulary.special']
+
+
 def _override(flat, item):
   key, equals, text = item.partition('=')
   key = re.sub(r'^(--)?(config\.)?', '', key.strip())
   extra = key.removeprefix('optimizer.extra.')
+  role = key.removeprefix('vocabulary.special.')
   if not equals:
     raise ConfigError(f'--config.{key}: no value given. Write --config.{key or "KEY"}=VALUE.')
   if extra != key and isinstance(flat.get('optimizer.extra'), dict):
     value = literal(text)
     value = text if value is None and text != 'None' else value
     flat['optimizer.extra'] = {**flat['optimizer.extra'], extra: value}
+  elif role != key and isinstance(flat.get('vocabulary.special'), dict):
+    flat['vocabulary.special'] = {**flat['vocabulary.special'], role: int(text) if text.isdecimal() else text}
   elif key in DEFAULTS:
     flat[key] = parse(key, text)
     if flat[key] is None:

@@ -251,6 +251,7 @@ def _vocabulary(c):
            "vocabulary, use 'sentencepiece'.")
   if v.name in ('bytes', 'characters') and v.path and v.name == 'bytes':
     yield f"vocabulary.path={show(v.path)}: bytes need no file. Use ''."
+  yield from _special(v)
   if d.document_mask and v.name == 'characters' and not v.specials:
     yield ('data.document_mask=True: needs an end-of-document token, and vocabulary.specials=False '
            'has none. Set data.document_mask=False or vocabulary.specials=True.')
@@ -261,6 +262,23 @@ def _vocabulary(c):
   if v.name == 'sentencepiece' and not v.path and v.size < least:
     yield (f'vocabulary.size={v.size}: too small for 3 special tokens, 256 bytes and '
            f'vocabulary.sentinels={v.sentinels}. Use at least {least}, better 1024 and more.')
+
+
+SPECIAL = ('bos', 'eos', 'pad', 'unk', 'mask', 'cls', 'sep', 'start')  # roles of vocabulary.special
+
+
+def _special(v):
+  for role, token in v.special.to_dict().items():
+    asked = f'vocabulary.special.{role}={show(token)}'
+    if role not in SPECIAL:
+      near = difflib.get_close_matches(role, SPECIAL, 1)
+      meant = f'Did you mean {near[0]!r}? ' if near else ''
+      yield f'{asked}: unknown role. {meant}There is {either(SPECIAL)}.'
+    elif isinstance(token, bool) or not isinstance(token, (str, int)):
+      yield f"{asked}: give the text of a token, such as '</s>', its id, or '' where there is none."
+  if v.special and not (v.path and v.name in ('sentencepiece', 'huggingface')):
+    yield (f'vocabulary.special={show(v.special.to_dict())}: belongs to an imported tokenizer (vocabulary.path with '
+           "vocabulary.name='huggingface' or 'sentencepiece'); the others have special tokens of their own. Use {}.")
 
 
 def _model(c):

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from t5like import beam, sampling
-from t5like.data.objectives import BOS
 from t5like.errors import ConfigError
 from t5like.sharding import batch_shards, place
 
@@ -79,11 +78,12 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   of ids. Works on the mesh in force, whose axis context is 1; any number of prompts.
 
   style: what the model was trained on, which is how it finds prompts
-    document  documents that begin with BOS; so do prompts       stream  text without beginnings
+    document  documents that begin with a token, vocabulary.bos_id; so do prompts
+    stream    text without beginnings
     prefix    as document, the prompt being a prefix             pair    inputs, their end, then targets
     encoder   inputs in an encoder, of at most `context` tokens; `targets` is the longest answer
     fill      text with <mask>, which comes back filled in (sampling does not apply)
-    fill_row  likewise, between <cls> and the end-of-document token
+    fill_row  likewise, between <cls> and <sep> (the end-of-document token where a vocabulary has no other)
   `context` is the length the model was trained on; documents and streams that grow beyond it go on from
   its last half. beams above 1: beam search with the length penalty `alpha` (see beam.py), which does not sample
   and stops at `context`. `seeds`: an int for each prompt, beside `seed`; what a prompt gives depends on these two
@@ -105,7 +105,7 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   if style == 'encoder':
     ids = [[*i[:context - 1], vocabulary.eos_id] for i in ids]
     encoder = place(_mesh(), _padded(ids, False, rows))
-    ids, context = [[BOS] for _ in ids], targets + 1
+    ids, context = [[vocabulary.start_id] for _ in ids], targets + 1
   slides = style in ('document', 'stream')
   if not slides or beams > 1:
     room = context - max(map(len, ids))
@@ -113,30 +113,41 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
       raise PromptError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
                        'that this model was trained on: give a shorter one.')
     tokens = min(tokens, room)
-  eos_id = -1 if vocabulary.eos_id is None else vocabulary.eos_id
-  how = sampling.How(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary))
-  ends = [{eos_id}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
-  text = lambda out, end: vocabulary.decode(out[:next((n for n, i in enumerate(out) if i in end), len(out))])
+  stops = vocabulary.stop_ids
+  how = sampling.How(temperature, top_k, top_p, stops[0] if stops else -1,
+                     banned(model.config.vocab_size, vocabulary), stops[1:])
+  ends = [{*stops, -1}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
+  text = functools.partial(_answer, vocabulary)
   ask = functools.partial(_ask, style=style, encoder=encoder, rows=rows)
   if beams > 1:
-    best, _ = beam.search(model, params, ask(ids), tokens, beams, alpha, eos_id, how.banned)
+    best, _ = beam.search(model, params, ask(ids), tokens, beams, alpha, how.eos_id, how.banned, how.stops)
     yield [text(out, end) for out, end in zip(np.asarray(best)[:len(prompts), 0].tolist(), ends)]
     return
   seeds = np.resize(np.asarray(range(len(prompts)) if seeds is None else seeds, np.int32), rows)
-  for out in _sampled(model, params, how, ids, ask, tokens, context, jax.random.key(seed), seeds, style):
+  begins = [vocabulary.bos_id] if style == 'document' else []
+  for out in _sampled(model, params, how, ids, ask, tokens, context, jax.random.key(seed), seeds, slides, begins):
     yield [text(*pair) for pair in zip(out, ends)]
 
 
-def _sampled(model, params, how, ids, ask, tokens, context, key, seeds, style):
-  """Yields the ids said so far, a list for each prompt, every few tokens."""
-  out = [[] for _ in ids]
+def _answer(vocabulary, ids, ends):
+  """The text of an answer, up to the first of its ends; unknown tokens are passed over, as special ones are."""
+  end = next((n for n, i in enumerate(ids) if i in ends), len(ids))
+  return vocabulary.decode([i for i in ids[:end] if i != vocabulary.unk_id])
+
+
+def _sampled(model, params, how, ids, ask, tokens, context, key, seeds, slides, begins):
+  """Yields the ids generated so far, a list for each prompt, every few tokens.
+
+  slides: whether texts may grow beyond the context; what is left of them begins with `begins` then.
+  """
+  out, stops = [[] for _ in ids], {how.eos_id, *how.stops}
   seeds = place(_mesh(), seeds)
   while len(out[0]) < tokens:
     before, texts = len(out[0]), [i + o for i, o in zip(ids, out)]
-    if style in ('document', 'stream') and max(map(len, texts)) >= context:
-      texts = [([BOS] if style == 'document' else []) + t[-(context // 2):] for t in texts]
+    if slides and max(map(len, texts)) >= context:
+      texts = [begins + text[-(context // 2):] for text in texts]
     new = min(tokens - before, context - max(map(len, texts)))
-    ended = [how.eos_id in o for o in out]
+    ended = [not stops.isdisjoint(o) for o in out]
     state, said = sampling.start(model, params, ask(texts), new), 0
     while said < new:
       n = min(PIECE, new - said)
@@ -145,7 +156,7 @@ def _sampled(model, params, how, ids, ask, tokens, context, key, seeds, style):
         o.extend([how.eos_id] * n if end else row)
       said += n
       yield out
-      if all(how.eos_id in o for o in out):
+      if all(not stops.isdisjoint(o) for o in out):
         return
 
 
@@ -162,9 +173,9 @@ def _ask(texts, style, encoder, rows):
 
 
 def banned(vocab_size, vocabulary):
-  """Ids that are never said: padding, unknown, and those beyond the vocabulary."""
-  never = (vocabulary.pad_id, vocabulary.unk_id)
-  return tuple(i for i in range(vocab_size) if i >= vocabulary.size or i in never)
+  """Ids that are never generated: padding and unknown, or those an imported model names; all beyond the vocabulary."""
+  never = {i for i in vocabulary.suppressed if i < vocab_size}
+  return tuple(sorted(never.union(range(vocabulary.size, vocab_size))))
 
 
 def _ids(encode, prompt):
@@ -188,13 +199,16 @@ def _later_sentinels(vocabulary, ids):
 def _prompt_ids(vocabulary, prompts, style):
   plain = style in ('stream', 'document')
   ids = [_ids(vocabulary.encode if plain else vocabulary.encode_marked, prompt) for prompt in prompts]
+  if plain:
+    # Some tokenizers end texts too, and so prompts.
+    ids = [i + list(vocabulary.after) for i in ids]
   if style == 'stream':
-    if not all(ids) and vocabulary.eos_id is None:
+    if not all(ids) and vocabulary.begin_id is None:
       raise PromptError('this model knows no beginning of documents: give a prompt.')
-    return [i or [vocabulary.eos_id] for i in ids]
+    return [i or [vocabulary.begin_id] for i in ids]
   if style == 'encoder':
     return ids
-  return [[BOS, *i, *([vocabulary.eos_id] if style == 'pair' else [])] for i in ids]
+  return [[vocabulary.bos_id, *i, *([vocabulary.eos_id] if style == 'pair' else [])] for i in ids]
 
 
 def check_prompts(vocabulary, prompts, style, context):
@@ -216,13 +230,13 @@ def check_prompts(vocabulary, prompts, style, context):
 def fill(model, params, vocabulary, rows, ends, prompts=None):
   """Lists of ids with each mask replaced by a token, the surest first, seen by those that follow it.
 
-  `ends`: rows stand between <cls> and the end-of-document token; `prompts`: what to call them in errors.
+  `ends`: rows stand between <cls> and <sep>; `prompts`: what to call them in errors.
   """
   for i, row in enumerate(rows):
     if vocabulary.mask_id not in row:
       raise PromptError(f'this model fills in what is masked, and the prompt {(prompts or rows)[i]!r} has no <mask>.')
   if ends:
-    rows = [[vocabulary.cls_id, *row, vocabulary.eos_id] for row in rows]
+    rows = [[vocabulary.cls_id, *row, vocabulary.sep_id] for row in rows]
   rows, count = [list(row) for row in rows], -(-len(rows) // batch_shards(_mesh())) * batch_shards(_mesh())
   banned = np.zeros(model.config.vocab_size, bool)
   banned[vocabulary.size:] = True

@@ -40,6 +40,7 @@ class Family:
   copies: dict = dataclasses.field(default_factory=dict)
   grouped: bool = False  # may have fewer heads of keys and values
   any_head_dim: bool = False
+  whole_heads: bool = True  # transformers refuses a d_model that num_heads does not divide, whatever the head size
 
 
 SIZES = dict(hidden_size='d_model', num_hidden_layers='num_layers', num_attention_heads='num_heads',
@@ -232,7 +233,9 @@ FAMILIES = dict(
         'RobertaForMaskedLM', table=ROBERTA_TABLE, prefix='roberta.', unused=r'position_ids$|^roberta\.pooler\.',
         copies={'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
                 'lm_head.decoder.bias': 'lm_head.bias'},
-        **dict(BERT, ours=dict(BERT['ours'], position='learned_from_2'), only=dict(BERT['only'], pad_token_id=1))),
+        # The head of RobertaForMaskedLM has the exact GELU, whatever hidden_act says; ours has the model's.
+        **dict(BERT, ours=dict(BERT['ours'], position='learned_from_2'), only=dict(BERT['only'], pad_token_id=1),
+               activations={'gelu': 'gelu', 'gelu_python': 'gelu'})),
     t5=Family(
         'T5ForConditionalGeneration', dict(
             name='encoder_decoder', position='relative', head=('scaled', 'linear'), scale_attention=False, init='t5',
@@ -243,7 +246,7 @@ FAMILIES = dict(
             feed_forward_proj='activation'),
         {'relu': 'relu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'silu': 'swish', 'gated-gelu': 'geglu',
          'gated-gelu_new': 'geglu', 'gated-silu': 'swiglu', 'gated-relu': 'reglu'},
-        T5_TABLE, any_head_dim=True, unused=r'EncDecAttention\.relative_attention_bias\.weight$',
+        T5_TABLE, any_head_dim=True, whole_heads=False, unused=r'EncDecAttention\.relative_attention_bias\.weight$',
         defaults=dict(num_decoder_layers=None, n_positions=512, tie_word_embeddings=True, layer_norm_epsilon=1e-6,
                       dropout_rate=0.1, feed_forward_proj='relu'),
         only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),

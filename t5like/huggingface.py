@@ -6,7 +6,10 @@
 Families and the names of their weights are in `families.py`, configs in `huggingface_config.py`, files in
 `huggingface_weights.py`.
 """
+import dataclasses
 import json
+import shlex
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +19,8 @@ from t5like import build, decode, paths, plain_json, sharding, workdir as workdi
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
-from t5like.errors import CheckpointError, ConfigError, DataError
+from t5like.data.vocabulary_kinds import Bytes
+from t5like.errors import ConfigError, DataError
 from t5like.huggingface_config import (
   differing,
   family_of,  # noqa: F401 (found here)
@@ -52,11 +56,6 @@ def model_of(folder):
     return model
 
 
-def begins_with_zero(folder):
-  """Whether texts of a folder's decoder begin with token 0, as those of ours do."""
-  return read_json(epath.Path(folder) / 'config.json').get('bos_token_id') == 0
-
-
 def write(folder, model, params, vocabulary=None, style='', length=0):
   """Writes a model into a new folder, so that transformers reads it; returns notes for people, [text].
 
@@ -82,8 +81,9 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
   files['config.json'] = _text(hf)
   if model['name'] != 'encoder':
     generation = {k: v for k, v in hf.items() if k.endswith('_token_id')}
-    if vocabulary:  # what ours never says either
-      generation['suppress_tokens'] = decode.banned(hf['vocab_size'], vocabulary)
+    never = decode.banned(hf['vocab_size'], vocabulary) if vocabulary else ()
+    if never:
+      generation['suppress_tokens'] = never
     files['generation_config.json'] = _text(generation)
   _write(epath.Path(folder), files, out)
   return notes
@@ -109,16 +109,11 @@ def _put(tree, path, value):
 
 
 def _write(folder, files, tensors):
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-      raise ConfigError(f'{folder} holds files already. Give a new or an empty folder.')
+  with workdir_lib.whole_folder(folder) as new:
     for name, content in files.items():
-      (folder / name).write_bytes(content)
+      (new / name).write_bytes(content)
     # transformers insists on being told that matrices are as PyTorch has them.
-    library().numpy.save_file(tensors, folder / 'model.safetensors', metadata=dict(format='pt'))
-  except OSError as e:
-    raise CheckpointError(f'cannot write to {folder}: {e}.') from e
+    library().numpy.save_file(tensors, new / 'model.safetensors', metadata=dict(format='pt'))
 
 
 # --- Weights to begin with ------------------------------------------------------------------------
@@ -143,7 +138,7 @@ def initial(config, abstract, vocabulary=None):
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
-    _check_vocabulary(config, vocabulary, *find_vocabulary(folder))
+    _check_vocabulary(config, vocabulary, *find_vocabulary(folder, config.vocabulary.special.to_dict()))
     params = {}
     for path, x in leaves(model, tensor, size):
       _put(params, path, _place(x, _find(abstract, path)))
@@ -200,37 +195,133 @@ def _check_vocabulary(config, ours, spec, theirs):
     return
   different = tokenizer_export.difference(ours, theirs)
   if different:
-    keys = [f'--config.vocabulary.{k}={spec[k]}' for k in ('name', 'path', 'sentinels') if spec[k] not in ('', None)]
+    said = {k: spec[k] for k in ('name', 'path', 'sentinels') if spec[k] not in ('', None)}
+    keys = [f'--config.vocabulary.{k}={shlex.quote(str(value))}' for k, value in said.items()]
     raise ConfigError(f'init_from={config.init_from!r} has learned another vocabulary, in which {different}. '
                       f'To use its own, add {" ".join(keys)}.')
 
 
-def find_vocabulary(folder):
-  """(values of config.vocabulary, vocabulary) of a folder of Hugging Face's; ({}, None) where it has none.
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A folder's tokenizer. spec: values of config.vocabulary; begins: whether it puts vocabulary.bos_id before texts."""
+  spec: dict
+  vocabulary: Any
+  begins: bool
 
-  A SentencePiece model comes before a tokenizer.json that was made from it, unless there are more tokens.
+
+def find_vocabulary(folder, chosen=None):
+  """(values of config.vocabulary, vocabulary) of a folder of Hugging Face's; ({}, None) where it has none."""
+  found = find_tokenizer(folder, chosen)
+  return (found.spec, found.vocabulary) if found else ({}, None)
+
+
+def find_tokenizer(folder, chosen=None):
+  """The Found of a folder of Hugging Face's, None where it has no tokenizer.
+
+  A SentencePiece model comes before a tokenizer.json that was made from it and holds the same; else the tokenizer.json,
+  which is what transformers reads. `chosen`: config.vocabulary.special. ConfigError where one id is two different
+  pieces, for tokens that only a file says which the tokenizer cannot have, and as `vocabulary.imported`.
   """
   folder = epath.Path(folder)
-  for name in ('spiece.model', 'tokenizer.model', 'tokenizer.json'):
-    kind = 'huggingface' if name == 'tokenizer.json' else 'sentencepiece'
-    sure = kind == 'huggingface' or not (folder / 'tokenizer.json').exists()
-    if not (folder / name).exists() or (not sure and (folder / 'added_tokens.json').exists()):
-      continue
-    spec = base().vocabulary
-    spec.update(name=kind, path=str(folder / name), sentinels=0 if kind == 'huggingface' else _sentinels(folder))
-    try:
-      return spec.to_dict(), vocabulary_lib.load(spec, spec.path)
-    except DataError:  # such as a tokenizer.model of tiktoken's
-      if sure:
-        raise
-  return {}, None
+  pieces = next((folder / name for name in PIECES if (folder / name).exists()), None)
+  whole = folder / 'tokenizer.json'
+  if pieces is None and not whole.exists():
+    return _bytes_of(folder)
+  if pieces is None:
+    return _found(whole, 'huggingface', chosen)
+  if not whole.exists():
+    _check_added(folder, pieces, _sentinels(folder))
+    return _found(pieces, 'sentencepiece', chosen, _sentinels(folder))
+  theirs = _found(whole, 'huggingface', chosen)
+  sentinels = _check_same(folder, pieces, theirs.vocabulary)
+  if sentinels is None:
+    return theirs
+  ours = _found(pieces, 'sentencepiece', chosen, sentinels)
+  same = not tokenizer_export.difference(ours.vocabulary, theirs.vocabulary)
+  if same and _same_roles(ours.vocabulary, theirs.vocabulary):
+    return dataclasses.replace(ours, begins=theirs.begins)
+  return theirs
 
 
-def _sentinels(folder):
-  """How many <extra_id_0>, ... lie above a SentencePiece model, as T5's do."""
+PIECES = ('spiece.model', 'tokenizer.model')
+
+
+def _found(path, kind, chosen, sentinels=0):
+  spec = base().vocabulary
+  spec.update(name=kind, path=str(path), sentinels=sentinels, special=dict(chosen or {}))
+  vocabulary = vocabulary_lib.imported(spec, spec.path)
+  begins = vocabulary.bos_id is not None and tuple(vocabulary.before) == (vocabulary.bos_id,)
+  return Found(spec.to_dict(), vocabulary, begins)
+
+
+def _bytes_of(folder):
+  """The vocabulary of a ByT5, which needs no file; None for another."""
+  settings = _settings(folder)
+  if str(settings.get('tokenizer_class', '')).removesuffix('Fast') != 'ByT5Tokenizer':
+    return None
+  spec = base().vocabulary
+  spec.update(name='bytes', path='', sentinels=_sentinels(folder, 125))
+  return Found(spec.to_dict(), Bytes(spec.sentinels), False)
+
+
+def _settings(folder):
   path = folder / 'tokenizer_config.json'
-  settings = read_json(path) if path.exists() else {}
-  named = settings.get('additional_special_tokens', settings.get('extra_special_tokens')) or []
+  return read_json(path) if path.exists() else {}
+
+
+def _sentinels(folder, usual=0):
+  """How many <extra_id_0>, ... lie above a SentencePiece model, as T5's do."""
+  settings = _settings(folder)
+  named = settings.get('additional_special_tokens') or settings.get('extra_special_tokens') or []
   count = sum('<extra_id_' in json.dumps(token) for token in named)
-  usual = 100 if read_json(folder / 'config.json').get('model_type') == 't5' else 0
+  kinds = ('t5', 'mt5', 'umt5')
+  usual = usual or (100 if read_json(folder / 'config.json').get('model_type') in kinds else 0)
   return count or settings.get('extra_ids', usual)
+
+
+def _check_added(folder, path, sentinels):
+  """ConfigError where tokens were added that a SentencePiece model cannot have."""
+  added = folder / 'added_tokens.json'
+  texts = list(read_json(added)) if added.exists() else []
+  texts += [token.get('content') for token in _settings(folder).get('added_tokens_decoder', {}).values()]
+  vocabulary = _pieces(path, sentinels)
+  has = set(vocabulary.pieces(range(vocabulary.size)))
+  missing = [text for text in texts if text not in has]
+  if missing:
+    raise ConfigError(f'{folder} adds {len(missing)} tokens to {path.name}, such as {missing[0]!r}, which only a '
+                      'tokenizer.json can hold. Save its tokenizer there first: AutoTokenizer.from_pretrained(...)'
+                      '.save_pretrained(...).')
+
+
+def _pieces(path, sentinels=0):
+  spec = base().vocabulary
+  spec.update(name='sentencepiece', path=str(path), sentinels=sentinels)
+  return vocabulary_lib.load(spec, spec.path)
+
+
+def _check_same(folder, path, theirs):
+  """How many sentinels lie above a SentencePiece model that holds all that the tokenizer.json beside it does.
+
+  None where tokenizer.json has more, or the file is no such model (tiktoken's too are called tokenizer.model).
+  ConfigError where they are of two tokenizers: an id is one piece here, another there, added tokens apart.
+  """
+  try:
+    ours = _pieces(path)
+  except DataError:
+    return None
+  added = {theirs.own.ids[text] for text in theirs.own.added}
+  for i in range(min(ours.size, theirs.size)):
+    a, b = ours.pieces([i])[0], theirs.pieces([i])[0].replace('\n', '\\n')
+    if a != b and i not in added and i not in ours.special_ids:
+      raise ConfigError(f'{folder} holds two tokenizers that contradict each other: id {i} is {a!r} in {path.name}, '
+                        f'{b!r} in tokenizer.json. Take away the file that does not belong to the model.')
+  sentinels = sum(theirs.sentinel(k) >= ours.size for k in range(theirs.num_sentinels))
+  return sentinels if theirs.size <= ours.size + sentinels else None
+
+
+def _same_roles(ours, theirs):
+  """Whether two vocabularies have the same special tokens."""
+  roles = ('eos_id', 'pad_id', 'unk_id', 'stop_ids')
+  same = all(getattr(ours, role) == getattr(theirs, role) for role in roles)
+  never = [{i for i in vocabulary.suppressed if i < theirs.size} for vocabulary in (ours, theirs)]
+  return same and theirs.bos_id in (None, ours.bos_id) and never[0] == never[1]

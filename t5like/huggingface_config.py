@@ -165,8 +165,12 @@ def _obstacles(family, m):
     wants.pop(key, None)
   if 'type_vocab_size' in family.keys:
     wants['num_types'] = (m['num_types'] or 2,)
-  return [f'model.{k}={show(m[k])}, which would have to be {either(map(show, v))}'
-          for k, v in wants.items() if m[k] not in v]
+  problems = [f'model.{k}={show(m[k])}, which would have to be {either(map(show, v))}'
+              for k, v in wants.items() if m[k] not in v]
+  if family.whole_heads and m['d_model'] % m['num_heads']:
+    problems.append(f'model.d_model={m["d_model"]}, which would have to be a multiple of model.num_heads='
+                    f'{m["num_heads"]}, such as {-(-m["d_model"] // m["num_heads"]) * m["num_heads"]}')
+  return problems
 
 
 def to_hf(model, vocabulary=None, length=0):
@@ -193,7 +197,7 @@ def to_hf(model, vocabulary=None, length=0):
   if kind in ('bert', 'roberta'):
     hf['attention_probs_dropout_prob'] = m['dropout']
   if kind == 't5':
-    hf.update(is_encoder_decoder=True, decoder_start_token_id=0)
+    hf['is_encoder_decoder'] = True
   return hf
 
 
@@ -207,11 +211,22 @@ def _rope_to_hf(kind, m):
 
 
 def token_ids(model, vocabulary):
-  """bos_token_id, eos_token_id and pad_token_id; a decoder's texts begin with id 0, as in training."""
+  """bos_token_id, eos_token_id, pad_token_id and, of an encoder-decoder, decoder_start_token_id.
+
+  Rows of vocabularies of our own begin with id 0, as in training.
+  """
   of = lambda name: getattr(vocabulary, name, None)
-  begins = model['name'] == 'decoder' and of('pad_id') is not None
-  pad = 0 if model['name'] == 'encoder_decoder' else of('pad_id')
-  return dict(bos_token_id=0 if begins else None, eos_token_id=of('eos_id'), pad_token_id=pad)
+  stops = of('stop_ids') or ()
+  ids = dict(bos_token_id=None, eos_token_id=list(stops) if len(stops) > 1 else next(iter(stops), None),
+             pad_token_id=of('pad_id'))
+  if model['name'] == 'encoder_decoder':
+    start = 0 if of('start_id') is None else vocabulary.start_id
+    ids.update(decoder_start_token_id=start)
+    if not of('is_imported') or ids['pad_token_id'] is None:
+      ids.update(pad_token_id=start)
+  elif of('is_imported') or (model['name'] == 'decoder' and of('pad_id') is not None):
+    ids.update(bos_token_id=vocabulary.bos_id)
+  return ids
 
 
 # --- Names and shapes of weights ----------------------------------------------------------------

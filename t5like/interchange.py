@@ -1,4 +1,6 @@
 """Whole runs to Hugging Face folders and back: what `main.py export` and `main.py import` do."""
+import ast
+import keyword
 import pathlib
 import tempfile
 
@@ -11,11 +13,13 @@ from t5like import (
   config as config_lib,
   guard,
   huggingface,
+  lengths,
   loaded,
   sharding,
   workdir as workdir_lib,
 )
 from t5like.checkpoint import Checkpoints
+from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import ConfigError
 
 
@@ -44,20 +48,33 @@ def import_folder(folder, workdir, overrides=()):
   """Makes a workdir that `generate` and config.init_from take of a folder; returns its config.
 
   `overrides`: changes of the config, 'model.vocab_size=50304' and the like. The config lies in the workdir
-  as config.py too, to begin a training run with. ConfigError when there is a run in the workdir already.
+  as config.py too, to begin a training run with. The workdir is there whole or not at all. ConfigError when there are
+  files in it already, or where neither the folder nor `overrides` say which special tokens the model needs.
   """
   workdir = epath.Path(workdir)
   if (workdir / 'config.json').exists():
     raise ConfigError(f'--workdir={workdir} holds a run already. Give another.')
-  spec, vocabulary = huggingface.find_vocabulary(folder)
-  if vocabulary is None:
+  found = huggingface.find_tokenizer(folder, config_lib.special_of(overrides))
+  if found is None:
     raise ConfigError(f'--folder={folder} has neither spiece.model, tokenizer.model nor tokenizer.json. Save its '
                       'tokenizer there first: AutoTokenizer.from_pretrained(...).save_pretrained(...).')
-  text = _config_text(folder, spec, vocabulary)
+  vocabulary = found.vocabulary
+  text = _config_text(folder, found)
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary) / 'config.py'
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8')
     config = config_lib.load(path, overrides)
+  check_vocabulary(config, vocabulary)
+  with workdir_lib.whole_folder(workdir) as new:
+    _save(config, vocabulary, new)
+    workdir_lib.write_vocabulary(new, vocabulary)
+    workdir_lib.write_file(new / 'config.py', text)
+    workdir_lib.write_config(new, config)
+  return config
+
+
+def _save(config, vocabulary, workdir):
+  """Leaves a checkpoint of step 0 with the weights of config.init_from in a workdir."""
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):
     sized = build.with_vocabulary(config, vocabulary)
@@ -70,28 +87,47 @@ def import_folder(folder, workdir, overrides=()):
     with Checkpoints(workdir) as checkpoints:
       checkpoints.save(0, state, meta)
       checkpoints.wait()
-  workdir_lib.write_vocabulary(workdir, vocabulary)
-  workdir_lib.write_config(workdir, config)
-  (workdir / 'config.py').write_text(text)
-  return config
 
 
-def _config_text(folder, spec, vocabulary):
-  """Source of a config file for a model in a folder: its sizes, and an objective of its kind."""
-  model, begins = huggingface.model_of(folder), huggingface.begins_with_zero(folder)
+def _config_text(folder, found):
+  """Source of a config file for a model in a folder: its sizes, and an objective of its kind.
+
+  All that comes from the folder, its name too, stands in literals, nowhere else: the source is executed.
+  """
+  model, vocabulary = huggingface.model_of(folder), found.vocabulary
   seq_len = model['max_positions'] - 2 * (model['position'] == 'learned_from_2')
-  sections = dict(vocabulary=spec, model=dict(model, dtype='float32'), data=dict(seq_len=seq_len))
+  sections = dict(vocabulary=found.spec, model=dict(model, dtype='float32'), data=dict(seq_len=seq_len))
   if model['name'] == 'decoder':
-    sections['data']['document_mask'] = begins and vocabulary.eos_id is not None
+    sections['data']['document_mask'] = found.begins and vocabulary.eos_id is not None
   elif model['name'] == 'encoder':
-    sections['objective'] = dict(name='masked_lm', cls_sep=None not in (vocabulary.cls_id, vocabulary.eos_id))
+    sections['objective'] = dict(name='masked_lm', cls_sep=None not in (vocabulary.cls_id, vocabulary.sep_id))
   else:
-    sections['objective'] = dict(name='span_corruption')
+    enough = vocabulary.num_sentinels >= lengths.span_counts(seq_len, 0.15, 3.0)[1]
+    sections['objective'] = dict(name='span_corruption' if enough else 'prefix_lm')
+  if found.spec['special'].get('eos') == '':  # it has none, as was said
+    sections['data']['append_eos'] = False
   sections['sample'] = dict(prompts=())
-  arguments = lambda values: ', '.join(f'{key}={value!r}' for key, value in values.items())
-  lines = [f'  c.{name}.update({arguments(values)})' for name, values in sections.items()]
+  updates = [f'  c.{name}.update({_arguments(values)})' for name, values in sections.items()]
   return '\n'.join([
-      f'"""The model in {folder}, imported: choose data and stop.tokens before training it on."""',
+      '"""An imported model: choose data and stop.tokens before training it on."""',
       'from configs.base import base', '', '', "def get_config(arg=''):", '  c = base()',
-      f'  c.init_from = {str(epath.Path(folder).resolve())!r}', *lines,
-      f'  c.stop.tokens = 1000 * c.batch_size * {seq_len}', '  return c', ''])
+      f'  c.init_from = {_literal(str(epath.Path(folder).resolve()))}', *updates,
+      f'  c.stop.tokens = 1000 * c.batch_size * {_literal(seq_len)}', '  return c', ''])
+
+
+def _arguments(values):
+  wrong = [key for key in values if not key.isidentifier() or keyword.iskeyword(key)]
+  if wrong:
+    raise ConfigError(f'{wrong[0]!r} cannot be a key of a config.')
+  return ', '.join(f'{key}={_literal(value)}' for key, value in values.items())
+
+
+def _literal(value):
+  """Python source of a plain value, in ASCII; ConfigError for one that no literal stands for."""
+  source = ascii(value)
+  try:
+    if ast.literal_eval(source) == value:
+      return source
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    pass
+  raise ConfigError(f'{source[:80]} cannot be written into a config.')

@@ -14,7 +14,17 @@ from etils import epath
 from t5like import config as config_lib, lengths, paths, trackers, workdir as workdir_lib
 from t5like.config_rules import SOURCES
 from t5like.config_values import base, show
-from t5like.data import datasets, manifests, mirror, parts, shards, sources, vocabulary as vocabulary_lib
+from t5like.data import (
+  datasets,
+  manifests,
+  mirror,
+  parts,
+  shards,
+  sources,
+  vocabulary as vocabulary_lib,
+  vocabulary_check,
+  vocabulary_kinds,
+)
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items, task as task_lib
 
@@ -82,19 +92,11 @@ def _vocabulary(config):
   v = config.vocabulary
   if v.path and not mirror.is_file(v.path):
     return  # of the machine, see _vocabulary_file
-  vocabulary = known_vocabulary(config)
-  if vocabulary is not None:
+  vocabulary = vocabulary_check.check_vocabulary(config)
+  if isinstance(vocabulary, vocabulary_kinds.Vocabulary):  # else it depends on the text
     from t5like import build
     build.with_vocabulary(config, vocabulary)
     check_prompts(config, vocabulary)
-
-
-def known_vocabulary(config):
-  """The vocabulary of a config where it does not depend on the text; None where it does."""
-  v = config.vocabulary
-  if v.name == 'bytes':
-    return vocabulary_lib.Bytes(v.sentinels)
-  return vocabulary_lib.load(v, v.path) if v.path or v.name == 'huggingface' else None
 
 
 def check_prompts(config, vocabulary):

@@ -2,6 +2,7 @@
 import html
 import math
 import pathlib
+import re
 import time
 
 from etils import epath
@@ -22,7 +23,9 @@ def write(workdir, out=None):
   page = (pathlib.Path(__file__).parent / 'report.html').read_text(encoding='utf-8')
   # '<' would end the script that holds the numbers.
   data = plain_json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c')
-  page = page.replace('@TITLE@', html.escape(facts['name'])).replace('@DATA@', data)
+  # In one pass: what is filled in may itself hold such a mark.
+  values = {'@TITLE@': html.escape(facts['name']), '@DATA@': data}
+  page = re.sub('@TITLE@|@DATA@', lambda mark: values[mark[0]], page)
   path = epath.Path(out or f'{workdir}/report.html')
   workdir_lib.write_file(path, page)
   return path, facts['time']

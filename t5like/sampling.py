@@ -17,12 +17,13 @@ from t5like.sharding import in_use, spread_rows
 @dataclasses.dataclass(frozen=True)
 class How:
   """How the next token is chosen: temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all. Rows end with
-  eos_id (-1: never), and never say one of the ids `banned` (a tuple)."""
+  eos_id (-1: never), which fills them up, or one of the ids `stops`, and never hold one of `banned` (tuples of ids)."""
   temperature: float = 0.8
   top_k: int = 40
   top_p: float = 1.0
   eos_id: int = -1
   banned: tuple = ()
+  stops: tuple = ()
 
 
 ROUNDING = 1e-6  # relative, of sums of probabilities in fp32: .5 + .3 holds .8
@@ -134,7 +135,10 @@ def more(model, how, n, params, state, key, seeds_B, before):
     i, tokens_BN, state = carry
     token_B = jnp.where(state['done'], how.eos_id, pick(state['logits'], how, key, seeds_B, before + state['said']))
     tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B[:, None], (0, i))
-    state = step(model, params, dict(state, done=state['done'] | (token_B == how.eos_id)), token_B)
+    ended = token_B == how.eos_id
+    for stop in how.stops:
+      ended |= token_B == stop
+    state = step(model, params, dict(state, done=state['done'] | ended), token_B)
     return i + 1, tokens_BN, state
   tokens_BN = jax.sharding.reshard(jnp.full((B, n), how.eos_id, jnp.int32), in_use('B_'))
   goes_on = lambda carry: (carry[0] < n) & ~jnp.all(carry[2]['done'])

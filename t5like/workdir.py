@@ -11,7 +11,12 @@
   bad_steps/       batches of steps that were not finite
   lease.json       while a run is there (see lease.py)
 """
+import contextlib
 import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -191,3 +196,65 @@ def read_json(path, shape=schema.ANY, advice=''):
     return None if text is None else schema.parse(text, shape, OURS)
   except schema.Invalid as e:
     raise CheckpointError(schema.sentence(path, e, advice)) from e
+
+
+# --- Whole folders --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Any, marker: str = 'config.json') -> Iterator[Any]:
+  """Yields a folder to write into, which becomes `folder` when all is written: it is there whole or not at all.
+
+  It lies beside `folder` as .NAME.partial; what a process that was killed left there is deleted by the next. On an
+  object store, which cannot rename folders, files are copied one by one, `marker`, which readers look for, last.
+  ConfigError for a folder that holds files already, CheckpointError where nothing can be written.
+  """
+  # Without links and dots, so that what is renamed is the folder itself.
+  folder = epath.Path(folder) if '://' in str(folder) else epath.Path(pathlib.Path(folder).expanduser().resolve())
+  partial = folder.parent / f'.{folder.name}.partial'
+  try:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+      raise ConfigError(f'{folder} holds files already. Give a new or an empty folder.')
+    if partial.exists():
+      partial.rmtree()
+    partial.mkdir(parents=True)
+    try:
+      yield partial
+    except Exception:
+      partial.rmtree(missing_ok=True)
+      raise
+    if '://' in str(folder):
+      _copy_all(partial, folder, marker)
+      partial.rmtree()
+      return
+    _sync(pathlib.Path(partial))
+    os.rename(partial, folder)  # onto an empty folder too
+    _sync_folder(pathlib.Path(folder).parent)
+  except OSError as e:
+    raise CheckpointError(f'cannot write to {folder}: {e}.') from e
+
+
+def _copy_all(source, target, marker):
+  names = sorted((path.name for path in source.iterdir()), key=lambda name: name == marker)
+  target.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    if (source / name).is_dir():
+      _copy_all(source / name, target / name, marker)
+    else:
+      (source / name).copy(target / name, overwrite=True)
+
+
+def _sync(folder):
+  """Makes all files of a local folder outlive a power cut."""
+  for path in folder.rglob('*'):
+    if path.is_file():
+      with open(path, 'rb') as f:
+        os.fsync(f.fileno())
+
+
+def _sync_folder(folder):
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

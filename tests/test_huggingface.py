@@ -385,6 +385,8 @@ def test_sentinels_above_a_model_are_found_again(tmp_path):
   assert spec['sentinels'] == 7 and found.fingerprint == vocabulary.fingerprint != plain.fingerprint
   assert HuggingFace((folder / 'tokenizer.json').read_bytes()).sentinel(2) == vocabulary.sentinel(2)
   (folder / 'tokenizer_config.json').unlink()
+  assert huggingface.find_vocabulary(folder)[0]['sentinels'] == 7
+  (folder / 'tokenizer.json').unlink()
   assert huggingface.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
 
 

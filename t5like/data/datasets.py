@@ -39,12 +39,20 @@ def fetch(config, say=print):
 
 
 def _name(config):
-  data, spec = config.data, dict(config.vocabulary)
+  data, spec = config.data, _vocabulary(config)
   # A vocabulary that prepare makes for a mixture lies beside its datasets, wherever that is.
   spec['path'] = spec['path'].removeprefix(f'{data.directory.rstrip("/")}/')
   essence = dict(_essence(data), vocabulary=spec)
   slug = re.sub(r'[^A-Za-z0-9]+', '-', data.source).strip('-')[:40].strip('-')
   return f'{slug}-{sha256(essence)[:10]}'
+
+
+def _vocabulary(config):
+  """The vocabulary section for JSON; without keys that older versions did not have, where they have their defaults."""
+  spec = config.vocabulary.to_dict()
+  if not spec.get('special'):
+    spec.pop('special', None)
+  return spec
 
 
 def _essence(data):
@@ -63,7 +71,7 @@ def datasets(config):
   v = config.vocabulary
   essences = sorted({json.dumps(_essence(c.data), sort_keys=True, allow_nan=False) for c in found.values()})
   if len(essences) > 1 and not v.path and v.name != 'bytes':
-    path = f'{config.data.directory.rstrip("/")}/vocabulary-{sha256([essences, dict(v)])[:10]}/{VOCABULARY}'
+    path = f'{config.data.directory.rstrip("/")}/vocabulary-{sha256([essences, _vocabulary(config)])[:10]}/{VOCABULARY}'
     for c in found.values():
       with c.unlocked():
         c.vocabulary.path = path

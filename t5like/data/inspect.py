@@ -30,6 +30,7 @@ def show(store, config, step, rows, row=None, console=None):
                 f'{len(chosen)} shown. Colours tell segments apart. So far:')
   for line in train.describe(chosen[-1] + 1):
     console.print(line, markup=False)
+  _show_special(console, store.vocabulary)
   for i, index in enumerate(chosen):
     content = {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()}
     component, number, epoch = train.component(index)
@@ -61,6 +62,16 @@ def show_kept(store, path, rows, row=None, console=None):
     console.rule(f'row {i} of {size}')
     _show_row(console, store.vocabulary,
               {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()})
+
+
+def _show_special(console, vocabulary):
+  """One line of the special tokens, with their ids."""
+  roles = {role: i for role, i in vocabulary.special().items() if not isinstance(i, list)}
+  words = [f'{role} {vocabulary.pieces([i])[0]} ({i})' for role, i in roles.items()]
+  ends = [str(i) for i in vocabulary.special().get('stops', ())]
+  words += [f'generated text also ends at {", ".join(ends)}'] if ends else []
+  words.append(f'{vocabulary.num_sentinels} sentinels')
+  console.print(f'Special tokens: {", ".join(words)}', style='dim', markup=False)
 
 
 def _show_documents(console, part, number):

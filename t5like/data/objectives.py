@@ -9,27 +9,27 @@ import numpy as np
 
 from t5like import lengths
 
-BOS = 0  # the padding id starts every segment, as T5's decoders do
+PADDING = 0  # where there is no token
 MISSING = -1  # the store marks with it what lies beyond the last token
 
 
 # --- Rows for one stack -----------------------------------------------------------------------------
 
 
-def causal(tokens_BT, *, document_mask, eos_id):
+def causal(tokens_BT, *, document_mask, eos_id, bos_id=0):
   """Next-token prediction on windows cut from a stream of documents, each ended by EOS.
 
   document_mask: segments end with their EOS and do not see each other; each is predicted whole, its
-    first input being BOS, never the EOS of the segment before (seqio's LMFeatureConverter).
+    first input being `bos_id`, never the EOS of the segment before (seqio's LMFeatureConverter).
   otherwise: windows hold one token more, input t predicts token t + 1, and text runs on over the
     ends of documents (GPT-2).
   """
   if document_mask:
-    return _shifted(tokens_BT, _starts(tokens_BT, eos_id))
+    return _shifted(tokens_BT, _starts(tokens_BT, eos_id), bos_id)
   inputs, targets = tokens_BT[:, :-1], tokens_BT[:, 1:]
   there = targets != MISSING
   return dict(
-      inputs=np.where(inputs == MISSING, BOS, inputs), targets=np.where(there, targets, 0),
+      inputs=np.where(inputs == MISSING, PADDING, inputs), targets=np.where(there, targets, 0),
       weights=there.astype(np.float32),
       positions=np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape).copy(),
       segments=there.astype(np.int32))
@@ -42,13 +42,14 @@ def _starts(tokens_BT, eos_id):
   return starts
 
 
-def _shifted(tokens_BT, starts):
-  """Every token a target, its input the token before it, or BOS where a segment starts."""
+def _shifted(tokens_BT, starts, bos_id):
+  """Every token a target, its input the token before it, or `bos_id` where a segment starts."""
   there = tokens_BT != MISSING
   before = np.zeros_like(tokens_BT)
   before[:, 1:] = tokens_BT[:, :-1]
   positions, segments = _places(starts, there)
-  return dict(inputs=np.where(starts | ~there, BOS, before), targets=np.where(there, tokens_BT, 0),
+  inputs = np.where(there, np.where(starts, bos_id, before), PADDING).astype(tokens_BT.dtype)
+  return dict(inputs=inputs, targets=np.where(there, tokens_BT, 0),
               weights=there.astype(np.float32), positions=positions, segments=segments)
 
 
@@ -60,15 +61,15 @@ def _places(starts, there):
   return (index_T - first).astype(np.int32), segments.astype(np.int32)
 
 
-def prefix_lm(tokens_BT, random, *, document_mask, eos_id):
-  """As `causal` with BOS, but tokens before a random split see each other and are not predicted.
+def prefix_lm(tokens_BT, random, *, document_mask, eos_id, bos_id=0):
+  """As `causal` with a beginning, but tokens before a random split see each other and are not predicted.
 
   The split is uniform on 1 .. n - 1 for the n tokens of a row, or with document_mask of each segment
   (one of a single token has no prefix). `prefix` [B, T] is True on the inputs up to the split and on
   the one more that holds the prefix's last token (T5's pack_prefix_lm_decoder_only).
   """
   starts = _starts(tokens_BT, eos_id if document_mask else MISSING - 1)
-  batch = _shifted(tokens_BT, starts)
+  batch = _shifted(tokens_BT, starts, bos_id)
   B, T = tokens_BT.shape
   there = batch['segments'] > 0
   split = np.zeros((B, T), np.int32)
@@ -83,7 +84,7 @@ def prefix_lm(tokens_BT, random, *, document_mask, eos_id):
 
 
 def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, cls_sep, document_mask, eos_id,
-              mask_id, cls_id, vocab_size, special_ids, begins_word):
+              mask_id, cls_id, vocab_size, special_ids, begins_word, sep_id=None):
   """Masked language modelling; `targets` and `weights` are [B, P] for the positions `predict` [B, P].
 
   masking, how many of a row's n tokens (cls and sep included) are chosen, never special ones:
@@ -95,7 +96,8 @@ def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, c
   roberta without special ones. whole_word: all pieces of a word or none; words that do not fit are
   passed over; begins_word [V] says which ids begin one.
   """
-  inputs_BT, there, starts = _rows(tokens_BT, cls_sep, cls_id, eos_id, document_mask)
+  sep_id = eos_id if sep_id is None else sep_id
+  inputs_BT, there, starts = _rows(tokens_BT, cls_sep, cls_id, sep_id, eos_id, document_mask)
   B, T = inputs_BT.shape
   P = predictions
   allowed = _ordinary(vocab_size, special_ids)
@@ -127,7 +129,7 @@ def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, c
               targets=targets_BP.astype(np.int32), weights=chosen_BP.astype(np.float32))
 
 
-def _rows(tokens_BT, cls_sep, cls_id, eos_id, document_mask):
+def _rows(tokens_BT, cls_sep, cls_id, sep_id, eos_id, document_mask):
   """(inputs with 0 for what is missing, where there are tokens, where segments start)."""
   there = tokens_BT != MISSING
   starts = _starts(tokens_BT, eos_id if document_mask else MISSING - 1)
@@ -139,7 +141,7 @@ def _rows(tokens_BT, cls_sep, cls_id, eos_id, document_mask):
   inputs, there, starts = wide(inputs, cls_id), wide(there, True), wide(starts, True)
   starts[:, 1] = False  # cls belongs to the first segment, sep to the last
   end = there.sum(1)
-  inputs[np.arange(B), end], there[np.arange(B), end] = eos_id, True
+  inputs[np.arange(B), end], there[np.arange(B), end] = sep_id, True
   starts[np.arange(B), end] = False
   return inputs, there, starts
 

@@ -1,7 +1,7 @@
 """Rows that hold several texts: which go together, planned from their lengths, and where they lie."""
 import numpy as np
 
-from t5like.data.objectives import BOS
+from t5like.data.objectives import PADDING
 
 
 def pieces(sizes, capacity):
@@ -64,10 +64,10 @@ def efficiency(needs, members, starts, capacity):
   return float(share[0]) if len(share) == 1 else share
 
 
-def pair_rows(rows, S, T):
+def pair_rows(rows, S, T, start_id=0):
   """Batch for an encoder-decoder: `rows` is a list of lists of pairs (inputs, targets), a row each.
 
-  Decoder inputs are the targets one later, BOS at the start of each segment (specs of seqio's
+  Decoder inputs are the targets one later, `start_id` at the start of each segment (specs of seqio's
   EncDecFeatureConverter). What is too long loses its end, but not its last token.
   """
   encoder, decoder = _blank(len(rows), S), _blank(len(rows), T)
@@ -78,10 +78,10 @@ def pair_rows(rows, S, T):
       _write(encoder, r, s, segment, inputs)
       _write(decoder, r, t, segment, targets)
       s, t = s + len(inputs), t + len(targets)
-  return dict(_shifted(decoder), encoder=encoder)
+  return dict(_shifted(decoder, start_id), encoder=encoder)
 
 
-def one_pair_rows(inputs, targets, S, T):
+def one_pair_rows(inputs, targets, S, T, start_id=0):
   """`pair_rows` of pairs of the same lengths, [B, I] and [B, J], one to a row: all at once."""
   encoder, decoder = _blank(len(inputs), S), _blank(len(inputs), T)
   for frame, tokens in ((encoder, inputs), (decoder, targets)):
@@ -89,10 +89,10 @@ def one_pair_rows(inputs, targets, S, T):
     frame['inputs'][:, :n] = tokens
     frame['positions'][:, :n] = np.arange(n)
     frame['segments'][:, :n] = 1
-  return dict(_shifted(decoder), encoder=encoder)
+  return dict(_shifted(decoder, start_id), encoder=encoder)
 
 
-def concatenated_rows(rows, T):
+def concatenated_rows(rows, T, bos_id=0):
   """Batch for a decoder that reads inputs, then predicts targets (seqio's PrefixLMFeatureConverter).
 
   `prefix` is True on the inputs and on the position that predicts the first target. Where a pair is
@@ -110,7 +110,7 @@ def concatenated_rows(rows, T):
       t += len(inputs)
       weights[r, t:t + len(targets)] = 1
       t += len(targets)
-  return dict(_shifted(frame), weights=weights, prefix=prefix)
+  return dict(_shifted(frame, bos_id), weights=weights, prefix=prefix)
 
 
 def _blank(rows, width):
@@ -128,10 +128,14 @@ def _write(frame, row, at, segment, tokens):
   frame['segments'][row, here] = segment
 
 
-def _shifted(frame):
-  """Targets, and inputs that are the targets one later, from a frame whose `inputs` hold the targets."""
+def _shifted(frame, start_id):
+  """Targets, and inputs that are the targets one later, from a frame whose `inputs` hold the targets.
+
+  Segments begin with `start_id`.
+  """
   targets, positions, segments = frame['inputs'], frame['positions'], frame['segments']
-  inputs = np.full_like(targets, BOS)
-  inputs[:, 1:] = np.where((positions[:, 1:] > 0) & (segments[:, 1:] > 0), targets[:, :-1], BOS)
-  return dict(inputs=inputs, targets=targets, weights=(segments > 0).astype(np.float32), positions=positions,
+  there = segments > 0
+  inputs = np.where(there, start_id, PADDING).astype(targets.dtype)
+  inputs[:, 1:] = np.where((positions[:, 1:] > 0) & there[:, 1:], targets[:, :-1], inputs[:, 1:])
+  return dict(inputs=inputs, targets=targets, weights=there.astype(np.float32), positions=positions,
               segments=segments)

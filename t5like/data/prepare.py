@@ -27,6 +27,7 @@ from t5like.data import duplicates, held_out, manifests, mirror, parts, shards, 
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
 from t5like.data.vocabulary import write_file
+from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import DataError
 
 MARKS = ('part-*.json', 'digests-*.bin', 'repeats-*.bin')  # there while the work goes on
@@ -42,6 +43,7 @@ def prepare(config, say=print_progress, run=None):
   `parts.run_here`). ConfigError for keys that do not fit the text, DataError for text that cannot be
   read or has changed since, or no room for what is made of it.
   """
+  check_vocabulary(config)
   named = datasets(config)
   found = list({folder(c): c for c in named.values()}.values())
   if len(found) == 1:
@@ -112,15 +114,19 @@ def _prepare_here(config, target, say, run):
   with mirror.alone(target, say):
     manifest = manifests.load(target / manifests.MANIFEST)
     inputs = plain_json.as_read(parts.inputs(config, texts))
-    if manifest and manifest['inputs'] != inputs:
-      change = parts.difference(manifest['inputs'], inputs)
+    before = parts.as_known_to(manifest['inputs'], inputs) if manifest else inputs
+    if before != inputs:
+      say(f'{target}: an older version of t5like took special tokens by their names when it prepared this. To have '
+          'those that the files beside the tokenizer name, delete the folder and run prepare again.')
+    if manifest and manifest['inputs'] != before:
+      change = parts.difference(manifest['inputs'], before)
       raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
                       'or choose another data.directory.')
     broken = manifests.broken_files(target, manifest) if manifest else []
     if manifest and not broken:
       say(f'{target}: prepared already.')
       return target
-    plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
+    plan = dict(format=manifests.FORMAT, inputs=before, parts=parts.parts(config, texts))
     _hold_out(config, texts, plan, say)
     if broken:
       say(f'{target}: {broken[0]}; making again what is not whole.')
@@ -287,7 +293,7 @@ def _manifest(config, texts, plan, marks, vocab):
       created=dict(python=platform.python_version()),
       max_id=max(shard['max_id'] for split in splits.values() for shard in split['shards']),
       vocabulary=dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels,
-                      fingerprint=vocab.fingerprint, file=VOCABULARY))
+                      fingerprint=vocab.fingerprint, special=vocab.special(), file=VOCABULARY))
   for name in ('numpy', 'sentencepiece', 'array_record', 'tensorflow_datasets'):
     manifest['created'][name] = importlib.metadata.version(name)
   tokens = [[name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']]

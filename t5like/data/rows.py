@@ -24,9 +24,10 @@ class Rows:
     self.has_encoder = c.model.name == 'encoder_decoder'
     self.is_pairs = self.has_encoder or c.objective.name in lengths.PAIRS or bool(component.mode)
     self.eos_id, self.vocab_size = vocabulary.eos_id, vocabulary.size
+    self.start_id = vocabulary.start_id if self.has_encoder else vocabulary.bos_id
     self.sentinels = np.array([vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)], np.int32)
     self.special_ids = vocabulary.special_ids
-    self.masked = dict(mask_id=vocabulary.mask_id, cls_id=vocabulary.cls_id,
+    self.masked = dict(mask_id=vocabulary.mask_id, cls_id=vocabulary.cls_id, sep_id=vocabulary.sep_id,
                        begins_word=vocabulary.begins_word if c.objective.whole_word else None)
     self.packing = c.data.packing
     if self.packing == 'concat_split':
@@ -156,8 +157,8 @@ class Rows:
 
   def _lay_out(self, rows):
     if self.has_encoder:
-      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets)
-    return packing.concatenated_rows(rows, self.lengths.targets)
+      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, self.start_id)
+    return packing.concatenated_rows(rows, self.lengths.targets, self.start_id)
 
   def _whole_spans(self, tokens, random):
     """Span corruption of windows, one to a row: all rows at once, being of the same lengths."""
@@ -167,14 +168,14 @@ class Rows:
         sentinels=self.sentinels, eos_id=self.eos_id)
     if len(self.mode):
       inputs = np.concatenate([np.broadcast_to(self.mode, (len(inputs), len(self.mode))), inputs], 1)
-    return packing.one_pair_rows(inputs, targets, self.lengths.inputs, self.lengths.targets)
+    return packing.one_pair_rows(inputs, targets, self.lengths.inputs, self.lengths.targets, self.start_id)
 
   def _single(self, tokens, random):
     o, common = self.objective, dict(document_mask=self.document_mask, eos_id=self.eos_id)
     if o.name == 'causal':
-      return objectives.causal(tokens, **common)
+      return objectives.causal(tokens, bos_id=self.start_id, **common)
     if o.name == 'prefix_lm':
-      return objectives.prefix_lm(tokens, random, **common)
+      return objectives.prefix_lm(tokens, random, bos_id=self.start_id, **common)
     return objectives.masked_lm(
         tokens, random, density=o.noise_density, masking=o.masking, whole_word=o.whole_word,
         predictions=self.lengths.predictions, cls_sep=o.cls_sep, vocab_size=self.vocab_size,

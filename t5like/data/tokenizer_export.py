@@ -11,7 +11,7 @@ import json
 import numpy as np
 
 from t5like import plain_json
-from t5like.data.objectives import BOS
+from t5like.data import special_tokens
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import SPACE
 from t5like.errors import ConfigError
@@ -48,38 +48,63 @@ def files(vocabulary, style='', length=0):
   `style`: decode.style_of(config), for what goes around texts; `length`: the longest text of the model.
   Notes say what could not be written, and why. ConfigError without the package tokenizers.
   """
-  found, notes = {}, []
+  found = {}
   if vocabulary.name == 'sentencepiece':
-    found['spiece.model'] = vocabulary.content
+    found['spiece.model'] = vocabulary.file
   if vocabulary.name == 'huggingface':
-    content = vocabulary.content
-    if style in ('document', 'prefix', 'pair'):
-      notes.append(f'tokenizer.json is as it was: begin texts with token {BOS} yourself, as in training.')
+    content = _around_anew(vocabulary, style)
   else:
     content = _build(vocabulary, style)
-    wrong = difference(vocabulary, HuggingFace(content)) if vocabulary.unk_id is not None else ''
+    wrong = difference(vocabulary, _read_back(vocabulary, content)) if vocabulary.unk_id is not None else ''
     if wrong:
       return found, [f'No tokenizer.json was written, for in it {wrong}.']
-  found.update({'tokenizer.json': content, 'tokenizer_config.json': _settings(vocabulary, style, length)})
-  return found, notes
+  tokens = _tokens(vocabulary, style)
+  found.update({'tokenizer.json': content, 'tokenizer_config.json': _settings(vocabulary, tokens, length),
+                'special_tokens_map.json': _text(tokens)})
+  return found, []
 
 
-def _settings(vocabulary, style, length):
-  name = lambda i: None if i is None else vocabulary.pieces([i])[0]
-  tokens = dict(pad_token=vocabulary.pad_id, eos_token=vocabulary.eos_id, unk_token=vocabulary.unk_id)
-  if style.startswith('fill'):
-    tokens.update(mask_token=vocabulary.mask_id, cls_token=vocabulary.cls_id, sep_token=vocabulary.eos_id)
-  elif style in ('document', 'prefix', 'pair') and vocabulary.name != 'huggingface':
-    tokens.update(bos_token=BOS)
+def _read_back(vocabulary, content):
+  return HuggingFace(special_tokens.wrap('huggingface', special_tokens.of(vocabulary), content))
+
+
+def _around_anew(vocabulary, style):
+  """The tokenizer.json of a vocabulary, as it was unless it puts something else around texts than a run does."""
+  wants = _template(vocabulary, style)
+  at = wants.index('$A')
+  has = vocabulary.own.before, vocabulary.own.after
+  if not style or has == (tuple(wants[:at]), tuple(wants[at + 1:])):
+    return vocabulary.file
+  import tokenizers
+  tokenizer = tokenizers.Tokenizer.from_str(vocabulary.file.decode())
+  tokenizer.post_processor = _post_processor(tokenizers, vocabulary, wants)
+  return tokenizer.to_str().encode()
+
+
+def _tokens(vocabulary, style):
+  """{bos_token: text, ..} of the special tokens that there are in a run of this style."""
+  v = vocabulary
+  ids = dict(pad_token=v.pad_id, eos_token=v.eos_id, unk_token=v.unk_id)
+  if style.startswith('fill') or v.is_imported:
+    ids.update(mask_token=v.mask_id, cls_token=v.cls_id, sep_token=None if v.cls_id is None else v.sep_id)
+  if v.is_imported or style in ('document', 'prefix', 'pair'):
+    ids.update(bos_token=v.bos_id)
+  return {name: v.token(i) for name, i in ids.items() if i is not None}
+
+
+def _settings(vocabulary, tokens, length):
   settings = dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
-                  model_input_names=['input_ids', 'attention_mask'], padding_side='right')
-  settings.update({k: name(i) for k, i in tokens.items() if i is not None})
-  sentinels = [name(vocabulary.sentinel(k)) for k in range(vocabulary.num_sentinels)]
+                  model_input_names=['input_ids', 'attention_mask'], padding_side='right', **tokens)
+  sentinels = [vocabulary.token(vocabulary.sentinel(k)) for k in range(vocabulary.num_sentinels)]
   if sentinels:
     settings['additional_special_tokens'] = sentinels
   if length:
     settings['model_max_length'] = length
-  return (plain_json.dumps(settings, indent=2) + '\n').encode()
+  return _text(settings)
+
+
+def _text(values):
+  return (plain_json.dumps(values, indent=2) + '\n').encode()
 
 
 def _build(vocabulary, style):
@@ -92,20 +117,28 @@ def _build(vocabulary, style):
   tokenizer = make(tokenizers, vocabulary)
   names = [vocabulary.pieces([i])[0] for i in vocabulary.special_ids]
   tokenizer.add_special_tokens([tokenizers.AddedToken(n, special=True, normalized=False) for n in names])
-  around = _template(vocabulary, style)
-  if around != ['$A']:
-    ids = {i: vocabulary.pieces([i])[0] for i in around if i != '$A'}
-    text = lambda which: [which if i == '$A' else ids[i] for i in around]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=text('$A'), pair=text('$A') + text('$B:1'), special_tokens=[(n, int(i)) for i, n in ids.items()])
+  tokenizer.post_processor = _post_processor(tokenizers, vocabulary, _template(vocabulary, style))
   return tokenizer.to_str().encode()
+
+
+def _post_processor(tokenizers, vocabulary, around):
+  """What puts the ids `around`, in which '$A' stands for the text, around texts; None where there are none."""
+  ids = {i: vocabulary.token(i) for i in around if i != '$A'}
+  if not ids:
+    return None
+  single = [ids.get(i, i) for i in around]
+  return tokenizers.processors.TemplateProcessing(
+      single=single, pair=[*single, '$B:1'],
+      special_tokens=[(name, int(i)) for i, name in ids.items()])
 
 
 def _template(vocabulary, style):
   """What a row of training has around its text: ids, and '$A' for the text."""
-  eos, cls = ([i] if i is not None else [] for i in (vocabulary.eos_id, vocabulary.cls_id))
-  return dict(document=[BOS, '$A'], prefix=[BOS, '$A'], pair=[BOS, '$A', *eos], encoder=['$A', *eos],
-              fill_row=[*cls, '$A', *eos]).get(style, ['$A'])
+  v = vocabulary
+  bos, eos, cls, sep = ([i] if i is not None else [] for i in (v.bos_id, v.eos_id, v.cls_id, v.sep_id))
+  rows = dict(document=[*bos, '$A', *v.after], stream=['$A', *v.after], prefix=[*bos, '$A'], pair=[*bos, '$A', *eos],
+              encoder=['$A', *eos], fill_row=[*cls, '$A', *sep])
+  return rows.get(style, ['$A'])
 
 
 def _sentencepiece(tokenizers, vocabulary):
@@ -115,16 +148,20 @@ def _sentencepiece(tokenizers, vocabulary):
     raise ConfigError(f'Writing a tokenizer needs a newer protobuf than the one here, which another package may have '
                       f'asked for (apache-beam does): {str(e).partition(". ")[0]}. Export from a virtual environment '
                       "without that package, made by pip install -e '.[hf]'.") from e
-  model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.content)
+  model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.file)
   Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
   text = (Piece.NORMAL, Piece.USER_DEFINED)
   pieces = [(p.piece, p.score if p.type in text else NEVER) for p in model.pieces]
   pieces += [(vocabulary.pieces([i])[0], NEVER) for i in range(len(pieces), vocabulary.size)]
+  for i in vocabulary.special_ids.tolist():  # pieces too, in models of others
+    if i != vocabulary.unk_id:
+      pieces[i] = (vocabulary.pieces([i])[0], NEVER)
   unknown = pieces[vocabulary.unk_id][0]
   if model.trainer_spec.model_type == model.trainer_spec.UNIGRAM:
     inside = tokenizers.models.Unigram(pieces, vocabulary.unk_id, model.trainer_spec.byte_fallback)
   else:
-    order = {p.piece: (-p.score, i) for i, p in enumerate(model.pieces) if p.type in text}
+    order = {p.piece: (-p.score, i) for i, p in enumerate(model.pieces)
+             if p.type in text and i not in vocabulary.special_ids}
     inside = tokenizers.models.BPE({p: i for i, (p, _) in enumerate(pieces)}, _merges(order), unk_token=unknown,
                                    byte_fallback=model.trainer_spec.byte_fallback, fuse_unk=True)
   tokenizer = tokenizers.Tokenizer(inside)

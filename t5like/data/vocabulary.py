@@ -4,10 +4,15 @@ All kinds answer to the same names:
 
   size                  number of ids
   pad_id eos_id unk_id  int, or None where the vocabulary has no such id
+  bos_id start_id       what the texts of a decoder begin with, and those of an encoder-decoder's decoder: 0 in
+                        vocabularies of our own; begin_id: what a text without beginning may begin with
+  stop_ids suppressed   ids that end generated text, ids that are never generated
+  before after          ids that an imported tokenizer puts around a text
   num_sentinels         number of ids that stand for a corrupted span: <extra_id_0>, ...
   sentinel(k)           id of <extra_id_k>
   mask_id cls_id        what masked LMs put in place of a token, and first in a row: sentinels 0 and 1,
-                        or a Hugging Face tokenizer's own; None where there is none
+                        or an imported tokenizer's own; None where there is none
+  sep_id                what ends a row that begins with cls_id: eos_id, or a tokenizer's own
   special_ids           int32, sorted: all of the above and other ids that text never has
   begins_word           bool [size]: pieces that begin with whitespace; of bytes and characters those
                         that are no letter, digit or underscore; never special ids. A token begins a
@@ -19,14 +24,20 @@ All kinds answer to the same names:
   pieces(ids)           one readable string per id
   fingerprint           sha256, differs when any text would get other ids
   save(path)            writes what `load` reads
+  special()             the special tokens that there are, {role: id}
+
+Special tokens of imported tokenizers are those that their folder names: see special_tokens.py.
 """
 
+import dataclasses
 import heapq
-import json
+import pathlib
 import random
 import re
+import types
 
-from t5like.data import mirror
+from t5like import schema
+from t5like.data import mirror, special_tokens
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import Bytes, Characters, SentencePiece, write_file
 from t5like.errors import ConfigError, DataError
@@ -38,6 +49,7 @@ THREADS = 4
 FILES = {'sentencepiece': "a SentencePiece .model file, or '' to train one",
          'characters': "the vocabulary of a prepared dataset, or '' to collect the characters of the text",
          'huggingface': 'a tokenizer.json'}
+OURS = 'vocabulary'  # name of the vocabulary files that t5like keeps
 
 
 def train(spec, texts, path):
@@ -50,9 +62,8 @@ def train(spec, texts, path):
   if spec.name == 'bytes':
     Bytes(spec.sentinels).save(path)
   elif spec.name in FILES and (spec.path or spec.name == 'huggingface'):
-    if not mirror.is_file(spec.path):
-      raise ConfigError(f'vocabulary.path={spec.path!r} is not a file: give the path of {FILES[spec.name]}.')
-    load(spec, spec.path).save(path)
+    check_path(spec)
+    of_a_run(imported(spec, spec.path)).save(path)
   elif spec.name == 'characters':
     characters = set().union(*texts)
     if not characters:
@@ -63,6 +74,12 @@ def train(spec, texts, path):
   return load(spec, path)
 
 
+def check_path(spec):
+  """ConfigError where `spec.path` is no file."""
+  if not mirror.is_file(spec.path):
+    raise ConfigError(f'vocabulary.path={spec.path!r} is not a file: give the path of {FILES[spec.name]}.')
+
+
 def load(spec, path):
   """Returns the vocabulary in the file `path`; reads `spec.name` and `spec.sentinels` only.
 
@@ -71,22 +88,89 @@ def load(spec, path):
   if spec.name not in ('sentencepiece', 'bytes', 'characters', 'huggingface'):
     raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be sentencepiece, bytes, characters or '
                       'huggingface.')
+  return _loaded(spec, path, _content(path))
+
+
+def _content(path):
   try:
-    content = mirror.read_bytes(path)
+    return mirror.read_bytes(path)
+  except OSError as error:
+    raise DataError(f'The vocabulary file {path} cannot be read ({error.strerror}); '
+                    'run prepare again.') from error
+
+
+def _loaded(spec, path, content):
+  try:
     if spec.name == 'sentencepiece':
       return SentencePiece(content, spec.sentinels)
     if spec.name == 'huggingface':
       return HuggingFace(content)
-    fields = json.loads(content)
+    fields = schema.parse(content, schema.Object(needs=('kind',)))
     if fields.pop('kind') != spec.name:
       raise ValueError('of another kind')
     return Bytes(**fields) if spec.name == 'bytes' else Characters(**fields)
-  except OSError as error:
-    raise DataError(f'The vocabulary file {path} cannot be read ({error.strerror}); '
-                    'run prepare again.') from error
-  except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
     raise DataError(f'{path} is not a vocabulary of kind vocabulary.name={spec.name!r}, or is '
                     f'damaged ({str(error)[:200]}).') from error
+
+
+def imported(spec, path):
+  """The vocabulary of a tokenizer's file, with the special tokens that the files beside it name.
+
+  `spec`: a config's vocabulary section, whose `special` comes first. A file that t5like made holds its own. Errors as
+  `load`; ConfigError for a special token that the tokenizer does not have.
+  """
+  content = _content(path)
+  vocabulary = _loaded(spec, path, content)
+  chosen = dict(getattr(spec, 'special', {}))
+  made_here = pathlib.PurePath(str(path)).name == OURS or content.startswith(special_tokens.FIRST)
+  if spec.name not in IMPORTED or (made_here and not chosen):
+    return vocabulary
+  special = special_tokens.read(IMPORTED[spec.name](vocabulary), {} if made_here else _beside(path), chosen, path)
+  if spec.name == 'sentencepiece' and _is_plain(vocabulary, special):
+    vocabulary.before = special.before
+    return vocabulary
+  return _loaded(spec, path, special_tokens.wrap(spec.name, special, vocabulary.file))
+
+
+def _beside(path):
+  folder = str(path).rpartition('/')[0] or '.'
+  names = [name for name in special_tokens.FILES if mirror.is_file(f'{folder}/{name}')]
+  return special_tokens.parse_files({name: mirror.read_bytes(f'{folder}/{name}') for name in names}, folder)
+
+
+def _of_sentencepiece(vocabulary):
+  ids = {name: i for i, name in enumerate(vocabulary.pieces(range(vocabulary.size)))}
+  return special_tokens.Tokenizer(ids, {vocabulary.pieces([i])[0] for i in vocabulary.special_ids}, vocabulary.own)
+
+
+def _of_tokenizer_json(vocabulary):
+  return vocabulary.own
+
+
+IMPORTED = dict(sentencepiece=_of_sentencepiece, huggingface=_of_tokenizer_json)
+
+
+def _is_plain(vocabulary, special):
+  """Whether a SentencePiece model is read as `special` says without being told: as T5's, and those trained here."""
+  begins = special.bos == 0 or (special.bos is None and 0 in (special.start, special.pad))
+  roles = dict(eos=vocabulary.eos_id, pad=vocabulary.pad_id, unk=vocabulary.unk_id)
+  same = all(getattr(special, role) == i for role, i in roles.items())
+  marks = special.mask in (None, vocabulary.mask_id) and special.cls in (None, vocabulary.cls_id)
+  never = special.suppress is None or {i for i in special.suppress if i < vocabulary.size} == {*vocabulary.suppressed}
+  ends = set(special.stops) <= {vocabulary.eos_id} and special.sep in (None, vocabulary.eos_id)
+  return begins and special.start in (None, 0) and same and marks and never and ends
+
+
+def of_a_run(vocabulary):
+  """An imported vocabulary as a run keeps it: documents end with eos, so generated text ends there too."""
+  content = vocabulary.content
+  if vocabulary.name not in IMPORTED or vocabulary.eos_id in (None, *vocabulary.stop_ids):
+    return vocabulary
+  file, special = special_tokens.unwrap(vocabulary.name, content)
+  special = dataclasses.replace(special, stops=(*special.stops, vocabulary.eos_id))
+  made = types.SimpleNamespace(name=vocabulary.name, sentinels=vocabulary.num_sentinels)
+  return _loaded(made, 'vocabulary', special_tokens.wrap(vocabulary.name, special, file))
 
 
 def sample(texts, characters):

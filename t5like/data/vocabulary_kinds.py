@@ -12,6 +12,7 @@ import unicodedata
 import numpy as np
 
 from t5like import plain_json
+from t5like.data import special_tokens
 from t5like.errors import ConfigError, DataError
 
 UNKNOWN = ' ⁇ '  # what the unknown id decodes to, as SentencePiece has it
@@ -35,6 +36,12 @@ class Vocabulary:
     """
     self._names, self._surfaces, self.content = names, surfaces, content
     self.pad_id, self.eos_id, self.unk_id = special
+    self.bos_id = self.start_id = 0  # rows of our own begin with the padding id, as T5's decoders do
+    self.sep_id = self.eos_id
+    self.stop_ids = () if self.eos_id is None else (self.eos_id,)
+    self.suppressed = tuple(i for i in (self.pad_id, self.unk_id) if i is not None)
+    self.before = self.after = ()
+    self.is_imported = False  # whether its special tokens are those of another program's tokenizer
     self._sentinels = sentinels
     self.size, self.num_sentinels = len(names), len(sentinels)
     for k, i in enumerate(sentinels):
@@ -48,6 +55,37 @@ class Vocabulary:
     self.begins_word[self.special_ids] = False
     kind = f'{self.name} {self.num_sentinels}\n'.encode()
     self.fingerprint = hashlib.sha256(kind + content).hexdigest()
+
+  def _take(self, special):
+    """Takes the `special_tokens.Special` of an imported tokenizer; ValueError for ids that it does not have."""
+    self.is_imported = True
+    self._check_ids([special.bos, special.eos, special.start, special.sep, *special.stops, *special.before,
+                     *special.after])
+    self.bos_id = special.bos
+    self.start_id = special.pad if special.start is None else special.start
+    self.sep_id = self.eos_id if special.sep is None else special.sep
+    self.stop_ids = special.stops
+    if special.suppress is not None:
+      self.suppressed = special.suppress
+    self.suppressed = tuple(i for i in self.suppressed if i not in (*special.stops, special.eos))
+    self.before, self.after = special.before, special.after
+
+  @property
+  def begin_id(self):
+    """What a text may begin with that has no beginning of its own: an end of document, as before any other text."""
+    return self.bos_id if self.is_imported and self.bos_id is not None else self.eos_id
+
+  def _check_ids(self, ids):
+    wrong = [i for i in ids if i is not None and not 0 <= i < self.size]
+    if wrong:
+      raise ValueError(f'special token {wrong[0]} of {self.size} tokens')
+
+  def special(self):
+    """{role: id} of the special tokens that there are, for people; stops: a list of ids."""
+    ids = dict(bos=self.bos_id, eos=self.eos_id, pad=self.pad_id, unk=self.unk_id, mask=self.mask_id, cls=self.cls_id,
+               sep=None if self.cls_id is None else self.sep_id, start=self.start_id)
+    others = [i for i in self.stop_ids if i != self.eos_id]
+    return {role: int(i) for role, i in ids.items() if i is not None} | (dict(stops=others) if others else {})
 
   def sentinel(self, k):
     """Returns the id of <extra_id_k>; ConfigError when there are not that many."""
@@ -84,6 +122,10 @@ class Vocabulary:
     """Returns the text of a sequence of ids; ValueError for an id outside the vocabulary."""
     return b''.join([self._surfaces[i] for i in self._checked(ids)]).decode('utf-8', 'replace')
 
+  def token(self, i):
+    """The text under which a tokenizer's file has an id."""
+    return self.pieces([i])[0]
+
   def pieces(self, ids):
     """Returns a list with one readable string per id; ValueError as in `decode`."""
     return [self._names[i] for i in self._checked(ids)]
@@ -109,25 +151,42 @@ class SentencePiece(Vocabulary):
 
   name = 'sentencepiece'
 
-  def __init__(self, model, sentinels=0):
-    """`model`: bytes of the .model file. RuntimeError when it is not one."""
+  def __init__(self, content, sentinels=0):
+    """`content`: bytes of a .model file, or of a vocabulary file made of one. RuntimeError for something else."""
     import sentencepiece
-    self._model = sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.file, special = special_tokens.unwrap(self.name, content)
+    self._model = sp = sentencepiece.SentencePieceProcessor(model_proto=self.file)
     n = sp.vocab_size()
-    names = [sp.id_to_piece(i).replace('\n', '\\n') for i in range(n)]
-    inside = []
-    while not sp.is_unknown(i := sp.piece_to_id(f'<extra_id_{len(inside)}>')):
-      inside.append(i)
+    pieces = [sp.id_to_piece(i) for i in range(n)]
+    inside = special_tokens.sentinels(
+        {piece: i for i, piece in enumerate(pieces)}, {piece for i, piece in enumerate(pieces) if sp.is_control(i)})
     added = 0 if inside else sentinels
-    special = [i if i >= 0 else None for i in (sp.pad_id(), sp.eos_id(), sp.unk_id())]
+    self.own = own = self.own_roles(sp)
+    ids = [own.get(role) if special is None else getattr(special, role) for role in ('pad', 'eos', 'unk')]
     surfaces = [self._surface(i) for i in range(n)] + [b''] * added
-    self._fill(names + [''] * added, surfaces, special, inside or [n + added - 1 - k for k in range(added)], model,
-               [surface[:1].isspace() for surface in surfaces], [i for i in range(n) if sp.is_control(i)])
+    control = [i for i in range(n) if sp.is_control(i)]
+    more = [] if special is None else [special.bos, special.start, special.mask, special.cls, special.sep]
+    self._fill([piece.replace('\n', '\\n') for piece in pieces] + [''] * added, surfaces, ids,
+               inside or [n + added - 1 - k for k in range(added)], content,
+               [surface[:1].isspace() for surface in surfaces], [*control, *more])
+    if special is not None:
+      self._take(special)
+      self.mask_id = self.mask_id if special.mask is None else special.mask
+      self.cls_id = self.cls_id if special.cls is None else special.cls
+    unknown = {*control, sp.unk_id(), *range(n, n + added)}  # what no text is encoded as
+    self._reachable = np.asarray([i for i in self.special_ids if i not in unknown], np.int32)
+    self._spelt = spelling([pieces[i].strip(SPACE) for i in self._reachable])
     # Some models put a space before the text, which decoding takes away again.
     self._prefix = b' ' if sp.encode_as_pieces('a')[0].startswith(SPACE) else b''
     underscore = [sp.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()]
     exact = not self._prefix and sp.unk_id() not in underscore
     self._underscore = underscore if exact else None
+
+  @staticmethod
+  def own_roles(model):
+    """{role: id} that a SentencePiece processor says itself."""
+    ids = dict(bos=model.bos_id(), eos=model.eos_id(), pad=model.pad_id(), unk=model.unk_id())
+    return {role: i for role, i in ids.items() if i >= 0}
 
   def _surface(self, i):
     sp = self._model
@@ -142,6 +201,8 @@ class SentencePiece(Vocabulary):
     """Returns a list of int32 [n], one per text."""
     texts = list(texts)
     arrays = [np.asarray(ids, np.int32) for ids in self._model.encode(texts, num_threads=THREADS)]
+    if self._reachable.size:
+      arrays = [self._without_special(text, ids) for text, ids in zip(texts, arrays)]
     if self._underscore:
       for i, text in enumerate(texts):
         if SPACE in text:  # it would come back as a space; spelt in bytes it stays itself
@@ -149,6 +210,15 @@ class SentencePiece(Vocabulary):
           ids = parts[0] + [i for part in parts[1:] for i in self._underscore + part]
           arrays[i] = np.asarray(ids, np.int32)
     return arrays
+
+  def _without_special(self, text, ids):
+    """`ids`, or where a special token is a piece that text can have, those of the text with its name cut in two."""
+    if not np.isin(ids, self._reachable).any():
+      return ids
+    cuts = [0, *(match.start() + 1 for match in self._spelt.finditer(text)), len(text)]
+    parts = [self._model.encode(text[a:b]) for a, b in zip(cuts, cuts[1:])]
+    ids = np.asarray([i for part in parts for i in part], np.int32)
+    return ids[~np.isin(ids, self._reachable)]
 
   def decode(self, ids):
     text = super().decode(ids)
@@ -198,6 +268,8 @@ class Characters(Vocabulary):
                surfaces + [c.encode() for c in characters] + [b''] * sentinels,
                (0, 1, 2) if specials else (None, None, None), list(range(end, end + sentinels)), content,
                [False] * self._first + [not _in_word(c) for c in characters] + [False] * sentinels)
+    if not specials:
+      self.bos_id = self.start_id = None
 
   def encode_batch(self, texts):
     """Returns a list of int32 [n], one per text; DataError for an unknown character."""
@@ -224,6 +296,11 @@ def _in_word(character):
 
 def _codes(text):
   return np.frombuffer(text.encode('utf-32-le'), np.uint32)
+
+
+def spelling(names):
+  """A pattern that finds any of these texts."""
+  return re.compile('|'.join(re.escape(name) for name in names if name) or '(?!)')
 
 
 def write_file(path, content):

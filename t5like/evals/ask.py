@@ -20,7 +20,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5like import decode, lengths
-from t5like.data.objectives import BOS
 from t5like.errors import ConfigError, DataError
 
 WITH_SENTINELS = ('span_corruption', 'iid_denoising')
@@ -163,12 +162,12 @@ class Asker:
     return [self._paired(before, answer, after)]
 
   def _continued(self, before, answer):
-    start = [BOS] if self.manner != 'stream' else []
+    start = [self.vocabulary.bos_id] if self.manner != 'stream' else []
     if self.manner == 'stream' and not before:
-      if not self.ends:
+      if self.vocabulary.begin_id is None:
         raise ConfigError('this model knows no beginning of documents (vocabulary.specials=False), so the first token '
                           'of a text has no probability: give a prompt to begin with.')
-      start = self.ends
+      start = [self.vocabulary.begin_id]
     return self._shifted(start, before, answer, self.room, prefix=self.manner == 'prefix')
 
   def _shifted(self, start, before, answer, room, prefix=False, encoder=None):
@@ -182,7 +181,7 @@ class Asker:
     return Row(text[:-1], list(range(first, len(text) - 1)), text[first + 1:], (first + 1) * prefix, encoder, cut)
 
   def _masked(self, before, answer, after):
-    begin, end = ([self.vocabulary.cls_id], self.ends) if self.manner == 'fill_row' else ([], [])
+    begin, end = ([self.vocabulary.cls_id], [self.vocabulary.sep_id]) if self.manner == 'fill_row' else ([], [])
     cut = max(0, len(before) + len(answer) + len(after) - (self.room - len(begin) - len(end)))
     left = min(cut, len(before))
     right = min(cut - left, len(after))
@@ -203,11 +202,12 @@ class Asker:
     begin, known = ([], before) if manner == 'all' else (sentinel, [])
     if self.style == 'encoder':
       cut = max(0, len(mode) + len(source) + 1 - self.room)
-      row = self._shifted([BOS, *begin], known, answer, self.target_room, encoder=[*mode, *source[cut:], *self.ends])
+      row = self._shifted([self.vocabulary.start_id, *begin], known, answer, self.target_room,
+                          encoder=[*mode, *source[cut:], *self.ends])
     else:
       least = 1 + len(mode) + len(self.ends) + len(begin) + len(known) + len(answer) - 1
       cut = min(len(source), max(0, len(source) + least - self.room))
-      start = [BOS, *mode, *source[cut:], *self.ends]
+      start = [self.vocabulary.bos_id, *mode, *source[cut:], *self.ends]
       row = self._shifted([*start, *begin], known, answer, self.room)
       row.prefix = len(start)
     row.cut += cut

@@ -15,7 +15,6 @@ import difflib
 import functools
 import re
 
-from t5like.data.objectives import BOS
 from t5like.errors import ConfigError, DataError
 from t5like.evals import ask
 from t5like.evals.evaluate import attempt, ended, finished
@@ -37,16 +36,16 @@ class Continuing:
     self.asker, self.vocabulary = asker, asker.vocabulary
     learned = config.model.position.startswith('learned')
     self.room = config.model.max_positions if learned else config.data.seq_len  # as an exported config.json says
-    self.begin = [BOS] if asker.manner == 'document' else []
+    self.begin = [self.vocabulary.bos_id] if asker.manner == 'document' else []
     self.end = []
 
   @property
   def prefix(self):
     """What stands before a text that nothing stands before."""
-    if not self.begin and not self.asker.ends:
+    if not self.begin and self.vocabulary.begin_id is None:
       raise ConfigError('this model knows no beginning of documents (vocabulary.specials=False), so the harness cannot '
                         'ask it for the first token of a text.')
-    return self.begin or self.asker.ends
+    return self.begin or [self.vocabulary.begin_id]
 
   def encode(self, text):
     return [*self.begin, *self.vocabulary.encode(text), *self.end]
@@ -89,7 +88,7 @@ class Answering(Continuing):
     return self.encode(context), list(self.vocabulary.encode(continuation))
 
   def row(self, context, continuation):
-    inputs = [BOS, *continuation[:-1]]
+    inputs = [self.vocabulary.start_id, *continuation[:-1]]
     return ask.Row(inputs, list(range(len(inputs))), continuation, encoder=context[-self.room:],
                    cut=max(0, len(context) - self.room))
 

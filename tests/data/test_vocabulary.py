@@ -306,8 +306,13 @@ def tokenizer(kind, special):
   return made
 
 
-def imported(made, tmp_path):
+BERT = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', mask_token='[MASK]')
+
+
+def imported(made, tmp_path, **names):
+  """The vocabulary of a run that imports a tokenizer, beside which its settings name special tokens."""
   made.save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(names))
   return vocabulary.train(spec(name='huggingface', path=str(tmp_path / 'tokenizer.json')), None, tmp_path / 'v')
 
 
@@ -315,7 +320,7 @@ def test_wordpiece(tmp_path):
   made = tokenizer('wordpiece', ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'])
   made.enable_truncation(3)
   made.enable_padding()
-  vocab = imported(made, tmp_path)
+  vocab = imported(made, tmp_path, **BERT)
   assert (vocab.pad_id, vocab.eos_id, vocab.unk_id, vocab.mask_id, vocab.cls_id) == (0, 3, 1, 4, 2)
   assert vocab.special_ids.tolist() == [0, 1, 2, 3, 4] and vocab.num_sentinels == 0
   ids = vocab.encode('The lazy fox jumping over a dog')
@@ -344,7 +349,7 @@ def test_byte_level_bpe_round_trips(byte_level, texts):
 @pytest.fixture(scope='module')
 def byte_level(tmp_path_factory):
   made = tokenizer('bytes', ['<|endoftext|>', *(f'<extra_id_{k}>' for k in range(3))])
-  return imported(made, tmp_path_factory.mktemp('bytes'))
+  return imported(made, tmp_path_factory.mktemp('bytes'), eos_token='<|endoftext|>')
 
 
 def test_byte_level_bpe(byte_level):
