@@ -41,10 +41,19 @@ def inputs(config, texts):
   v = config.vocabulary
   if v.path and mirror.is_file(v.path):
     found['vocabulary'] = dict(sha256=shards.sha256(mirror.read_bytes(v.path)))
-    imported = vocabulary.imported(v, v.path)
-    if imported.is_imported:  # the files beside the tokenizer say which
-      found['vocabulary']['special'] = imported.special()
+    special = _special(v)
+    if special:
+      found['vocabulary']['special'] = special
   return found
+
+
+def _special(spec):
+  """Special tokens that the files beside an imported tokenizer name; {} where they do not matter."""
+  try:
+    imported = vocabulary.imported(spec, spec.path)
+  except DataError:  # another file than the one that made the tokens, as its sum shows
+    return {}
+  return imported.special() if imported.is_imported else {}
 
 
 def as_known_to(old, new):

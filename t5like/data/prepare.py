@@ -43,8 +43,9 @@ def prepare(config, say=print_progress, run=None):
   `parts.run_here`). ConfigError for keys that do not fit the text, DataError for text that cannot be
   read or has changed since, or no room for what is made of it.
   """
-  check_vocabulary(config)
   named = datasets(config)
+  if not all((folder(c) / manifests.MANIFEST).exists() for c in named.values()):
+    check_vocabulary(config)
   found = list({folder(c): c for c in named.values()}.values())
   if len(found) == 1:
     return _prepare(found[0], say, run)

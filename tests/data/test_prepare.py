@@ -261,7 +261,7 @@ def test_large_vocabularies_take_int32(make, tmp_path):
 
 def test_characters_without_specials_cover_validation_too(make, tmp_path):
   (tmp_path / 'a.txt').write_text('abcabc' * 50 + 'XYZ')
-  c = make('characters', source=f'text:{tmp_path}/a.txt', validation='tail')
+  c = make('characters', source=f'text:{tmp_path}/a.txt', validation='tail', document_mask=False)
   c.vocabulary.specials = False
   data = store.open_store(prepare.prepare(c, **QUIET))
   assert data.vocabulary.size == 6 and data.vocabulary.eos_id is None
