@@ -24,6 +24,7 @@ from t5like.errors import ConfigError
 from t5like.kernels import calls
 
 LIMIT = 900.0  # seconds for one compilation
+PROMISING = 1.1  # times the fastest step: what a search follows further
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIB = 2 ** 30
@@ -172,17 +173,14 @@ def _speed(dump, config, topology, facts, readings):
 
 
 def splits(config, topology):
-  """Ways to spread the devices of a slice, as overrides of `config.mesh`, its own first; no other if it gives sizes."""
+  """Ways to spread the devices of a slice, as ladders of overrides of `config.mesh`: each begins with its own, and a
+  step is worth trying where the one before was. No other if the config gives sizes."""
   per_slice = topology.devices // topology.slices
-  yield {}
   if any(config.mesh[axis] != 1 for axis in ('data', 'context', 'tensor')) or config.mesh.fsdp != -1:
-    return
-  for data in (2, 4, 8, per_slice):
-    if per_slice % data == 0:
-      yield {'mesh.data': data}
-  for tensor in (2, 4, 8):
-    if per_slice % tensor == 0 and config.model.num_heads % tensor == 0:
-      yield {'mesh.tensor': tensor}
+    return [[{}]]
+  data = [{'mesh.data': n} for n in (2, 4, 8, per_slice) if per_slice % n == 0]
+  tensor = [{'mesh.tensor': n} for n in (2, 4, 8) if per_slice % n == 0 and config.model.num_heads % n == 0]
+  return [[{}, *data], [{}, *tensor]]
 
 
 def options(config, topology):
@@ -210,54 +208,93 @@ def search(config, topology, say=print):
   One thing after another, each from the best of those before: how devices are split; what is kept for the
   backward pass, with more micro-batches where that is too much; compiler options; layers unrolled.
   """
-  tried = {}
-  lean = lambda overrides: {key: value for key, value in overrides.items() if _at(config, key) != value}
+  return _Search(config, topology, say).run()
 
-  def attempt(overrides, full=False):
+
+class _Search:
+  """The state of a search: what has been tried, {flags: (overrides, report or the text of its error)}."""
+
+  def __init__(self, config, topology, say):
+    self.config, self.topology, self.say = config, topology, say
+    self.tried = {}
+
+  def run(self):
+    # Several of each stage are kept: compiler options help some splits more than others, which change places then.
+    ladders = splits(self.config, self.topology)
+    while ladders:
+      self.best([ladder[0] for ladder in ladders], 1)
+      ladders = [ladder[1:] for ladder in ladders if ladder[1:] and self.is_promising(ladder[0])]
+    self._remat(self.best([], 4))
+    for options_of in filter(None, options(self.config, self.topology)):
+      merged = {**self.config.compile.options.to_dict(), **options_of}
+      self.best([{**way, 'compile.options': merged} for way in self.best([], 6)], 1)
+    # Unrolled layers take longest to compile: the fastest ways alone, with options and without.
+    fastest = self.best([], 4)
+    plain = [{key: value for key, value in way.items() if key != 'compile.options'} for way in fastest]
+    self.best([{**way, 'model.scan_layers': False} for way in fastest + plain], 1)
+    return self._compiled_to_the_end()
+  def attempt(self, overrides, full=False):
     try:
-      return predict(changed(config, overrides), topology, full)
+      return predict(changed(self.config, overrides), self.topology, full)
     except ConfigError as e:
       return str(e)
 
-  def best(stage, keep):
-    """Tries all overrides that are new; the fastest `keep` of all so far that fit (or the smallest, if none does)."""
-    new = list({flags(o): o for o in map(lean, stage) if flags(o) not in tried}.values())
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-      for overrides, report in zip(new, pool.map(attempt, new)):
-        tried[flags(overrides)] = overrides, report
-        say(f'{verdict(report)}  {flags(overrides) or "as it is"}')
-    known = [pair for pair in tried.values() if not isinstance(pair[1], str)]
-    fitting = sorted((p for p in known if p[1]['fits']), key=lambda p: p[1]['step_seconds'])
-    return [o for o, _ in (fitting or sorted(known, key=lambda p: p[1]['hbm']['used']))[:keep]]
+  def lean(self, overrides):
+    """Those that differ from the config."""
+    return {key: value for key, value in overrides.items() if _at(self.config, key) != value}
 
-  def too_large(overrides):
-    report = tried[flags(lean(overrides))][1]
+  def best(self, stage, keep):
+    """Tries all overrides that are new; the fastest `keep` of all so far that fit (or the smallest, if none does)."""
+    new = list({flags(o): o for o in map(self.lean, stage) if flags(o) not in self.tried}.values())
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+      for overrides, report in zip(new, pool.map(self.attempt, new)):
+        self.tried[flags(overrides)] = overrides, report
+        self.say(f'{verdict(report)}  {flags(overrides) or "as it is"}')
+    known = [pair for pair in self.tried.values() if not isinstance(pair[1], str)]
+    smallest = sorted(known, key=lambda pair: pair[1]['hbm']['used'])
+    return [overrides for overrides, _ in (self.fitting() or smallest)[:keep]]
+
+  def fitting(self):
+    """Of what was tried that which fits, the fastest first."""
+    known = [pair for pair in self.tried.values() if not isinstance(pair[1], str) and pair[1]['fits']]
+    return sorted(known, key=lambda pair: pair[1]['step_seconds'])
+
+  def report(self, overrides):
+    return self.tried[flags(self.lean(overrides))][1]
+
+  def is_too_large(self, overrides):
+    report = self.report(overrides)
     return not isinstance(report, str) and not report['fits']
 
-  # Several of each stage are kept: compiler options help some splits more than others, which change places then.
-  ways = best(splits(config, topology), 4)
-  stage = [{**way, 'model.remat': remat} for way in ways for remat in ('none', 'weights', 'minimal', 'full')]
-  fast = best(stage, 6)
-  for times in (2, 4):  # more micro-batches only make room: for those that need it
-    stage = [{**overrides, 'microbatches': config.microbatches * times} for overrides in stage if too_large(overrides)]
-    fast = best(stage, 6)
-  with_options = lambda way, more: {**way, 'compile.options': {**config.compile.options.to_dict(), **more}}
-  chosen = [more for more in options(config, topology) if more]
-  best([with_options(way, more) for way in fast for more in chosen], 1)
-  # Unrolled layers take longest to compile: the fastest ways alone, with options and without.
-  plain = {flags(way): way for overrides in best([], 4) for way in (
-      overrides, {key: value for key, value in overrides.items() if key != 'compile.options'})}
-  best([{**way, 'model.scan_layers': False} for way in plain.values()], 1)
-  found = [pair for pair in tried.values() if not isinstance(pair[1], str) and pair[1]['fits']]
-  found.sort(key=lambda pair: pair[1]['step_seconds'])
-  while found:  # some kernels and fusions need too much VMEM, which only the end of compilation finds out
-    say(f'compiling to the end, which takes minutes: {flags(found[0][0]) or "as it is"}')
-    report = attempt(found[0][0], full=True)
-    if not isinstance(report, str):
-      break
-    say(verdict(report))
-    found.pop(0)
-  return found
+  def is_promising(self, overrides):
+    """Whether it is nearly as fast as the fastest, or nothing fits yet."""
+    report, fitting = self.report(overrides), self.fitting()
+    if isinstance(report, str) or not fitting:
+      return not isinstance(report, str)
+    return report['fits'] and report['step_seconds'] <= PROMISING * fitting[0][1]['step_seconds']
+
+  def _remat(self, ways):
+    """What is kept for the backward pass: all there is for the fastest way, for others what was good for it."""
+    stage = [{**ways[0], 'model.remat': remat} for remat in ('none', 'weights', 'minimal', 'full')]
+    self.best(stage, 1)
+    good = [overrides['model.remat'] for overrides in stage if self.is_promising(overrides)]
+    self.best([{**way, 'model.remat': remat} for way in ways[1:] for remat in good], 1)
+    for times in (2, 4):  # more micro-batches only make room: for those that need it
+      stage = [{**overrides, 'microbatches': self.config.microbatches * times} for overrides in stage
+               if self.is_too_large(overrides)]
+      self.best(stage, 1)
+
+  def _compiled_to_the_end(self):
+    """`fitting` from the first on that compiles: some kernels and fusions need too much VMEM, which shows only then."""
+    found = self.fitting()
+    while found:
+      self.say(f'compiling to the end, which takes minutes: {flags(found[0][0]) or "as it is"}')
+      report = self.attempt(found[0][0], full=True)
+      if not isinstance(report, str):
+        break
+      self.say(verdict(report))
+      found.pop(0)
+    return found
 
 
 def _at(config, key):

@@ -1,8 +1,9 @@
 """Names of TPU slices, what is known of predictions, and the search for faster ones."""
 import pytest
 
-from t5like import compared, preflight, tpu
+from t5like import compared, config as config_lib, preflight, tpu
 from t5like.errors import ConfigError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize('name, shape, slices, devices, chips, wrap', [
@@ -47,3 +48,25 @@ def test_the_front_of_a_search_is_not_beaten():
   report = lambda seconds, used: dict(step_seconds=seconds, hbm=dict(used=used))
   found = [(k, report(*x)) for k, x in enumerate([(1, 9), (2, 10), (3, 5), (4, 6), (5, 1)])]
   assert [k for k, _ in preflight.front(found)] == [0, 2, 4]
+
+
+def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
+  """Steps of which each alone is no faster, as on v5e: options help one split with one remat, and only these."""
+  def predict(config, topology, full=False):
+    seconds, options = 1.0, dict(config.compile.options)
+    seconds += {1: 0, 2: 0.003, 4: 0.002, 8: 0.008}.get(config.mesh.data, 0.5)
+    seconds += {1: 0}.get(config.mesh.tensor, 0.2 * config.mesh.tensor)
+    seconds += dict(minimal=0, weights=-0.001, full=0.2, none=0)[config.model.remat]
+    if options:
+      seconds -= 0.03 if (config.mesh.data, config.model.remat) == (2, 'weights') else -0.001
+    tried.append((config.mesh.data, config.mesh.tensor))
+    fits = config.model.remat != 'none'
+    return dict(fits=fits, step_seconds=seconds, hbm=dict(used=2 ** 30), full=full)
+  tried, said = [], []
+  monkeypatch.setattr(preflight, 'predict', predict)
+  config = config_lib.load(f'{ROOT}/configs/yardstick_1b.py')
+  (overrides, _), *_ = preflight.search(config, tpu.parse('v5e-256'), said.append)
+  assert overrides['mesh.data'] == 2 and overrides['model.remat'] == 'weights' and overrides['compile.options']
+  assert 'compiling to the end' in said[-1]
+  # A ladder is left where it gets slower: tensor of 2 is, so that 4 and 8 are not tried.
+  assert (1, 2) in tried and (1, 4) not in tried and len(tried) < 40
