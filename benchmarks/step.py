@@ -23,7 +23,6 @@ from benchmarks import plain_jax
 from t5like import build, config as config_lib, lengths, loop, metrics, sharding, step as step_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.model import transformer
 from t5like.watchdog import Watchdog
 
 STEPS, ROUNDS = 3, 7  # steps timed at a time, times
@@ -85,7 +84,7 @@ def one_config(config):
     timed(run)
     seconds = [timed(run) for _ in range(ROUNDS)]
   tokens = config.batch_size * config.data.seq_len
-  flops = transformer.flops_per_row(model, lengths.shapes(config)) / config.data.seq_len
+  flops = build.flops_per_row(config, model) / config.data.seq_len
   peak, source = metrics.peak_flops(mesh, config.model.dtype)
   for name, s in (('median', statistics.median(seconds)), ('best', min(seconds))):
     rate = tokens / s

@@ -26,7 +26,7 @@ def lower(config, devices):
 
   from t5like import build, config as config_lib, lengths, sharding, step as step_lib
   from t5like.data import pipeline
-  from t5like.model import attention, transformer
+  from t5like.model import attention, flops
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = build.build_model(config)
@@ -43,9 +43,8 @@ def lower(config, devices):
         config.model.attention, attention.platform(), config.model.name != 'encoder', shapes.targets, shapes.targets,
         config.model.position == 'relative', bool(config.model.dropout))
     facts = dict(
-        mesh=dict(mesh.shape), parameters=count, flops_per_row=transformer.flops_per_row(model, shapes),
-        flops_per_row_untouched=transformer.flops_per_row(model, shapes),
-        attention_per_row=transformer.attention_flops(model.config, shapes),
+        mesh=dict(mesh.shape), parameters=count, flops_per_row=build.flops_per_row(config, model),
+        flops_per_row_untouched=flops.per_row(model, shapes), attention_per_row=flops.attention(model.config, shapes),
         bytes=dict(parameters=per_device(state['params']), optimizer=per_device(state['opt_state']),
                    batch=per_device(batch)),
         checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),

@@ -59,6 +59,12 @@ def parameter_shapes(model):
   return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
+def flops_per_row(config, model):
+  """Multiplications and additions of one row of training, of what has gradients (`model/flops.py`)."""
+  rates = optim.rates(config.optimizer, parameter_shapes(model))
+  return transformer.flops_per_row(model, lengths.shapes(config), rates)
+
+
 def parameters(config):
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
@@ -122,7 +128,7 @@ def sizes(config):
   """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
   with no_devices():
     model, count = build_model(config)
-    flops = transformer.flops_per_row(model, lengths.shapes(config))
+    flops = flops_per_row(config, model)
   return dict(parameters=count, flops_per_token=flops // config.data.seq_len,
               flops_per_step=flops * config.batch_size,
               flops_in_all=flops * config.stop.tokens // config.data.seq_len)

@@ -30,7 +30,6 @@ from t5like.errors import BadSteps, DataError, Failure, Preempted
 from t5like.evals import during
 from t5like.lease import Lease
 from t5like.ledger import Ledger
-from t5like.model import transformer
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 
@@ -95,7 +94,7 @@ class Run:
     self.state = self._start_state()
     _, self.train_step, self.eval_step, self.learning_rate, self.count = self._build()
     self.shapes = lengths.shapes(config)
-    flops = transformer.flops_per_row(self.model, self.shapes) / config.data.seq_len
+    flops = build.flops_per_row(config, self.model) / config.data.seq_len
     peak, self.peak_source = metrics.peak_flops(mesh, config.model.dtype)
     self.mfu = lambda rate: rate * flops / peak
     self.files = None

@@ -1,7 +1,7 @@
 """Numbers out of a run: rates, files, and what a person sees.
 
 MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter and token plus full
-attention (`transformer.flops_per_row`), over the peak of the devices' matrix units. On a CPU,
+attention, less where parameters are frozen (`model/flops.py`), over the peak of the devices' matrix units. On a CPU,
 whose peak is not published per model, it is the share of what one large matrix product reaches.
 """
 import json

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5like.model import flops
 from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand
 from t5like.model.stack import Stack, heads_first
 from t5like.sharding import gather, in_use, spread_rows
@@ -250,32 +251,4 @@ def count_params(model):
   return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: model.init(jax.random.key(0)))))
 
 
-def flops_per_row(model, lengths):
-  """Multiplications and additions of one row of training, forward and backward.
-
-  The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter and token it multiplies,
-  plus 12 N H per layer and pair of tokens that attention compares, uncut by causal masks. Tables that
-  are only looked up do not count. `lengths`: see `t5like/lengths.py`.
-  """
-  c, T, S = model.config, lengths.targets, lengths.inputs
-  predictions = lengths.predictions or T
-  total = 0
-  for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: model.init(jax.random.key(0)))):
-    keys = [k.key for k in path]
-    if keys[0] in ('positions', 'types') or 'relative' in keys:
-      continue
-    if keys[0] == 'embed':
-      total += x.size * predictions * c.tie_embeddings
-    elif keys[0] == 'head':
-      total += x.size * predictions
-    else:
-      of_encoder = keys[0] == 'encoder' or 'cross' in keys and keys[-2] in 'kv'
-      total += x.size * (S if of_encoder else T)
-  return 6 * total + attention_flops(c, lengths)
-
-
-def attention_flops(c, lengths):
-  """Of one row of training, of the products of queries, keys and values, by the same convention."""
-  T, S = lengths.targets, lengths.inputs
-  pairs = c.num_layers * T * T + (c.num_encoder_layers * S * S + c.num_layers * T * S if S else 0)
-  return 12 * c.num_heads * c.head_dim * pairs
+flops_per_row = flops.per_row
