@@ -137,7 +137,7 @@ def _matched(folder, model, where):
   wanted = names(model)
   copies = [key for key in family.copies if key not in wanted]
   problems = [f'{key} is missing' for key in wanted if key not in where]
-  problems += [f'{key} is unexpected' for key in where
+  problems += [f'{_printable(key)} is unexpected' for key in where
                if key not in wanted and key not in copies and not re.search(family.unused, key)]
   for key in (*wanted.keys() & where.keys(), *(copy for copy in copies if copy in where)):
     stored = where[key][0].get_slice(where[key][1])
@@ -151,6 +151,10 @@ def _matched(folder, model, where):
     raise CheckpointError(f'{folder}: the weights are not those of the {kind} model in its config.json: '
                           f'{"; ".join(sorted(problems)[:8])}{more}.')
   return model, where
+
+
+def _printable(name):
+  return name if name.isprintable() and len(name) <= 200 else schema.show(name)
 
 
 def _check_copies(folder, model, where, tensor):

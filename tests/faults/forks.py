@@ -38,7 +38,7 @@ class Child:
     self.log, self.code = pathlib.Path(log), None
     self.pid = os.fork()
     if not self.pid:
-      _be_a_process(work, log, devices)
+      be_a_process(work, log, devices)
 
   def poll(self):
     """The exit code, negative for signals, or None while it runs."""
@@ -65,7 +65,7 @@ class Child:
         self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def _be_a_process(work, log, devices):
+def be_a_process(work, log, devices=1):
   """Never returns."""
   code = 70
   try:
