@@ -11,6 +11,12 @@ import time
 
 from etils import epath
 
+from t5like import schema
+from t5like.schema import Object, Real, Text, Whole
+
+SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
+LINE = Object(dict(attempt=Whole(), time=SECONDS, step=Whole(), seconds=Object(rest=SECONDS), event=Text(100),
+                   began=SECONDS, why=Text(1000)), ('attempt', 'time', 'step', 'seconds'))
 PHASES = ('init', 'compile', 'data', 'step', 'save', 'eval')
 
 
@@ -56,15 +62,10 @@ class Ledger:
 
 
 def read(workdir):
-  """The lines of a run's ledger, oldest first; those that were cut off are left out."""
-  path, lines = epath.Path(workdir) / 'ledger.jsonl', []
+  """The lines of a run's ledger, oldest first; those that were cut off, or hold something else, are left out."""
   with contextlib.suppress(OSError):
-    for text in path.read_bytes().decode(errors='replace').splitlines():
-      with contextlib.suppress(ValueError):
-        line = json.loads(text)
-        if isinstance(line, dict) and {'attempt', 'time', 'step', 'seconds'} <= line.keys():
-          lines.append(line)
-  return lines
+    return list(schema.lines(epath.Path(workdir) / 'ledger.jsonl', LINE))
+  return []
 
 
 def account(lines):
@@ -82,9 +83,9 @@ def account(lines):
     event = line.get('event')
     if event == 'start':
       if last is not None:
-        seconds['idle'] += max(0.0, line['began'] - last)
-      attempts.append(dict(attempt=line['attempt'], began=line['began'], from_step=line['step'], end='ended',
-                           lasted=0.0))
+        seconds['idle'] += max(0.0, line.get('began', line['time']) - last)
+      attempts.append(dict(attempt=line['attempt'], began=line.get('began', line['time']), from_step=line['step'],
+                           end='ended', lasted=0.0))
     entry = (min(step, line['step']), line['step'], line['seconds'].get('step', 0.0), line['seconds'].get('data', 0.0))
     if event == 'rewind':
       entry = (step, step, *entry[2:])
@@ -95,7 +96,7 @@ def account(lines):
     if attempts:
       attempts[-1].update(ended=line['time'], to_step=line['step'],
                           lasted=attempts[-1]['lasted'] + sum(line['seconds'].values()),
-                          **({'end': line['why']} if event == 'end' else {}))
+                          **({'end': line.get('why', 'ended')} if event == 'end' else {}))
   seconds['step'] += sum(entry[2] for entry in worked)
   seconds['data'] += sum(entry[3] for entry in worked)
   total = sum(seconds.values())

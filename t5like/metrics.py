@@ -13,6 +13,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from t5like import schema
+
+# A line of metrics.jsonl or of samples.jsonl, as far as all of them are alike.
+LINE = schema.Object(dict(step=schema.Whole()), ('step',))
+# Lines of one of them: numbers, or null for one that was not finite.
+NUMBERS = schema.Object(LINE.fields, LINE.needs, rest=schema.Maybe(schema.Real()))
+SAMPLE = schema.Object(dict(LINE.fields, prompt=schema.Text(), text=schema.Text()), ('step', 'prompt', 'text'))
+
 # Peak dense bf16 FLOP/s of one JAX device; vendors' data sheets.
 PEAK_FLOPS = {
     'TPU v3': 61.5e12, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12,
@@ -148,8 +156,8 @@ class Files:
 
 def _step_of(line):
   try:
-    return json.loads(line)['step']
-  except (ValueError, KeyError, TypeError):
+    return schema.parse(line, LINE, schema.LINE)['step']
+  except schema.Invalid:
     return sys.maxsize  # cut off by a crash
 
 

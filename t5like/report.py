@@ -35,8 +35,8 @@ def gather(workdir):
   """All that the page shows, as JSON."""
   config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
-  lines = _jsonl(folder / 'metrics.jsonl')
-  steps = [line for line in lines if 'loss' in line]
+  lines = list(schema.lines(folder / 'metrics.jsonl', metrics.NUMBERS))
+  steps = [line for line in lines if 'loss' in line and _is_number(line.get('tokens'))]
   validations = [line for line in lines if 'validation/nll' in line]
   measured = [line for line in validations if _is_number(line['validation/nll'])]
   result = workdir_lib.read_result(workdir, config)  # None while the target of the config as it is now is ahead
@@ -60,19 +60,14 @@ def gather(workdir):
       name=folder.absolute().name, made=time.strftime('%Y-%m-%d %H:%M'), result=result, target=config.stop.tokens,
       tokens=newest['tokens'],
       step=max((line['step'] for line in lines), default=0), last=validations[-1] if validations else None,
-      bad_steps=steps[-1]['bad_steps'] if steps else 0, model=f'{config.model.name}, {config.objective.name}',
+      bad_steps=steps[-1].get('bad_steps') or 0 if steps else 0, model=f'{config.model.name}, {config.objective.name}',
       curves=curves, mixture={key.removeprefix('rows/'): curve(key) for key in parts},
       tasks={key: dict(x=[x for x, _ in points], y=[y for _, y in points]) for key, points in tasks.items()
              if not key.endswith('_stderr')},
       rewinds=[dict(r, tokens=r['to_step'] * per_step) for r in recovery.read_rewinds(workdir)],
       time=ledger.account(ledger.read(workdir)), names=NAMES, per_step=per_step,
-      samples=_jsonl(folder / 'samples.jsonl')[-12:],
+      samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
       config=[(key, repr(value)) for key, value, changed in config_lib.describe(config) if changed])
-
-
-def _jsonl(path):
-  """The objects that the lines of a file hold, those that a crash cut off left out; none if there is no file."""
-  return list(schema.lines(path, schema.Object()))
 
 
 def _is_number(value):

@@ -195,7 +195,7 @@ def _near(name, record):
 
 
 def _names(record):
-  names = list(map(str, record))
+  names = [name if len(name) <= 60 else f'{name[:57]}...' for name in map(str, record)]
   return ('the fields ' + ', '.join(names[:20]) + ', ..' * (len(names) > 20)) if names else 'no fields'
 
 

@@ -72,17 +72,17 @@ def find(name):
   known = {f.name: f for f in dataclasses.fields(Task) if f.name not in ('name', 'folder')}
   for key in values:
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      raise ConfigError(f'task {path}: unknown key {key!r}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
+      near = difflib.get_close_matches(key[:100], known, 1)
+      raise ConfigError(f'task {path}: unknown key {_show(key)}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
                         + f'There is {", ".join(known)}.')
     _check(path, key, values[key], known[key])
   if values.get('kind') not in KINDS:
-    raise ConfigError(f'task {path}: kind={values.get("kind")!r} is none of {", ".join(KINDS)}.')
+    raise ConfigError(f'task {path}: kind={_show(values.get("kind"))} is none of {", ".join(KINDS)}.')
   values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
   task = Task(path.stem, folder=str(path.parent), **values)
   for metric in task.metrics:
     if metric not in METRICS:
-      raise ConfigError(f'task {path}: metrics has {metric!r}, which is none of {", ".join(METRICS)}.')
+      raise ConfigError(f'task {path}: metrics has {_show(metric)}, which is none of {", ".join(METRICS)}.')
   if task.kind != 'perplexity' and not task.answer:
     raise ConfigError(f'task {path}: a task of kind={task.kind!r} needs a template `answer`, such as " {{answer}}".')
   return task
@@ -92,15 +92,20 @@ def _check(path, key, value, field):
   kind = {'shots': int, 'reserved': int, 'tokens': int, 'metrics': list, 'until': list, 'held_out': float}.get(key, str)
   kind = list if key == 'choices' and isinstance(value, list) else kind
   if kind is float and not (isinstance(value, (int, float)) and 0 <= value < 1):
-    raise ConfigError(f'task {path}: {key}={value!r} must be a share, at least 0 and below 1.')
+    raise ConfigError(f'task {path}: {key}={_show(value)} must be a share, at least 0 and below 1.')
   if kind is not float and (not isinstance(value, kind) or isinstance(value, bool) or kind is list and not all(
       isinstance(v, str) for v in value)):
     wants = {int: 'a whole number', list: 'a list of texts', str: 'a text'}[kind]
-    raise ConfigError(f'task {path}: {key}={value!r} must be {wants}.')
+    raise ConfigError(f'task {path}: {key}={_show(value)} must be {wants}.')
   if kind is int and value < (key == 'tokens'):
-    raise ConfigError(f'task {path}: {key}={value} must be at least {int(key == "tokens")}.')
+    raise ConfigError(f'task {path}: {key}={_show(value)} must be at least {int(key == "tokens")}.')
   if key == 'tokens' and value > MOST_TOKENS:
-    raise ConfigError(f'task {path}: tokens={value} must be at most {MOST_TOKENS:,}, for an answer takes a pass of the '
-                      'model for each.')
+    raise ConfigError(f'task {path}: tokens={_show(value)} must be at most {MOST_TOKENS:,}, for an answer takes a '
+                      'pass of the model for each.')
   if key in ('before', 'answer', 'after', 'text') and (problem := templates.check(value)):
-    raise ConfigError(f'task {path}: {key}={value!r}: {problem}')
+    raise ConfigError(f'task {path}: {key}={_show(value)}: {problem[:300]}')
+
+
+def _show(value):
+  text = repr(value)
+  return text if len(text) <= 80 else f'{text[:77]}...'
