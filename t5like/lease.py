@@ -14,6 +14,7 @@ import uuid
 
 from etils import epath
 
+from t5like import plain_json
 from t5like.errors import CheckpointError
 
 BEAT = 10.0  # seconds between renewals
@@ -61,7 +62,7 @@ class Lease:
     new = self.path.parent / f'lease.json.{self.own["id"]}.tmp'
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      new.write_text(json.dumps(dict(self.own, beats=self.beats)))
+      new.write_text(plain_json.dumps(dict(self.own, beats=self.beats)))
       new.replace(self.path)
     except OSError as e:
       raise CheckpointError(f'--workdir: cannot write {self.path} ({e}). Give a folder that this user may write '

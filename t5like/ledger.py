@@ -6,12 +6,11 @@ the run ended before they were saved or went back behind them) and idle (between
 known, and the next).
 """
 import contextlib
-import json
 import time
 
 from etils import epath
 
-from t5like import schema
+from t5like import plain_json, schema
 from t5like.schema import Object, Real, Text, Whole
 
 SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
@@ -30,12 +29,12 @@ class Ledger:
   def __init__(self, workdir, on=True):
     self.path, self.on, self.remote = epath.Path(workdir) / 'ledger.jsonl', on, '://' in str(workdir)
     self.attempt = 1 + max((line['attempt'] for line in read(workdir)), default=0) if on else 0
-    self.phase, self.since, self.seconds = 'init', time.time(), {}
-    self.began = self.since
+    self.phase, self.since, self.seconds = 'init', time.monotonic(), {}
+    self.began = time.time()
 
   def enter(self, phase):
     """From now on, time is of this phase. Returns the one before."""
-    now, before = time.time(), self.phase
+    now, before = time.monotonic(), self.phase  # a clock that nobody sets
     self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
     self.phase, self.since = phase, now
     return before
@@ -45,16 +44,16 @@ class Ledger:
     self.enter(self.phase)
     spent = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
     self.seconds = {}
-    line = dict(attempt=self.attempt, time=round(self.since, 3), step=step, seconds=spent, **event)
+    line = dict(attempt=self.attempt, time=round(time.time(), 3), step=step, seconds=spent, **event)
     if not self.on:
       return
     with contextlib.suppress(OSError):
       if self.remote:  # object stores cannot append
         before = self.path.read_text() if self.path.exists() else ''
-        self.path.write_text(before + json.dumps(line) + '\n')
+        self.path.write_text(before + plain_json.dumps(line) + '\n')
       else:
         with open(self.path, 'a', encoding='utf-8') as f:
-          f.write(json.dumps(line) + '\n')
+          f.write(plain_json.dumps(line) + '\n')
 
   def start(self, step):
     """The first line of a start of the run, which goes on from `step`."""

@@ -85,6 +85,9 @@ class Run:
     self.solved = None  # the newest results of evaluate.tasks
     self.save_late = False  # a save that waits for a finite step
     self.pending = self.last = None  # metrics of the newest step: on the devices, fetched
+    self.newest = None  # what `_report` needs of the newest step that was fetched
+    self.good_batch = None  # this host's part of the batch of the newest step that counts, for `recovery.check_model`
+    self.sound_step = -1  # whose parameters are known to give a loss that is finite
     self.window = collections.Counter()  # sums since the last line in metrics.jsonl
     self.waited = 0.0  # seconds that the devices may have waited for data, likewise
     self.stopper, self.rate = Stopper(config.stop), metrics.Rate()
@@ -133,7 +136,7 @@ class Run:
     if meta:
       self.tokens, self.examples_seen = meta['tokens'], meta['examples_seen']
       self.step = self.saved_step = meta['step']
-      self.validation = meta['validation']
+      self.validation = validation.known(meta['validation'])
       self.stopper.restore(meta['stopper'])
       self.screen.say(f'Resumed from step {self.step:,}, after {metrics.short(self.tokens)} tokens.')
     recorded = [*(meta['skipped'] if meta else []), *recovery.windows(self.rewinds, self.examples_seen)]
@@ -145,7 +148,9 @@ class Run:
       self.screen.say(line)
     while True:
       try:
-        return self._steps()
+        reason = self._steps()
+        recovery.check_model(self)
+        return reason
       except BadSteps as error:
         recovery.rewind(self, error)
         self._go_back()
@@ -153,6 +158,8 @@ class Run:
   def _go_back(self):
     """Starts again from the newest checkpoint that counts, in this process."""
     self.state = self.pending = self.last = self.validation = self.solved = None  # room for the state that comes
+    self.newest = self.good_batch = None
+    self.sound_step = -1
     self.window, self.save_late, self.stopper = collections.Counter(), False, Stopper(self.config.stop)
     self.rate.pause()
     self.now('init', 'start')
@@ -217,15 +224,23 @@ class Run:
       raise BadSteps(
           f'{values["bad_in_a_row"]} steps in a row had a loss, gradient or update that is not finite, or a spike '
           f'(guard.max_bad_steps), the last being step {step}; none of them changed the parameters. '
-          'The newest checkpoint is finite. A lower optimizer.learning_rate, a longer '
-          'schedule.warmup_steps, loss.z_loss=1e-4 or model.qk_norm=head often help.')
+          'The newest checkpoint is finite. Often a lower optimizer.learning_rate or a longer schedule.warmup_steps '
+          'helps, with which the run can be resumed, or loss.z_loss=1e-4 (add allow_changed=loss.z_loss); '
+          'model.qk_norm=head helps in a new --workdir.')
     self.rate.add(self.tokens_per_step)
+    self.newest = (step, tokens, examples_seen, values)
     if not values['bad_in_a_row']:
+      self.good_batch = batch
       w = values['weights']
       self.window.update(weights=w, loss=w * values['loss'], nll=w * values['nll'],
                          accuracy=w * values['accuracy'])
     if step % self.config.log.every == 0 and self.window['weights']:
       self._report(step, tokens, examples_seen, values)
+
+  def _report_rest(self):
+    """A line for the steps since the last one, where the run ends between two."""
+    if self.window['weights']:
+      self._report(*self.newest)
 
   def _report(self, step, tokens, examples_seen, values):
     means = {k: self.window[k] / self.window['weights'] for k in ('loss', 'nll', 'accuracy')}
@@ -235,7 +250,7 @@ class Run:
     if self.files:
       self.files.write(step, dict(
           tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means,
-          **speed, grad_norm=values['grad_norm'], update_norm=values['update_norm'],
+          **speed, grad_norm=values['grad_norm'], update_norm=values['update_norm'], param_norm=values['param_norm'],
           learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], spikes=values['spikes'],
           data_wait=self.waited))
     self.window, self.waited = collections.Counter(), 0.0
@@ -264,6 +279,7 @@ class Run:
     if sample_due and not ending:
       during.sample(self)
     if ending:
+      self._report_rest()
       saving.save_for_good(self)
       steps = self.checkpoints.steps
       saved = f'the state of step {steps[-1]:,} saved' if steps else 'nothing saved'
@@ -298,6 +314,7 @@ class Run:
   def finish(self, reason):
     """The last validation, checkpoint, samples and tasks; records that the run is done."""
     self._collect()
+    self._report_rest()
     values = self.validate()
     saving.save_for_good(self)
     during.sample(self)

@@ -4,7 +4,6 @@ MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter
 attention, less where parameters are frozen (`model/flops.py`), over the peak of the devices' matrix units. On a CPU,
 whose peak is not published per model, it is the share of what one large matrix product reaches.
 """
-import json
 import math
 import sys
 import time
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from t5like import schema
+from t5like import plain_json, schema
 
 # A line of metrics.jsonl or of samples.jsonl, as far as all of them are alike.
 LINE = schema.Object(dict(step=schema.Whole()), ('step',))
@@ -122,7 +121,7 @@ class Files:
 
   def write(self, step, values):
     """One line of numbers, with the time in seconds since 1970."""
-    line = json.dumps(dict(step=step, time=round(time.time(), 3), **values))
+    line = plain_json.dumps(dict(step=step, time=round(time.time(), 3), **values))
     if self.remote:
       self.kept.append(line)  # object stores cannot append: written whole by `flush`
     else:
@@ -135,7 +134,7 @@ class Files:
     """What the model made of a prompt: a line of samples.jsonl, and for trackers."""
     path = self.path.parent / 'samples.jsonl'
     before = path.read_text() if path.exists() else ''
-    path.write_text(before + json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False) + '\n')
+    path.write_text(before + plain_json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False) + '\n')
     self._tell('text', step, 'sample', prompt, text)
 
   def histograms(self, step, found):
@@ -217,10 +216,10 @@ class Screen:
     if rate:  # not known at the first step, which compiles
       text += f'  {short(rate)} tokens/s  MFU {values["mfu"]:.0%}  ETA {duration(left / rate)}'
     if self.bar:
-      self.bar.update(self.task, completed=tokens, text=text)
+      self.bar.update(self.task, completed=min(tokens, self.total), text=text)
     elif time.monotonic() - self.last_line >= self.SECONDS_BETWEEN_LINES:
       self.last_line = time.monotonic()
-      self.say(f'{tokens / self.total:4.0%}  {text}')
+      self.say(f'{min(1, tokens / self.total):4.0%}  {text}')  # the last step may be longer than what is left
 
   def sample(self, prompt, text, style='document'):
     """A continuation after its prompt, or an answer below it (see decode.generate for styles)."""
@@ -231,7 +230,7 @@ class Screen:
   def end(self, step, tokens):
     """The bar as it stays: the steps after the last line count too."""
     if self.bar:
-      self.bar.update(self.task, completed=tokens, text=f'step {step:,}  done')
+      self.bar.update(self.task, completed=min(tokens, self.total), text=f'step {step:,}  done')
 
   def close(self):
     if self.bar:

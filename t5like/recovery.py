@@ -4,11 +4,13 @@ workdir/rewinds.json lists how often a run went back and why. It is written befo
 is killed meanwhile does the same again. A checkpoint knows how many rewinds there had been when it was saved; one
 that a later rewind went back behind is of a past that did not happen, and is not taken.
 """
+import math
+
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from t5like import checksums, workdir as workdir_lib
+from t5like import checksums, sharding, workdir as workdir_lib
 from t5like.data import kept
 from t5like.errors import BadSteps, CheckpointError, NumericsError
 from t5like.schema import List, Object, Text, Whole
@@ -86,6 +88,26 @@ def dump(run, batch, values, step, first_row):
                    f'{values["grad_norm"]:.4g}. Its batch is in {path}')
   except CheckpointError as e:
     run.screen.say(f'WARNING: {e}')
+
+
+def check_model(run):
+  """BadSteps when the newest parameters of a loop.Run give a loss that is not finite: no checkpoint may hold them.
+
+  The step that made them was judged by its own numbers, which are of the parameters before its update: that may be
+  finite, and nothing after it. Judged by a forward pass over the newest batch whose step counted.
+  """
+  if run.good_batch is None or run.sound_step == run.step:
+    return
+  run.now('eval', 'start')  # the first time may compile
+  sums = run.eval_step(run.state['params'], sharding.to_global(run.mesh, run.good_batch))
+  loss = jax.device_get(sums['loss']).item()
+  run.now('step')
+  if not math.isfinite(loss):
+    raise BadSteps(
+        f'After step {run.step:,} the loss is {loss} on a batch on which it was finite before: an update whose numbers '
+        'were finite made a model whose are not. This state is not saved. A lower optimizer.learning_rate, a longer '
+        'schedule.warmup_steps or a larger optimizer.eps often help.')
+  run.sound_step = run.step
 
 
 def compare_devices(state, mesh, step):

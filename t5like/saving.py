@@ -1,7 +1,7 @@
 """When and how a run saves its state."""
 import importlib.metadata
 
-from t5like import config as config_lib
+from t5like import config as config_lib, recovery
 from t5like.errors import CheckpointError
 
 
@@ -19,6 +19,7 @@ def save(run):
   run.save_late = bool(run.last and run.last['bad_in_a_row'])
   if run.save_late or run.saved_step == run.step:
     return
+  recovery.check_model(run)
   if run.lease:
     run.lease.check()
   run.now('save')

@@ -1,7 +1,7 @@
 """Loss on text that a model was not trained on."""
 import jax
 
-from t5like import metrics, sharding
+from t5like import metrics, plain_json, sharding
 from t5like.data import pipeline
 
 
@@ -24,6 +24,11 @@ def measure(store, config, eval_step, params, mesh, alive):
     part = metrics.summary(add(name), 0)
     values.update({f'{name}/{k}': part[k] for k in ('nll', 'perplexity', 'accuracy', 'tokens')})
   return values
+
+
+def known(values):
+  """What `measure` gave, as a checkpoint has it (null for what was not finite), in numbers; None if there was none."""
+  return values and {key: plain_json.number(value) for key, value in values.items()}
 
 
 def lines(values, step):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import plain_json, report, workdir as workdir_lib
+from t5like import loop, plain_json, report, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
+from t5like.data import kept
 from tests import tiny
 from tests.conftest import ROOT
+from tests.test_recovery import poison
 
 
 def strictly(text):
@@ -42,12 +44,30 @@ def test_a_number_that_was_not_finite_comes_back_as_nan():
 
 def test_nothing_else_writes_json():
   """Each json.dumps in the repository refuses NaN, but for those whose text nobody reads."""
-  unread = {'schema.py', 'tokenizer_json.py', 'checkpoint.py', 'huggingface.py', 'lease.py', 'ledger.py', 'metrics.py'}
+  unread = {'schema.py', 'tokenizer_json.py', 'checkpoint.py', 'huggingface.py'}
   files = [file for folder in ('t5like', 'benchmarks', 'launch', 'docs', 'configs')
            for file in sorted((ROOT / folder).rglob('*.py'))]
   for file in files:
     for call in re.findall(r'(?<![\w.])json\.dumps?\(.*', file.read_text()):
       assert 'allow_nan=False' in call or file.name in unread, f'{file}: {call}'
+
+
+def test_one_bad_step_on_a_log_line_leaves_every_file_readable(tmp_path, monkeypatch):
+  """Loss, norms and a validation that are not finite, in metrics, checkpoints, results, kept batches and the report."""
+  poison(monkeypatch, [37])  # the third step's
+  c = tiny.config(tmp_path, steps=4, log=dict(every=3), evaluate=dict(every=2), checkpoint=dict(every=1, keep=9))
+  loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  lines = [strictly(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+  third, = [line for line in lines if line['step'] == 3]
+  assert third['grad_norm'] is None and np.isfinite(third['loss']) and third['bad_steps'] == 1
+  for name in ('ledger.jsonl', 'config.json', 'result.json'):
+    for text in (tmp_path / f'run/{name}').read_text().split('\n\n' if name.endswith('.json') else '\n'):
+      assert not text or strictly(text)
+  path, = (tmp_path / 'run/bad_steps').iterdir()
+  assert np.isnan(kept.read(path)[1]['loss'])
+  page = report.write(tmp_path / 'run')[0].read_text()
+  facts = strictly(page.split('id="data">')[1].split('</script>')[0])
+  assert facts['curves']['loss']['y'] and len(facts['curves']['grad_norm']['y']) == 1
 
 
 def test_a_report_of_lines_that_an_older_version_wrote(tmp_path):
