@@ -23,7 +23,7 @@ def main(argv):
   from absl import flags
   from apache_beam.options.pipeline_options import PipelineOptions
 
-  from t5like import config as config_lib
+  from t5like import config as config_lib, preconditions
   from t5like.data import prepare
   from t5like.errors import Failure
   flags.DEFINE_string('config', None, 'Config file, with a variant after a colon if it has any.', required=True)
@@ -38,7 +38,9 @@ def main(argv):
     yield from (job['number'] for job in jobs)
 
   try:
-    prepare.prepare(config_lib.load(flags.FLAGS.config, overrides), run=run)
+    config = config_lib.load(flags.FLAGS.config, overrides)
+    preconditions.check(config)
+    prepare.prepare(config, run=run)
   except Failure as e:
     print(f'\nERROR: {e}', file=sys.stderr)
     return e.exit_code

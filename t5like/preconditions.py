@@ -29,6 +29,7 @@ from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items, task as task_lib
 
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
+PLAIN = ('document', 'stream')  # styles of decode.style_of that take prompts as they are
 PEEK = 3  # records of a source that are looked at
 
 
@@ -97,6 +98,21 @@ def _vocabulary(config):
     from t5like import build
     build.with_vocabulary(config, vocabulary)
     check_prompts(config, vocabulary)
+  else:
+    _marks(config, vocabulary)
+
+
+def _marks(config, vocabulary):
+  """<mask> and <extra_id_k> in sample.prompts that a vocabulary will not have, whatever the text."""
+  from t5like import decode
+  if decode.style_of(config) in PLAIN:
+    return
+  for prompt in config.sample.prompts:
+    for mark in vocabulary_kinds.MARK.findall(prompt):
+      number = int(mark[10:-1]) if mark.startswith('<extra_id_') else 0
+      if number >= vocabulary.num_sentinels:
+        raise ConfigError(f'sample.prompts has {show(prompt)}: the vocabulary will have no {mark}, for '
+                          f'vocabulary.sentinels={config.vocabulary.sentinels}. Raise that, or leave it out.')
 
 
 def check_prompts(config, vocabulary):

@@ -237,6 +237,20 @@ def test_a_batch_that_the_devices_cannot_divide_is_refused_before_data_is_prepar
   assert not (tmp_path / 'prepared').exists()
 
 
+@pytest.mark.parametrize('prompt, sentinels, fine', [
+    ('a <extra_id_3>', 4, True), ('a <extra_id_4>', 4, False), ('<mask> b', 1, True), ('<mask> b', 0, False),
+    ('nothing', 0, True)])
+def test_marks_that_no_vocabulary_of_the_text_will_have(tmp_path, prompt, sentinels, fine):
+  """Of a vocabulary that is still to be made, the number of sentinels is known."""
+  c = tiny.config(tmp_path, objective=dict(name='prefix_lm'), sample=dict(prompts=(prompt,)), model=dict(vocab_size=0),
+                  vocabulary=dict(name='characters', sentinels=sentinels))
+  if fine:
+    assert preconditions.check(c) == []
+    return
+  with pytest.raises(ConfigError, match='sample.prompts has .*vocabulary.sentinels'):
+    preconditions.check(c)
+
+
 def test_prompts_that_only_the_text_shows_to_be_wrong_are_refused_before_training(tmp_path):
   """A vocabulary of characters, and a prompt that is too long once it is tokenised."""
   from t5like import loop
