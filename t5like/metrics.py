@@ -53,6 +53,11 @@ def _measured_flops(dtype, n=1024):
   return 2 * n ** 3 / min(seconds)
 
 
+def perplexity(nll):
+  """exp(nll), infinite where fp64 does not hold it, NaN of NaN."""
+  return math.exp(nll) if nll < 709 else nll + math.inf
+
+
 def summary(sums, bytes_per_token):
   """Means of a validation from its sums: nll (nats), perplexity, accuracy, tokens (predicted ones).
 
@@ -60,7 +65,7 @@ def summary(sums, bytes_per_token):
   """
   count = max(sums['weights'], 1)
   nll = sums['nll'] / count
-  values = dict(nll=nll, perplexity=math.exp(min(nll, 700)), accuracy=sums['hits'] / count,
+  values = dict(nll=nll, perplexity=perplexity(nll), accuracy=sums['hits'] / count,
                 tokens=int(sums['weights']))
   if bytes_per_token:
     values['bits_per_byte'] = nll / math.log(2) / bytes_per_token

@@ -41,10 +41,15 @@ def replay(workdir, steps=10, devices=None, say=print):
       watchdog.close()
       found.append(seen)
   for n, (one, other) in enumerate(zip(*found), 1):
-    wrong = [key for key in one if one[key] != other[key] and one[key] == one[key]]
+    wrong = [key for key in one if not _same(one[key], other[key])]
     if wrong:
       raise NumericsError(
           f'Step {first + n:,}, done twice from the checkpoint of step {first:,}, gave different bits in {len(wrong)} '
           f'of {len(one)} numbers and arrays, first {", ".join(wrong[:3])}: memory or arithmetic of a device is at '
           'fault. Run it again on fewer hosts to find which; the checkpoint is as it was saved (its checksums agree).')
   return steps * len(found[0][0])
+
+
+def _same(a, b):
+  """Whether two numbers or checksums are the same; NaN is the same as NaN only."""
+  return a == b or a != a and b != b

@@ -12,6 +12,9 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
+from t5like import plain_json
 from t5like.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,7 +55,7 @@ def selftest(only=(), say=print):
       if not problem:
         say(f'{name} ...')
         try:
-          difference = max(_difference(folder, name, way, plain, platform) for way in ways)
+          difference = _largest(_difference(folder, name, way, plain, platform) for way in ways)
           problem = '' if difference <= limit else 'FAILED'
         except _Ended as e:
           problem = f'FAILED: {e}'
@@ -98,7 +101,12 @@ def _difference(folder, name, way, plain, platform):
     other = _losses(folder, re.sub(r'\W', '', f'{name}{way}'), way, platform)
   if len(other) != len(plain[drop]):
     raise _Ended(f'{len(other)} losses instead of {len(plain[drop])}')
-  return max(abs(a - b) for a, b in zip(other, plain[drop]))
+  return _largest(abs(a - b) for a, b in zip(other, plain[drop]))
+
+
+def _largest(differences):
+  """The largest number, NaN if one is NaN: Python's max would pass it over."""
+  return float(np.max([*differences]))
 
 
 def _losses(folder, name, overrides, platform, processes=1):
@@ -110,8 +118,9 @@ def _losses(folder, name, overrides, platform, processes=1):
     start = [str(ROOT / 'launch/local.py'), f'--processes={processes}', f'--devices_per_process={8 // processes}']
   _run([sys.executable, *start, *argv], 8, platform)
   lines = map(json.loads, (folder / name / 'metrics.jsonl').read_text().strip().split('\n'))
-  return [value for line in lines for key, value in line.items() if key in ('loss', 'grad_norm', 'validation/nll')
-          and (key != 'validation/nll' or line['step'] == STEPS)]
+  compared = ('loss', 'grad_norm', 'validation/nll')
+  return [plain_json.number(value) for line in lines for key, value in line.items()
+          if key in compared and (key != 'validation/nll' or line['step'] == STEPS)]
 
 
 def _run(command, devices, platform):
@@ -131,7 +140,6 @@ def _run(command, devices, platform):
 def packing():
   """The largest difference between logits of texts that share a row and of the same texts in rows of their own."""
   import jax
-  import numpy as np
 
   from configs.base import base
   from t5like import config as config_lib, sharding
@@ -156,7 +164,7 @@ def packing():
     logits = np.asarray(jax.jit(model.apply)(jax.jit(model.init)(jax.random.key(0)), batch))
   ends = np.cumsum(sizes)
   rows = enumerate(zip(sizes, ends), 1)
-  return max(float(np.abs(logits[0, end - n:end] - logits[k, :n]).max()) for k, (n, end) in rows)
+  return _largest(np.abs(logits[0, end - n:end] - logits[k, :n]).max() for k, (n, end) in rows)
 
 
 def show(found):

@@ -90,6 +90,18 @@ def test_nan_is_the_worst_validation(nlls, n):
     assert min(x for x in nlls if math.isfinite(x)) in {nlls[step] for step in range(len(nlls)) if keep[step]}
 
 
+def test_nan_is_never_the_best_nor_the_same_as_a_number():
+  from t5like import replay, selftest
+  from t5like.evals import evaluate
+  nan = math.nan
+  assert math.isnan(selftest._largest([0.1, nan, 0.2])) and selftest._largest([0.1, 0.2]) == 0.2
+  assert not replay._same(nan, 1.0) and not replay._same(1.0, nan) and replay._same(nan, nan)
+  assert [evaluate._is_best(0, v) for v in ([nan, -1.0], [nan, nan], [-1.0, nan], [-2.0, -2.0])] == [0, 0, 1, 1]
+  assert [evaluate._is_best(1, v) for v in ([nan, -1.0], [nan, nan], [-1.0, nan], [-2.0, -2.0])] == [1, 0, 0, 0]
+  assert math.isnan(metrics.perplexity(nan)) and metrics.perplexity(math.inf) == metrics.perplexity(2e3) == math.inf
+  assert metrics.perplexity(2.0) == math.exp(2.0)
+
+
 @pytest.mark.parametrize('nlls, kept', [((2.0, math.nan, 3.0), [4, 12]), ((math.nan, 1.0, math.nan), [8, 12])])
 def test_the_best_checkpoints_are_kept_though_validations_are_nan(tmp_path, monkeypatch, nlls, kept):
   c = tiny.config(tmp_path, steps=12, checkpoint=dict(every=4, keep=1, keep_best=1), evaluate=dict(every=4))

@@ -10,12 +10,11 @@ What was found is kept in the vocabulary file, beside the tokenizer's own (`wrap
 """
 import base64
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from t5like import schema
+from t5like import plain_json, schema
 from t5like.errors import ConfigError
 
 ROLES = ('bos', 'eos', 'pad', 'unk', 'mask', 'cls', 'sep')  # named by tokenizers
@@ -247,7 +246,7 @@ def wrap(kind: str, special: Special, file: bytes) -> bytes:
   """The content of a vocabulary file: a tokenizer's file, as it is, with its special tokens."""
   fields = dict(t5like='vocabulary', kind=kind, special=dataclasses.asdict(special),
                 file=base64.b64encode(file).decode())
-  return json.dumps(fields).encode()
+  return plain_json.dumps(fields).encode()
 
 
 def unwrap(kind: str, content: bytes) -> tuple[bytes, Special | None]:

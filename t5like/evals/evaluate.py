@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from t5like import decode, lengths, sharding
+from t5like import decode, lengths, metrics, sharding
 from t5like.errors import ConfigError, DataError, Failure
 from t5like.evals import answers, ask, items, score, task as task_lib
 from t5like.model import transformer
@@ -212,7 +212,7 @@ def _means(**samples):
 def perplexity_of(logp, tokens, size):
   """nll (nats per token), perplexity and bits_per_byte of `tokens` tokens that stand for `size` bytes of text."""
   nll = -logp / max(1, tokens)
-  return dict(nll=nll, perplexity=math.exp(min(nll, 700)), bits_per_byte=-logp / math.log(2) / max(1, size))
+  return dict(nll=nll, perplexity=metrics.perplexity(nll), bits_per_byte=-logp / math.log(2) / max(1, size))
 
 
 def _perplexity(subject, task, questions):
@@ -230,11 +230,16 @@ def _choice(subject, task, questions):
   scores = subject.scorer.score_choices([list(zip(q.before, q.answers, q.after)) for q in questions])
   plain, norm, cut = [], [], 0
   for q, got in zip(questions, scores):
-    best = lambda values: float(max(range(len(got)), key=lambda i: values[i]) == q.right)
-    plain.append(best([s.logp for s in got]))
-    norm.append(best([s.logp / max(1, n) for s, n in zip(got, q.lengths)]))
+    plain.append(_is_best(q.right, [s.logp for s in got]))
+    norm.append(_is_best(q.right, [s.logp / max(1, n) for s, n in zip(got, q.lengths)]))
     cut += any(s.cut for s in got)
   return dict(_means(accuracy=plain, accuracy_norm=norm), items=len(questions), cut=cut), []
+
+
+def _is_best(right, values):
+  """1.0 if the value at index `right` is the first of the largest, else 0.0. NaN is the smallest, and never right."""
+  known = [-math.inf if math.isnan(value) else value for value in values]
+  return float(known[right] > -math.inf and known.index(max(known)) == right)
 
 
 def _cloze(subject, task, questions):
