@@ -9,7 +9,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=[*find_packages(include=['t5like', 't5like.*']), 'configs'],
-    package_data={'t5like': ['report.html'], 't5like.evals': ['tasks/*.json', 'tasks/*.jsonl']},
+    package_data={'t5like': ['report.html', 'uplot/*'], 't5like.evals': ['tasks/*.json', 'tasks/*.jsonl']},
     python_requires='>=3.11,<3.14',
     install_requires=[
         # JAX 0.11 and later need Python 3.12; on 3.11 this resolves to 0.10.

@@ -103,6 +103,7 @@ FLAGS = {
     'seed': Flag('whole', 0, low=0, high=2 ** 32 - 1),
     'out': Flag('text', value='FOLDER'),
     'folder': Flag('text', value='FOLDER'),
+    'compare': Flag('list', (), value='FOLDER,FOLDER..'),
     'only': Flag('list', (), value='NAME,NAME..'),
     'steps': Flag('whole', 10, low=1),
     'coordinator': Flag('text', '', value='HOST:PORT'),
@@ -170,7 +171,8 @@ COMMANDS = {
     'report': Command(
         'Shows where the time of a run went, and writes a page with all its curves.',
         '--workdir=runs/decoder_tiny',
-        dict(workdir=RUN, output='The page. Default: WORKDIR/report.html.')),
+        dict(workdir=RUN, output='The page. Default: WORKDIR/report.html.',
+             compare='Folders of further runs, whose curves are drawn beside.')),
     'export': Command(
         'Writes a trained model for transformers.',
         '--workdir=runs/decoder_tiny --out=exported',

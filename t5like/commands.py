@@ -201,7 +201,7 @@ def _report(flags, overrides):
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
   from t5like import report
-  path, account = report.write(flags.workdir, flags.output)
+  path, account = report.write(flags.workdir, flags.output, flags.compare)
   if account['attempts']:
     report.show(account)
   print(f'{path} shows it.')

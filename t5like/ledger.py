@@ -15,7 +15,8 @@ from t5like.schema import Object, Real, Text, Whole
 
 SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
 LINE = Object(dict(attempt=Whole(), time=SECONDS, step=Whole(), seconds=Object(rest=SECONDS), event=Text(100),
-                   began=SECONDS, why=Text(1000)), ('attempt', 'time', 'step', 'seconds'))
+                   began=SECONDS, why=Text(1000), commit=Text(100), versions=Text(1000), devices=Text(1000)), ('attempt', 'time', 'step', 'seconds'))
+FACTS = ('commit', 'versions', 'devices')  # of a start, as environment.py has them
 PHASES = ('init', 'compile', 'data', 'step', 'save', 'eval')
 
 
@@ -55,9 +56,9 @@ class Ledger:
         with open(self.path, 'a', encoding='utf-8') as f:
           f.write(plain_json.dumps(line) + '\n')
 
-  def start(self, step):
-    """The first line of a start of the run, which goes on from `step`."""
-    self.flush(step, event='start', began=round(self.began, 3))
+  def start(self, step, **facts):
+    """The first line of a start of the run, which continues from `step`; facts: what it runs on (environment.py)."""
+    self.flush(step, event='start', began=round(self.began, 3), **facts)
 
 
 def read(workdir):
@@ -84,7 +85,7 @@ def account(lines):
       if last is not None:
         seconds['idle'] += max(0.0, line.get('began', line['time']) - last)
       attempts.append(dict(attempt=line['attempt'], began=line.get('began', line['time']), from_step=line['step'],
-                           end='ended', lasted=0.0))
+                           end='ended', lasted=0.0, **{key: line[key] for key in FACTS if key in line}))
     entry = (min(step, line['step']), line['step'], line['seconds'].get('step', 0.0), line['seconds'].get('data', 0.0))
     if event == 'rewind':
       entry = (step, step, *entry[2:])

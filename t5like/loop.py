@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from t5like import (
   build,
+  environment,
   lengths,
   metrics,
   notice,
@@ -105,7 +106,7 @@ class Run:
       workdir_lib.write_config(workdir, self.asked)
       workdir_lib.write_vocabulary(workdir, store.vocabulary)
       self._open_files()
-    self.ledger.start(self.step)
+    self.ledger.start(self.step, **environment.describe(self.mesh))
 
   def _open_files(self):
     told = trackers.start(self.config.log.trackers, self.workdir, self.step, self.screen.name, self.asked)
@@ -252,7 +253,7 @@ class Run:
           tokens=tokens, examples_seen=examples_seen, **self.rows.used(examples_seen, self.skipped), **means,
           **speed, grad_norm=values['grad_norm'], update_norm=values['update_norm'], param_norm=values['param_norm'],
           learning_rate=float(self.learning_rate(step - 1)), bad_steps=values['bad_steps'], spikes=values['spikes'],
-          data_wait=self.waited))
+          data_wait=self.waited, **environment.memory()))
     self.window, self.waited = collections.Counter(), 0.0
     self.ledger.flush(step)
 

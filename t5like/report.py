@@ -1,4 +1,4 @@
-"""A run as one page, and where its time went: `python main.py report --workdir=...`."""
+"""Runs as one page, and where their time went: `python main.py report --workdir=.. [--compare=..]`."""
 import html
 import math
 import pathlib
@@ -13,74 +13,121 @@ from t5like.errors import ConfigError
 POINTS = 1500  # of a curve: more are averaged, so that the page stays small
 NAMES = dict(step='training steps', data='waiting for data', compile='compiling', init='starting',
              save='standing still to save', eval='evaluating', lost='lost and done again', idle='not running')
+CURVES = ('loss', 'accuracy', 'tokens_per_second', 'mfu', 'learning_rate', 'grad_norm', 'update_norm', 'data_wait',
+          'device_memory', 'host_memory')
+FOLDER = pathlib.Path(__file__).parent
 
 
-def write(workdir, out=None):
-  """Writes the page of a run (out: WORKDIR/report.html); returns (its path, what `ledger.account` found)."""
-  facts = gather(workdir)
-  if not facts['curves']['loss']['y'] and not facts['time']['attempts']:
-    raise ConfigError(f'--workdir={workdir}: nothing was measured there yet; metrics.jsonl has no step.')
-  page = (pathlib.Path(__file__).parent / 'report.html').read_text(encoding='utf-8')
-  # '<' would end the script that holds the numbers.
-  data = plain_json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c')
-  # In one pass: what is filled in may itself hold such a mark.
-  values = {'@TITLE@': html.escape(facts['name']), '@DATA@': data}
-  page = re.sub('@TITLE@|@DATA@', lambda mark: values[mark[0]], page)
+def write(workdir, out=None, compare=()):
+  """Writes the page of a run, with the curves of others beside its own.
+
+  Args:
+    workdir: the run's folder.
+    out: the page; default WORKDIR/report.html.
+    compare: folders of further runs.
+
+  Returns:
+    (the page's path, what `ledger.account` found of the first run).
+  """
+  runs = [gather(folder) for folder in (workdir, *compare)]
+  for folder, facts in zip((workdir, *compare), runs):
+    if not facts['curves']['loss']['y'] and not facts['time']['attempts']:
+      raise ConfigError(f'--workdir={folder}: nothing was measured there yet; metrics.jsonl has no step.')
+  _name_apart(runs, (workdir, *compare))
+  runs[0]['differences'] = _differences(runs)
   path = epath.Path(out or f'{workdir}/report.html')
-  workdir_lib.write_file(path, page)
-  return path, facts['time']
+  workdir_lib.write_file(path, _page(runs))
+  return path, runs[0]['time']
+
+
+def _page(runs):
+  """The text of the page: one file, that needs no network."""
+  # '<' would end the script that holds the numbers.
+  parts = {
+      '@TITLE@': html.escape(', '.join(run['name'] for run in runs)),
+      '@UPLOT_CSS@': (FOLDER / 'uplot' / 'uPlot.min.css').read_text(encoding='utf-8'),
+      '@UPLOT@': (FOLDER / 'uplot' / 'uPlot.iife.min.js').read_text(encoding='utf-8'),
+      '@DATA@': plain_json.dumps(runs, ensure_ascii=False).replace('<', '\\u003c')}
+  page = (FOLDER / 'report.html').read_text(encoding='utf-8')
+  # In one pass: what is filled in may itself hold such a mark.
+  return re.sub('|'.join(parts), lambda mark: parts[mark[0]], page)
+
+
+def _name_apart(runs, folders):
+  """Runs whose folders have the same name are called by their whole paths."""
+  names = [run['name'] for run in runs]
+  for run, folder in zip(runs, folders):
+    if names.count(run['name']) > 1:
+      run['name'] = str(folder)
+
+
+def _differences(runs):
+  """[[key, its value in each run]] of the config keys that are not the same in all runs."""
+  values = [dict(run.pop('all_keys')) for run in runs]
+  keys = sorted({key for keys in values for key in keys})
+  table = [[key, *(one.get(key, '') for one in values)] for key in keys]
+  return [row for row in table if len(set(row[1:])) > 1]
 
 
 def gather(workdir):
-  """All that the page shows, as JSON."""
+  """All that the page shows of a run, as JSON."""
   config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
   lines = list(schema.lines(folder / 'metrics.jsonl', metrics.NUMBERS))
   steps = [line for line in lines if 'loss' in line and _is_number(line.get('tokens'))]
   validations = [line for line in lines if 'validation/nll' in line]
-  measured = [line for line in validations if _is_number(line['validation/nll'])]
   result = workdir_lib.read_result(workdir, config)  # None while the target of the config as it is now is ahead
-  tokens = {line['step']: line['tokens'] for line in steps}
-  per_step = config.batch_size * config.data.seq_len
-  at = lambda line: tokens.get(line['step'], line['step'] * per_step)
-
-  def curve(key):
-    return _thin([(line['tokens'], line[key]) for line in steps if _is_number(line.get(key))])
   newest = result or (steps[-1] if steps else dict(tokens=0))
-  parts = sorted({key for line in steps for key in line if key.startswith('rows/')})
-  curves = {key: curve(key) for key in ('loss', 'accuracy', 'tokens_per_second', 'mfu', 'learning_rate', 'grad_norm',
-                                        'update_norm', 'data_wait')}
-  curves['validation'] = dict(x=[at(line) for line in measured], y=[line['validation/nll'] for line in measured])
-  tasks = {}
-  for line in lines:
-    for key, value in line.items():
-      if key.startswith('tasks/') and _is_number(value):
-        tasks.setdefault(key.removeprefix('tasks/'), []).append((at(line), value))
+  points = _Points(lines, config.batch_size * config.data.seq_len)
+  keys = config_lib.describe(config)
   return dict(
       name=folder.absolute().name, made=time.strftime('%Y-%m-%d %H:%M'), result=result, target=config.stop.tokens,
-      tokens=newest['tokens'],
-      step=max((line['step'] for line in lines), default=0), last=validations[-1] if validations else None,
-      bad_steps=steps[-1].get('bad_steps') or 0 if steps else 0, model=f'{config.model.name}, {config.objective.name}',
-      curves=curves, mixture={key.removeprefix('rows/'): curve(key) for key in parts},
-      tasks={key: dict(x=[x for x, _ in points], y=[y for _, y in points]) for key, points in tasks.items()
-             if not key.endswith('_stderr')},
-      rewinds=[dict(r, tokens=r['to_step'] * per_step) for r in recovery.read_rewinds(workdir)],
-      time=ledger.account(ledger.read(workdir)), names=NAMES, per_step=per_step,
-      samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
-      config=[(key, repr(value)) for key, value, changed in config_lib.describe(config) if changed])
+      tokens=newest['tokens'], step=max((line['step'] for line in lines), default=0),
+      last=validations[-1] if validations else None, bad_steps=(steps[-1].get('bad_steps') or 0) if steps else 0,
+      model=f'{config.model.name}, {config.objective.name}', per_step=points.per_step,
+      curves=dict({key: points.curve(key, steps) for key in CURVES}, validation=points.curve('validation/nll')),
+      mixture=points.curves('rows/'),
+      tasks={key: curve for key, curve in points.curves('tasks/').items() if not key.endswith('_stderr')},
+      rewinds=[dict(r, tokens=r['to_step'] * points.per_step) for r in recovery.read_rewinds(workdir)],
+      time=ledger.account(ledger.read(workdir)), names=NAMES, samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
+      config=[(key, repr(value)) for key, value, changed in keys if changed],
+      all_keys=[(key, repr(value)) for key, value, _ in keys])
+
+
+class _Points:
+  """Points of curves: where a line of metrics.jsonl lies in tokens and in hours since the first."""
+
+  def __init__(self, lines, per_step):
+    self.lines, self.per_step = lines, per_step
+    self.tokens = {line['step']: line['tokens'] for line in lines if _is_number(line.get('tokens'))}
+    times = [line['time'] for line in lines if _is_number(line.get('time'))]
+    self.began = times[0] if times else 0.0
+
+  def curve(self, key, lines=None):
+    """{'x': tokens, 'y', 'hours'} of a key, of at most POINTS points, each the mean of its neighbours."""
+    found = [line for line in (self.lines if lines is None else lines) if _is_number(line.get(key))]
+    size = max(1, -(-len(found) // POINTS))
+    groups = [found[i:i + size] for i in range(0, len(found), size)]
+    ends = [group[-1] for group in groups]
+    return dict(x=[self._at(line) for line in ends], hours=[self._hours(line) for line in ends],
+                y=[sum(line[key] for line in group) / len(group) for group in groups])
+
+  def curves(self, prefix):
+    """{rest of the key: curve} of all keys that begin with a prefix."""
+    keys = sorted({key for line in self.lines for key in line if key.startswith(prefix)})
+    curves = {key.removeprefix(prefix): self.curve(key) for key in keys}
+    return {name: curve for name, curve in curves.items() if curve['x']}
+
+  def _at(self, line):
+    return self.tokens.get(line['step'], line['step'] * self.per_step)
+
+  def _hours(self, line):
+    return (line['time'] - self.began) / 3600 if _is_number(line.get('time')) else None
 
 
 def _is_number(value):
   """Whether it can be drawn: not missing, nor null in place of what was not finite."""
   return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _thin(points):
-  """{'x', 'y'} of at most POINTS points, each the mean of its neighbours."""
-  size = max(1, -(-len(points) // POINTS))
-  groups = [points[i:i + size] for i in range(0, len(points), size)]
-  mean = lambda values: sum(values) / len(values)
-  return dict(x=[group[-1][0] for group in groups], y=[mean([y for _, y in group]) for group in groups])
 
 
 def show(account, console=None):

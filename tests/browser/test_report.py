@@ -34,41 +34,98 @@ def page(tmp_path_factory):
   return report.write(folder)[0]
 
 
-PLOTS = '''[...document.querySelectorAll('.plot')].map(p => ({title: p.querySelector('h3').textContent,
-  lines: [...p.querySelectorAll('.series')].map(l => l.getAttribute('points').split(' ').length),
-  dots: p.querySelectorAll('.point').length, bad: /NaN|Infinity/.test(p.innerHTML)}))'''
+# What each plot draws: uPlot paints on a canvas, so its data are looked at.
+PLOTS = '''charts.map(chart => ({title: chart.title, shown: chart.card.querySelector('canvas').width > 0,
+  from: chart.u.scales.x.min, to: chart.u.scales.x.max, low: chart.u.scales.y.min, high: chart.u.scales.y.max,
+  lines: chart.lines.map((line, k) => ({name: line.name, dots: !!line.dots, raw: !!line.raw,
+    points: chart.u.data[k + 1].filter(y => y != null).length,
+    bad: chart.u.data[k + 1].some(y => y != null && !isFinite(y))}))}))'''
+
+
+FLUSH = 'charts.forEach(chart => chart.u.batch(() => {}))'  # uPlot does what is asked of it later, else
+
+
+def by_title(plots):
+  return {plot['title'].split(',')[0]: plot for plot in plots}
+
+
+def points(plot):
+  return [line['points'] for line in plot['lines']]
 
 
 def test_every_plot_has_as_many_points_as_the_data(page, tmp_path):
   plots, console, requests = look(page, PLOTS, tmp_path / 'x.png')
   facts = report.gather(page.parent)
-  by_title = {p['title'].split(',')[0]: p for p in plots}
-  assert by_title['loss']['lines'] == [len(facts['curves']['loss']['x'])]
-  assert by_title['loss']['dots'] == len(facts['curves']['validation']['x']) == 8
+  found = by_title(plots)
+  whole = len(facts['curves']['loss']['x'])
+  assert points(found['loss']) == [whole, len(facts['curves']['validation']['x'])] and points(found['loss'])[1] == 8
   for title, key in (('tokens a second', 'tokens_per_second'), ('learning rate', 'learning_rate'),
-                     ('gradient norm', 'grad_norm')):
-    assert by_title[title]['lines'] == [len(facts['curves'][key]['x'])]
-  assert by_title['rows read of each part of the mixture']['lines'] == [len(facts['curves']['loss']['x'])] * 2
-  assert len(by_title['tasks']['lines']) == 1 and not any(p['bad'] for p in plots)
+                     ('gradient norm', 'grad_norm'), ('memory of the host process', 'host_memory')):
+    assert points(found[title]) == [len(facts['curves'][key]['x'])]
+  assert points(found['rows read of each part of the mixture']) == [whole] * 2
+  assert len(found['tasks']['lines']) == 1
+  assert all(plot['shown'] and not any(line['bad'] for line in plot['lines']) for plot in plots)
   assert console == [] and requests == [page.absolute().as_uri()], 'one file, nothing else, no complaints'
 
 
-def test_values_are_shown_under_the_pointer(page, tmp_path):
-  script = '''(() => { const p = document.querySelector('.plot'), s = p.querySelector('svg');
-    const b = s.getBoundingClientRect();
-    s.dispatchEvent(new PointerEvent('pointermove', {clientX: b.left + b.width * .995, clientY: b.top + 20}));
-    return p.querySelector('.hint').textContent; })()'''
+def test_the_cursor_says_what_is_below_it(page, tmp_path):
+  script = f'''(() => {{ const chart = charts[0], left = chart.u.valToPos(800 * 131072, 'x');
+    chart.u.setCursor({{left, top: 40}}); {FLUSH};
+    return chart.card.querySelector('.hint').textContent; }})()'''
   text, _, _ = look(page, script, tmp_path / 'x.png')
   curve = report.gather(page.parent)['curves']['loss']
   assert 'step 800' in text and f'training {curve["y"][-1]:.4g}' in text and 'validation' in text
 
 
-def test_the_axis_of_tokens_can_be_logarithmic(page, tmp_path):
-  script = f'''(() => {{ const before = {PLOTS}; document.querySelector('button').click(); const after = {PLOTS};
-    return [before, after, document.querySelector('button').textContent]; }})()'''
-  (before, after, label), console, _ = look(page, script, tmp_path / 'x.png')
-  assert [p['lines'] for p in before] == [p['lines'] for p in after] and 'linear' in label and console == []
-  assert not any(p['bad'] for p in after)
+def change(action):
+  """A script: what the plots were before and are after an action."""
+  return f'(() => {{ const before = {PLOTS}; {action}; {FLUSH}; return [before, {PLOTS}]; }})()'
+
+
+def test_the_axis_may_be_logarithmic_steps_or_hours(page, tmp_path):
+  for action, last in (("log.onclick()", 800 * 131_072), ("axis.value = 'steps'; axis.onchange()", 800),
+                       ("axis.value = 'hours'; axis.onchange()", 799 / 3600)):
+    (before, after), console, _ = look(page, change(action), tmp_path / 'x.png')
+    assert console == [] and [points(plot) for plot in before] == [points(plot) for plot in after]
+    assert after[0]['to'] == pytest.approx(last, rel=0.05) and before[0]['to'] == pytest.approx(800 * 131_072, rel=0.05)
+
+
+def test_smoothing_takes_the_noise_out_and_leaves_the_points(page, tmp_path):
+  script = '''(() => { smooth.value = 95; smooth.oninput(); const u = charts[0].u;
+    const rough = k => { const ys = u.data[k].filter(y => y != null).slice(400);
+      return ys.slice(1).reduce((sum, y, i) => sum + Math.abs(y - ys[i]), 0); };
+    return [charts[0].lines.map(line => [line.name, !!line.raw]), rough(1), rough(2), much.textContent]; })()'''
+  (lines, raw, smooth, label), console, _ = look(page, script, tmp_path / 'x.png')
+  assert lines == [['training', True], ['training', False], ['validation', False]]
+  assert smooth < raw / 5 and label == '0.95' and console == []
+
+
+def test_zooming_one_plot_zooms_all_and_back(page, tmp_path):
+  script = f'''(() => {{ const u = charts[1].u; u.setScale('x', {{min: 4e7, max: 6e7}}); {FLUSH}; {FLUSH};
+    const zoomed = {PLOTS}; all.onclick(); {FLUSH}; return [zoomed, {PLOTS}]; }})()'''
+  (zoomed, whole), console, _ = look(page, script, tmp_path / 'x.png')
+  assert {(plot['from'], plot['to']) for plot in zoomed} == {(4e7, 6e7)} and console == []
+  assert all(plot['to'] > 1e8 for plot in whole)
+  assert zoomed[0]['high'] - zoomed[0]['low'] < (whole[0]['high'] - whole[0]['low']) / 2
+
+
+def test_runs_are_compared_on_one_page(tmp_path):
+  for name in ('small', 'large'):
+    write_run(tmp_path / name, d_model=128 if name == 'small' else 256)
+  path, _ = report.write(tmp_path / 'small', compare=[tmp_path / 'large'])
+  script = f'''[{PLOTS}, document.querySelector('h1').textContent,
+    [...document.querySelectorAll('h2')].map(h => h.textContent),
+    [...document.querySelectorAll('td')].map(t => t.textContent)]'''
+  (plots, title, headings, cells), console, _ = look(path, script, tmp_path / 'x.png')
+  assert title == 'small, large' and console == []
+  assert [line['name'] for line in plots[0]['lines']] == ['small', 'small, validation', 'large', 'large, validation']
+  at = cells.index('model.d_model')
+  assert 'Config, where the runs differ' in headings and cells[at + 1:at + 3] == ['128', '256']
+
+
+def test_starts_show_commit_devices_and_versions(page, tmp_path):
+  cells, _, _ = look(page, "[...document.querySelectorAll('td')].map(t => t.textContent)", tmp_path / 'x.png')
+  assert {'abc1234+', '256 x TPU v5 lite, 64 hosts', 'Python 3.12.1, jax 0.12.0'} <= set(cells)
 
 
 def test_text_of_a_run_is_text(page, tmp_path):
@@ -93,4 +150,5 @@ def test_a_run_of_one_step_has_a_page(tmp_path):
   write_run(tmp_path / 'run', steps=1)
   path, account = report.write(tmp_path / 'run')
   plots, console, _ = look(path, PLOTS, tmp_path / 'x.png')
-  assert console == [] and plots and not any(p['bad'] for p in plots) and math.isfinite(account['goodput'])
+  assert console == [] and plots and math.isfinite(account['goodput'])
+  assert not any(line['bad'] for plot in plots for line in plot['lines'])
