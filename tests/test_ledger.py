@@ -53,8 +53,9 @@ def test_a_run_accounts_for_all_its_time(tmp_path):
   assert found['seconds']['lost'] == 0
   path, _ = report.write(tmp_path / 'run')
   text = path.read_text()
-  assert '@DATA@' not in text and 'http' not in text.replace('http://www.w3.org/2000/svg', '')
-  facts = json.loads(text.split('id="data">')[1].split('</script>')[0])
+  assert '@DATA@' not in text and '@UPLOT@' not in text
+  assert 'http' not in text.replace('https://github.com/leeoniya/uPlot', ''), 'which its licence notice names'
+  (facts,) = json.loads(text.split('id="data">')[1].split('</script>')[0])
   assert facts['curves']['loss']['x'] == [512 * n for n in range(1, 13)]
   assert len(facts['curves']['validation']['y']) >= 3 and facts['result']['step'] == 12
 
