@@ -15,7 +15,8 @@ from t5like.schema import Object, Real, Text, Whole
 
 SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
 LINE = Object(dict(attempt=Whole(), time=SECONDS, step=Whole(), seconds=Object(rest=SECONDS), event=Text(100),
-                   began=SECONDS, why=Text(1000), commit=Text(100), versions=Text(1000), devices=Text(1000)), ('attempt', 'time', 'step', 'seconds'))
+                   began=SECONDS, why=Text(1000), commit=Text(100), versions=Text(1000), devices=Text(1000)),
+              ('attempt', 'time', 'step', 'seconds'))
 FACTS = ('commit', 'versions', 'devices')  # of a start, as environment.py has them
 PHASES = ('init', 'compile', 'data', 'step', 'save', 'eval')
 

@@ -89,7 +89,8 @@ def gather(workdir):
       mixture=points.curves('rows/'),
       tasks={key: curve for key, curve in points.curves('tasks/').items() if not key.endswith('_stderr')},
       rewinds=[dict(r, tokens=r['to_step'] * points.per_step) for r in recovery.read_rewinds(workdir)],
-      time=ledger.account(ledger.read(workdir)), names=NAMES, samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
+      time=ledger.account(ledger.read(workdir)), names=NAMES,
+      samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
       config=[(key, repr(value)) for key, value, changed in keys if changed],
       all_keys=[(key, repr(value)) for key, value, _ in keys])
 

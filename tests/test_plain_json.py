@@ -66,7 +66,7 @@ def test_one_bad_step_on_a_log_line_leaves_every_file_readable(tmp_path, monkeyp
   path, = (tmp_path / 'run/bad_steps').iterdir()
   assert np.isnan(kept.read(path)[1]['loss'])
   page = report.write(tmp_path / 'run')[0].read_text()
-  facts = strictly(page.split('id="data">')[1].split('</script>')[0])
+  (facts,) = strictly(page.split('id="data">')[1].split('</script>')[0])
   assert facts['curves']['loss']['y'] and len(facts['curves']['grad_norm']['y']) == 1
 
 
@@ -78,7 +78,7 @@ def test_a_report_of_lines_that_an_older_version_wrote(tmp_path):
   text = f'{json.dumps(line)}\n{json.dumps(validation)}\n'
   (tmp_path / 'run/metrics.jsonl').write_text(text)
   page = report.write(tmp_path / 'run')[0].read_text()
-  facts = strictly(page.split('id="data">')[1].split('</script>')[0])
+  (facts,) = strictly(page.split('id="data">')[1].split('</script>')[0])
   assert facts['curves']['grad_norm']['y'] == [] and facts['curves']['validation']['y'] == []
   assert facts['last']['validation/nll'] is None and facts['curves']['loss']['y'] == [1.0]
 
