@@ -105,8 +105,12 @@ def build_step(config, model, total_steps, mesh):
   tx = optim.at_rates(optim.build(config.optimizer, learning_rate), rates)
   rows = rows_per_device(config, mesh)
   vocab = config.model.vocab_size // mesh.shape['tensor']
-  shapes = lengths.shapes(config)
-  predictions = -(-(shapes.predictions or shapes.targets) // mesh.shape['context'])
+  shapes, context = lengths.shapes(config), mesh.shape['context']
+  for length in filter(None, (shapes.inputs, shapes.targets)):
+    if length % context:  # which the rules of configs cannot know of mesh.context=-1
+      raise ConfigError(f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows '
+                        f'of {length} tokens: give mesh.context a number that does, and -1 to another axis.')
+  predictions = -(-(shapes.predictions or shapes.targets) // context)
   chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = step_lib.make_sums(model, config.loss, chunks)
   gradients = step_lib.make_gradients(optim.without_frozen(sums, rates), config.microbatches)

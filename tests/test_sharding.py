@@ -48,3 +48,11 @@ def test_peak_of_a_cpu_is_measured_inside_any_mesh():
   with jax.set_mesh(m):
     peak, source = metrics.peak_flops(m)
   assert 1e8 < peak < 1e15 and 'measured' in source
+
+
+def test_predictions_that_context_cannot_cut_are_everywhere():
+  mesh = sharding.make_mesh(dict(data=2, context=4), jax.devices())
+  batch = sharding.place(mesh, dict(inputs=np.zeros((2, 32), np.int32), predict=np.zeros((2, 5), np.int32),
+                                    weights=np.zeros((2, 8), np.float32)))
+  shapes = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
+  assert shapes == dict(inputs=(1, 8), predict=(1, 5), weights=(1, 2))
