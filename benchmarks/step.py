@@ -72,7 +72,7 @@ def one_config(config):
     model, count = build.build_model(config)
     tx, train_step, *_ = build.build_step(config, model, 1000, mesh)
     state = jax.jit(lambda: step_lib.init_state(model, tx, 0))()
-    batch = sharding.to_global(mesh, random_batch(config, config.batch_size // jax.process_count()))
+    batch = sharding.to_global(mesh, random_batch(config, len(sharding.rows_of_host(mesh, config.batch_size))))
     start = time.perf_counter()
     compiled = train_step.lower(state, batch).compile()
     print(f'{count:,} parameters; compiled in {time.perf_counter() - start:.1f} s; {environment()}')

@@ -172,8 +172,8 @@ class Run:
 
   def _steps(self):
     started, first = time.monotonic(), profiling.FirstStep()
-    with pipeline.train_batches(self.rows, self.config, self.examples_seen, jax.process_index(),
-                                jax.process_count(), self.skipped) as batches:
+    mine = sharding.rows_of_host(self.mesh, self.config.batch_size)
+    with pipeline.train_batches(self.rows, self.config, self.examples_seen, mine, self.skipped) as batches:
       while self.steps_left:
         self.profiler.before(self.step + 1, self.state)
         self._step(batches)

@@ -31,8 +31,8 @@ def replay(workdir, steps=10, devices=None, say=print):
         raise CheckpointError(f'--workdir={workdir} has no checkpoint yet to begin from.')
       run = loop.Run(config, store, aside, 'replay', mesh, checkpoints, None, watchdog, '')
       first, seen = run.step, []
-      with pipeline.train_batches(run.rows, run.config, run.examples_seen, jax.process_index(), jax.process_count(),
-                                  run.skipped) as batches:
+      mine = sharding.rows_of_host(mesh, run.config.batch_size)
+      with pipeline.train_batches(run.rows, run.config, run.examples_seen, mine, run.skipped) as batches:
         for _ in range(steps):
           run._step(batches)
           run._collect()

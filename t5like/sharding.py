@@ -150,11 +150,36 @@ def replicated(params, mesh):
           for path, x in named if spread and not spread & axes_of(x)]
 
 
+@functools.lru_cache(maxsize=8)
+def _shards_of_host(mesh):
+  """Which of the `batch_shards` pieces of the rows lie on devices of this process, in order."""
+  pieces = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((batch_shards(mesh),))
+  return sorted({index[0].indices(batch_shards(mesh))[0] for index in pieces.values()})
+
+
+def rows_of_host(mesh, batch_size):
+  """Which rows of a batch this process has to read, in order: those that its devices hold, or hold pieces of.
+
+  Hosts read the same rows where context or tensor spread a row over devices of several hosts.
+  """
+  size = batch_size // batch_shards(mesh)
+  return [row for shard in _shards_of_host(mesh) for row in range(shard * size, (shard + 1) * size)]
+
+
 def to_global(mesh, batch):
-  """Rows of this process (numpy, [B / processes, ...]) to global arrays [B, ...] on the mesh."""
-  pieces = mesh.shape['context']
-  return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, row_spec(x, pieces)), x), batch)
+  """The rows of `rows_of_host` (numpy, in full) to global arrays [B, ...] on the mesh."""
+  pieces, shards = mesh.shape['context'], _shards_of_host(mesh)
+
+  def spread(x):
+    size = len(x) // len(shards)
+
+    def piece(index):
+      start, stop, _ = index[0].indices(size * batch_shards(mesh))
+      first = shards.index(start // size) * size
+      return x[(slice(first, first + stop - start), *index[1:])]
+    shape = (size * batch_shards(mesh), *x.shape[1:])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, row_spec(x, pieces)), piece)
+  return jax.tree.map(spread, batch)
 
 
 def place(mesh, batch):

@@ -11,8 +11,8 @@ def measure(store, config, eval_step, params, mesh, alive):
   eval_step: of `build.build_step`; alive: called after each batch.
   """
   sums = []
-  for name, batch in pipeline.evaluation_batches(store, config, 'validation', jax.process_index(),
-                                                 jax.process_count()):
+  mine = sharding.rows_of_host(mesh, config.batch_size)
+  for name, batch in pipeline.evaluation_batches(store, config, 'validation', mine):
     sums.append((name, eval_step(params, sharding.to_global(mesh, batch))))
     alive()
   sums = [(name, {k: v.item() for k, v in s.items()}) for name, s in jax.device_get(sums)]

@@ -56,3 +56,34 @@ def test_predictions_that_context_cannot_cut_are_everywhere():
                                     weights=np.zeros((2, 8), np.float32)))
   shapes = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
   assert shapes == dict(inputs=(1, 8), predict=(1, 5), weights=(1, 2))
+
+
+@pytest.mark.parametrize('axes, devices_per_host', [
+    (dict(fsdp=8), 2), (dict(fsdp=2, context=4), 1), (dict(fsdp=2, context=4), 2), (dict(fsdp=2, context=4), 4),
+    (dict(data=2, fsdp=2, tensor=2), 1), (dict(context=8), 2), (dict(data=2, context=2, tensor=2), 2)])
+def test_hosts_read_the_rows_whose_pieces_their_devices_hold(axes, devices_per_host, monkeypatch):
+  """Also where a row is spread over devices of several hosts, and where hosts do not follow each other in the mesh."""
+  mesh = sharding.make_mesh(dict(dict(data=1, fsdp=1), **axes), jax.devices())
+  order = np.random.default_rng(0).permutation(8).reshape(-1, devices_per_host)
+  x = np.arange(8 * 16, dtype=np.int32).reshape(8, 16)
+  spec = jax.sharding.NamedSharding(mesh, sharding.row_spec(x, mesh.shape['context']))
+  wanted = spec.devices_indices_map(x.shape)
+  all_rows = set()
+  for hosts_devices in order:
+    own = {jax.devices()[i] for i in hosts_devices}
+    local = lambda self, shape: {d: i for d, i in self.devices_indices_map(shape).items() if d in own}
+    monkeypatch.setattr(jax.sharding.NamedSharding, 'addressable_devices_indices_map', local)
+
+    def of_callback(shape, sharding_, piece):
+      assert shape == x.shape
+      return {d: piece(index) for d, index in local(sharding_, shape).items()}
+    monkeypatch.setattr(jax, 'make_array_from_callback', of_callback)
+    sharding._shards_of_host.cache_clear()
+    rows = sharding.rows_of_host(mesh, 8)
+    all_rows |= set(rows)
+    pieces = sharding.to_global(mesh, dict(x=x[rows]))['x']
+    assert set(pieces) == own
+    for device, piece in pieces.items():
+      np.testing.assert_array_equal(piece, x[wanted[device]])
+  sharding._shards_of_host.cache_clear()
+  assert all_rows == set(range(8))

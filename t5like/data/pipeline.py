@@ -158,32 +158,28 @@ def _put(out, made, rows):
 class _HostBatches:
   """What Grain reads ahead: element k is this host's part of the k-th batch after `examples_seen`."""
 
-  def __init__(self, rows, batch_size, examples_seen, skipped, host, hosts):
+  def __init__(self, rows, batch_size, examples_seen, skipped, mine):
     self.rows, self.batch_size, self.seen, self.skipped = rows, batch_size, examples_seen, skipped
-    self.part = batch_size // hosts
-    self.offset = host * self.part
+    self.mine = mine
 
   def __len__(self):
     return sys.maxsize
 
   def __getitem__(self, k):
-    start = k * self.batch_size + self.offset
-    return self.rows.batch([after(self.skipped, self.seen, n) for n in range(start, start + self.part)])
+    start = k * self.batch_size
+    return self.rows.batch([after(self.skipped, self.seen, start + n) for n in self.mine])
 
 
 @contextlib.contextmanager
-def train_batches(rows, config, examples_seen=0, host=0, hosts=1, skipped=()):
+def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
   """Iterator of this host's part of each batch of TrainRows, read ahead by a thread (or worker processes).
 
-  It begins with row `examples_seen` and leaves out windows of rows `skipped` (see `after`).
-
-  Rows are dealt in blocks, host h getting the h-th, so that the global array, row for row, is the
-  same for every number of hosts. Raises DataError when the hosts do not divide the batch.
+  It begins with row `examples_seen` and leaves out windows of rows `skipped` (see `after`). mine: which rows of each
+  batch are this host's (sharding.rows_of_host), by default all. The global array, row for row, is the same for
+  every number of hosts.
   """
-  if config.batch_size % hosts:
-    raise DataError(f'batch_size={config.batch_size} is not divisible by the {hosts} hosts of this '
-                    f'run: give a multiple of {hosts}.')
-  source = _HostBatches(rows, config.batch_size, examples_seen, skipped, host, hosts)
+  mine = range(config.batch_size) if mine is None else mine
+  source = _HostBatches(rows, config.batch_size, examples_seen, skipped, mine)
   dataset = grain.MapDataset.source(source)
   if config.data.workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
@@ -211,14 +207,14 @@ def _read(iterator):
                     'lost: the same command goes on from the newest checkpoint, with the same rows.') from error
 
 
-def evaluation_batches(store, config, split='validation', host=0, hosts=1):
+def evaluation_batches(store, config, split='validation', mine=None):
   """Pairs (component name, batch): every row of a split once, in order, component by component.
 
-  Rows missing from a component's last batch have weight 0. Yields as many batches on each host, of
-  batch_size / hosts rows. What is masked or corrupted is the same every time and for every seed.
+  Rows missing from a component's last batch have weight 0. Yields as many batches on each host, of its rows (`mine`,
+  as of `train_batches`). What is masked or corrupted is the same every time and for every seed.
   """
   components, shapes = lengths.components(config), lengths.shapes(config)
-  part = config.batch_size // hosts
+  mine = range(config.batch_size) if mine is None else mine
   for k, component in enumerate(components):
     if split not in store.of(component).splits:
       continue
@@ -227,9 +223,8 @@ def evaluation_batches(store, config, split='validation', host=0, hosts=1):
     if config.evaluate.batches:
       batches = min(batches, config.evaluate.batches)
     for b in range(batches):
-      start = b * config.batch_size + host * part
-      here = range(min(start, len(rows)), min(start + part, len(rows)))
-      out = blank(shapes, any(has_prefix(c) for c in components), part)
+      here = [row for row in (b * config.batch_size + n for n in mine) if row < len(rows)]
+      out = blank(shapes, any(has_prefix(c) for c in components), len(mine))
       if here:
-        _put(out, rows.batch(list(here), [0] * len(here)), range(len(here)))
+        _put(out, rows.batch(here, [0] * len(here)), range(len(here)))
       yield component.name, out

@@ -108,7 +108,8 @@ def test_skipped_windows_are_left_out_on_every_host(opened):
   for hosts in (1, 4):
     found = []
     for h in range(hosts):
-      with pipeline.train_batches(rows, config, 0, h, hosts, skipped) as batches:
+      size = config.batch_size // hosts
+      with pipeline.train_batches(rows, config, 0, range(h * size, (h + 1) * size), skipped) as batches:
         found.append([next(batches) for _ in range(3)])
     for step in range(3):
       joined = {k: np.concatenate([leaves(f[step])[k] for f in found]) for k in leaves(found[0][step])}

@@ -29,7 +29,11 @@ def losses(folder, processes, devices, flags):
     pytest.param('decoder_tiny', dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
     pytest.param('encoder_tiny', dict(data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
     ('encdec_tiny', dict(data=2, fsdp=2, tensor=2)),
-    pytest.param('encdec_tiny', dict(data=1, fsdp=4, tensor=2), marks=pytest.mark.slow)])
+    pytest.param('encdec_tiny', dict(data=1, fsdp=4, tensor=2), marks=pytest.mark.slow),
+    # Rows whose pieces are on two processes, and on all four.
+    ('encoder_tiny', dict(data=2, fsdp=1, context=4)),
+    pytest.param('decoder_tiny', dict(data=1, fsdp=1, context=8), marks=pytest.mark.slow),
+    pytest.param('encdec_tiny', dict(data=1, fsdp=1, context=4, tensor=2), marks=pytest.mark.slow)])
 def test_four_processes_are_one(config, mesh, tmp_path):
   flags = [f'--config=configs/{config}.py:smoke', *SMALL, *(f'--config.mesh.{axis}={n}' for axis, n in mesh.items())]
   four, one = losses(tmp_path, 4, 2, flags), losses(tmp_path, 1, 8, flags)
