@@ -116,3 +116,39 @@ def check(report, kernel):
   assert report['fits'] and report['kernel'][0] == KERNELS[kernel][1] and report['step_seconds'] > 0
   has_kernel = kernel in ('splash', 'relative_bias')
   assert (report['times'].get('kernel', 0) > 0) == has_kernel
+
+
+@pytest.mark.parametrize('architecture, kernel', [row for row in ROWS if row[1] in ('splash', 'relative_bias')])
+def test_what_is_run_beside_the_train_step(architecture, kernel):
+  """Validation and scoring, of rows that are cut, and answers: forward passes have kernels of their own."""
+  import jax
+  import numpy as np
+
+  from t5like import build, lengths, sampling, sharding
+  from t5like.data import pipeline
+  from t5like.evals import score
+  axes, slices = MESHES['context2']
+  resolved = config_lib.resolve(config(architecture, kernel, axes))
+  mesh = sharding.make_mesh(resolved.mesh, devices(slices))
+  shapes = lengths.shapes(resolved)
+
+  def on(mesh, batch):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(
+        mesh, sharding.row_spec(x, mesh.shape['context']))), batch)
+  rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(resolved)), 16)
+  with jax.set_mesh(mesh):
+    model, _ = build.build_model(resolved)
+    eval_step = build.build_step(resolved, model, 100, mesh)[2]
+    params = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+    asked = {name: x for name, x in rows.items() if name != 'weights'}
+    asked.update(dict.fromkeys(('predict', 'targets'), np.zeros((16, 64), np.int32)))
+    texts = [eval_step.lower(params, on(mesh, rows)).as_text(),
+             score._predictions.lower(model, 1, params, on(mesh, asked)).as_text()]
+  if architecture != 'encoder':
+    whole = sharding.without_context(mesh)
+    prompt = {name: x for name, x in rows.items() if name not in ('weights', 'targets', 'predict')}
+    with jax.set_mesh(whole):
+      params = sharding.abstract(lambda: model.init(jax.random.key(0)), whole)
+      texts.append(sampling.start.lower(model, params, on(whole, prompt), 8).as_text())
+  assert all(kernel in text.replace('splash_mha', 'splash') for text in texts[:2])
+  assert 'tpu_custom_call' not in texts[-1] or architecture in ('encoder', 'encoder_decoder')
