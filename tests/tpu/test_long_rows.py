@@ -26,8 +26,8 @@ def name(flags):
 
 
 def test_all_architectures_are_there():
-  assert sorted(map(name, commands())) == sorted(
-      f'{config}-{row}' for config in ('decoder_1b.py', 'bert.py', 't5_1_1.py:base') for row in ('32768-4', '131072-16'))
+  configs, rows = ('decoder_1b.py', 'bert.py', 't5_1_1.py:base'), ('32768-4', '131072-16')
+  assert sorted(map(name, commands())) == sorted(f'{config}-{row}' for config in configs for row in rows)
 
 
 @pytest.mark.parametrize('flags', commands(), ids=name)
