@@ -1,4 +1,5 @@
 """Special tokens come from the folder of a tokenizer, and from nothing else."""
+import io
 import json
 import types
 
@@ -368,6 +369,18 @@ def test_prepare_print_config_and_train_refuse_before_a_document_is_read(bare, t
   assert not (tmp_path / 'prepared').exists()
 
 
+def test_print_config_lists_them(bare, tmp_path, capsys):
+  from t5like import commands
+  commands._print_config(config(tmp_path, dict(name='causal'), 'decoder', bare['huggingface'],
+                                dict(eos='<|x|>', bos='<|y|>')))
+  shown = [line.split() for line in capsys.readouterr().out.split('\n')]
+  ends = HuggingFace(open(bare['huggingface']['path'], 'rb').read()).own.ids
+  assert ['eos', str(ends['<|x|>']), "'<|x|>'"] in shown and ['bos', str(ends['<|y|>']), "'<|y|>'"] in shown
+  commands._print_config(config(tmp_path, SPANS, 'encoder_decoder', dict(name='sentencepiece', size=600, sentinels=9)))
+  shown = [line.split() for line in capsys.readouterr().out.split('\n')]
+  assert ['eos', '1'] in shown and ['start', '0'] in shown and ['sentinels', '9'] in shown
+
+
 @pytest.mark.parametrize('special, problem', [
     (dict(end='</s>'), "vocabulary.special.end='</s>': unknown role"), (dict(eos=1.5), 'vocabulary.special.eos=1.5'),
     (dict(eos='</s>'), 'belongs to an imported tokenizer')])
@@ -408,8 +421,10 @@ def test_folders_of_prepared_data_keep_their_names(tmp_path):
 
 def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
   """Prepared through the whole pipeline: every segment's first input is <s>, every document's last token </s>."""
+  from rich.console import Console
+
   from t5like import build
-  from t5like.data import pipeline, prepare
+  from t5like.data import inspect, pipeline, prepare
   made = folders.around(folders.byte_level(['<s>', '</s>']), ['<s>'])
   folder = folders.folder(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<s>', eos_token='</s>'))
   c = tiny.config(tmp_path, vocabulary=dict(name='huggingface', path=str(folder / 'tokenizer.json')),
@@ -422,6 +437,9 @@ def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
   assert begins.sum() >= 8 and (batch['inputs'][begins] == s).all()
   assert not (batch['inputs'][~begins] == s).any() and (batch['targets'] == e).any()
   assert store.manifest['vocabulary']['special'] == dict(bos=s, eos=e)
+  console = Console(record=True, width=200, file=io.StringIO())
+  inspect.show(store, c, 0, 1, console=console)
+  assert f'Special tokens: bos <s> ({s}), eos </s> ({e}), 0 sentinels' in console.export_text()
   # Changed settings are a changed vocabulary.
   (folder / 'tokenizer_config.json').write_text(json.dumps(dict(bos_token='</s>', eos_token='</s>')))
   with pytest.raises(DataError, match='has changed since it was prepared'):

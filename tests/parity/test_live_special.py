@@ -48,18 +48,23 @@ def llama(folder, tokenizer, **more):
   return folder
 
 
-def answered(folder, prompts, skip=True):
+def answered(folder, prompts):
   """What transformers says, with the special tokens that its tokenizer puts around prompts."""
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  return [tokenizer.decode(ids, skip_special_tokens=True) for ids in answered_ids(folder, prompts)]
+
+
+def answered_ids(folder, prompts):
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-  texts = []
+  answers = []
   for prompt in prompts:
     asked = tokenizer(prompt, return_tensors='pt').input_ids
     with torch.no_grad():
       out = model.generate(input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=NEW,
                            do_sample=False)[0]
-    texts.append(tokenizer.decode(out[asked.shape[1]:], skip_special_tokens=skip))
-  return texts
+    answers.append(out[asked.shape[1]:].tolist())
+  return answers
 
 
 @pytest.mark.parametrize('kind', ['begins', 'begins_and_ends', 'neither'])
@@ -98,12 +103,12 @@ def test_several_ends(tmp_path):
   tokenizer = tokenizer_of(folders.around(folders.byte_level(['<s>', '</s>']), ['<s>']), bos_token='<s>',
                            eos_token='</s>')
   folder = llama(tmp_path / 'theirs', tokenizer)
-  first = transformers.AutoTokenizer.from_pretrained(folder)(answered(folder, PROMPTS[:1])[0]).input_ids[4]
+  first = answered_ids(folder, PROMPTS[:1])[0][4]
   generation = json.loads((folder / 'generation_config.json').read_text())
   generation['eos_token_id'] = [tokenizer.eos_token_id, first]
   (folder / 'generation_config.json').write_text(json.dumps(generation))
   interchange.import_folder(folder, tmp_path / 'run')
-  expected = [text.removesuffix(tokenizer.decode([first])) for text in answered(folder, PROMPTS)]
+  expected = [tokenizer.decode([i for i in ids if i != first]) for ids in answered_ids(folder, PROMPTS)]
   run = loaded.load(tmp_path / 'run')
   assert run.generate(list(PROMPTS), tokens=NEW, temperature=0) == expected
   interchange.export_run(tmp_path / 'run', tmp_path / 'out')
