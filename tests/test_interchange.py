@@ -18,6 +18,7 @@ from t5like.data import vocabulary as vocabulary_lib
 from t5like.errors import CheckpointError, ConfigError
 from tests import folders, tiny
 from tests.conftest import ROOT
+from tests.parity import cases
 
 LLAMA = dict(tiny.MODEL.__dict__, num_layers=1, num_encoder_layers=1, d_model=16, num_heads=2, num_kv_heads=1,
              d_ff=24, vocab_size=0, max_positions=48)
@@ -83,6 +84,21 @@ def test_a_beginning_is_put_before_prompts_and_exported(imported, tmp_path):
   again = interchange.import_folder(tmp_path / 'out', tmp_path / 'again')
   assert again.data.document_mask
   assert loaded.load(tmp_path / 'again').vocabulary.special() == run.vocabulary.special()
+
+
+def test_greedy_text_is_that_of_transformers(tmp_path):
+  """As make_golden_text.py recorded it, after import and after export and import again; without <s> it is another."""
+  golden = json.loads((ROOT / 'tests' / 'golden' / 'llama_text.json').read_text())
+  folder = cases.write_folder(tmp_path / 'hf', {}, cases.weights(golden['shapes']))
+  for name, text in golden['files'].items():
+    (folder / name).write_text(text)
+  interchange.import_folder(folder, tmp_path / 'a')
+  interchange.export_run(tmp_path / 'a', tmp_path / 'out')
+  interchange.import_folder(tmp_path / 'out', tmp_path / 'b')
+  for workdir in (tmp_path / 'a', tmp_path / 'b'):
+    run = loaded.load(workdir)
+    assert run.generate(golden['prompts'], tokens=golden['tokens'], temperature=0) == golden['texts']
+  assert golden['texts'] != golden['without'] and len(set(golden['texts'])) == 3
 
 
 def test_fine_tuning_keeps_them(imported, tmp_path):
