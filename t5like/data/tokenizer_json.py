@@ -1,4 +1,5 @@
 """Vocabularies of Hugging Face models: a tokenizer.json, read by their library tokenizers."""
+import contextlib
 import json
 
 import numpy as np
@@ -7,13 +8,13 @@ from t5like import schema
 from t5like.data import special_tokens
 from t5like.data.special_tokens import Special
 from t5like.data.vocabulary_kinds import MARK, Vocabulary, spelling
-from t5like.errors import ConfigError
+from t5like.errors import ConfigError, DataError
 
 # Files that older versions kept have no special tokens with them: these names were taken for them, the first that was
 # there, and what was trained with such a file is read in the same way.
 OLDER = dict(pad=('[PAD]', '<pad>'), eos=('[SEP]', '</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>'),
              unk=('[UNK]', '<unk>'), mask=('[MASK]', '<mask>'), cls=('[CLS]', '<s>'))
-MOST = 1 << 24  # ids
+MOST = 1 << 21  # ids; XLM-V's vocabulary, the largest we know, has 901,629
 
 
 class HuggingFace(Vocabulary):
@@ -57,7 +58,8 @@ class HuggingFace(Vocabulary):
   def encode_batch(self, texts):
     """Returns a list of int32 [n], one per text."""
     texts = list(texts)
-    encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+    with _explained(DataError, '. Is the tokenizer.json whole, and made for such text?'):
+      encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
     return [self._without(self._never, self._model, text, encoding.ids) for text, encoding in zip(texts, encodings)]
 
   def encode_marked(self, text):
@@ -121,11 +123,20 @@ def library():
   return tokenizers
 
 
-def _library_tokenizer(content):
+@contextlib.contextmanager
+def _explained(failure, advice=''):
+  """Turns the errors of the library, which have no types of their own, into `failure`."""
   try:
+    yield
+  except (KeyboardInterrupt, SystemExit, MemoryError):
+    raise
+  except BaseException as error:  # a panic of Rust is no Exception
+    raise failure(f'the library tokenizers says: {" ".join(str(error).split())[:300]}{advice}') from error
+
+
+def _library_tokenizer(content):
+  with _explained(ValueError):
     model = library().Tokenizer.from_str(content.decode())
-  except Exception as error:  # the library raises no other type
-    raise ValueError(str(error)) from error
   model.no_truncation()
   model.no_padding()
   model.encode_special_tokens = True  # the letters of a special token in a text are only letters
@@ -136,7 +147,8 @@ def _own(fields, model):
   """What a tokenizer.json says of its own tokens, a special_tokens.Tokenizer."""
   ids = model.get_vocab(with_added_tokens=True)
   special = [token.content for token in model.get_added_tokens_decoder().values() if token.special]
-  encoding = model.encode('a')
+  with _explained(ValueError):
+    encoding = model.encode('a')
   text = [n for n, added in enumerate(encoding.special_tokens_mask) if not added]
   first, last = (text[0], text[-1] + 1) if text else (len(encoding.ids), len(encoding.ids))
   own = dict(unk=fields['model'].get('unk_token'))

@@ -49,6 +49,12 @@ THREADS = 4
 FILES = {'sentencepiece': "a SentencePiece .model file, or '' to train one",
          'characters': "the vocabulary of a prepared dataset, or '' to collect the characters of the text",
          'huggingface': 'a tokenizer.json'}
+# Files of those kinds that are JSON.
+SENTINELS = schema.Whole(0, 1_000_000)
+KINDS = dict(
+    bytes=schema.Object(dict(kind=schema.OneOf(('bytes',)), sentinels=SENTINELS), ('kind', 'sentinels'), None),
+    characters=schema.Object(dict(kind=schema.OneOf(('characters',)), sentinels=SENTINELS, specials=schema.Flag(),
+                                  characters=schema.Text(0x110000)), ('kind', 'characters', 'specials'), None))
 OURS = 'vocabulary'  # name of the vocabulary files that t5like keeps
 
 
@@ -105,9 +111,8 @@ def _loaded(spec, path, content):
       return SentencePiece(content, spec.sentinels)
     if spec.name == 'huggingface':
       return HuggingFace(content)
-    fields = schema.parse(content, schema.Object(needs=('kind',)))
-    if fields.pop('kind') != spec.name:
-      raise ValueError('of another kind')
+    fields = schema.parse(content, KINDS[spec.name])
+    del fields['kind']
     return Bytes(**fields) if spec.name == 'bytes' else Characters(**fields)
   except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
     raise DataError(f'{path} is not a vocabulary of kind vocabulary.name={spec.name!r}, or is '
