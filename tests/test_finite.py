@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import ledger, loop, metrics, plain_json, recovery, report, validation
+from t5like import build, ledger, loop, metrics, plain_json, recovery, report, validation
 from t5like.checkpoint import Checkpoints, _Best
+from t5like.data import pipeline
 from t5like.errors import NumericsError
 from tests import tiny
 
@@ -161,6 +162,16 @@ def test_progress_stays_within_100_percent(monkeypatch, terminal):
     screen.last_line = -math.inf
     screen.show(1, tokens, dict(nll=1.0, tokens_per_second=10.0, mfu=0.1))
   assert ' 50%' in shown[0] and '100%' in shown[1] and '102' not in shown[1] and '0 tokens left' in shown[1]
+
+
+@pytest.mark.parametrize('data', [dict(), dict(packing='best_fit')], ids=str)
+def test_rows_beyond_32_bits_can_be_read(tmp_path, data):
+  c = tiny.config(tmp_path, data=data, stop=dict(tokens=2 ** 63 - 1))
+  rows = pipeline.TrainRows(build.open_data(c, say=lambda _: None), c)
+  assert 'epochs of' in ' '.join(rows.describe(2 ** 63 // 32))
+  for at in (2 ** 31 + 5, 2 ** 40):
+    batch = rows.batch(range(at, at + 4))
+    assert batch['inputs'].shape == (4, 32) and batch['inputs'].any()
 
 
 def test_more_tokens_than_32_bits_hold_train(tmp_path):
