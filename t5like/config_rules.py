@@ -409,7 +409,9 @@ def phases(schedule: Any, steps: int) -> Phases:
 
 
 def warnings(config: Any) -> Iterator[str]:
-  """What a config asks for and does not get, because its run is too short for it."""
+  """What should be known of a config that is right: above all what its run is too short for."""
+  if config.optimizer.name in optimizer_rules.NOTES:
+    yield f'optimizer.name={config.optimizer.name!r}: {optimizer_rules.NOTES[config.optimizer.name]}.'
   steps = derived(config)['steps']
   s, cut = config.schedule, phases(config.schedule, steps)
   if cut.warmup < s.warmup_steps:

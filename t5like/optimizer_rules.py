@@ -67,6 +67,11 @@ LEFT_OUT = dict(
     sophia='needs second derivatives of the loss',
 )
 
+# What should be known before one of these is used.
+_NO_AVERAGE = ('validations, checkpoints and exports have the parameters at which gradients are taken, not the average '
+               'that the paper evaluates (Defazio et al. 2024, arXiv 2405.15682)')
+NOTES = dict(schedule_free_adamw=_NO_AVERAGE, schedule_free_sgd=_NO_AVERAGE)
+
 # Their norms and moments are of a whole array, so that each layer of a stack has to be handed to them by itself.
 LAYER_BY_LAYER = ('fromage', 'lamb', 'lars', 'novograd')
 # These reduce over arrays in ways that explicit layouts do not allow: XLA chooses the layouts inside.

@@ -183,6 +183,12 @@ def test_each_that_is_left_out_says_why(name):
   assert optimizer_rules.LEFT_OUT[name] in message(config_lib.load, TINY, [f'optimizer.name={name}'])
 
 
+def test_what_an_optimizer_does_not_do_here_is_said():
+  assert 'not the average' in ' '.join(config_lib.warnings(load('optimizer.name=schedule_free_adamw')))
+  assert not list(config_lib.warnings(load('optimizer.name=lamb')))
+  assert set(optimizer_rules.NOTES) <= set(OPTIMIZERS)
+
+
 def test_configs_are_checked_without_jax():
   code = ("import sys; from t5like import config\n"
           "try:\n  config.load('configs/decoder_tiny.py', ['optimizer.name=adamx'])\n"
