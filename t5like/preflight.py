@@ -62,8 +62,11 @@ def predict(config, topology, full=False, readings=None):
     facts = json.loads((folder / 'facts.json').read_text()) if (folder / 'facts.json').exists() else None
     if error and not _is_out_of_memory(error):
       raise ConfigError(f'{topology.name} cannot run this config: {_short(error["text"])}')
-    report = dict(topology=topology.name, chips=topology.chips, hosts=topology.hosts, config_batch=config.batch_size,
+    report = dict(topology=topology.name, chips=topology.chips, hosts=topology.hosts, slices=topology.slices,
+                  config_batch=config.batch_size,
                   compile_seconds=round(seconds, 1), full=full, libtpu=_version('libtpu'), jax=_version('jax'), **facts)
+    if (folder / 'done.json').exists():
+      report.update(compilers_flops=json.loads((folder / 'done.json').read_text())['flops'])
     report.update(_memory(folder / 'dump', resolved, topology, facts, error))
     if not error:
       report.update(_speed(folder / 'dump', resolved, topology, facts, readings or {}))
@@ -165,7 +168,7 @@ def _speed(dump, config, topology, facts, readings):
       model_flops=work.model, mfu=work.model / seconds / peak, mfu_causal=work.least / seconds / peak,
       tokens_per_second=tokens / seconds, host_tokens_per_second=tokens / seconds / topology.hosts,
       steps=steps, hours=steps * seconds / 3600, chip_hours=steps * seconds / 3600 * topology.chips,
-      waits=found.waits[:6], slices=topology.slices, network=topology.generation.network,
+      waits=found.waits[:6], network=topology.generation.network,
       accuracy=compared.accuracy(kind), readings=others)
 
 

@@ -46,7 +46,7 @@ def _show_speed(console, report, price):
   _table(console, [
       ('matrix products', ms('matrix')), ('attention kernels (assumed)', ms('kernel')),
       ('memory traffic', ms('memory')), ('waiting for copies', ms('copies')),
-      ('waiting for collectives', f'{ms("exposed")} of {ms("links")} on the links'),
+      ('waiting for collectives', f'{ms("exposed")} of {ms("links")} on the links'), *_between_slices(report, ms),
       ('FLOPs of the program / of the model',
        f'{report["flops"] / 1e12:.1f} / {report["model_flops"] / 1e12:.1f} T per device and step')])
   for wait, name, what in report['waits'][:3]:
@@ -55,6 +55,16 @@ def _show_speed(console, report, price):
   console.print(f'{report["steps"]:,} steps: {report["hours"]:.1f} hours, {report["chip_hours"]:,.0f} chip-hours{cost}'
                 f'. Each host must deliver {metrics.short(report["host_tokens_per_second"])} tokens/s; a checkpoint is '
                 f'{report["checkpoint_bytes"] / 1e9:.1f} GB.')
+
+
+def _between_slices(report, ms):
+  """A line on the network between slices, where there are several."""
+  if report['slices'] == 1:
+    return []
+  sent = f'{report["counts"].get("slice_bytes", 0) / 1e6:,.1f} MB a step from each device'
+  if not report['network']:
+    return [('between slices', f'NOT PRICED: Google gives no speed of the network of {report["topology"]}; {sent}')]
+  return [('waiting for other slices', f'{ms("slices")} of {ms("network")} on their network, {sent}')]
 
 
 def show_search(found, console=None):
