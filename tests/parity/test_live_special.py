@@ -157,7 +157,7 @@ SETTINGS = st.dictionaries(st.sampled_from(['bos_token', 'eos_token', 'pad_token
 @given(SETTINGS, st.none() | SETTINGS, st.booleans(), st.sampled_from(
     ['PreTrainedTokenizerFast', 'TokenizersBackend', 'LlamaTokenizerFast', 'Qwen2Tokenizer', 'GPT2TokenizerFast',
      None]))
-def test_names_are_read_in_their_order(named, older, with_decoder, kind, tmp_path):
+def test_names_are_read_in_their_order(tmp_path, named, older, with_decoder, kind):
   """What a folder's files name, by all ways of naming: the same ids as AutoTokenizer's."""
   made = folders.byte_level([*NAMES, '<|endoftext|>'])
   token = lambda value: dict(content=value, lstrip=False, rstrip=False, normalized=False, single_word=False)
@@ -235,7 +235,7 @@ AUTO = dict(encoder='AutoModelForMaskedLM', decoder='AutoModelForCausalLM', enco
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(models(), st.integers(0, 1000))
-def test_every_export_is_loaded_with_the_same_logits_or_refused(model, seed, tmp_path_factory):
+def test_every_export_is_loaded_with_the_same_logits_or_refused(tmp_path_factory, model, seed):
   folder = tmp_path_factory.mktemp('odd')
   turned = int(model['head_dim'] * model['rope_fraction'])
   if model['position'] == 'rope' and turned % 2:
