@@ -18,7 +18,7 @@ from etils import epath
 from t5like import build, decode, paths, plain_json, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
-from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
+from t5like.data import special_tokens, tokenizer_export, vocabulary as vocabulary_lib
 from t5like.data.vocabulary_kinds import Bytes
 from t5like.errors import ConfigError, DataError
 from t5like.huggingface_config import (
@@ -32,7 +32,7 @@ from t5like.huggingface_config import (
   to_model,  # noqa: F401 (found here)
   to_theirs,
 )
-from t5like.huggingface_weights import leaves, library, open_model, read_json
+from t5like.huggingface_weights import leaves, library, open_model
 from t5like.model import transformer
 from t5like.optimizers import path_name
 
@@ -257,16 +257,17 @@ def _found(path, kind, chosen, sentinels=0):
 def _bytes_of(folder):
   """The vocabulary of a ByT5, which needs no file; None for another."""
   settings = _settings(folder)
-  if str(settings.get('tokenizer_class', '')).removesuffix('Fast') != 'ByT5Tokenizer':
+  if (settings.get('tokenizer_class') or '').removesuffix('Fast') != 'ByT5Tokenizer':
     return None
   spec = base().vocabulary
   spec.update(name='bytes', path='', sentinels=_sentinels(folder, 125))
   return Found(spec.to_dict(), Bytes(spec.sentinels), False)
 
 
-def _settings(folder):
-  path = folder / 'tokenizer_config.json'
-  return read_json(path) if path.exists() else {}
+def _settings(folder, name='tokenizer_config.json'):
+  """What is in one of special_tokens.FILES, {} where a folder does not have it."""
+  path = folder / name
+  return special_tokens.parse_files({name: path.read_bytes()}, folder)[name] if path.exists() else {}
 
 
 def _sentinels(folder, usual=0):
@@ -274,16 +275,14 @@ def _sentinels(folder, usual=0):
   settings = _settings(folder)
   named = settings.get('additional_special_tokens') or settings.get('extra_special_tokens') or []
   count = sum('<extra_id_' in json.dumps(token) for token in named)
-  kinds = ('t5', 'mt5', 'umt5')
-  usual = usual or (100 if read_json(folder / 'config.json').get('model_type') in kinds else 0)
-  return count or settings.get('extra_ids', usual)
+  usual = usual or (100 if _settings(folder, 'config.json').get('model_type') in ('t5', 'mt5', 'umt5') else 0)
+  return count or (usual if settings.get('extra_ids') is None else settings['extra_ids'])
 
 
 def _check_added(folder, path, sentinels):
   """ConfigError where tokens were added that a SentencePiece model cannot have."""
-  added = folder / 'added_tokens.json'
-  texts = list(read_json(added)) if added.exists() else []
-  texts += [token.get('content') for token in _settings(folder).get('added_tokens_decoder', {}).values()]
+  texts = list(_settings(folder, 'added_tokens.json'))
+  texts += [token['content'] for token in (_settings(folder).get('added_tokens_decoder') or {}).values()]
   vocabulary = _pieces(path, sentinels)
   has = set(vocabulary.pieces(range(vocabulary.size)))
   missing = [text for text in texts if text not in has]

@@ -40,6 +40,8 @@ AROUND = dict(GPTNeoXTokenizer=((), ()), BertTokenizer=(('cls',), ('sep',)), Rob
               T5Tokenizer=((), ('eos',)), MT5Tokenizer=((), ('eos',)), ByT5Tokenizer=((), ('eos',)))
 
 TOKEN = schema.Maybe(schema.Either((schema.Text(4096), schema.Object(dict(content=schema.Text(4096))))))
+TOKEN_LIST = schema.Maybe(schema.Either((
+    schema.List(schema.Either((schema.Text(4096), schema.Object())), most=100_000), schema.Object())))
 ID = schema.Maybe(schema.Either((schema.Whole(-1, 1 << 31), schema.List(schema.Whole(-1, 1 << 31), most=4096))))
 TOKENS = {f'{role}_token': TOKEN for role in ROLES}
 IDS = {f'{role}_token_id': ID for role in ('bos', 'eos', 'pad', 'decoder_start')}
@@ -52,9 +54,14 @@ KEPT = schema.Object(  # in a vocabulary file
 FILES = {  # read beside a tokenizer, each with what it may hold
     'tokenizer_config.json': schema.Object(dict(
         TOKENS, tokenizer_class=CLASS, add_bos_token=schema.Maybe(schema.Flag()),
-        add_eos_token=schema.Maybe(schema.Flag()))),
+        add_eos_token=schema.Maybe(schema.Flag()), additional_special_tokens=TOKEN_LIST,
+        extra_special_tokens=TOKEN_LIST, extra_ids=schema.Maybe(schema.Whole(0, 100_000)),
+        added_tokens_decoder=schema.Maybe(schema.Object(rest=schema.Object(
+            dict(content=schema.Text(4096)), needs=('content',)))))),
+    'added_tokens.json': schema.Object(rest=schema.Whole(0, 1 << 31)),
     'special_tokens_map.json': schema.Object(TOKENS),
-    'generation_config.json': schema.Object(dict(IDS, suppress_tokens=schema.Maybe(FOUND_LIST))),
+    'generation_config.json': schema.Object(dict(IDS, suppress_tokens=schema.Maybe(
+        schema.List(schema.Whole(-1, 1 << 31))))),
     'config.json': schema.Object(dict(IDS, tokenizer_class=CLASS, model_type=schema.Maybe(schema.Text(200))))}
 
 
@@ -153,7 +160,7 @@ def _named(files: Mapping[str, dict]) -> dict[str, str | None]:
   """{role: text} of the tokens that the tokenizer's settings name; None: there is none of that role."""
   settings = files.get('tokenizer_config.json', {})
   sources = [settings]
-  if 'added_tokens_decoder' not in settings:
+  if settings.get('added_tokens_decoder') is None:
     sources.append(files.get('special_tokens_map.json', {}))
   named = {}
   for source in sources:
@@ -212,7 +219,7 @@ def _suppressed(files: Mapping[str, dict]) -> tuple | None:
   """A folder with a model says itself what it never generates; beside a tokenizer alone nothing is known of that."""
   if not files.keys() & {'generation_config.json', 'config.json'}:
     return None
-  return tuple(files.get('generation_config.json', {}).get('suppress_tokens') or ())
+  return tuple(i for i in files.get('generation_config.json', {}).get('suppress_tokens') or () if i >= 0)
 
 
 def flag(role: str) -> str:

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from configs.base import base
 from t5like import config as config_lib, huggingface, lengths
@@ -115,6 +116,44 @@ def test_folders_that_are_wrong(files, chosen, problem, tmp_path):
   with pytest.raises(ConfigError, match=problem) as e:
     read(folder, **chosen)
   assert '\n' not in str(e.value)
+
+
+HOSTILE = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 10 ** 10), st.floats(allow_nan=False), st.text(max_size=4),
+              st.sampled_from(['<s>', '</s>', '<pad>', 'ByT5Tokenizer', 'LlamaTokenizerFast', 't5', 'bert'])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.one_of(
+        st.text(max_size=3), st.just('content')), inner, max_size=3)), max_leaves=5)
+KEYS = ['bos_token', 'eos_token', 'mask_token', 'tokenizer_class', 'additional_special_tokens', 'extra_ids',
+        'added_tokens_decoder', 'add_bos_token', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id', 'model_type',
+        'suppress_tokens', 'extra_special_tokens']
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+  """Three folders: with a tokenizer.json, with a SentencePiece model, without either."""
+  path = tmp_path_factory.mktemp('hostile')
+  folders.folder(path / 'json', folders.byte_level(['<s>', '</s>', '<pad>']))
+  (path / 'pieces').mkdir()
+  folders.sentence_piece(path / 'pieces' / 'tokenizer.model', unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
+  folders.folder(path / 'none')
+  return path
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(['json', 'pieces', 'none']), st.dictionaries(
+    st.sampled_from([name.removesuffix('.json') for name in special_tokens.FILES]),
+    st.one_of(HOSTILE, st.dictionaries(st.sampled_from(KEYS), HOSTILE, max_size=4)), max_size=3))
+def test_hostile_files_end_in_a_paragraph(hostile, kind, files):
+  """Any JSON in any of the files: a vocabulary, or an error of ours in one line."""
+  for name in special_tokens.FILES:
+    (hostile / kind / name).unlink(missing_ok=True)
+  folders.folder(hostile / kind, **files)
+  try:
+    found = huggingface.find_tokenizer(hostile / kind)
+  except (ConfigError, DataError) as error:
+    assert '\n' not in str(error) and len(str(error)) < 2000
+    return
+  assert found is None or found.vocabulary.size < 200_000
 
 
 def test_kept_in_the_vocabulary_file(tmp_path):
