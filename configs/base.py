@@ -259,6 +259,7 @@ def base():
       step=600.0,  # seconds for a step or a validation batch
       data=600.0,  # seconds for the next batch to be read
       save=1800.0,  # seconds for a checkpoint to be taken from the devices and, when the run waits for it, written
+      peers=30.0,  # seconds without a sign of life after which a process of several counts as gone
   )
   c.sample = dict(  # text to generate at the end of training
       every=0,  # and while training: steps between samples; 0: none

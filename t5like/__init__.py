@@ -14,7 +14,7 @@ __all__ = ['evaluate', 'generate', 'load', 'train']
 
 
 def train(config, workdir, overrides=(), devices=None, watch=None):
-  """Trains until a target of `config.stop` is reached, or goes on where a run in `workdir` was interrupted.
+  """Trains until a target of `config.stop` is reached, or resumes where a run in `workdir` was interrupted.
 
   Args:
     config: path of a config file, 'configs/decoder_tiny.py' or 'FILE:VARIANT', or a config as `configs.base.base()`
@@ -29,7 +29,8 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
     target has been reached before.
 
   Raises:
-    ConfigError, DataError, CheckpointError, NumericsError; Preempted after SIGTERM, with the state saved.
+    ConfigError, DataError, CheckpointError, NumericsError; Preempted after SIGTERM, and Interrupted, which is a
+    KeyboardInterrupt, after Ctrl-C or the interrupt of a notebook's cell, with the state saved.
   """
   import pathlib
 
@@ -42,7 +43,7 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
     config_lib.validate(config)
   for key, old, new in workdir_lib.check_config(workdir, config):
     print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
-  done = workdir_lib.read_result(workdir, config)
+  done = workdir_lib.finished(workdir, config)
   if done:
     return {key: value for key, value in done.items() if key != 'stop'}
   from t5like import loop, preconditions

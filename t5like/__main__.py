@@ -1,18 +1,20 @@
 """`python main.py`, `python -m t5like`: reads the command line, runs the command, ends with a code."""
+import contextlib
 import os
 import pathlib
 import signal
 import sys
 import traceback
 
-from t5like import command_line, hardware
-from t5like.errors import Failure
+from t5like import command_line, hardware, writing
+from t5like.errors import Failure, Interrupted
 
 
 def main(argv=None):
   """Runs the command that `argv` (default: sys.argv) asks for; returns when done, ends the process if it fails."""
   argv = sys.argv if argv is None else argv
-  # Until training puts JAX's own in its place, which saves first.
+  writing.open_streams()
+  # Until training puts its own in its place, which saves first.
   signal.signal(signal.SIGTERM, _end_before_anything)
   try:
     request = command_line.read(argv[1:], _program(argv[0]))
@@ -25,8 +27,10 @@ def main(argv=None):
     if '--debug' in argv:
       traceback.print_exc()
     leave(e.exit_code, f'{e}' if e.exit_code == 75 else f'ERROR: {e}')
+  except Interrupted as e:
+    leave(e.exit_code, f'{e}')
   except KeyboardInterrupt:
-    leave(130, 'Interrupted. A run resumes from its newest checkpoint with the same command.')
+    leave(130, 'Interrupted. What was complete before is untouched; the same command begins where that ends.')
   except BrokenPipeError:  # such as | head
     leave(1, '')
   except Exception:
@@ -52,12 +56,10 @@ def _end_before_anything(number, frame):
 
 def leave(code, message):
   """Ends the process at once: with peers, a clean end would wait for all of them."""
-  try:
-    sys.stdout.flush()
-    if message:
-      print(f'\n{message}', file=sys.stderr, flush=True)
-  except OSError:  # a screen that is gone, or a full disk behind it
-    pass
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'\n{message}\n' if message else '')):
+    with contextlib.suppress(OSError, ValueError):  # a screen that is gone, or a full disk behind it
+      stream.write(text)
+      stream.flush()
   os._exit(code)
 
 

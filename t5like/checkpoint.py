@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ META = Object(dict(
     step=Whole(), tokens=Whole(), examples_seen=Whole(), rewinds=Whole(), skipped=List(List(Whole(), 2, 2)),
     validation=Maybe(Object(dict(step=Whole()), ('step',))), stopper=Object(dict(waited=Whole()), ('waited',)),
     config=Text(), data=Text(), vocabulary=Text(), checksums=Object()), ('checksums',))
+REMINDER = 300.0  # seconds between warnings that saves still fail
 
 
 logging.getLogger('absl').addFilter(lambda record: 'Skipping merge of OCDBT' not in record.getMessage())
@@ -118,16 +120,23 @@ class _Best:
 class Checkpoints:
   """The checkpoints of one run. Use as a context manager: leaving waits for saves under way.
 
-  keep, keep_every, keep_best: see config.checkpoint. A save that fails costs nothing but itself: it is told, what it
-  left on the disk is taken away, and the next one is tried; CheckpointError when `attempts` in a row have failed.
-  tidy: take away what saves that were killed have left; only for the one who trains there, for to others a save under
-  way looks the same.
+  Args:
+    keep, keep_every, keep_best: see config.checkpoint.
+    say: called with lines for people.
+    attempts, patience: a save that fails costs nothing but itself. It is reported, what it left on the disk is taken
+      away, and the next one is tried; CheckpointError when `attempts` in a row have failed, over at least `patience`
+      seconds.
+    tidy: take away what saves that were killed have left; only for the one who trains there, for to others a save
+      under way looks the same.
   """
 
-  def __init__(self, workdir, keep=2, keep_every=0, keep_best=0, say=print, attempts=1,
-               tidy=False):
+  def __init__(self, workdir, keep=2, keep_every=0, keep_best=0, say=print, attempts=1, patience=0.0, tidy=False):
     self.directory, self.say, self.tidy = epath.Path(workdir).absolute() / 'checkpoints', say, tidy
-    self.attempts, self.failures, self.under_way, self.dropping = attempts, 0, None, None
+    self.attempts, self.patience, self.failures, self.failing_since, self.said = attempts, patience, 0, None, -math.inf
+    self.error = ''  # why the newest save failed
+    self.under_way = None  # the step that is being saved
+    self.response = None  # Orbax's, of that save
+    self.dropping = None
     self.policies, self.nlls = [_KEEP.LatestN(keep)], {}
     if keep_every:
       self.policies.append(_KEEP.EveryNSteps(keep_every))
@@ -164,6 +173,7 @@ class Checkpoints:
       return
     with contextlib.suppress(Exception):  # an error is on its way already
       self._orbax.close()
+    self._ended()
 
   @property
   def steps(self):
@@ -175,8 +185,8 @@ class Checkpoints:
 
     `meta` must be JSON, `validation` in it what is known of {step, nll}. Returns whether it was started.
     """
+    self.wait()
     try:
-      self.wait()
       self._check_space(state)
       parts = dict(params=state['params'], opt_state=state['opt_state'],
                    train=dict(step=state['step'], guard=state['guard']))
@@ -193,7 +203,7 @@ class Checkpoints:
   def _start(self, step, parts):
     self.under_way = step
     self.dropping = pagecache.Dropping(self.directory / str(step), self.directory / str(step) / COMMITTED)
-    self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
+    self.response = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
 
   def _note(self, meta):
     validation = meta.get('validation')
@@ -216,32 +226,56 @@ class Checkpoints:
                             'GB. Make room there, or set checkpoint.keep and checkpoint.keep_every lower.')
 
   def _failed(self, error):
-    """Tells of a save that failed; raises CheckpointError if it was the last attempt."""
+    """Reports a save that failed; raises CheckpointError if it was the last attempt."""
+    now = time.monotonic()
     self.failures += 1
+    self.error = str(error)
+    self.failing_since = self.failing_since or now
     self._ended()
     with contextlib.suppress(Exception):
       self._orbax.close()
-    self._open()
+    with contextlib.suppress(CheckpointError):  # a folder that has gone, say: the next save fails, and tries again
+      self._open()
     last = f'The newest checkpoint is of step {self.steps[-1]:,}.' if self.steps else 'There is no checkpoint yet.'
-    if self.failures >= self.attempts:
+    if self.failures >= self.attempts and now - self.failing_since >= self.patience:
       raise CheckpointError(f'{error} {last} (Saves that failed in a row: {self.failures}.)') from error
-    self.say(f'WARNING: a checkpoint could not be saved, training goes on, the next save tries again. {error} {last}')
+    if now - self.said >= REMINDER:
+      self.said = now
+      self.say(f'WARNING: a checkpoint could not be saved, training continues, the next save tries again. {error} '
+               f'{last}')
 
   def wait(self):
-    """Until the save under way is there. CheckpointError if it failed."""
+    """Until the save under way has ended; whether it is there. One that failed is reported, as `save` does."""
     if self.under_way is None:
-      return
-    self._wait()
+      return True
+    step = self.under_way
+    try:
+      self._wait()
+    except CheckpointError as error:
+      self._failed(error)
+      return False
     self._ended()
-    self.failures = 0
+    if self.failures:
+      self.say(f'Checkpoints can be saved again: step {step:,} is, after {self.failures} saves that failed.')
+    self.failures, self.failing_since, self.said = 0, None, -math.inf
+    return True
 
   def _ended(self):
     self.under_way = None
+    self._release()
     if self.dropping:
       self.dropping.close()
 
+  def _release(self):
+    """Ends the thread of Orbax's response and closes its descriptors: they stay until somebody asks for the result."""
+    response, self.response = self.response, None
+    if response:
+      with contextlib.suppress(Exception):  # `_wait` raises it too
+        response.result()
+
   @_translated
   def _wait(self):
+    self._release()
     self._orbax.wait()
     if self.under_way not in self.steps or not (self.directory / str(self.under_way)).exists():
       raise CheckpointError(f'{self.directory}/{self.under_way} is not there after it was saved: was the folder taken '

@@ -4,8 +4,8 @@ import pathlib
 import shlex
 import sys
 
-from t5like import config as config_lib, plain_json
-from t5like.errors import ConfigError, NumericsError
+from t5like import config as config_lib, plain_json, writing
+from t5like.errors import ConfigError, Interrupted, NumericsError
 
 
 def run(request):
@@ -54,11 +54,12 @@ def _name(flags):
 
 
 def _train(config, flags):
+  writing.steady_streams()
   from t5like import workdir as workdir_lib
   workdir = flags.workdir or f'runs/{_name(flags)}'
   for key, old, new in workdir_lib.check_config(workdir, config):
     print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
-  done = workdir_lib.read_result(workdir, config)
+  done = workdir_lib.finished(workdir, config)
   if done:
     print(f'{workdir}: {done["reason"]} after {done["step"]:,} steps, {done["tokens"]:,} tokens, with '
           f'validation nll {done["validation"]["nll"]:.4f}. Nothing left to do; a larger '
@@ -70,12 +71,20 @@ def _train(config, flags):
   _check(config, workdir, create=True)
   if flags.dump_xla:
     profiling.dump_xla(flags.dump_xla)
-  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id, config.watchdog.peers)
   from t5like import loop
-  loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps)
+  loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps, leave=_leave)
+
+
+def _leave():
+  """What a second Ctrl-C does."""
+  import os
+  writing.say('Ended at once (Ctrl-C twice). The same command resumes from the newest checkpoint.')
+  os._exit(Interrupted.exit_code)
 
 
 def _prepare(config, flags):
+  writing.steady_streams()
   from t5like import build
   from t5like.data import pipeline, prepare
   _check(config, flags.workdir)

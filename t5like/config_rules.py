@@ -39,7 +39,7 @@ RANGES = {key: interval for interval, keys in {
     '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
       model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
       log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span
-      watchdog.start watchdog.step watchdog.data watchdog.save''',
+      watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers''',
     '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
       model.num_types model.lora_rank data.max_documents data.shards data.workers data.prefetch
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
@@ -70,7 +70,7 @@ MOST = {key: most for most, keys in {
     10 ** 4: '''model.num_layers model.num_encoder_layers data.workers data.prepare_workers data.prefetch
       evaluate.shots objective.mean_span''',
     10 ** 5: 'data.shards vocabulary.sentinels checkpoint.keep checkpoint.keep_best guard.rewinds guard.max_bad_steps',
-    10 ** 9: 'watchdog.start watchdog.step watchdog.data watchdog.save stop.wall_time',
+    10 ** 9: 'watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers stop.wall_time',
     10 ** 6: 'model.logit_softcap model.lora_alpha data.mixture_temperature sample.temperature',
     10 ** 12: 'model.rope_theta vocabulary.train_characters',
     1: 'model.norm_eps',

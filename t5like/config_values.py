@@ -18,7 +18,8 @@ if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever di
 from configs.base import base  # noqa: E402
 
 DEEPEST = 12  # levels of a value
-DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step', 'watchdog.data', 'watchdog.save')
+DURATIONS = ('stop.wall_time', 'watchdog.start', 'watchdog.step', 'watchdog.data', 'watchdog.save',
+             'watchdog.peers')
 NEEDS = {
     bool: 'true or false',
     int: 'a whole number below 2^63, such as 12, 1_000, 250K, 2.5M, 20B or 1e6',

@@ -2,6 +2,7 @@
 
  0 target reached          2 wrong config or usage      3 data        4 checkpoint or storage
  5 numerics                75 pre-empted, state saved: run again      124 stalled, or a peer is gone
+ 130 Ctrl-C: state saved, or the second one, which ends at once
 """
 
 
@@ -32,6 +33,14 @@ class BadSteps(NumericsError):
 
 class Preempted(Failure):
   exit_code = 75
+
+
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C or a notebook's interrupt, with the state saved.
+
+  No Failure, nor an Exception: a script that takes those for one of many runs means to be ended too.
+  """
+  exit_code = 130  # 128 + SIGINT, as shells have it; launch/retry.sh does not start it again
 
 
 class PeerLost(Failure):

@@ -10,7 +10,7 @@ import time
 
 from etils import epath
 
-from t5like import plain_json, schema
+from t5like import plain_json, schema, writing
 from t5like.schema import Object, Real, Text, Whole
 
 SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
@@ -24,21 +24,25 @@ PHASES = ('init', 'compile', 'data', 'step', 'save', 'eval')
 class Ledger:
   """Writes the lines of one start of a run; on the process that keeps the run's files (`on`), else nothing.
 
-  Seconds are charged to the phase that was entered last. Lines are written by `flush`; a file that cannot be written
-  costs the ledger, not the run.
+  Seconds are charged to the phase that was entered last, by a clock that nobody sets. Lines are written by `flush`;
+  files: a writing.Guarded, which they wait in while the file cannot be written.
   """
 
-  def __init__(self, workdir, on=True):
-    self.path, self.on, self.remote = epath.Path(workdir) / 'ledger.jsonl', on, '://' in str(workdir)
+  def __init__(self, workdir, on=True, files=None):
+    self.path, self.on, self.files = epath.Path(workdir) / 'ledger.jsonl', on, files or writing.Guarded()
+    if on:
+      self.files.keep(self.path)
     self.attempt = 1 + max((line['attempt'] for line in read(workdir)), default=0) if on else 0
     self.phase, self.since, self.seconds = 'init', time.monotonic(), {}
     self.began = time.time()
 
   def enter(self, phase):
     """From now on, time is of this phase. Returns the one before."""
-    now, before = time.monotonic(), self.phase  # a clock that nobody sets
+    now = time.monotonic()  # a clock that nobody sets
+    before = self.phase
     self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
-    self.phase, self.since = phase, now
+    self.phase = phase
+    self.since = now
     return before
 
   def flush(self, step, **event):
@@ -46,16 +50,9 @@ class Ledger:
     self.enter(self.phase)
     spent = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
     self.seconds = {}
-    line = dict(attempt=self.attempt, time=round(time.time(), 3), step=step, seconds=spent, **event)
-    if not self.on:
-      return
-    with contextlib.suppress(OSError):
-      if self.remote:  # object stores cannot append
-        before = self.path.read_text() if self.path.exists() else ''
-        self.path.write_text(before + plain_json.dumps(line) + '\n')
-      else:
-        with open(self.path, 'a', encoding='utf-8') as f:
-          f.write(plain_json.dumps(line) + '\n')
+    if self.on:
+      line = dict(attempt=self.attempt, time=round(time.time(), 3), step=step, seconds=spent, **event)
+      self.files.append(self.path, plain_json.dumps(line))
 
   def start(self, step, **facts):
     """The first line of a start of the run, which continues from `step`; facts: what it runs on (environment.py)."""

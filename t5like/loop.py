@@ -21,28 +21,31 @@ from t5like import (
   resume,
   saving,
   sharding,
+  signals,
   trackers,
   validation,
   workdir as workdir_lib,
+  writing,
 )
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.errors import BadSteps, DataError, Failure, Preempted
+from t5like.errors import BadSteps, DataError, Failure, Interrupted, NumericsError, Preempted
 from t5like.evals import during
 from t5like.lease import Lease
 from t5like.ledger import Ledger
 from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 
-SAVES = 3  # in a row that may fail before a run ends
+SAVES, PATIENCE = 3, 1800.0  # a run ends when so many saves in a row have failed, over so many seconds
 
 
-def train(config, workdir, name, devices=None, profile_steps='', watch=None):
+def train(config, workdir, name, devices=None, profile_steps='', watch=None, leave=None):
   """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation}.
 
-  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler; `watch`: see metrics.Files.
-  Raises Preempted after SIGTERM or stop.wall_time, with the state saved: the same call goes on from there. Other
-  Failures leave the newest checkpoint as it was.
+  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler; `watch`: see metrics.Files;
+  `leave`: see signals.Signals.
+  Raises Preempted after SIGTERM, SIGHUP or stop.wall_time and Interrupted after Ctrl-C, with the state saved: the same
+  call resumes there. So it does after other errors that leave the state as it is, those of data, say.
   """
   profiling.compile_cache(config.compile.cache)
   mesh = sharding.make_mesh(config.mesh, devices)
@@ -55,27 +58,41 @@ def train(config, workdir, name, devices=None, profile_steps='', watch=None):
     ends.callback(watchdog.close)
     if mesh.devices.flat[0].platform == 'tpu':
       ends.callback(notice.watch().set)
-    lease = Lease(workdir) if jax.process_index() == 0 else None
+    lease = Lease(workdir, writing.say) if jax.process_index() == 0 else None
     if lease:
       ends.callback(lease.close)
     ends.enter_context(jax.set_mesh(mesh))
-    checkpoints = ends.enter_context(Checkpoints(workdir, attempts=SAVES, tidy=True, **policy))
-    run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps, watch)
+    checkpoints = ends.enter_context(Checkpoints(
+        workdir, say=writing.say, attempts=SAVES, patience=PATIENCE, tidy=True, **policy))
+    run = Run(config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps, watch,
+              leave)
     ends.push(lambda kind, error, trace: run.close(error))
+    ends.enter_context(run.signals)
     with sharding.peers_blamed():
-      return run.finish(run.loop())
+      try:
+        return run.finish(run.loop())
+      except Exception as error:
+        saved = saving.rescue(run, error)
+        if saved and isinstance(error, Failure):
+          raise type(error)(f'{error} {saved}') from error
+        if saved:
+          run.screen.say(saved)
+        raise
 
 
 class Run:
   """One start of a run: its state on the devices, its counters on the host."""
 
   def __init__(self, config, store, workdir, name, mesh, checkpoints, lease, watchdog, profile_steps,
-               watch=None):
+               watch=None, leave=None):
     self.asked, self.store, self.workdir, self.mesh, self.watch = config, store, workdir, mesh, watch
     self.config = config = build.with_vocabulary(config, store.vocabulary)
     self.checkpoints, self.lease, self.watchdog = checkpoints, lease, watchdog
     self.main = jax.process_index() == 0
-    self.ledger = Ledger(workdir, self.main)
+    self.screen = metrics.Screen(name, config.stop.tokens, quiet=not self.main)
+    self.signals = signals.Signals(self.screen.say, leave)
+    self.writes = writing.Guarded(self.screen.say)
+    self.ledger = Ledger(workdir, self.main, self.writes)
     self.tokens_per_step = config.batch_size * config.data.seq_len
     self.step = self.tokens = self.examples_seen = 0
     self.turns = self.dumped = 0  # steps and bad batches kept since this start
@@ -84,6 +101,7 @@ class Run:
     self.saved_step = -1
     self.validation = None  # the newest one's metrics
     self.solved = None  # the newest results of evaluate.tasks
+    self.ending = None  # why the process has to end after this step
     self.save_late = False  # a save that waits for a finite step
     self.pending = self.last = None  # metrics of the newest step: on the devices, fetched
     self.newest = None  # what `_report` needs of the newest step that was fetched
@@ -92,7 +110,6 @@ class Run:
     self.window = collections.Counter()  # sums since the last line in metrics.jsonl
     self.waited = 0.0  # seconds that the devices may have waited for data, likewise
     self.stopper, self.rate = Stopper(config.stop), metrics.Rate()
-    self.screen = metrics.Screen(name, config.stop.tokens, quiet=not self.main)
     self.profiler = profiling.Profiler(profile_steps, workdir, self.screen.say)
     self.model, self.num_params = build.build_model(config)
     self.state = self._start_state()
@@ -109,13 +126,20 @@ class Run:
     self.ledger.start(self.step, **environment.describe(self.mesh))
 
   def _open_files(self):
-    told = trackers.start(self.config.log.trackers, self.workdir, self.step, self.screen.name, self.asked)
-    self.files = metrics.Files(self.workdir, self.step, told, self.watch, self.screen.say)
+    c = self.config
+    told = trackers.start(c.log.trackers, self.workdir, self.step, self.screen.name, self.asked, self.writes)
+    self.files = metrics.Files(self.workdir, self.step, told, self.watch, self.screen.say, self.writes)
 
   def now(self, phase, budget=''):
     """What comes next, for the ledger, and for the watchdog if `budget` is not that of the phase."""
     self.ledger.enter(phase)
     self.watchdog.arm(budget or phase)
+
+  def alive(self, budget):
+    """To be called now and then by long work between steps. Raises signals.Asked if the run is asked to end."""
+    self.watchdog.arm(budget)
+    if self.signals.received and jax.process_count() == 1:
+      raise signals.Asked
 
   @property
   def steps_left(self):
@@ -172,22 +196,45 @@ class Run:
 
   def _steps(self):
     started, first = time.monotonic(), profiling.FirstStep()
+    reason = self._unless_asked(self._missed_validation)
+    if reason:
+      return reason
     mine = sharding.rows_of_host(self.mesh, self.config.batch_size)
     with pipeline.train_batches(self.rows, self.config, self.examples_seen, mine, self.skipped) as batches:
       while self.steps_left:
         self.profiler.before(self.step + 1, self.state)
         self._step(batches)
         if first:
-          self._collect()
+          self.collect()
           self.screen.say(f'First step: {time.monotonic() - started:.1f} s, of which {first}, waiting for data '
                           f'{self.waited:.1f} s')
           self.rate.start()
           first = None
-        reason = self._between_steps()
+        self.ending = self._ending()
+        reason = self._unless_asked(self._between_steps)
+        if self.ending:
+          self._leave(self.ending)
         if reason:
           return reason
-    self._collect()
+    self.collect()
     return 'stop.tokens reached'
+
+  def _unless_asked(self, work, *args):
+    """What `work(*args)` returns; where a signal comes in between, the run is left instead."""
+    try:
+      return work(*args)
+    except signals.Asked:
+      self._leave(self._ending())
+
+  def _missed_validation(self):
+    """The validation of the step that was saved, if a signal came before or in it; a reason to stop, or None."""
+    self.alive('start')
+    done = self.validation and self.validation['step'] == self.step
+    if self.step and self.steps_left and not done and self._due(self.config.evaluate.every):
+      return self.stopper.after_validation(self.validate())
+
+  def _due(self, every):
+    return bool(every) and self.step % every == 0
 
   def _step(self, batches):
     before, first_row = time.perf_counter(), pipeline.after(self.skipped, self.examples_seen, 0)
@@ -208,12 +255,12 @@ class Run:
     self.turns += 1
     self.tokens += self.tokens_per_step
     self.examples_seen = pipeline.after(self.skipped, self.examples_seen, self.config.batch_size)
-    self._collect()
+    self.collect()
     self.pending = (self.step, self.tokens, self.examples_seen, new, local, first_row)
     if self.config.log.histograms_every and self.step % self.config.log.histograms_every == 0:
       during.histograms(self, batch)
 
-  def _collect(self):
+  def collect(self):
     """Fetches and reports the metrics of the newest step that is not reported yet."""
     if self.pending is None:
       return
@@ -259,42 +306,51 @@ class Run:
 
   def _between_steps(self):
     """Validates, saves and looks for reasons to stop, all of which are due at few steps."""
-    c = self.config
-    validation_due = c.evaluate.every and self.step % c.evaluate.every == 0
-    save_due = c.checkpoint.every and self.step % c.checkpoint.every == 0 or self.save_late
-    tasks_due = c.evaluate.tasks_every and self.step % c.evaluate.tasks_every == 0
-    sample_due = c.sample.every and self.step % c.sample.every == 0
-    ending, reason = self._ending(), None
-    compare_due = c.guard.compare_every and self.step % c.guard.compare_every == 0
-    if validation_due or save_due or tasks_due or sample_due or compare_due or ending:
-      self._collect()
+    c, reason = self.config, None
+    validation_due = self._due(c.evaluate.every)
+    save_due = self._due(c.checkpoint.every) or self.save_late
+    tasks_due = self._due(c.evaluate.tasks_every) and not self.ending
+    sample_due = self._due(c.sample.every) and not self.ending
+    # What is saved should be right.
+    compare_due = self._due(c.guard.compare_every) or c.guard.compare_every and save_due
+    if validation_due or save_due or tasks_due or sample_due or compare_due:
+      self.collect()
       self.rate.pause()
-    if compare_due or c.guard.compare_every and (save_due or ending):  # what is saved should be right
+    if compare_due:
       recovery.compare_devices(self.state, self.mesh, self.step)
     if validation_due:
       reason = self.stopper.after_validation(self.validate())
-    if (save_due or ending) and not reason:
+    if save_due and not reason and not self.ending:
       saving.save(self)
-    if tasks_due and not ending:
+    if tasks_due:
       during.solve(self)
-    if sample_due and not ending:
+    if sample_due:
       during.sample(self)
-    if ending:
-      self._report_rest()
-      saving.save_for_good(self)
-      steps = self.checkpoints.steps
-      saved = f'the state of step {steps[-1]:,} saved' if steps else 'nothing saved'
-      raise Preempted(f'{ending}: stopped after step {self.step:,} with {saved} in {self.workdir}. The same command '
-                      'goes on.')
     return reason
 
   def _ending(self):
     """Why the process has to end though the work is not done, or None. All hosts agree."""
-    if multihost_utils.reached_preemption_sync_point(self.turns):
-      return 'Pre-empted (SIGTERM)'
+    if jax.process_count() > 1:
+      if multihost_utils.reached_preemption_sync_point(self.turns):
+        return signals.WHY[signals.SIGTERM]
+    elif self.signals.received:
+      return signals.WHY[self.signals.received]
     if self.steps_left and self.stopper.out_of_time():
       return f'stop.wall_time={self.config.stop.wall_time:g} s is over'
     return None
+
+  def _leave(self, ending):
+    """Saves the state and raises Preempted, or Interrupted after Ctrl-C."""
+    self.collect()
+    self._report_rest()
+    kind = Interrupted if ending == signals.WHY[signals.SIGINT] else Preempted
+    if not self.step:
+      raise kind(f'{ending}: ended before the first step. The same command begins again.')
+    if self.config.guard.compare_every and self.saved_step < self.step:
+      recovery.compare_devices(self.state, self.mesh, self.step)
+    saving.save_for_good(self)
+    raise kind(f'{ending}: stopped after step {self.step:,} with the state of this step saved in {self.workdir}. The '
+               'same command resumes there.')
 
   def validate(self):
     """Metrics of the validation set, as of `validation.measure`."""
@@ -302,7 +358,7 @@ class Run:
       return self.validation
     self.now('eval', 'step')
     values = validation.measure(self.store, self.config, self.eval_step, self.state['params'], self.mesh,
-                                alive=lambda: self.watchdog.arm('step'))
+                                alive=lambda: self.alive('step'))
     for line in validation.lines(values, self.step):
       self.screen.say(line)
     if self.files:
@@ -314,8 +370,16 @@ class Run:
 
   def finish(self, reason):
     """The last validation, checkpoint, samples and tasks; records that the run is done."""
-    self._collect()
+    self.collect()
     self._report_rest()
+    if self.last and self.last['bad_steps'] >= self.step:
+      raise NumericsError(
+          f'{reason}, but nothing was learnt: all {self.step:,} steps had a loss, gradient or update that is not '
+          'finite, or a spike. Look at a batch of WORKDIR/bad_steps (main.py inspect --batch=FILE); a lower '
+          'optimizer.learning_rate often helps. Give another --workdir to begin again.')
+    return self._unless_asked(self._finish, reason)
+
+  def _finish(self, reason):
     values = self.validate()
     saving.save_for_good(self)
     during.sample(self)
@@ -334,3 +398,4 @@ class Run:
     self.screen.close()
     if self.files:
       self.files.close()
+    self.writes.flush()

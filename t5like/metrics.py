@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from t5like import plain_json, schema
+from t5like import plain_json, schema, writing
 
 # A line of metrics.jsonl or of samples.jsonl, as far as all of them are alike.
 LINE = schema.Object(dict(step=schema.Whole()), ('step',))
 # Lines of one of them: numbers, or null for one that was not finite.
 NUMBERS = schema.Object(LINE.fields, LINE.needs, rest=schema.Maybe(schema.Real()))
 SAMPLE = schema.Object(dict(LINE.fields, prompt=schema.Text(), text=schema.Text()), ('step', 'prompt', 'text'))
+
+AGAIN, MOST_WAIT = 60.0, 3600.0  # seconds that a tracker which failed is left out, the first time and at most
 
 # Peak dense bf16 FLOP/s of one JAX device; vendors' data sheets.
 PEAK_FLOPS = {
@@ -95,51 +97,47 @@ def duration(seconds):
 
 
 class Files:
-  """metrics.jsonl and samples.jsonl in a workdir, and whom else the numbers are told (see trackers.py).
+  """metrics.jsonl and samples.jsonl in a workdir, and the trackers that get the same numbers (see trackers.py).
 
-  Lines after `step` (lost work) are dropped. A tracker that fails is left out from then on: no curve is worth a run.
-  watch: called with (step, values), if given.
+  Lines after `step` (lost work) are dropped. A tracker that fails is left out for a while: no curve is worth a run.
+  watch: called with (step, values), if given; files: a writing.Guarded, which what cannot be written now waits in.
   """
 
-  def __init__(self, workdir, step, trackers=(), watch=None, say=print):
-    self.path, self.trackers, self.watch, self.say = epath.Path(workdir) / 'metrics.jsonl', [*trackers], watch, say
-    lines = self.path.read_text().splitlines() if self.path.exists() else []
-    self.kept = [l for l in lines if _step_of(l) <= step]
-    self.remote = '://' in str(workdir)
-    if len(self.kept) < len(lines):
-      self._rewrite()
-    self.file = None if self.remote else open(self.path, 'a', buffering=1, encoding='utf-8')
+  def __init__(self, workdir, step, trackers=(), watch=None, say=print, files=None):
+    self.folder, self.trackers, self.watch, self.say = epath.Path(workdir), [*trackers], watch, say
+    self.files = files or writing.Guarded(say)
+    self.left_out = {}  # {tracker: (until when, in monotonic seconds; seconds to wait the next time)}
+    for name in ('metrics.jsonl', 'samples.jsonl'):
+      self.files.keep(self.folder / name, lambda line: _step_of(line) <= step)
 
   def _tell(self, what, *values):
-    for tracker in [*self.trackers]:
+    for tracker in self.trackers:
+      until, wait = self.left_out.get(tracker, (0.0, AGAIN))
+      if time.monotonic() < until and what != 'close':
+        continue
       try:
         getattr(tracker, what)(*values)
       except Exception as e:
-        self.trackers.remove(tracker)
-        self.say(f'WARNING: {type(tracker).__name__} failed and is told no more until the run is started again '
-                 f'({type(e).__name__}: {" ".join(str(e).split())[:300]}). metrics.jsonl goes on.')
-
-  def _rewrite(self):
-    new = self.path.parent / 'metrics.jsonl.tmp'
-    new.write_text(''.join(l + '\n' for l in self.kept))
-    new.replace(self.path)
+        if tracker not in self.left_out:
+          self.say(f'WARNING: {type(tracker).__name__} failed and is left out for now ({type(e).__name__}: '
+                   f'{" ".join(str(e).split())[:300]}). metrics.jsonl has all numbers.')
+        self.left_out[tracker] = (time.monotonic() + wait, min(2 * wait, MOST_WAIT))
+      else:
+        if self.left_out.pop(tracker, None):
+          self.say(f'{type(tracker).__name__} works again. What it missed is in metrics.jsonl.')
 
   def write(self, step, values):
     """One line of numbers, with the time in seconds since 1970."""
     line = plain_json.dumps(dict(step=step, time=round(time.time(), 3), **values))
-    if self.remote:
-      self.kept.append(line)  # object stores cannot append: written whole by `flush`
-    else:
-      self.file.write(line + '\n')
+    self.files.append(self.folder / 'metrics.jsonl', line)
     self._tell('numbers', step, values)
     if self.watch:
       self.watch(step, values)
 
   def sample(self, step, prompt, text):
     """What the model made of a prompt: a line of samples.jsonl, and for trackers."""
-    path = self.path.parent / 'samples.jsonl'
-    before = path.read_text() if path.exists() else ''
-    path.write_text(before + plain_json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False) + '\n')
+    line = plain_json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False)
+    self.files.append(self.folder / 'samples.jsonl', line)
     self._tell('text', step, 'sample', prompt, text)
 
   def histograms(self, step, found):
@@ -147,15 +145,13 @@ class Files:
     self._tell('histograms', step, found)
 
   def flush(self):
-    if self.remote:
-      self._rewrite()
     self._tell('flush')
+    self.files.flush()
 
   def close(self):
-    self.flush()
-    if self.file:
-      self.file.close()
+    self._tell('flush')
     self._tell('close')
+    self.files.flush()
 
 
 def _step_of(line):
@@ -201,7 +197,8 @@ class Screen:
   def __init__(self, name, total_tokens, quiet=False):
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
-    self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    # In a notebook rich finds out by itself where to print.
+    self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, file=writing.steady(sys.stdout))
     self.name, self.total, self.bar, self.last_line = name, total_tokens, None, 0.0
     if self.console.is_terminal and not quiet:
       self.bar = Progress(

@@ -73,8 +73,12 @@ class Profiler:
 
   def close(self):
     if self.on:
-      jax.profiler.stop_trace()
       self.on = False
+      try:
+        jax.profiler.stop_trace()
+      except Exception as e:  # a full disk, say, of which each profiler has an error of its own
+        self.say(f'WARNING: the trace could not be written to {self.folder} ({type(e).__name__}: {str(e)[:200]}).')
+        return
       self.say(f'Trace of steps {self.first:,} to {self.stop - 1:,}: tensorboard --logdir={self.folder} (with xprof), '
                'or its perfetto_trace.json.gz at ui.perfetto.dev')
 

@@ -1,8 +1,9 @@
 """What a run does about steps that went bad: keeps their batches, goes back to a checkpoint, leaves rows out.
 
-workdir/rewinds.json lists how often a run went back and why. It is written before the run goes on, so that one that
-is killed meanwhile does the same again. A checkpoint knows how many rewinds there had been when it was saved; one
-that a later rewind went back behind is of a past that did not happen, and is not taken.
+workdir/rewinds.json lists how often a run went back and why. It is written before the run continues, so that one that
+is killed meanwhile does the same again; on a full disk it waits in memory. A checkpoint knows how many rewinds there
+had been when it was saved; one that a later rewind went back behind is of a past that did not happen, and is not
+taken.
 """
 import math
 
@@ -10,7 +11,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from t5like import checksums, sharding, workdir as workdir_lib
+from t5like import checksums, plain_json, sharding, workdir as workdir_lib
 from t5like.data import kept
 from t5like.errors import BadSteps, CheckpointError, NumericsError
 from t5like.schema import List, Object, Text, Whole
@@ -62,7 +63,8 @@ def rewind(run, error):
   meta = run.checkpoints.meta(to_step)
   record = dict(from_step=run.step, to_step=to_step, rows=[meta['examples_seen'], run.examples_seen], why=str(error))
   if jax.process_index() == 0:
-    workdir_lib.write_json(f'{run.workdir}/rewinds.json', [*run.rewinds, record])
+    run.writes.replace(f'{run.workdir}/rewinds.json', plain_json.dumps([*run.rewinds, record], indent=2) + '\n')
+    run.writes.flush()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('rewind')
   run.rewinds.append(record)
@@ -82,12 +84,9 @@ def dump(run, batch, values, step, first_row):
   host = '' if jax.process_count() == 1 else f'.host_{jax.process_index()}'
   path = f'{run.workdir}/bad_steps/step_{step:08}{host}.npz'
   about = dict(values, step=step, first_row=first_row, host=jax.process_index(), hosts=jax.process_count())
-  try:
-    workdir_lib.write_file(path, kept.pack(batch, about))
-    run.screen.say(f'Step {step:,} changed nothing: loss {values["loss"]:.4g}, gradient norm '
-                   f'{values["grad_norm"]:.4g}. Its batch is in {path}')
-  except CheckpointError as e:
-    run.screen.say(f'WARNING: {e}')
+  run.writes.replace(path, kept.pack(batch, about))
+  run.screen.say(f'Step {step:,} changed nothing: loss {values["loss"]:.4g}, gradient norm '
+                 f'{values["grad_norm"]:.4g}. Its batch is in {path}')
 
 
 def check_model(run):

@@ -35,7 +35,7 @@ def replay(workdir, steps=10, devices=None, say=print):
       with pipeline.train_batches(run.rows, run.config, run.examples_seen, mine, run.skipped) as batches:
         for _ in range(steps):
           run._step(batches)
-          run._collect()
+          run.collect()
           seen.append({**run.last, **checksums.of_tree(run.state)})
       run.close()
       watchdog.close()

@@ -18,6 +18,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax._src import distributed
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
@@ -27,7 +28,7 @@ from t5like.errors import ConfigError, Failure, PeerLost
 # data, fsdp: rows of the batch; fsdp: parameters and optimizer state too    context: positions of a row
 # tensor: heads, features and vocabulary
 AXES = ('slice', 'data', 'fsdp', 'context', 'tensor')
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as gone
+HEARTBEAT = 30.0  # seconds without a sign of life after which a process counts as gone; in training watchdog.peers
 ROWS = ('slice', 'data', 'fsdp')
 STORED = ('fsdp', 'context')
 
@@ -188,26 +189,30 @@ def place(mesh, batch):
   return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, row_spec(x, pieces))), batch)
 
 
-def start_processes(coordinator='', num_processes=0, process_id=0):
+def start_processes(coordinator='', num_processes=0, process_id=0, heartbeat=HEARTBEAT):
   """Joins the processes of this run; call before anything touches a device.
 
-  It is called on one process too, because JAX's preemption service, which lets all hosts agree on
-  the step at which SIGTERM stops them, lives in the distributed runtime. TPU pods and SLURM describe
-  themselves; elsewhere give coordinator='host:port', num_processes and process_id.
+  TPU pods and SLURM describe themselves; elsewhere give coordinator='host:port', num_processes and process_id. A
+  single process stays out of JAX's coordination service: by the wall clock it aborts whoever gave no sign of life
+  for `heartbeat` seconds, which a suspended process did not, nor one whose clock was set.
   """
-  if jax.distributed.is_initialized():
+  if jax.distributed.is_initialized() or num_processes == 1:
     return
   # Peers of a process that is gone are ended after so long, by JAX and not by Python; its default is 100 s.
-  initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT)
+  initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=math.ceil(heartbeat))
   if coordinator:
     initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
     return
   try:
     initialize()  # a cluster that describes itself
-  except (ValueError, RuntimeError) as e:
-    if 'before any JAX' in str(e):  # a notebook that has used JAX already: no preemption service
+  except ValueError:  # there is none
+    return
+  except RuntimeError as e:
+    if 'before any JAX' in str(e):  # a notebook that has used JAX already
       return
-    initialize(f'127.0.0.1:{_free_port()}', 1, 0, cluster_detection_method='deactivate')
+    raise
+  if distributed.global_state.num_processes == 1:  # jax.process_count() would start the devices meanwhile
+    jax.distributed.shutdown()
 
 
 def blame_peers(error):
@@ -230,13 +235,6 @@ def peers_blamed():
   except Exception as error:
     blame_peers(error)
     raise
-
-
-def _free_port():
-  import socket
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
 
 
 def virtual_devices(n):

@@ -7,16 +7,21 @@ What a run is called by a service that has names of its own is kept in workdir/t
 started again goes on with the same curves.
 """
 import importlib.util
+import itertools
 import os
+import socket
+import struct
+import time
 
 from etils import epath
 
-from t5like import schema, workdir as workdir_lib
+from t5like import plain_json, schema, workdir as workdir_lib, writing
 from t5like.errors import ConfigError
 
 PACKAGES = dict(tensorboard='tensorboardX', wandb='wandb', mlflow='mlflow')
 PROJECT = 't5like'
 RUNS = schema.Object(rest=schema.Text(1000))  # of trackers.json
+NUMBERS = itertools.count()  # of event files, in this process: there may be several in a second
 
 
 def check(names):
@@ -27,13 +32,16 @@ def check(names):
                         'leave it out. metrics.jsonl is written in any case.')
 
 
-def start(names, workdir, step, run_name, config):
-  """[tracker], ready for numbers of steps after `step`; on one process. ConfigError for services that do not answer."""
+def start(names, workdir, step, run_name, config, files=None):
+  """[tracker], ready for numbers of steps after `step`; on one process. ConfigError for services that do not answer.
+
+  files: the run's writing.Guarded.
+  """
   kinds = dict(tensorboard=TensorBoard, wandb=WeightsAndBiases, mlflow=MLflow)
   trackers = []
   for name in names:
     try:
-      trackers.append(kinds[name](workdir, step, run_name, config))
+      trackers.append(kinds[name](workdir, step, run_name, config, files or writing.Guarded()))
     except Exception as e:
       how = dict(wandb='Log in with `wandb login`, or set WANDB_MODE=offline.',
                  mlflow='Is MLFLOW_TRACKING_URI right?').get(name, 'Can that folder be written to?')
@@ -46,48 +54,74 @@ def _known(workdir, name):
   return (workdir_lib.read_json(epath.Path(workdir) / 'trackers.json', RUNS) or {}).get(name)
 
 
-def _remember(workdir, name, run_id):
+def _remember(workdir, name, run_id, files):
   path = epath.Path(workdir) / 'trackers.json'
-  workdir_lib.write_json(path, dict(workdir_lib.read_json(path, RUNS) or {}, **{name: run_id}))
+  known = dict(workdir_lib.read_json(path, RUNS) or {}, **{name: run_id})
+  files.replace(path, plain_json.dumps(known, indent=2) + '\n')
 
 
 class TensorBoard:
-  """Events in workdir/tensorboard; what was written after `step` is struck out."""
+  """Events in workdir/tensorboard; what was written after `step` is struck out.
 
-  def __init__(self, workdir, step, run_name, config):
-    from tensorboardX import SummaryWriter
-    self.board = SummaryWriter(str(epath.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+  The format is tensorboardX's, the writing is ours: its SummaryWriter writes in a thread, which a full disk ends, and
+  then blocks whoever gives it more.
+  """
+
+  def __init__(self, workdir, step, run_name, config, files):
+    from tensorboardX.proto import event_pb2
+    self.events = event_pb2
+    self.files = files
+    name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(NUMBERS)}'
+    self.path = epath.Path(workdir) / 'tensorboard' / name
+    self._add(file_version='brain.Event:2')
+    self._add(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+  def _add(self, **content):
+    self.files.append(self.path, self._record(**content))
+
+  def _record(self, **content):
+    return record(self.events.Event(wall_time=time.time(), **content).SerializeToString())
 
   def numbers(self, step, values):
-    for name, value in values.items():
-      self.board.add_scalar(name, value, step)
+    from tensorboardX import summary
+    records = [self._record(step=step, summary=summary.scalar(name, value)) for name, value in values.items()]
+    self.files.append(self.path, b''.join(records))
 
   def text(self, step, name, prompt, text):
-    self.board.add_text(name, f'{prompt}|{text}', step)
+    from tensorboardX import summary
+    self._add(step=step, summary=summary.text(name, f'{prompt}|{text}'))
 
   def histograms(self, step, found):
+    from tensorboardX import summary
     for name, h in found.items():
-      self.board.add_histogram_raw(
+      self._add(step=step, summary=summary.histogram_raw(
           name, min=h.edges[0], max=h.edges[-1], num=h.count, sum=h.mean * h.count, sum_squares=h.square * h.count,
-          bucket_limits=h.edges[1:].tolist(), bucket_counts=h.counts.tolist(), global_step=step)
+          bucket_limits=h.edges[1:].tolist(), bucket_counts=h.counts.tolist()))
 
   def flush(self):
-    self.board.flush()
+    pass  # the run flushes its files
 
   def close(self):
-    self.board.close()
+    pass
+
+
+def record(content):
+  """A TFRecord: length, its checksum, content, its checksum."""
+  from tensorboardX.record_writer import masked_crc32c
+  size = struct.pack('<Q', len(content))
+  return b''.join([size, struct.pack('<I', masked_crc32c(size)), content, struct.pack('<I', masked_crc32c(content))])
 
 
 class WeightsAndBiases:
   """A run of wandb.ai, or offline in workdir/wandb; WANDB_PROJECT, WANDB_MODE and the like say which."""
 
-  def __init__(self, workdir, step, run_name, config):
+  def __init__(self, workdir, step, run_name, config, files):
     import wandb
     local = '://' not in str(workdir)
     self.wandb, known = wandb, _known(workdir, 'wandb')
     self.run = wandb.init(project=os.environ.get('WANDB_PROJECT', PROJECT), name=run_name, id=known, resume='allow',
                           dir=str(workdir) if local else None, config=config.to_dict())
-    _remember(workdir, 'wandb', self.run.id)
+    _remember(workdir, 'wandb', self.run.id, files)
     # An axis of our own: wandb's steps only go up, but a run that was killed goes back to its checkpoint.
     self.run.define_metric('step')
     self.run.define_metric('*', step_metric='step')
@@ -112,7 +146,7 @@ class WeightsAndBiases:
 class MLflow:
   """A run of MLflow's, where MLFLOW_TRACKING_URI says; histograms and texts are files of it."""
 
-  def __init__(self, workdir, step, run_name, config):
+  def __init__(self, workdir, step, run_name, config, files):
     import mlflow
 
     from t5like.config_values import flatten
@@ -125,7 +159,7 @@ class MLflow:
     experiment = self.client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
     self.run_id = self.client.create_run(experiment_id, run_name=run_name).info.run_id
-    _remember(workdir, 'mlflow', self.run_id)
+    _remember(workdir, 'mlflow', self.run_id, files)
     mlflow.log_params({key: str(value)[:5000] for key, value in flatten(config).items()}, run_id=self.run_id)
 
   def numbers(self, step, values):

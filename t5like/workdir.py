@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from t5like import config as config_lib, paths, plain_json, schema
+from t5like import config as config_lib, paths, plain_json, schema, writing
 from t5like.config_values import ROOT, either, show
 from t5like.data import mirror
 from t5like.errors import CheckpointError, ConfigError, DataError
@@ -31,12 +31,10 @@ def _write(path, content):
   """Whole or not at all; text or bytes."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.parent / f'{path.name}.tmp'
-    new.write_bytes(content if isinstance(content, bytes) else content.encode())
-    new.replace(path)
+    writing.write_file(path, content)
   except OSError as e:
-    raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may '
-                          'write to.') from e
+    raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may write to, with '
+                          'room on its disk.') from e
 
 
 RESULT = Object(dict(stop=Object(), reason=Text(), step=Whole(), tokens=Whole(), validation=Object(
@@ -172,6 +170,13 @@ def read_result(workdir, config):
       result['validation']['nll'] = math.nan
     return result
   return None
+
+
+def finished(workdir, config):
+  """`read_result` of a run that has a checkpoint: one without any is not done, whatever its result says."""
+  folder = epath.Path(workdir) / 'checkpoints'
+  steps = folder.iterdir() if folder.exists() else ()
+  return read_result(workdir, config) if any((step / 'commit_success.txt').exists() for step in steps) else None
 
 
 def write_result(workdir, config, **result):

@@ -18,8 +18,8 @@ import numpy as np
 
 from t5like import config as config_lib, plain_json
 from t5like.data import duplicates, mirror, shards, sources, vocabulary
-from t5like.data.vocabulary import write_file
 from t5like.errors import DataError
+from t5like.writing import write_file
 
 VOCABULARY = 'vocabulary'  # file name
 SHARD_BYTES = 256 << 20  # of text, if data.shards does not say how many shards

@@ -9,6 +9,8 @@ and restarts cannot change it, and the only state to keep is the integer `exampl
 """
 import contextlib
 import functools
+import itertools
+import signal
 import sys
 
 import grain
@@ -187,7 +189,7 @@ def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
     options = grain.MultiprocessingOptions(num_workers=config.data.workers,
                                            per_worker_buffer_size=config.data.prefetch)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, parts.die_with_parent))
+    iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, _be_a_worker))
   else:
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
     iterator = iter(dataset.to_iter_dataset(read))
@@ -197,9 +199,33 @@ def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
     iterator.close()
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _be_a_worker():
+  """Signals that a terminal or a cluster sends to all processes of a run are the training process's to act upon: it
+  still needs its workers for the step after which it saves, and ends them itself."""
+  parts.die_with_parent()
+  for number in ENDING:
+    signal.signal(number, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+@contextlib.contextmanager
+def _blocked():
+  """Processes that are started meanwhile are deaf to ENDING until `_be_a_worker`."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _read(iterator):
   try:
-    yield from iterator
+    with _blocked():  # workers start with the first
+      first = next(iterator)
+    yield from itertools.chain([first], iterator)
   except RuntimeError as error:
     if 'terminated unexpectedly' not in str(error):
       raise

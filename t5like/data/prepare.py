@@ -26,9 +26,9 @@ from t5like import paths, plain_json
 from t5like.data import duplicates, held_out, manifests, mirror, parts, shards, vocabulary
 from t5like.data.datasets import datasets, fetch, folder, remote, sha256
 from t5like.data.parts import VOCABULARY
-from t5like.data.vocabulary import write_file
 from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import DataError
+from t5like.writing import write_file
 
 MARKS = ('part-*.json', 'digests-*.bin', 'repeats-*.bin')  # there while the work goes on
 

@@ -10,8 +10,8 @@ import numpy as np
 import zstandard
 
 from t5like.data import templates
-from t5like.data.vocabulary import write_file
 from t5like.errors import ConfigError, DataError
+from t5like.writing import write_file
 
 BLOCK = 4096  # tokens per record
 BATCH = 1 << 20  # characters given to the vocabulary at once

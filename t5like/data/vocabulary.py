@@ -39,8 +39,9 @@ import types
 from t5like import schema
 from t5like.data import mirror, special_tokens
 from t5like.data.tokenizer_json import HuggingFace
-from t5like.data.vocabulary_kinds import Bytes, Characters, SentencePiece, write_file
+from t5like.data.vocabulary_kinds import Bytes, Characters, SentencePiece
 from t5like.errors import ConfigError, DataError
+from t5like.writing import write_file
 
 PIECE = 1000  # characters; SentencePiece silently drops training sentences above 4,192 bytes
 # The vocabulary that SentencePiece finds depends on its number of threads: this is not a knob.

@@ -4,8 +4,6 @@ What they answer to is in vocabulary.py, which makes and loads them.
 """
 import hashlib
 import multiprocessing
-import os
-import pathlib
 import re
 import unicodedata
 
@@ -14,6 +12,7 @@ import numpy as np
 from t5like import plain_json
 from t5like.data import special_tokens
 from t5like.errors import ConfigError, DataError
+from t5like.writing import write_file
 
 UNKNOWN = ' ⁇ '  # what the unknown id decodes to, as SentencePiece has it
 SPACE = '\u2581'  # how SentencePiece writes a space inside pieces
@@ -301,13 +300,3 @@ def _codes(text):
 def spelling(names):
   """A pattern that finds any of these texts."""
   return re.compile('|'.join(re.escape(name) for name in names if name) or '(?!)')
-
-
-def write_file(path, content):
-  """Writes bytes so that `path` is never seen half-written, even after a power cut."""
-  temporary = pathlib.Path(f'{path}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(content)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)

@@ -15,7 +15,7 @@ def solve(run):
   if not c.tasks or run.solved and run.solved['step'] == run.step:
     return run.solved and run.solved['tasks']
   subject = evaluate.Subject(run.model, run.state['params'], run.store.vocabulary, run.config, run.mesh,
-                             tick=lambda: run.watchdog.arm('start'))  # new shapes are compiled
+                             tick=lambda: run.alive('start'))  # new shapes are compiled
   run.now('eval', 'start')
   jobs = evaluate.jobs(subject, evaluate.read(evaluate.chosen(c.tasks), c.shots, c.limit))
   found, _ = evaluate.attempt(jobs, run.screen.say)  # one that fails is said, and costs nothing else

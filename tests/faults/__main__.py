@@ -5,24 +5,28 @@ prints one line for each; exit code 1 if any promise was broken. --seed=N takes 
 """
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from tests.faults import corruption, forks, kills, runs, wrong_configs
+from tests.faults import corruption, forks, kills, ordeals, runs, wrong_configs
 
 KINDS = ((1, 'decoder', 0.4), (1, 'encdec', 0.4), (2, 'decoder-2', 0.1), (2, 'encdec-2', 0.1))
-SUITES = ('kills', 'sigterms', 'checkpoints', 'datasets', 'configs')
-BROKEN = ('mismatches', 'lost', 'partial', 'wrong', 'crashed', 'failed', 'unsaved')  # each must be 0
+SUITES = ('kills', 'sigterms', 'interrupts', 'checkpoints', 'datasets', 'configs', 'stops', 'clocks', 'disks', 'saves')
+# Each must be 0.
+BROKEN = ('mismatches', 'lost', 'partial', 'wrong', 'crashed', 'failed', 'unsaved', 'damaged_lines', 'grown')
 
 
 def parse(argv):
   parser = argparse.ArgumentParser('python -m tests.faults', description=__doc__.partition('\n\n')[0])
-  for name, count, of in (('kills', 100, 'kill -9'), ('sigterms', 20, 'SIGTERMs'),
+  for name, count, of in (('kills', 100, 'kill -9'), ('sigterms', 20, 'SIGTERMs'), ('interrupts', 10, 'Ctrl-C'),
                           ('checkpoints', 700, 'damaged checkpoints'), ('datasets', 300, 'damaged datasets'),
-                          ('configs', 200, 'wrong configs')):
+                          ('configs', 200, 'wrong configs'), ('stopped', 600, 'seconds that a run is stopped'),
+                          ('full', 60, 'seconds that a disk is full'), ('steps', 3000, 'steps of the long run'),
+                          ('saves', 120, 'its saves')):
     parser.add_argument(f'--{name}', type=int, default=count, help=f'{of}; default {count}')
   parser.add_argument('--only', default=','.join(SUITES), help=f'some of {", ".join(SUITES)}')
   parser.add_argument('--processes', type=int, choices=(1, 2), default=2, help='at most, of a run')
@@ -58,6 +62,15 @@ def main(argv):
         if count and processes <= args.processes:
           ready, since = arm(name, processes), time.monotonic()
           tell(f'{suite}, {name}', what(ready, count, args.seed), since)
+    if 'interrupts' in wanted and args.interrupts:
+      ready, since = arm('decoder', 1), time.monotonic()
+      tell('interrupts, decoder', kills.sigterms(ready, args.interrupts, args.seed, signal.SIGINT, 130), since)
+    for suite, what in (('stops', lambda ready: ordeals.stops(ready, args.stopped)), ('clocks', ordeals.clocks),
+                        ('disks', lambda ready: ordeals.disks(ready, args.full)), ('disks', ordeals.prepares),
+                        ('saves', lambda ready: ordeals.saves(ready, args.steps, args.saves))):
+      if suite in wanted:
+        ready, since = arm('decoder', 1), time.monotonic()
+        tell(suite, what(ready), since)
     for suite in ('checkpoints', 'datasets'):
       if suite in wanted:
         ready, since = arm('decoder', 1), time.monotonic()

@@ -68,10 +68,10 @@ def _kill_one(rng, children, after, found):
     found['slowest_peer'] = max(found['slowest_peer'], time.monotonic() - before)
 
 
-def sigterms(arm, count, seed=0):
-  """{signals, unsaved, mismatches, runs, slowest} of `count` SIGTERMs at random moments between first step and end.
+def sigterms(arm, count, seed=0, number=signal.SIGTERM, code=75):
+  """{signals, unsaved, mismatches, runs, slowest} of `count` signals at random moments between first step and end.
 
-  Each must end all processes with 75. unsaved: those that left no checkpoint of the very step at which all stopped;
+  Each must end all processes with `code`. unsaved: those that left no checkpoint of the very step at which all stopped;
   slowest: seconds from the signal to the end.
   """
   kind, facts, _ = arm
@@ -80,12 +80,12 @@ def sigterms(arm, count, seed=0):
     workdir = kind.folder / f'term-{found["runs"]}'
     while True:
       children = kind.start(workdir)
-      signalled = found['signals'] < count and _signal_one(rng, kind, workdir, children)
+      signalled = found['signals'] < count and _signal_one(rng, kind, workdir, children, number)
       before = time.monotonic()
       codes = [child.wait(300) for child in children]
       if not any(codes):
         break  # it came when everything was done
-      if not signalled or set(codes) != {75}:
+      if not signalled or set(codes) != {code}:
         raise AssertionError(f'{kind.name}: ended with {codes}:\n{kind.said()[-4000:]}')
       found['signals'] += 1
       found['slowest'] = max(found['slowest'], time.monotonic() - before)
@@ -96,8 +96,8 @@ def sigterms(arm, count, seed=0):
   return found
 
 
-def _signal_one(rng, kind, workdir, children):
-  """SIGTERM to one of the processes once this start has made some steps; whether it was sent."""
+def _signal_one(rng, kind, workdir, children, number):
+  """A signal to one of the processes once this start has made some steps; whether it was sent."""
   log, wanted = workdir / 'metrics.jsonl', rng.randint(1, runs.STEPS // 4)
   lines = lambda: log.read_text().count('\n') if log.exists() else 0
   while 'First step' not in kind.said():
@@ -109,5 +109,5 @@ def _signal_one(rng, kind, workdir, children):
     if any(child.poll() is not None for child in children):
       return False
     time.sleep(0.005)
-  rng.choice(children).kill(signal.SIGTERM)
+  rng.choice(children).kill(number)
   return True

@@ -15,8 +15,10 @@ def faults(*flags):
 
 
 def test_a_few_faults_of_each_kind():
-  said = faults('--kills=1', '--sigterms=1', '--checkpoints=20', '--datasets=40', '--configs=3', '--processes=1')
-  assert 'kills 1' in said and 'signals 1' in said and 'damaged 20' in said and 'configs 3' in said
+  said = faults('--only=kills,sigterms,interrupts,checkpoints,datasets,configs,stops', '--kills=1', '--sigterms=1',
+                '--interrupts=1', '--checkpoints=20', '--datasets=40', '--configs=3', '--stopped=2', '--processes=1')
+  assert 'kills 1' in said and said.count('signals 1') == 2 and 'damaged 20' in said and 'configs 3' in said
+  assert 'stops 1' in said
 
 
 @pytest.mark.slow

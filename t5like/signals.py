@@ -1,0 +1,85 @@
+"""Signals that ask a training process to end: SIGTERM, SIGINT (Ctrl-C, a notebook's interrupt), SIGHUP.
+
+The first one is noted, and the run saves and ends when it next can; a second Ctrl-C ends the process at once. Python
+calls its handlers between two instructions of the main thread, which may be minutes away while XLA compiles or a step
+runs. So a thread of its own reads the signals from a pipe, answers the person, and is able to leave.
+"""
+import os
+import signal
+import threading
+import time
+
+import jax
+
+SIGTERM, SIGINT = signal.SIGTERM, signal.SIGINT
+WHY = {signal.SIGTERM: 'Pre-empted (SIGTERM)', signal.SIGINT: 'Interrupted (Ctrl-C)',
+       signal.SIGHUP: 'The terminal was closed (SIGHUP)'}
+TOGETHER = 0.5  # seconds: what comes within is one signal that was delivered twice, by a terminal and by a launcher
+
+
+class Asked(Exception):
+  """Work between steps is left undone, for a signal asks the run to end."""
+
+
+class Signals:
+  """Notes signals while it is entered; `received` is the first one's number, or None.
+
+  Several processes have to agree on the step at which they stop. JAX's preemption service does that, and knows
+  SIGTERM alone, so that the other signals are passed on as SIGTERM. A signal that is ignored (nohup, a job in the
+  background of a script) stays so. Only Python's main thread may change handlers: in others nothing happens.
+  """
+
+  def __init__(self, say, leave=None):
+    """leave: called on a second Ctrl-C, not to return; None: KeyboardInterrupt in the main thread."""
+    self.say, self.leave = say, leave
+    self.received, self.since, self.at_once = None, 0.0, False
+    self.handlers, self.pipe, self.before = {}, None, -1
+
+  def __enter__(self) -> 'Signals':
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    several = jax.process_count() > 1
+    for number in WHY:
+      if signal.getsignal(number) is not signal.SIG_IGN and not (several and number == signal.SIGTERM):
+        self.handlers[number] = signal.signal(number, self._in_main_thread)
+    self.pipe = os.pipe()
+    os.set_blocking(self.pipe[1], False)
+    self.before = signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
+    threading.Thread(target=self._read, args=(self.pipe[0],), name='signals', daemon=True).start()
+    return self
+
+  def __exit__(self, *_):
+    if not self.pipe:
+      return
+    signal.set_wakeup_fd(self.before)
+    for number, handler in self.handlers.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    os.close(self.pipe[1])  # which ends the thread; it closes the other end
+    self.pipe = None
+
+  def _in_main_thread(self, number, frame):
+    if self.at_once:
+      raise KeyboardInterrupt
+
+  def _read(self, end):
+    """The thread, which alone counts: handlers of the main thread may be late, and may be called once for two."""
+    while read := os.read(end, 1):
+      number = read[0]
+      if number not in self.handlers:
+        continue
+      if self.received is None:
+        self._first(number)
+      elif number == signal.SIGINT and not self.at_once and time.monotonic() - self.since > TOGETHER:
+        self.at_once = True
+        if self.leave:
+          self.leave()
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread may have seen this one already, before `at_once`
+    os.close(end)
+
+  def _first(self, number):
+    self.since = time.monotonic()
+    self.received = signal.Signals(number)
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if number == signal.SIGINT:
+      self.say('Ctrl-C: the state is saved after this step, then the run ends. Ctrl-C again ends it at once.')
