@@ -138,7 +138,7 @@ def initial(config, abstract, vocabulary=None):
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
-    _check_vocabulary(config, vocabulary, *find_vocabulary(folder, config.vocabulary.special.to_dict()))
+    check_same_vocabulary(config, vocabulary, *find_vocabulary(folder, config.vocabulary.special.to_dict()))
     params = {}
     for path, x in leaves(model, tensor, size):
       _put(params, path, _place(x, _find(abstract, path)))
@@ -151,7 +151,7 @@ def _from_run(config, workdir, step, vocabulary):
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
   sized = build.with_vocabulary(theirs, their_vocabulary)
   check_fits(config, sized.model.to_dict())
-  _check_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
+  check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
     steps = checkpoints.steps
     if not steps or step is not None and step not in steps:
@@ -190,7 +190,8 @@ def check_fits(config, theirs):
         + '. To begin with it, add ' + ' '.join(f'--config.model.{k}={theirs[k]}' for k in keys) + '.')
 
 
-def _check_vocabulary(config, ours, spec, theirs):
+def check_same_vocabulary(config, ours, spec, theirs):
+  """ConfigError where a vocabulary is not that of the weights to begin with; None: not known."""
   if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
     return
   different = tokenizer_export.difference(ours, theirs)

@@ -1,5 +1,6 @@
 """Whole runs to Hugging Face folders and back: what `main.py export` and `main.py import` do."""
 import ast
+import importlib.util
 import keyword
 import pathlib
 import tempfile
@@ -13,6 +14,7 @@ from t5like import (
   config as config_lib,
   guard,
   huggingface,
+  huggingface_weights,
   lengths,
   loaded,
   sharding,
@@ -29,6 +31,9 @@ def check_export(config, out):
   folder = epath.Path(out)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ConfigError(f'--out={out} holds files already, or is one. Give a new or an empty folder.')
+  huggingface_weights.library()
+  if importlib.util.find_spec('tokenizers') is None:
+    raise ConfigError("Writing a tokenizer needs the package tokenizers; run: pip install -e '.[hf]'")
   model = config_lib.resolve(config).model.to_dict()
   huggingface.family_of(dict(model, lora_rank=0, vocab_size=model['vocab_size'] or 128))
 

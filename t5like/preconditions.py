@@ -31,6 +31,7 @@ from t5like.evals import items, task as task_lib
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
 PLAIN = ('document', 'stream')  # styles of decode.style_of that take prompts as they are
 PEEK = 3  # records of a source that are looked at
+MUCH = 16 << 20  # bytes of a file that is not read just to look
 
 
 def check(config: Any, workdir: str = '', here: bool = True, create: bool = False) -> list[str]:
@@ -167,12 +168,27 @@ def _init_from(config):
   if not is_run or not ours.model.vocab_size or not theirs['vocab_size']:
     theirs['vocab_size'] = ours.model.vocab_size  # rows may be added to it, or the vocabulary says how many there are
   huggingface.check_fits(ours, theirs)
+  known = vocabulary_check.known(config)
+  if not isinstance(known, vocabulary_kinds.Vocabulary):
+    return  # it depends on the text
+  if is_run:
+    spec, path = workdir_lib.read_config(run).vocabulary, workdir_lib.vocabulary_path(run)
+    if path.exists():
+      huggingface.check_same_vocabulary(config, known, dict(spec, path=str(path)), vocabulary_lib.load(spec, path))
+  else:
+    found = huggingface.find_vocabulary(folder, config.vocabulary.special.to_dict())
+    huggingface.check_same_vocabulary(config, known, *found)
 
 
 def _tasks(config):
   """Items and examples of evaluate.tasks, which are asked only while training or at its end."""
+  seen = set()
   for name in config.evaluate.tasks:
     task = task_lib.find(name)
+    if task.name in seen:
+      raise ConfigError(f'evaluate.tasks={show(config.evaluate.tasks)}: two tasks are called {task.name!r}. Rename '
+                        'one of the files.')
+    seen.add(task.name)
     try:
       _items(task, config.evaluate)
     except Failure as error:
@@ -207,8 +223,9 @@ def _peek(config, source):
   """DataError where the first records lack a field that templates or data.field name, or are damaged."""
   if not source.num_items:
     raise DataError(f'data.source={source.name!r} holds no text.')
-  if source.name.startswith('text:') or config.data.max_bad_records:
-    return  # a whole file may be large, and a damaged record be one of those that are left out
+  large = source.name.startswith('text:') and source.num_bytes > MUCH * source.num_items
+  if large or config.data.max_bad_records:
+    return  # which would take long, or may be damaged
   for _ in shards.examples(config, source, dict(start=0, stop=1, last=PEEK), shards.new_count()):
     pass
 

@@ -178,6 +178,34 @@ def test_weights_of_another_model_are_refused(tmp_path):
   assert preconditions.check(same) == []
 
 
+def test_weights_of_another_vocabulary_are_refused_where_ours_is_known(tmp_path):
+  other = tiny.config(tmp_path, vocabulary=dict(name='characters', sentinels=0), model=dict(vocab_size=264))
+  workdir_lib.write_config(tmp_path / 'other', other)
+  (tmp_path / 'other' / 'checkpoints' / '7').mkdir(parents=True)
+  vocabulary_lib.Characters('abc').save(tmp_path / 'other' / 'vocabulary')
+  same = tiny.config(tmp_path, init_from=str(tmp_path / 'other'))
+  with pytest.raises(ConfigError, match='has learned another vocabulary'):
+    preconditions.check(same)
+  vocabulary = dict(name='characters', sentinels=0, path=str(tmp_path / 'other' / 'vocabulary'))
+  assert preconditions.check(tiny.config(tmp_path, init_from=str(tmp_path / 'other'), vocabulary=vocabulary)) == []
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+  (tmp_path / 'brackets.json').write_text('{"kind": "cloze", "before": "a", "answer": "b", "items": "two.jsonl"}')
+  (tmp_path / 'two.jsonl').write_text('{"a": 1}\n')
+  c = tiny.config(tmp_path, evaluate=dict(tasks=('brackets', str(tmp_path / 'brackets.json'))))
+  with pytest.raises(ConfigError, match="two tasks are called 'brackets'"):
+    preconditions.check(c)
+
+
+def test_fields_of_templates_are_looked_for_in_text_files_too(tmp_path, nothing_happens):
+  (tmp_path / 'a.txt').write_text('words')
+  c = tiny.config(tmp_path, data=dict(source=f'text:{tmp_path}/a.txt', inputs='{title}', targets='{text}',
+                                      packing='best_fit'), objective=dict(name='seq2seq'))
+  with pytest.raises(DataError, match='title'):
+    preconditions.check(c)
+
+
 @pytest.mark.parametrize('command', ['generate', 'evaluate', 'export', 'replay'])
 @pytest.mark.parametrize('state, said', [('nothing', 'holds no run'), ('no checkpoint', 'no checkpoint yet'),
                                          ('damaged', 'config')])
