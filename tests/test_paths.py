@@ -8,6 +8,7 @@ from configs.base import base
 from t5like import command_line, paths
 from t5like.data import datasets, mirror, prepare, sources
 from t5like.errors import ConfigError, DataError
+from t5like.evals import task
 from tests import tiny
 
 QUIET = dict(say=lambda line: None)
@@ -99,3 +100,16 @@ def test_globs(home, written, kind):
 def test_vocabulary_files(home, written):
   (home / 'x').write_text('content')
   assert mirror.is_file(written) and mirror.read_bytes(written) == b'content'
+
+
+@pytest.mark.parametrize('written', WRITTEN)
+def test_task_files(home, written):
+  (home / 'x.json').write_text('{"kind": "perplexity", "text": "{text}"}')
+  assert task.find(f'{written}.json').name == 'x'
+
+
+@pytest.mark.parametrize('name', ['a' * 5000, 'a' * 5000 + '.json', 'a\0.json', '$T5LIKE_NONE/x.json', ''])
+def test_tasks_that_no_file_can_be(name):
+  with pytest.raises(ConfigError, match='there is no such') as e:
+    task.find(name)
+  assert len(str(e.value)) < 800

@@ -20,7 +20,7 @@ import dataclasses
 import difflib
 import pathlib
 
-from t5like import schema
+from t5like import paths, schema
 from t5like.data import templates
 from t5like.errors import ConfigError
 
@@ -60,12 +60,19 @@ def built_in():
   return sorted(path.stem for path in FOLDER.glob('*.json'))
 
 
+def _is_file(path):
+  try:
+    return path.is_file()
+  except (OSError, ValueError):  # a name that no file can have
+    return False
+
+
 def find(name):
   """The Task of a name (built in) or of a path of a JSON file. ConfigError when there is none, or it is wrong."""
-  path = pathlib.Path(name) if name.endswith('.json') else FOLDER / f'{name}.json'
-  if not path.is_file():
-    near = difflib.get_close_matches(name, built_in(), 1)
-    raise ConfigError(f'task {name!r}: there is no such ' + ('file. ' if name.endswith('.json') else 'task. ') + (
+  path = pathlib.Path(paths.expand(name)) if name.endswith('.json') else FOLDER / f'{name}.json'
+  if not _is_file(path):
+    near = difflib.get_close_matches(name[:100], built_in(), 1)
+    raise ConfigError(f'task {name[:200]!r}: there is no such ' + ('file. ' if name.endswith('.json') else 'task. ') + (
         f'Did you mean {near[0]!r}? ' if near else '') + f'There are {", ".join(built_in())}, and paths of JSON files '
         '(docs/evaluate.md).')
   values = schema.read(path, schema.Object(), ConfigError, 'A task file is one JSON object (docs/evaluate.md).')
