@@ -10,6 +10,7 @@ from t5like.errors import CheckpointError, ConfigError, DataError
 FIELDS = ('prompt', 'text', 'inputs')  # of a record that may hold its prompt, the first that is there
 EXAMPLE = 'Each line must be an object such as {"prompt": "def read("}.'
 LINES = schema.Limits(unique=False, constants=True)
+MOST = schema.Limits(size=1 << 30)
 
 
 def answer_file(run, source, out, rows=16, say=print, **how):
@@ -70,9 +71,11 @@ def check_prompts(prompts):
 def _prompts(source):
   """(prompts, records) of a JSONL file."""
   try:
-    content = pathlib.Path(source).read_bytes()
-  except OSError as error:
+    content = schema.content(source, MOST)
+  except FileNotFoundError as error:
     raise DataError(f'--input={source}: cannot be read ({error}).') from error
+  except schema.Invalid as error:
+    raise DataError(schema.sentence(f'--input={source}:', error)) from error
   records = []
   for number, line in enumerate(content.removeprefix(b'\xef\xbb\xbf').split(b'\n'), 1):
     if not line.strip():

@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -399,7 +398,7 @@ def sentence(name: Any, error: Invalid, advice: str = '') -> str:
   """One paragraph on what is wrong with the text `name`."""
   says = str(error)
   joined = ' ' if re.match(r'(is|has|holds|lacks|takes|cannot) ', says) else ': '
-  return f'{cut(os.fspath(name) if isinstance(name, os.PathLike) else str(name))}{joined}{says}.' + (
+  return f'{cut(str(name))}{joined}{says}.' + (
       f' {advice}' if advice else '')
 
 

@@ -11,6 +11,7 @@ from t5like.errors import ConfigError, DataError
 
 OBJECTS = 'Each line must hold a JSON object with the fields of an item.'
 LINES = schema.Limits(unique=False, constants=True)
+MOST = schema.Limits(size=1 << 30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,11 @@ def records(task):
     return _of_source(task, name)
   path = pathlib.Path(task.folder) / name
   try:
-    content = path.read_bytes()
-  except OSError as error:
+    content = schema.content(path, MOST)
+  except FileNotFoundError as error:
     raise DataError(f'task {task.name}: its items cannot be read ({error}).') from error
+  except schema.Invalid as error:
+    raise DataError(schema.sentence(f'task {task.name}: the file of its items, {path},', error)) from error
   values = schema.records(content, schema.Object(), f'task {task.name}: {path}', DataError, OBJECTS, LINES)
   if not values:
     raise DataError(f'task {task.name}: {path} holds no items. {OBJECTS}')

@@ -1,7 +1,8 @@
 """What a run survives, counted: python -m tests.faults [--kills=100] [--only=kills,sigterms] [--folder=...]
 
-Kills and preempts real runs at random moments, damages files of checkpoints and datasets, gives wrong configs, and
-prints one line for each; exit code 1 if any promise was broken. --seed=N takes other random choices.
+Kills and preempts real runs at random moments, damages files of checkpoints and datasets, gives wrong configs, hostile
+folders and JSON files, and prints one line for each; exit code 1 if any promise was broken. --seed=N takes other random
+choices.
 """
 import argparse
 import os
@@ -12,19 +13,24 @@ import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from tests.faults import corruption, forks, kills, ordeals, runs, wrong_configs
+from tests.faults import corruption, forks, hostile_files, hostile_folders, kills, ordeals, runs, wrong_configs
 
 KINDS = ((1, 'decoder', 0.4), (1, 'encdec', 0.4), (2, 'decoder-2', 0.1), (2, 'encdec-2', 0.1))
-SUITES = ('kills', 'sigterms', 'interrupts', 'checkpoints', 'datasets', 'configs', 'stops', 'clocks', 'disks', 'saves')
+SUITES = ('kills', 'sigterms', 'interrupts', 'checkpoints', 'datasets', 'configs', 'hostile', 'stops', 'clocks', 'disks',
+          'saves')
 # Each must be 0.
-BROKEN = ('mismatches', 'lost', 'partial', 'wrong', 'crashed', 'failed', 'unsaved', 'damaged_lines', 'grown')
+BROKEN = ('mismatches', 'lost', 'partial', 'wrong', 'crashed', 'failed', 'unsaved', 'damaged_lines', 'grown', 'slow',
+          'large')
+FOLDERS = 0.4  # share of the hostile cases that are folders of Hugging Face models; the others are JSON files
 
 
 def parse(argv):
   parser = argparse.ArgumentParser('python -m tests.faults', description=__doc__.partition('\n\n')[0])
   for name, count, of in (('kills', 100, 'kill -9'), ('sigterms', 20, 'SIGTERMs'), ('interrupts', 10, 'Ctrl-C'),
                           ('checkpoints', 700, 'damaged checkpoints'), ('datasets', 300, 'damaged datasets'),
-                          ('configs', 200, 'wrong configs'), ('stopped', 600, 'seconds that a run is stopped'),
+                          ('configs', 200, 'wrong configs'),
+                          ('hostile', 1000, 'hostile folders and JSON files'),
+                          ('stopped', 600, 'seconds that a run is stopped'),
                           ('full', 60, 'seconds that a disk is full'), ('steps', 3000, 'steps of the long run'),
                           ('saves', 120, 'its saves')):
     parser.add_argument(f'--{name}', type=int, default=count, help=f'{of}; default {count}')
@@ -33,6 +39,13 @@ def parse(argv):
   parser.add_argument('--folder', help='keeps what is made')
   parser.add_argument('--seed', type=int, default=0)
   return parser.parse_args(argv)
+
+
+def _hostile(args, folder, tell):
+  for what, share in ((hostile_folders.hostile_folders, FOLDERS), (hostile_files.hostile_files, 1 - FOLDERS)):
+    since = time.monotonic()
+    found = what(f'{folder}/{what.__name__}', round(share * args.hostile), args.seed)
+    tell(what.__name__.replace('_', ' '), found, since)
 
 
 def main(argv):
@@ -78,6 +91,8 @@ def main(argv):
     if 'configs' in wanted:
       ready, since = [arm('decoder', 1), arm('encdec', 1)], time.monotonic()
       tell('configs', wrong_configs.wrong_configs(ready, args.configs, args.seed), since)
+    if 'hostile' in wanted:
+      _hostile(args, folder, tell)
   print('\n'.join(['BROKEN: ' + b for b in broken]) or 'Nothing was lost, nothing wrong was taken for right.')
   return 1 if broken else 0
 

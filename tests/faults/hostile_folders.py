@@ -165,6 +165,7 @@ def hostile_folders(folder, count, seed=0):
   refused: by an exit code of 2, 3 or 4 and one paragraph; right: imported, with the weights and sizes that the files
   hold; slow, large: refusals that took more than SECONDS of a processor or MEGABYTES; crashed: anything else.
   """
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   rng, sources = random.Random(seed), originals(pathlib.Path(folder) / 'originals')
   found = dict(folders=0, refused=0, right=0, wrong=0, crashed=0, slow=0, large=0, notes=[], most_seconds=0.0,
                most_megabytes=0)
