@@ -98,3 +98,22 @@ def test_configs_import_only_base(file):
   allowed = {'ml_collections', 'configs.base', 'configs.base.base', 'configs.base.smoke', 'math'}
   assert set(imports(file)) <= allowed
   assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+# Modules that parse JSON without t5like/schema.py: what they themselves or the process that started them has made, or
+# what was checked before; records of training text (data.files) are read by the million, with limits of their own.
+PARSERS = {'schema', 'plain_json', 'aot', 'preflight', 'checkpoint', 'data.parts', 'data.files', 'data.tokenizer_json',
+           'data.tokenizer_export', 'evals.tasks.make', 'selftest', 'lease'}
+
+
+def test_one_place_reads_json():
+  parses = {name(f) for f in FILES if re.search(r'\bjson\.loads?\(|map\(json\.loads', f.read_text())}
+  assert parses <= PARSERS, f'{sorted(parses - PARSERS)}: read JSON by t5like.schema, with a shape'
+
+
+def test_nothing_foreign_is_executed():
+  dangerous = re.compile(r'\bpickle\.loads?\(|\byaml\.(unsafe_)?load\(|\btorch\.load\(|(?<![\w.])eval\(|'
+                         r'allow_pickle=True|shell=True|os\.system\(')
+  found = {name(f): dangerous.findall(f.read_text()) for f in FILES if dangerous.search(f.read_text())}
+  assert not found
+  assert [name(f) for f in FILES if re.search(r'(?<![\w.])exec\(', f.read_text())] == ['config']  # the user's config.py

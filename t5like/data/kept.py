@@ -1,11 +1,10 @@
 """Files of batches that a run kept, because their steps went bad."""
 import io
-import json
 
 import numpy as np
 from etils import epath
 
-from t5like import plain_json
+from t5like import plain_json, schema
 from t5like.errors import DataError
 
 
@@ -26,7 +25,8 @@ def read(path):
   try:
     with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as found:
       content = {key: found[key] for key in found}
-    about = {key: plain_json.number(value) for key, value in json.loads(str(content.pop('about'))).items()}
+    values = schema.parse(str(content.pop('about')), schema.Object(), schema.LINE)
+    about = {key: plain_json.number(value) for key, value in values.items()}
     batch = {}
     for key, x in content.items():
       *outer, name = key.split('/')
