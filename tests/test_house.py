@@ -103,7 +103,7 @@ def test_configs_import_only_base(file):
 # Modules that parse JSON without t5like/schema.py: what they themselves or the process that started them has made, or
 # what was checked before; records of training text (data.files) are read by the million, with limits of their own.
 PARSERS = {'schema', 'plain_json', 'aot', 'preflight', 'checkpoint', 'data.parts', 'data.files', 'data.tokenizer_json',
-           'data.tokenizer_export', 'evals.tasks.make', 'selftest', 'lease'}
+           'data.tokenizer_export', 'evals.tasks.make', 'selftest'}
 
 
 def test_one_place_reads_json():
