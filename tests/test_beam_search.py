@@ -113,6 +113,18 @@ def test_narrow_beams_score_what_they_say(beams):
       assert answer == list(said)
 
 
+@pytest.mark.parametrize('beams, first', [(1, [0, 0, 0, 0]), (2, [EOS] * 4), (3, [EOS] * 4)])
+def test_of_equally_likely_ways_to_go_on_the_first_are_kept(beams, first):
+  """Every token has p = 1/5: one beam takes token 0, as greedy text does; the end, token 1, is among two."""
+  model, params, mesh = setting('decoder')
+  with jax.set_mesh(mesh):
+    batch = jax.tree.map(lambda x: sharding.place(mesh, x), prompts([(2, 3)], 'decoder'))
+    tokens, scores = beam.search(model, jax.tree.map(lambda x: 0 * x, params), batch, LONGEST, beams, 0.0, EOS, ())
+  assert np.asarray(tokens)[0, 0].tolist() == first
+  length = 4 if beams == 1 else 1
+  assert np.asarray(scores)[0, 0] == pytest.approx(length * np.log(1 / V), abs=1e-5)
+
+
 def test_banned_ids_are_never_said():
   tokens, _ = search('decoder', [(2, 3)], 4, 0.6, banned=(0, 2))
   assert not {0, 2} & set(tokens.flat)

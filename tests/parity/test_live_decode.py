@@ -149,3 +149,24 @@ def test_pseudo_log_likelihoods_of_an_imported_model(tmp_path):
     with torch.no_grad():
       total += torch.log_softmax(theirs(ids).logits[0, len(before) + t], -1)[token].item()
   assert abs(row_sum.logp - total) < 1e-4
+
+
+@pytest.mark.parametrize('top_p', [0.05, 0.3, 0.5, 0.8, 0.95])
+def test_as_many_tokens_as_transformers_keeps(top_p):
+  """Where no sum of probabilities is top_p itself, which rounding decides there; of equals, ours keeps the first."""
+  rng = np.random.default_rng(0)
+  logits = rng.integers(0, 6, (64, 50)).astype(np.float32)  # many ties
+  theirs = transformers.TopPLogitsWarper(top_p)(None, torch.tensor(logits)).numpy()
+  ours = np.asarray(sampling.filter_logits(jax.numpy.asarray(logits), top_p=top_p))
+  np.testing.assert_array_equal(np.isfinite(ours).sum(-1), np.isfinite(theirs).sum(-1))
+  np.testing.assert_array_equal(np.sort(ours, -1), np.sort(theirs, -1))
+  for row, kept in zip(logits, np.isfinite(ours)):
+    least = row[kept].min()
+    equals = np.flatnonzero(row == least)
+    assert kept[equals].tolist() == sorted(kept[equals].tolist(), reverse=True)
+
+
+def test_top_k_keeps_k_where_transformers_keeps_all_equals():
+  logits = np.zeros((1, 5), np.float32)
+  assert np.isfinite(transformers.TopKLogitsWarper(2)(None, torch.tensor(logits)).numpy()).sum() == 5
+  assert np.isfinite(np.asarray(sampling.filter_logits(jax.numpy.asarray(logits), top_k=2))).sum() == 2
