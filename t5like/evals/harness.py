@@ -281,7 +281,7 @@ def _run(subject, name, path, shots, limit):
   values_of = {}
   for task, values in results['results'].items():
     # 'acc,none' is a metric and a filter; what is no number is a name or a missing standard error.
-    numbers = {key.removesuffix(',none'): value for key, value in values.items() if isinstance(value, float)}
+    numbers = {key.removesuffix(',none'): float(value) for key, value in values.items() if isinstance(value, float)}
     if task in results['n-samples']:
       numbers.update(items=results['n-samples'][task]['effective'], cut=len(model.cut[task]))
     values_of[f'harness:{task}'] = numbers
