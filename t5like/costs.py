@@ -151,23 +151,27 @@ def convolution(left: tuple, right: tuple, out: tuple, attributes: str) -> int:
     raise Unreadable(f'a convolution without labels of its dimensions: {attributes[:120]}')
   of_left, of_right, of_out = (dict(zip(names, sizes)) for names, sizes in zip(labels.groups(), (left, right, out)))
   window, moved = _window(attributes), [label for label in of_left if label.isdecimal()]
-  group = lambda kind: int((re.search(rf'{kind}_group_count=(\d+)', attributes) or [0, 1])[1])
   pairs = 1
   for label in moved:
     at = int(label)
     of_axis = {key: values[at] for key, values in window.items() if at < len(values)}
     pairs *= _pairs(of_left[label], of_right[label], of_out[label], **of_axis)
-  products = of_left['b'] // group('batch') * (of_left['f'] // group('feature')) * of_out['f']
-  return 2 * pairs * products
+  rows, features = (_in_group(of_left[label], kind, attributes) for label, kind in (('b', 'batch'), ('f', 'feature')))
+  return 2 * pairs * rows * features * of_out['f']
+
+
+def _in_group(size, kind, attributes):
+  """Of so many rows or features those that are multiplied with each other."""
+  count = re.search(rf'{kind}_group_count=(\d+)', attributes)
+  return size // int(count[1]) if count else size
 
 
 def _window(attributes):
   """{what: values along the moved dimensions} of `window={size=1x16 pad=0_0x15_15 rhs_reversal=0x1}`."""
   text = re.search(r'window=\{([^}]*)\}', attributes)
   fields = dict(field.split('=') for field in text[1].split()) if text else {}
-  numbers = lambda key: [int(n) for n in fields[key].split('x')]
-  result = {name: numbers(key) for key, name in
-            (('stride', 'stride'), ('lhs_dilate', 'base'), ('rhs_dilate', 'spread')) if key in fields}
+  names = dict(stride='stride', lhs_dilate='base', rhs_dilate='spread')
+  result = {names[key]: list(map(int, text.split('x'))) for key, text in fields.items() if key in names}
   if 'pad' in fields:
     result['pad'] = [int(pad.split('_')[0]) for pad in fields['pad'].split('x')]
   return result

@@ -57,19 +57,22 @@ def check(prediction: Prediction, work: Work, peak: float) -> None:
   """ConfigError that says what does not hold. peak: FLOPs of a device per second."""
   flops = prediction.counts.get('flops', 0.0)
   of_model = flops - prediction.counts.get('optimizer_flops', 0.0)
-  tera = lambda n: f'{n / 1e12:.4g} TFLOP'
   if not prediction.seconds > 0:
     _refuse('a step that takes no time')
   if of_model < work.least * (1 - SLACK):
-    _refuse(f'the program computes {tera(of_model)} a step and device, and the model alone needs {tera(work.least)}: '
+    _refuse(f'the program computes {_tera(of_model)} a step and device, and the model alone needs {_tera(work.least)}: '
             'something of the program was not read')
   if of_model > work.most * (1 + SLACK):
-    _refuse(f'the program computes {tera(of_model)} a step and device, and with all that remat and blocks of kernels '
-            f'add the model explains {tera(work.most)}')
+    _refuse(f'the program computes {_tera(of_model)} a step and device, and with all that remat and blocks of kernels '
+            f'add the model explains {_tera(work.most)}')
   for name, count in (('the program', flops), ('the model', work.least)):
     utilisation = count / prediction.seconds / peak
     if utilisation > MXU:
       _refuse(f'{name} would use {utilisation:.1%} of the peak of the matrix units, which reach {MXU:.0%}')
+
+
+def _tera(flops):
+  return f'{flops / 1e12:.4g} TFLOP'
 
 
 def _refuse(what):

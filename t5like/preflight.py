@@ -151,24 +151,24 @@ def _speed(dump, config, topology, facts, readings):
   """Times, FLOPs and what follows from them."""
   text = _dumped(dump, 'after_optimizations_after_buffer_assignment').read_text()
   try:
-    found = schedule.Schedule(text, topology, calls.flops).predict()
+    prediction = schedule.Schedule(text, topology, calls.flops).predict()
     others = {name: schedule.Schedule(text, topology, kernels, share).predict().seconds
               for name, (kernels, share) in readings.items()}
   except hlo.Unreadable as e:
     raise ConfigError(f'The time of this program cannot be predicted: {e}. It was compiled by libtpu '
                       f'{_version("libtpu")} for {topology.name}.') from e
-  peak, numbers, seconds = topology.generation.flops, config_lib.derived(config), found.seconds
+  peak, numbers, seconds = topology.generation.flops, config_lib.derived(config), prediction.seconds
   work = plausible.work(config, facts, topology.devices)
-  plausible.check(found, work, peak)
+  plausible.check(prediction, work, peak)
   kind = compared.kind_of(topology.generation.name, facts['mesh'], config.model.name, facts['kernel'][0],
                           topology.slices)
   tokens, steps = numbers['tokens_per_step'], numbers['steps']
   return dict(
-      step_seconds=seconds, times=found.times, counts=found.counts, flops=found.counts['flops'],
+      step_seconds=seconds, times=prediction.times, counts=prediction.counts, flops=prediction.counts['flops'],
       model_flops=work.model, mfu=work.model / seconds / peak, mfu_causal=work.least / seconds / peak,
       tokens_per_second=tokens / seconds, host_tokens_per_second=tokens / seconds / topology.hosts,
       steps=steps, hours=steps * seconds / 3600, chip_hours=steps * seconds / 3600 * topology.chips,
-      waits=found.waits[:6], network=topology.generation.network,
+      waits=prediction.waits[:6], network=topology.generation.network,
       accuracy=compared.accuracy(kind), readings=others)
 
 
@@ -289,15 +289,15 @@ class _Search:
 
   def _compiled_to_the_end(self):
     """`fitting` from the first on that compiles: some kernels and fusions need too much VMEM, which shows only then."""
-    found = self.fitting()
-    while found:
-      self.say(f'compiling to the end, which takes minutes: {flags(found[0][0]) or "as it is"}')
-      report = self.attempt(found[0][0], full=True)
+    candidates = self.fitting()
+    while candidates:
+      self.say(f'compiling to the end, which takes minutes: {flags(candidates[0][0]) or "as it is"}')
+      report = self.attempt(candidates[0][0], full=True)
       if not isinstance(report, str):
         break
       self.say(verdict(report))
-      found.pop(0)
-    return found
+      candidates.pop(0)
+    return candidates
 
 
 def _at(config, key):

@@ -11,6 +11,7 @@ import math
 import jax
 
 LOOKED_UP = ('embed', 'embed_norm', 'positions', 'types')  # where rows enter: before all layers
+GROUPS = {**dict.fromkeys(LOOKED_UP, 'looked_up'), 'encoder': 'encoder'}  # of parameters; all others: the decoder
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
 ORDER = ('attention_norm', 'attention/in', 'attention/pairs', 'attention/o', 'cross_norm', 'cross/in', 'cross/pairs',
          'cross/o', 'mlp_norm', 'mlp/in', 'mlp/down')
@@ -38,8 +39,11 @@ def per_row(model, lengths, rates=None) -> int:
     parts = path.split('/')
     if parts[0] in ('positions', 'types') or 'relative' in parts or parts[0] == 'embed' and not c.tie_embeddings:
       continue
-    of_encoder = parts[0] == 'encoder' or 'cross' in parts and parts[-2] in 'kv'
-    tokens = predictions if parts[0] in ('embed', 'head') else S if of_encoder else T
+    tokens = T
+    if parts[0] in ('embed', 'head'):
+      tokens = predictions
+    elif parts[0] == 'encoder' or 'cross' in parts and parts[-2] in 'kv':
+      tokens = S
     layers = x.shape[0] if 'blocks' in parts else 1
     for layer in range(layers):
       gradients = int(trained[path]) + int(first(path) < _place(c, path, layer))
@@ -99,7 +103,7 @@ def _first(c, trained):
   earliest = dict(looked_up=NEVER, encoder=NEVER, decoder=NEVER)
   for path in filter(trained.get, trained):
     top = path.split('/')[0]
-    group = 'looked_up' if top in LOOKED_UP else 'encoder' if top == 'encoder' else 'decoder'
+    group = GROUPS[top] if top in GROUPS else 'decoder'
     earliest[group] = min(earliest[group], (EARLY, 0) if top == 'embed' else _place(c, path))
   encoder = min(earliest['looked_up'], earliest['encoder'])
   # The encoder's output reaches the decoder in its first layer's cross-attention.
