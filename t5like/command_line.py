@@ -19,6 +19,7 @@ from t5like.errors import ConfigError
 
 HELP = ('help', 'h', '?', 'helpshort', 'helpfull')
 WIDTH = 100
+LONGEST = 4096  # characters of a flag, texts to continue aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +354,8 @@ def _out_of_range(name, value):
   flag = FLAGS[name]
   if flag.kind == 'list' and not all(text.strip() for text in value):
     return f'--{name}={",".join(value)}: one of the names is empty. Write NAME,NAME without a comma at the end.'
+  if flag.kind in ('text', 'list') and len(','.join([value] if isinstance(value, str) else value)) > LONGEST:
+    return f'--{name}={cut(str(value))}: must have at most {LONGEST:,} characters.'
   if flag.kind in ('text', 'texts', 'list', 'yes') or flag.low <= value <= flag.high and value > flag.above:
     return ''
   limits = [f'at least {flag.low}'] if math.isfinite(flag.low) else []

@@ -4,6 +4,7 @@ import re
 
 from t5like.errors import ConfigError
 
+LONGEST, LONGEST_NAME = 4096, 255  # of a path and of a name in it, on Linux
 VARIABLE = re.compile(r'\$(?:\{(\w+)\}|(\w+))')
 
 
@@ -17,9 +18,22 @@ def expand(path: str) -> str:
   return expanded if is_remote(expanded) else os.path.expanduser(expanded)
 
 
+def _impossible(path):
+  """Why no file can be called so, '' if one can."""
+  if '\0' in path:
+    return 'a path has no zero bytes'
+  longest = max(len(part.encode('utf-8', 'replace')) for part in path.split('/'))
+  if len(path) > LONGEST or longest > LONGEST_NAME and not is_remote(path):
+    return f'a path has at most {LONGEST:,} characters, and {LONGEST_NAME} between two slashes'
+  return ''
+
+
 def check(name: str, path: str) -> str:
   """`expand` of the path that `name` (a flag or key) gives; ConfigError where a variable or user does not exist."""
   expanded = expand(path)
+  reason = _impossible(expanded)
+  if reason:
+    raise ConfigError(f'{name}={path[:60]}..: {reason}. Give another path.')
   if os.path.exists(path):
     return expanded
   missing = [a or b for a, b in VARIABLE.findall(expanded)]

@@ -148,7 +148,7 @@ def check_config(workdir, config):
 
 def check_beginning(init_from):
   """ConfigError or CheckpointError for a config.init_from that is not there or cannot be asked."""
-  if init_from and not is_there('init_from', paths.expand(init_from)):
+  if init_from and not is_there('init_from', paths.check('init_from', init_from)):
     path = epath.Path(paths.expand(init_from))
     made_by = ROOT / 'configs' / f'{path.name}.py'
     raise ConfigError(f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its '

@@ -198,6 +198,10 @@ def test_changes_of_a_config_are_refused_where_there_is_none():
     ('--noconfig.batch_size', ['--config.batch_size=VALUE']),
     ('--noconfig.model.tie_embeddings=true', ['--config.model.tie_embeddings']),
     ('--flagfile=/no/such', ['/no/such']),
+    ('preflight --topology=' + 'v' * 5000, ['--topology=', 'at most']),
+    ('selftest --only=' + 'v' * 5000, ['--only=', 'at most']),
+    ('import --folder=' + 'v' * 5000, ['--folder=', 'at most']),
+    ('generate --workdir=x/' + 'v' * 300, ['--workdir=', 'at most']),
 ], ids=lambda v: v if isinstance(v, str) else None)
 def test_mistakes_get_one_paragraph_with_what_would_work(argv, words):
   said = refused(*argv.split())

@@ -107,9 +107,8 @@ def test_commands_that_read_data_refuse(tmp_path, monkeypatch, nothing_happens, 
   monkeypatch.chdir(tmp_path / 'empty')
   c = tiny.config(tmp_path, **sections)
   flags = [f'--workdir={workdir}'] if workdir else []
-  request = command_line.read([command, f'--config={file_of(c, tmp_path)}', *flags])
   with pytest.raises(kind) as e:
-    commands.run(request)
+    commands.run(command_line.read([command, f'--config={file_of(c, tmp_path)}', *flags]))
   assert said in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 1500
   assert not list((tmp_path / 'empty').iterdir()) and not (tmp_path / 'prepared').exists()
 
@@ -188,6 +187,25 @@ def test_weights_of_another_vocabulary_are_refused_where_ours_is_known(tmp_path)
     preconditions.check(same)
   vocabulary = dict(name='characters', sentinels=0, path=str(tmp_path / 'other' / 'vocabulary'))
   assert preconditions.check(tiny.config(tmp_path, init_from=str(tmp_path / 'other'), vocabulary=vocabulary)) == []
+
+
+@pytest.mark.parametrize('bad', ['a' * 5000, 'x/' + 'a' * 300, 'a\0b', '/dev/null', '/'], ids=lambda v: v[:9])
+@pytest.mark.parametrize('key', ['data.directory', 'data.cache', 'data.tfds_dir', 'vocabulary.path', 'init_from',
+                                 'data.source=text', 'data.source=jsonl', 'data.source=parquet', 'data.source=tfds',
+                                 'data.validation=text', 'evaluate.tasks'])
+def test_paths_that_nothing_can_have_get_a_paragraph(tmp_path, monkeypatch, key, bad):
+  monkeypatch.chdir(tmp_path)
+  name, equals, kind = key.partition('=')
+  section, _, last = name.rpartition('.')
+  value = (f'{bad}.json',) if name == 'evaluate.tasks' else f'{kind}:{bad}' if equals else bad
+  try:
+    c = tiny.config(tmp_path, **({section: {last: value}} if section else {last: value}))
+    if key == 'data.tfds_dir':
+      c.unlock()
+      c.data.update(source='tfds:lm1b', validation='test')
+    preconditions.check(c)
+  except Failure as error:
+    assert len(str(error)) < 1500
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path):

@@ -76,6 +76,9 @@ def _stamp(info):
 
 
 def _nearby(pattern):
+  if os.path.isdir(pattern):
+    folder = pattern.rstrip('/')
+    return f'it is a folder: write {folder}/* for its files, or {folder}/**/* for all below it'
   path = pathlib.Path(pattern).absolute()
   folder = next(p for p in path.parents if p.is_dir() and not glob.has_magic(str(p)))
   names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []

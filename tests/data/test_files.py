@@ -372,3 +372,10 @@ def test_packages_for_remote_files_are_named(monkeypatch, url, package, fix):
   with pytest.raises(DataError) as error:
     records(f'text:{url}')
   assert f"data.source='text:{url}'" in str(error.value) and fix in str(error.value)
+
+
+def test_a_folder_in_place_of_a_glob_is_told(tmp_path):
+  (tmp_path / 'a.txt').write_text('words')
+  for pattern in (tmp_path, f'{tmp_path}/', '/'):
+    with pytest.raises(DataError, match=r'is a folder: write .*/\* for its files'):
+      records(f'text:{pattern}')
