@@ -160,6 +160,7 @@ def load(*overrides):
     (['optimizer.name=dpsgd'], ['each example']), (['optimizer.name=lbfgs'], ['cannot be used here']),
     (['optimizer.name=deprecated_dpsgd'], ['there is no such optimizer']),
     (['optimizer.name=scale_by_madgrad'], ["Did you mean 'madgrad'"]),
+    (['optimizer.name=scale_by_adam'], ["Did you mean 'adam'"]),
     (['optimizer.extra.momentun=0.9', 'optimizer.name=sgd'], ['optimizer.extra.momentun=0.9', "'momentum'"]),
     (['optimizer.extra.b3=0.9'], ['adamw has no such argument', 'b1']),
     (['optimizer.name=sgd', 'optimizer.extra.momentum=high'], ["momentum='high'", 'at least 0 and below 1', 'None']),
