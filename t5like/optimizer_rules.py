@@ -177,6 +177,7 @@ def _unknown(name):
   if name in LEFT_OUT:
     return (f'optimizer.name={name!r}: optax has it, but it cannot be used here: it {LEFT_OUT[name]}. '
             f'There is {either(OPTIMIZERS)}.')
-  near = difflib.get_close_matches(name.lower().removeprefix('scale_by_'), OPTIMIZERS, 1)  # parts of optimizers in optax
+  # What optax calls scale_by_NAME is a part of NAME.
+  near = difflib.get_close_matches(name.lower().removeprefix('scale_by_'), OPTIMIZERS, 1)
   return (f'optimizer.name={show(name)}: there is no such optimizer.'
           + (f' Did you mean {near[0]!r}?' if near else '') + f' There is {either(OPTIMIZERS)}.')
