@@ -50,7 +50,7 @@ def test_an_interrupted_cell_resumes_where_it_was(tmp_path):
   (error,) = [o for o in interrupted.outputs if o.output_type == 'error']
   assert error.ename == 'Interrupted' and 'with the state of this step saved' in error.evalue
   step = int(error.evalue.split('after step ')[1].split()[0])
-  text = ''.join(o.get('text', '') for o in again.outputs)
+  text = ''.join(o.get('text', '') + o.get('data', {}).get('text/plain', '') for o in again.outputs)
   assert f'Resumed from step {step}' in text and text.rstrip().endswith('60')
   assert losses(tmp_path / 'run') == losses(tmp_path / 'straight')
   validations = [[line['validation/nll'] for line in tiny.metrics(tmp_path / name)[1]] for name in ('run', 'straight')]
