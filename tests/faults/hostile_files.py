@@ -10,7 +10,7 @@ import time
 import traceback
 
 from tests.faults import forks, hostile_json
-from tests.faults.hostile_folders import CODES, MEGABYTES, SECONDS
+from tests.faults.hostile_folders import CODES, MEGABYTES, SECONDS, memory
 
 BATCH = 40  # files that one process looks at
 LIMIT = 120  # seconds for a batch
@@ -241,11 +241,11 @@ def look_at(copy, original, reader, seed):
   if path.name in DIGEST and rng.random() < 0.8:
     content = _sealed(content)
   path.write_bytes(content)
-  before = _memory(reset=True)
+  before = memory(reset=True)
   began = time.process_time()
   outcome = _guarded(lambda: read(copy))
   return dict(outcome, what=f'{path.name}: {what}', seconds=time.process_time() - began,
-              megabytes=max(0, _memory() - before))
+              megabytes=max(0, memory() - before))
 
 
 def _move_config(copy, original):
@@ -261,14 +261,6 @@ def _sealed(content):
     return json.dumps(manifests.sealed(json.loads(content))).encode()
   except (ValueError, AttributeError, RecursionError):
     return content
-
-
-def _memory(reset=False):
-  """The most megabytes that this process held since it last asked to forget that."""
-  if reset:
-    pathlib.Path('/proc/self/clear_refs').write_text('5')
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(status.partition('VmHWM:')[2].split()[0]) // 1024
 
 
 def _guarded(read):

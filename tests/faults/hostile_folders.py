@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 import time
+import traceback
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tests.tiny import WORDS
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SECONDS, MEGABYTES = 2.0, 1000  # of a processor, and of memory, that a refusal may take
 CODES = (2, 3, 4)  # of wrong configs, data and checkpoints
+EVERY = 10  # folders: one of them is imported
 LIMIT = 120  # seconds after which a process is taken for one that hangs
 JSON_FILES = ('config.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
               'generation_config.json', 'model.safetensors.index.json')
@@ -160,38 +162,104 @@ def _damage_tensors(rng, path, how):
 
 
 def hostile_folders(folder, count, seed=0):
-  """{folders, refused, right, wrong, crashed, slow, large, notes, most_seconds, most_megabytes} of imports.
+  """{folders, imported, refused, right, wrong, crashed, slow, large, notes, most_seconds, most_megabytes}.
 
-  refused: by an exit code of 2, 3 or 4 and one paragraph; right: imported, with the weights and sizes that the files
-  hold; slow, large: refusals that took more than SECONDS of a processor or MEGABYTES; crashed: anything else.
+  Every tenth folder is imported by main.py in a process of its own, the others are read as `import` reads them.
+  refused: by an exit code of 2, 3 or 4 and one paragraph; right: with the weights and sizes that the files hold; slow,
+  large: refusals that took more than SECONDS of a processor or MEGABYTES; crashed: anything else.
   """
-  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-  rng, sources = random.Random(seed), originals(pathlib.Path(folder) / 'originals')
-  found = dict(folders=0, refused=0, right=0, wrong=0, crashed=0, slow=0, large=0, notes=[], most_seconds=0.0,
-               most_megabytes=0)
-  whole = [_import(source, pathlib.Path(folder)) for source in sources]
-  for source, (code, said, *_) in zip(sources, whole):
+  folder, rng = pathlib.Path(folder), random.Random(seed)
+  folder.mkdir(parents=True, exist_ok=True)
+  sources = originals(folder / 'originals')
+  found = dict(folders=0, imported=0, refused=0, right=0, wrong=0, crashed=0, slow=0, large=0, notes=[],
+               most_seconds=0.0, most_megabytes=0)
+  for source in sources:
+    code, said, *_ = _import(source, folder)
     if code:
       raise AssertionError(f'{source} as it is: {code}\n{said[-2000:]}')
   while found['folders'] < count:
-    source = rng.choice(sources)
-    copy = pathlib.Path(folder) / 'case' / source.name
-    shutil.rmtree(copy.parent, ignore_errors=True)
-    shutil.copytree(source, copy)
-    what = f'{source.name}/{damage(rng, copy)}'
-    code, said, seconds, megabytes = _import(copy, pathlib.Path(folder))
-    found['folders'] += 1
-    verdict = judge(code, said)
-    found[verdict] += 1
-    if verdict == 'refused':
-      found['slow'] += seconds > SECONDS
-      found['large'] += megabytes > MEGABYTES
-      found['most_seconds'] = max(found['most_seconds'], seconds)
-      found['most_megabytes'] = max(found['most_megabytes'], megabytes)
-    if verdict in ('wrong', 'crashed') or verdict == 'refused' and (seconds > SECONDS or megabytes > MEGABYTES):
-      ending = ' '.join(said[-300:].split())
-      found['notes'].append(f'{what}: {verdict} {code}, {seconds:.1f} s, {megabytes} MB: {ending}')
+    some = min(EVERY, count - found['folders'])
+    cases = [(rng.choice(sources), rng.getrandbits(60)) for _ in range(some)]
+    source, number = cases[0]
+    what = _damaged_copy(folder, source, number)
+    code, said, seconds, megabytes = _import(folder / 'case' / source.name, folder)
+    found['imported'] += 1
+    _count(found, what, judge(code, said), seconds, megabytes, f'{code} {said[-300:]}')
+    for outcome in _read_all(folder, cases[1:]):
+      _count(found, *outcome)
   return found
+
+
+def _count(found, what, verdict, seconds, megabytes, said):
+  found['folders'] += 1
+  found[verdict] += 1
+  slow, large = seconds > SECONDS, megabytes > MEGABYTES
+  if verdict == 'refused':
+    found['slow'] += slow
+    found['large'] += large
+    found['most_seconds'] = max(found['most_seconds'], seconds)
+    found['most_megabytes'] = max(found['most_megabytes'], megabytes)
+  if verdict in ('wrong', 'crashed') or verdict == 'refused' and (slow or large):
+    found['notes'].append(f'{what}: {verdict}, {seconds:.1f} s, {megabytes} MB: {" ".join(said.split())}')
+
+
+def _damaged_copy(folder, source, number):
+  """Makes folder/case/NAME, a copy of a folder with one thing wrong; returns what."""
+  copy = folder / 'case' / source.name
+  shutil.rmtree(copy.parent, ignore_errors=True)
+  shutil.copytree(source, copy)
+  return f'{source.name}/{damage(random.Random(number), copy)}'
+
+
+def _read_all(folder, cases):
+  """[(what, verdict, seconds, megabytes, what was said)], all read by one process, or by more where one dies."""
+  outcomes = []
+  while len(outcomes) < len(cases):
+    log, rest = folder / 'outcomes', cases[len(outcomes):]
+    log.unlink(missing_ok=True)
+
+    def work(rest=rest, log=log):
+      with open(log, 'w', buffering=1) as f:
+        for source, number in rest:
+          what = _damaged_copy(folder, source, number)
+          f.write(json.dumps([what, *_read(folder / 'case' / source.name)]) + '\n')
+    try:
+      code = forks.Child(work, folder / 'log').wait(LIMIT)
+    except TimeoutError:
+      code = 'a hang'
+    outcomes += [json.loads(line) for line in (log.read_text() if log.exists() else '').split('\n') if line]
+    if code:
+      said = (folder / 'log').read_text(errors='replace')[-500:]
+      outcomes.append([str(cases[len(outcomes)][0].name), 'crashed', 0.0, 0, f'{code}: {said}'])
+  return outcomes[:len(cases)]
+
+
+def _read(copy):
+  """(verdict, seconds, megabytes, what was said) of reading a folder as `import` does, but for its checkpoint."""
+  from t5like import huggingface
+  from t5like.errors import Failure
+  before, began = memory(reset=True), time.process_time()
+  verdict, said = 'right', ''
+  try:
+    huggingface.find_tokenizer(copy, {})
+    values, params = huggingface.read(copy)
+    said = _difference(copy, values, params) or ''
+    verdict = 'wrong' if said else 'right'
+  except Failure as error:
+    said = str(error)
+    fine = error.exit_code in CODES and 20 < len(said) < 4000 and '\n' not in said
+    verdict = 'refused' if fine else 'crashed'
+  except BaseException as error:  # a panic of Rust is no Exception
+    verdict, said = 'crashed', ''.join(traceback.format_exception(error))[-500:]
+  return verdict, time.process_time() - began, max(0, memory() - before), said[:500]
+
+
+def memory(reset=False):
+  """The most megabytes that this process held since it last asked to forget that."""
+  if reset:
+    pathlib.Path('/proc/self/clear_refs').write_text('5')
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(status.partition('VmHWM:')[2].split()[0]) // 1024
 
 
 def judge(code, said):
@@ -229,32 +297,35 @@ def _import_and_look(folder, workdir):
   jax.config.update('jax_compilation_cache_dir', str(workdir.parent.parent / 'cache'))  # most cases are compiled alike
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   forks.run_main('import', f'--folder={folder}', f'--workdir={workdir}')
-  problem = _difference(folder, workdir)
+  from t5like import loaded
+  run = loaded.load(workdir)
+  problem = _difference(folder, run.config.model, run.params)
   if problem:
     print(problem, flush=True)
     raise SystemExit(77)
 
 
-def _difference(folder, workdir):
-  """What an imported run has that the folder has not, read by other programs; None if nothing."""
+def _difference(folder, values, params):
+  """What a model that was read has and the folder has not, read by other programs; None if nothing."""
   import jax
   from safetensors.numpy import load_file
 
-  from t5like import huggingface_config, loaded
+  from t5like import huggingface_config
   from t5like.families import FAMILIES
   theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8-sig'))
-  run = loaded.load(workdir)
-  model = huggingface_config.to_model(theirs)
-  for key, ours in FAMILIES[theirs['model_type']].keys.items():
-    if isinstance(theirs.get(key), int) and run.config.model[ours] != theirs[key] and ours != 'tie_embeddings':
-      return f'{key} is {theirs[key]} and became {run.config.model[ours]}'
+  family = FAMILIES[theirs['model_type']]
+  for key, ours in family.keys.items():
+    if isinstance(theirs.get(key), int) and values[ours] != theirs[key] and ours != 'tie_embeddings':
+      return f'{key} is {theirs[key]} and became {values[ours]}'
   tensors = {}
   for file in sorted(folder.glob('*.safetensors')):
     tensors.update(load_file(file))
-  squares = lambda arrays: sum(float(np.square(np.asarray(x, np.float64)).sum()) for x in arrays)
-  wanted = huggingface_config.names(model)
-  prefix = FAMILIES[theirs['model_type']].prefix
-  known = [x for name, x in tensors.items() if name in wanted or f'{prefix}{name}' in wanted or name == 'lm_head.weight'
-           and 'embed_out.weight' in wanted]
-  a, b = squares(known), squares(jax.tree.leaves(run.params))
-  return None if abs(a - b) < 1e-5 * a else f'squares of weights are {a} and became {b}'
+  wanted = huggingface_config.names(huggingface_config.to_model(theirs))
+  known = [x for name, x in tensors.items() if name in wanted or f'{family.prefix}{name}' in wanted
+           or name == 'lm_head.weight' and 'embed_out.weight' in wanted]
+  expected, found = _squares(known), _squares(jax.tree.leaves(params))
+  return None if abs(expected - found) < 1e-5 * expected else f'squares of weights are {expected} and became {found}'
+
+
+def _squares(arrays):
+  return sum(float(np.square(np.asarray(x, np.float64)).sum()) for x in arrays)
