@@ -47,7 +47,7 @@ setup(
         # the same beside the harness's own backend for transformers, which needs accelerate: pytest -m harness
         'harness': ['lm-eval>=0.4.10,<0.5', 'sacrebleu>=2.4,<3', 'rouge-score>=0.1.2,<0.2', 'accelerate>=1.0,<2',
                     'torch==2.13.0', 'transformers>=5.23,<5.24', 'safetensors>=0.4,<1', 'tokenizers>=0.20,<1',
-                    'sentencepiece>=0.2.0,<0.3', 'protobuf'],
+                    'sentencepiece>=0.2.0,<0.3', 'protobuf', 'ipykernel>=6,<8', 'nbclient>=0.10,<1'],
         'tpu': ['jax[tpu]>=0.10.0,<0.13'],
         'cuda': ['jax[cuda13]>=0.10.0,<0.13'],  # NVIDIA drivers from 580 on
         'cuda12': ['jax[cuda12]>=0.10.0,<0.13'],  # drivers from 525 on, and GPUs that CUDA 13 has dropped
@@ -55,7 +55,7 @@ setup(
         'gcs': ['gcsfs'],  # gs:// paths without TensorFlow
         's3': ['s3fs'],  # s3:// paths
         'notebook': ['ipykernel>=6,<8', 'nbclient>=0.10,<1', 'matplotlib>=3.8,<4', 'tokenizers>=0.20,<1',
-                     'safetensors>=0.4,<1'],  # notebooks/tour.ipynb
+                     'safetensors>=0.4,<1', 'huggingface_hub>=0.34,<3'],  # notebooks/
         'browser': ['PyQt6-WebEngine>=6.8,<7'],  # Chromium in a package, for tests
         'docs': ['mkdocs>=1.6,<2', 'mkdocstrings[python]>=1.0,<2'],  # the site: mkdocs build
         'tensorboard': ['tensorboard'],  # to look at what is written in any case
