@@ -142,11 +142,21 @@ def span_lengths(n, density, mean_span):
 
 
 def span_raw(fits, density, mean_span):
-  """The most tokens n whose `span_lengths` satisfy `fits(inputs, targets)`; 0 if there are none."""
-  n = 1
-  while fits(*span_lengths(n + 1, density, mean_span)):
-    n += 1
-  return n if n > 1 else 0
+  """The most tokens n whose `span_lengths` satisfy `fits(inputs, targets)`; 0 if there are none.
+
+  Both lengths grow with n, or stay, so that n is found by halving: long rows are asked for again and again.
+  """
+  is_fit = lambda n: fits(*span_lengths(n, density, mean_span))
+  least, most = 1, 2  # the largest n known to fit, or 1; and one that may not
+  while is_fit(most):
+    least, most = most, 2 * most
+  while most - least > 1:
+    middle = (least + most) // 2
+    if is_fit(middle):
+      least = middle
+    else:
+      most = middle
+  return least if least > 1 else 0
 
 
 def likely(n, density, deviations=5):

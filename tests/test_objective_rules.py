@@ -2,6 +2,7 @@
 import re
 
 import pytest
+from hypothesis import given, strategies as st
 
 from configs.base import base
 from t5like import config as config_lib, lengths
@@ -159,3 +160,21 @@ def test_rates_and_windows():
   for text in ('5', '5:', '9:3', 'a:b', '1:2:3'):
     refused(f"data.skip_rows='{text}'", "as in '128000:153600'", data=dict(skip_rows=text))
   assert lengths.skipped('5K:6K, 10:20,15:30') == [(10, 30), (5000, 6000)]
+
+
+@given(st.integers(2, 700), st.integers(0, 300), st.floats(0.01, 0.99), st.floats(1, 40))
+def test_the_most_text_that_fits_is_found_as_by_counting(inputs, targets, density, mean_span):
+  fits = lambda i, t: i <= inputs and (not targets or t <= targets)
+  n = 1
+  while fits(*lengths.span_lengths(n + 1, density, mean_span)):
+    n += 1
+  assert lengths.span_raw(fits, density, mean_span) == (n if n > 1 else 0)
+
+
+def test_lengths_of_long_rows_are_known_at_once():
+  import time
+  c = config(model=T5, objective=dict(name='span_corruption', mean_span=256.0), data=dict(seq_len=131_072))
+  started = time.process_time()
+  for _ in range(100):
+    assert lengths.shapes(c).inputs == 131_072
+  assert time.process_time() - started < 5
