@@ -185,7 +185,7 @@ def test_generate_needs_a_run(tmp_path):
 
 def test_a_result_counts_only_for_the_same_stop(tmp_path):
   c = tiny.config(tmp_path)
-  workdir_lib.write_result(tmp_path, c, reason='x', step=1, tokens=2)
+  workdir_lib.write_result(tmp_path, c, reason='x', step=1, tokens=2, validation=dict(nll=1.0))
   assert workdir_lib.read_result(tmp_path, c)['reason'] == 'x'
   c.stop.tokens += 1
   assert workdir_lib.read_result(tmp_path, c) is None
