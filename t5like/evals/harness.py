@@ -37,7 +37,7 @@ class Continuing:
     learned = config.model.position.startswith('learned')
     self.room = config.model.max_positions if learned else config.data.seq_len  # as an exported config.json says
     self.begin = [self.vocabulary.bos_id] if asker.manner == 'document' else []
-    self.end = []
+    self.end = list(self.vocabulary.after)  # some tokenizers end texts too
 
   @property
   def prefix(self):

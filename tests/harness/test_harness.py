@@ -157,7 +157,7 @@ EXPORTED = dict(
     learned=dict(model=dict(position='learned', max_positions=48, norm='layernorm', norm_eps=1e-5, block='pre_norm',
                             activation='gelu_tanh', use_bias=True, num_kv_heads=4, tie_embeddings=True, init='gpt2')),
     answers=dict(model=dict(name='encoder_decoder', position='relative', scale_attention=False, init='t5',
-                            dropout_style='t5'), objective=dict(name='seq2seq'),
+                            dropout_style='t5', num_kv_heads=4), objective=dict(name='seq2seq'),
                  data=dict(inputs='{text}', targets='{text}', target_len=32, packing='best_fit')))
 VOCABULARIES = dict(bytes=lambda: vocabulary_lib.Bytes(40), pieces=lambda: test_ask.sentence_pieces(1))
 PAIRS = [('document', 'bytes'), ('document', 'pieces'), ('stream', 'bytes'), ('stream', 'pieces'),
