@@ -5,10 +5,10 @@
 Its tasks fetch their data as they see fit; those of --harness_path, a folder of task files, may lie on disk.
 
 Causal decoders are asked exactly as the harness's own backend for transformers asks an exported model
-(lm_eval/models/huggingface.py; encoder-decoders of objective seq2seq by the same texts, not yet compared), so that numbers under its names can be compared
-with published ones: texts are cut where the number of tokens of the context says, whole texts into windows that do not
-overlap, and what is too long loses tokens on its left, the beginning-of-text token first. For models of other
-objectives the harness has no way of its own, and they are asked as ask.py says.
+(lm_eval/models/huggingface.py; encoder-decoders of objective seq2seq by the same texts, not yet compared), so that
+numbers under its names can be compared with published ones: texts are cut where the number of tokens of the context
+says, whole texts into windows that do not overlap, and what is too long loses tokens on its left, the beginning-of-text
+token first. For models of other objectives the harness has no way of its own, and they are asked as ask.py says.
 """
 import collections
 import difflib
