@@ -256,7 +256,7 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(tmp_path):
       [sys.executable, ROOT / 'main.py', *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': ''})
   metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
-  deadline = time.time() + 120
+  deadline = time.time() + 300
   while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 5):
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
