@@ -291,7 +291,7 @@ def test_tasks_of_their_backend_and_ours_have_the_same_numbers(folder, tmp_path)
                             ours_last_word=['acc', 'perplexity'], ours_english=['bits_per_byte', 'byte_perplexity'],
                             ours_copying=['exact_match', 'bleu']).items():
     for metric in metrics:
-      np.testing.assert_allclose(ours[f'harness:{name}'][metric], results[name][f'{metric},none'], rtol=1e-5)
+      np.testing.assert_allclose(ours[f'harness:{name}'][metric], results[name][f'{metric},none'], rtol=2e-4)
   assert ours['harness:ours_last_word']['cut'] == ITEMS
 
 
