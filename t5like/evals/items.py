@@ -95,19 +95,20 @@ def _question(task, item, where):
     texts = [(fill(key, item),) for key in ('before', 'answer', 'after')]
     named = item.get(task.references) if task.references else None
     if task.references and not (isinstance(named, (str, list)) and named):
-      raise DataError(f'{where}: the field references={task.references!r} must hold a text or a list of texts.')
+      raise DataError(f'{where}: the field references={schema.show(task.references)} must hold a text or a list of '
+                      'texts.')
     references = texts[1] if named is None else (named,) if isinstance(named, str) else tuple(map(str, named))
     return Question(*texts, references=tuple(text.strip() for text in references))
   listed = isinstance(task.choices, tuple)
   choices, right = list(task.choices) if listed else item.get(task.choices), item.get(task.label)
   if not isinstance(choices, list) or len(choices) < 2:
-    raise DataError(f'{where}: the field choices={task.choices!r} must hold a list of at least two texts.')
+    raise DataError(f'{where}: the field choices={schema.show(task.choices)} must hold a list of at least two texts.')
   if isinstance(right, str) and right in choices:
     right = choices.index(right)
   elif isinstance(right, str) and right in string.ascii_uppercase[:len(choices)]:
     right = string.ascii_uppercase.index(right)
   if not isinstance(right, int) or not 0 <= right < len(choices):
-    raise DataError(f'{where}: the field label={task.label!r} holds {right!r}; it must be the number of the right '
-                    f'choice, 0 to {len(choices) - 1}, its letter or its text.')
+    raise DataError(f'{where}: the field label={schema.show(task.label)} holds {schema.show(right)}; it '
+                    f'must be the number of the right choice, 0 to {len(choices) - 1}, its letter or its text.')
   filled = [[fill(key, dict(item, choice=choice)) for key in ('before', 'answer', 'after')] for choice in choices]
   return Question(*map(tuple, zip(*filled)), right=right, lengths=tuple(len(str(choice)) for choice in choices))

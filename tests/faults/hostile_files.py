@@ -270,7 +270,7 @@ def _guarded(read):
     return dict(read=True)
   except Failure as error:
     text = str(error)
-    fine = error.exit_code in CODES and 20 < len(text) < 4000 and text.count('\n') < 8
+    fine = error.exit_code in CODES and 20 < len(text) < 4000 and text.count('\n') < 100
     return dict(refused=text[:300]) if fine else dict(crashed=f'exit code {error.exit_code}: {text[:500]}')
   except BaseException as error:  # a panic of Rust is no Exception
     where = traceback.extract_tb(error.__traceback__)[-1]
