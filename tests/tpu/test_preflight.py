@@ -55,6 +55,7 @@ def test_scanned_and_unrolled_layers_are_the_same_work():
   assert scanned['counts']['link_bytes'] == pytest.approx(unrolled['counts']['link_bytes'], rel=0.005)
 
 
+@pytest.mark.slow
 def test_flops_are_those_that_the_compiler_counts():
   """Of a program without loops and kernels, all of whose operations it counts, sums and exponentials included."""
   found = small('model.scan_layers=False', 'model.attention=xla', 'model.d_model=1024', 'model.d_ff=2048', full=True)
