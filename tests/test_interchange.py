@@ -202,7 +202,8 @@ def test_values_are_written_as_literals(value):
   assert source.isascii() and '\n' not in source and ast.literal_eval(source) == value
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf'), object(), [float('inf')]], ids=['nan', 'inf', 'object', 'list'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), object(), [float('inf')]],
+                         ids=['nan', 'inf', 'object', 'list'])
 def test_what_no_literal_stands_for_is_refused(value):
   with pytest.raises(ConfigError, match='cannot be written into a config'):
     interchange._literal(value)
