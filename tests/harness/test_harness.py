@@ -155,7 +155,13 @@ EXPORTED = dict(
     document=dict(),  # a Llama, whose texts begin with BOS
     stream=dict(data=dict(document_mask=False)),  # without
     learned=dict(model=dict(position='learned', max_positions=48, norm='layernorm', norm_eps=1e-5, block='pre_norm',
-                            activation='gelu_tanh', use_bias=True, num_kv_heads=4, tie_embeddings=True, init='gpt2')))
+                            activation='gelu_tanh', use_bias=True, num_kv_heads=4, tie_embeddings=True, init='gpt2')),
+    # T5 v1.0. The head of a v1.1 is lost in the harness's backend: it calls tie_weights() on every model, which puts
+    # the embedding in its place (transformers 5.23).
+    answers=dict(model=dict(name='encoder_decoder', position='relative', scale_attention=False, head='scaled',
+                            tie_embeddings=True, activation='relu', init='t5', num_kv_heads=4),
+                 objective=dict(name='seq2seq'),
+                 data=dict(inputs='{text}', targets='{text}', target_len=32, packing='best_fit')))
 VOCABULARIES = dict(bytes=lambda: vocabulary_lib.Bytes(40), pieces=lambda: test_ask.sentence_pieces(1))
 PAIRS = [('document', 'bytes'), ('document', 'pieces'), ('stream', 'bytes'), ('stream', 'pieces'),
          ('learned', 'bytes')]
@@ -238,6 +244,21 @@ def test_text_is_the_same(kind, vocabulary, folder):
   room = theirs.max_length
   assert ours.cut['mine'] == {i for i, prompt in enumerate(prompts)
                               if len(theirs.tok_encode(prompt)) > room - how(i)['max_gen_toks']}
+
+
+def test_answers_of_an_encoder_decoder_are_as_likely(folder):
+  """And the same text: the backend counts the prompt's tokens among those to generate, so its answers are longer."""
+  ours, theirs = both('answers', 'bytes', folder)
+  contexts = ['a', 'ab ', 'ab\n\n', *texts(1, [5, 20, 31, 32, 33, 48, 90])]
+  requests = [request(context, ' ' * (i % 2) + continuation + 'a', doc_id=i)
+              for i, (context, continuation) in enumerate(zip(contexts, texts(2, [1, 3, 7] * 4)))]
+  expected, values = theirs.loglikelihood(requests, disable_tqdm=True), ours.loglikelihood(requests)
+  np.testing.assert_allclose([v for v, _ in values], [v for v, _ in expected], atol=1e-4, rtol=2e-6)
+  assert [greedy for _, greedy in values] == [greedy for _, greedy in expected]
+  prompts = [request(context, dict(until=[], max_gen_toks=8, do_sample=False), doc_id=i)
+             for i, context in enumerate(texts(4, [1, 3, 12, 25, 60]))]
+  said = list(zip(ours.generate_until(prompts), theirs.generate_until(prompts, disable_tqdm=True)))
+  assert all(text and longer.startswith(text) for text, longer in said)
 
 
 def test_what_their_backend_cannot_ask_is_told_in_words(folder):
