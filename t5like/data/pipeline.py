@@ -202,9 +202,12 @@ def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _be_a_worker():
-  """Signals that a terminal or a cluster sends to all processes of a run are the training process's to act upon: it
-  still needs its workers for the step after which it saves, and ends them itself."""
+def _be_a_worker(*_):
+  """Begins a worker process of Grain, which passes its number and how many there are.
+
+  Signals that a terminal or a cluster sends to all processes of a run are the training process's to act upon: it
+  still needs its workers for the step after which it saves, and ends them itself.
+  """
   parts.die_with_parent()
   for number in ENDING:
     signal.signal(number, signal.SIG_IGN)

@@ -37,10 +37,16 @@ def flat(batches):
   return [leaves(b) for b in batches]
 
 
+def of_host(config, host, hosts):
+  """The rows of a batch that a host has where hosts share it in blocks."""
+  size = config.batch_size // hosts
+  return range(host * size, (host + 1) * size)
+
+
 @pytest.mark.parametrize('hosts', [2, 4, 16])
 def test_hosts_share_the_same_batches(hosts, opened):
   config, store = opened
-  parts = [flat(first(config, store, 3, seen=32, host=h, hosts=hosts)) for h in range(hosts)]
+  parts = [flat(first(config, store, 3, seen=32, mine=of_host(config, h, hosts))) for h in range(hosts)]
   joined = [{k: np.concatenate([p[i][k] for p in parts]) for k in parts[0][i]} for i in range(3)]
   equal(joined, flat(first(config, store, 5))[2:])
 
@@ -63,7 +69,7 @@ def test_restarts_with_other_hosts_and_batch_sizes(opened):
   for hosts, size in ((1, 16), (2, 32), (4, 16), (16, 64)):
     config = config.copy_and_resolve_references()
     config.batch_size = size
-    parts = [flat(first(config, store, 1, seen=seen, host=h, hosts=hosts)) for h in range(hosts)]
+    parts = [flat(first(config, store, 1, seen=seen, mine=of_host(config, h, hosts))) for h in range(hosts)]
     for k in rows:
       np.testing.assert_array_equal(np.concatenate([p[0][k] for p in parts]), rows[k][seen:seen + size])
     seen += size
