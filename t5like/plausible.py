@@ -7,8 +7,9 @@ from t5like.errors import ConfigError
 from t5like.schedule import MXU, Prediction
 
 SLACK = 0.03  # of FLOPs: sums that a compiler makes of small products, or products of small sums
-# Recomputed of the forward pass, which is a third of all, by model.remat; the compiler's own is not known before.
-RECOMPUTED = {'none': 0, 'weights': 0}
+# Recomputed of the forward pass, which is a third of all: nothing by model.remat=none; by the others up to all of it,
+# for what they keep are values that only some models have.
+RECOMPUTED = {'none': 0}
 BLOCK, LANES = 1024, 128  # the largest blocks of kernels, and the unit of their sizes
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import costs, hlo, plausible, schedule, tpu
+from t5like import config as config_lib, costs, hlo, plausible, schedule, tpu
 from t5like.errors import ConfigError
 from t5like.kernels import calls
 from tests.conftest import ROOT
@@ -389,3 +389,14 @@ def test_predictions_that_cannot_be_are_refused():
                        (of(seconds=math.nan), 'no time')):
     with pytest.raises(ConfigError, match=words):
       plausible.check(wrong, work, peak)
+
+
+@pytest.mark.parametrize('remat, share', [('none', 1.0), ('weights', 4 / 3), ('minimal', 4 / 3), ('full', 4 / 3)])
+def test_remat_explains_that_the_forward_pass_is_computed_again(remat, share):
+  config = config_lib.load(f'{ROOT}/configs/bert.py:large', [f'model.remat={remat}'])
+  facts = dict(flops_per_row=2.4e11, flops_per_row_untouched=2.4e11, attention_per_row=0.0, kernel=('xla', 'dropout'))
+  devices = config.batch_size  # a row each
+  found = plausible.work(config, facts, devices)
+  logits = 2 * 30_522 * 1024 * 19
+  assert found.most == pytest.approx(2.4e11 * share + logits)
+  plausible.check(of(flops=2.4e11 * share), found, 197e12)
