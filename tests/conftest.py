@@ -2,6 +2,7 @@
 import importlib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -22,6 +23,10 @@ class Package:
   def __getattr__(self, attribute):
     return getattr(importlib.import_module(self._name), attribute)
 
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Nearly all of the time goes into compiling tiny programs, which need not be fast.

@@ -77,6 +77,8 @@ def sigterms(arm, count, seed=0, number=signal.SIGTERM, code=75):
   kind, facts, _ = arm
   rng, found = random.Random(seed), dict(signals=0, unsaved=0, mismatches=0, runs=0, slowest=0.0)
   while found['signals'] < count:
+    if found['runs'] > 10 * count:
+      raise AssertionError(f'{kind.name}: {found["runs"]} runs went to their end whatever was sent to them')
     workdir = kind.folder / f'term-{found["runs"]}'
     while True:
       children = kind.start(workdir)
