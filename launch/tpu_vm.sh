@@ -184,7 +184,7 @@ send() { do_ gcloud compute tpus queued-resources scp "$1" "$NAME:$2" "${WHERE[@
 send_secrets() {
   local file=$1/t5like.env secret
   if [[ ${DRY_RUN:-} ]]; then
-    echo "for secret in $SECRETS; do printf 'export %s=%q\n' \$secret \"\${!secret}\"; done > \"\$folder\"/t5like.env"
+    printf '%s\n' "for secret in $SECRETS; do printf 'export %s=%q\n' \$secret \"\${!secret}\"; done > \"\$folder\"/t5like.env"
     echo "chmod 600 \"\$folder\"/t5like.env"
   else
     (
