@@ -106,6 +106,10 @@ def _dtype(value: Any) -> bool:
   return value in ('bfloat16', 'float32')
 
 
+def _exponent(value: Any) -> bool:
+  return _number(value) and 0 < value <= 1
+
+
 def _two_shares(value: Any) -> bool:
   return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_share, value))
 
@@ -117,7 +121,8 @@ def _preconditioning(value: Any) -> bool:
 # kind of argument: (whether a value fits, what it needs, names); one of a None default may be None
 ARGUMENTS = {name: (fits, words) for fits, words, names in (
     (_share, 'a number, at least 0 and below 1',
-     'b1 b2 b3 beta beta3 rho decay momentum decay_rate'),
+     'b1 b2 b3 beta beta3 rho decay momentum'),
+    (_exponent, 'a number, above 0 and at most 1', 'decay_rate'),  # of adafactor: beta2 is 1 - step ** -decay_rate
     (_number, 'a number', 'alpha threshold weight_lr_power gamma'),
     (_at_least_0, 'a number, at least 0',
      'eps eps_root weight_decay initial_accumulator_value initial_scale clip_threshold estim_lr0 estim_lr_coef eta '

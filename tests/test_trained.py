@@ -6,8 +6,9 @@ import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import t5like
 from configs.base import base
-from t5like import build, config as config_lib, loaded, loop, optim, trained
+from t5like import build, config as config_lib, loaded, loop, optim, preconditions, trained
 from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
 from tests import tiny
@@ -81,7 +82,7 @@ def test_mistakes_are_told_by_the_config_alone(key, value, words):
     config_lib.load('configs/decoder_tiny.py', [f'{key}={value}', *(
         ['model.lora_rank=4'] if 'projections' in key else [])])
     trained_ = config_lib.load('configs/decoder_tiny.py', [f'{key}={value}'])
-    build.check_trained(trained_)
+    preconditions.check(trained_)
   assert all(word in str(e.value) for word in words), e.value
 
 
@@ -202,7 +203,7 @@ def test_resuming_goes_on_bit_for_bit(tmp_path):
 def test_a_run_says_what_is_wrong_before_it_prepares_data(tmp_path):
   c = tiny.config(tmp_path, optimizer=dict(freeze=('decoder/blocks',)))
   with pytest.raises(ConfigError, match='nearest is stack/blocks'):
-    loop.train(c, tmp_path / 'run', 'x')
+    t5like.train(c, tmp_path / 'run')
   assert not (tmp_path / 'prepared').exists()
 
 

@@ -65,7 +65,8 @@ def test_the_same_on_any_number_of_hosts_after_any_restart(kind, opened):
   assert whole[0]['inputs'].shape == (8, shapes.targets)
   assert whole[0]['targets'].shape == (8, shapes.predictions or shapes.targets)
   for hosts in (2, 8):
-    parts = [[leaves(b) for b in first(config, store, 4, host=h, hosts=hosts)] for h in range(hosts)]
+    size = config.batch_size // hosts
+    parts = [[leaves(b) for b in first(config, store, 4, mine=range(h * size, (h + 1) * size))] for h in range(hosts)]
     equal([{k: np.concatenate([p[i][k] for p in parts]) for k in parts[0][i]} for i in range(4)], whole)
   equal([leaves(b) for b in first(config, store, 1, seen=24)], whole[3:])
 

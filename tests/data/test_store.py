@@ -202,9 +202,11 @@ def write_examples(path, examples, shards):
     rows = [dict(zip('ba', reversed(texts))) for texts in examples[i * len(examples) // shards:
                                                                   (i + 1) * len(examples) // shards]]
     (path / f'{i}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  (path / 'held_out').mkdir()
+  (path / 'held_out' / 'rows.jsonl').write_text(json.dumps(dict(a='a', b='b')) + '\n')
   c = base()
   c.data.update(source=f'jsonl:{path}/*.jsonl', field='b', directory=str(path / 'made'), shards=shards,
-                validation_fraction=1e-9)
+                validation=f'jsonl:{path}/held_out/*.jsonl')
   if len(examples[0]) == 2:
     c.data.update(inputs='{a}', targets='{b}')
   c.vocabulary.update(name='bytes', sentinels=0)
