@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 import t5like
 from configs.base import base
-from t5like import build, config as config_lib, loaded, loop, optim, preconditions, trained
+from t5like import config as config_lib, loaded, loop, optim, preconditions, trained
 from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
 from tests import tiny
