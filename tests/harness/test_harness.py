@@ -135,16 +135,20 @@ def test_what_the_harness_reports_is_the_definition(folder):
   assert abs(found['harness:ours_agreement']['acc'] - np.mean(right)) < 1e-9
 
 
-def test_names_and_sampling_are_refused_in_words(folder):
+def test_names_and_sampling_are_refused_in_words(folder, tmp_path):
   s = subject('long_document', folder)
-  with pytest.raises(ConfigError, match='did you mean harness:ours_english|Did you mean harness:ours_english'):
-    harness.evaluate(s, ['ours_englsh'], str(folder))
+  tasks = tmp_path / 'tasks'  # of its own: the harness lists a folder once
+  tasks.mkdir()
+  for file in folder.glob('*.yaml'):
+    (tasks / file.name).write_text(file.read_text())
   text = (folder / 'copying.yaml').read_text().replace('do_sample: false', 'do_sample: true').replace(
       'task: ours_copying', 'task: ours_sampled')
-  (folder / 'sampled.yaml').write_text(text)
+  (tasks / 'sampled.yaml').write_text(text)
+  with pytest.raises(ConfigError, match='did you mean harness:ours_english|Did you mean harness:ours_english'):
+    harness.evaluate(s, ['ours_englsh'], str(tasks))
   with pytest.raises(ConfigError, match='only greedy text'):
-    harness.evaluate(s, ['ours_sampled'], str(folder), limit=2)
-  assert json.loads(json.dumps(harness.evaluate(s, ['ours_agreement'], str(folder), limit=2)))
+    harness.evaluate(s, ['ours_sampled'], str(tasks), limit=2)
+  assert json.loads(json.dumps(harness.evaluate(s, ['ours_agreement'], str(tasks), limit=2)))
 
 
 # --- Beside the harness's own backend for transformers --------------------------------------------
@@ -304,12 +308,12 @@ def test_tasks_of_their_backend_and_ours_have_the_same_numbers(folder, tmp_path)
   c, model, params, vocabulary, mesh = test_score.setting('document', folder)
   huggingface.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
   lm = HFLM(pretrained=str(tmp_path / 'out'), device='cpu', batch_size=4)
-  names = [f'ours_{name}' for name in TASKS]
+  names = [f'ours_{name}' for name in TASKS if name != 'next_line']  # whose lines are longer than their backend takes
   results = lm_eval.simple_evaluate(lm, tasks=names, task_manager=TaskManager(include_path=str(folder)),
                                     bootstrap_iters=0)['results']
   ours = harness.evaluate(subject('document', folder), names, str(folder))
-  for name, metrics in dict(ours_agreement=['acc', 'acc_norm'], ours_next_line=['acc', 'acc_norm'],
-                            ours_last_word=['acc', 'perplexity'], ours_english=['bits_per_byte', 'byte_perplexity'],
+  for name, metrics in dict(ours_agreement=['acc', 'acc_norm'], ours_last_word=['acc', 'perplexity'],
+                            ours_english=['bits_per_byte', 'byte_perplexity'],
                             ours_copying=['exact_match', 'bleu']).items():
     for metric in metrics:
       np.testing.assert_allclose(ours[f'harness:{name}'][metric], results[name][f'{metric},none'], rtol=2e-4)
