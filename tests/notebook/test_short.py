@@ -29,9 +29,11 @@ def execute(book, folder, **options):
 
 def text_of(book):
   outputs = [output for cell in book.cells if cell.cell_type == 'code' for output in cell.outputs]
-  return '\n'.join(output.get('text', '') for output in outputs)
+  shown = [output.get('text', '') or output.get('data', {}).get('text/plain', '') for output in outputs]  # rich's, too
+  return '\n'.join(shown)
 
 
+@pytest.mark.slow
 def test_own_text_resumes_after_an_interruption(tmp_path, monkeypatch):
   """The session ends in the middle of training; running all cells again on the same folder finishes the run."""
   import nbclient
