@@ -471,11 +471,11 @@ def test_a_mixture_is_opened_as_one(mixed):
 
 
 def test_one_dataset_in_many_objectives_is_a_plain_store(make):
-  c = make()
+  causal, c = make(), make()
+  causal.vocabulary.sentinels = c.vocabulary.sentinels = 128  # as many as corrupted spans of data.seq_len
   c.objective.name = 'ul2'
-  c.vocabulary.sentinels = 64
   data = build.open_data(c, lambda line: None)
-  assert isinstance(data, store.Store) and data.folder == prepare.folder(make()) == prepare.prepare(c, **QUIET)
+  assert isinstance(data, store.Store) and data.folder == prepare.folder(causal) == prepare.prepare(c, **QUIET)
 
 
 # --- At scale: processes, repeats, damage, limits, folders on object stores -------------------------
