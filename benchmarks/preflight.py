@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import math
 import os
+import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -87,13 +88,13 @@ def line(row, search):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--search', action='store_true')
-  parser.add_argument('--only', default='', help='rows whose config or topology holds this text')
+  parser.add_argument('--only', default='', help='a regular expression for rows: "config topology batch note"')
   args = parser.parse_args()
   print('step, MFU (PaLM), HBM, time that collectives are waited for; predicted\n')
   print('| config | topology | rows per chip | MaxText, ms | ours by the same ruler, ms | as it is | found |\n'
         + '|---' * 7 + '|')
   for row in ROWS:
-    if args.only in f'{row.config} {row.topology}':
+    if re.search(args.only, f'{row.config} {row.topology} {row.batch} {row.note}'.strip()):
       print(line(row, args.search), flush=True)
 
 
