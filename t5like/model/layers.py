@@ -2,6 +2,7 @@
 
 Suffixes and einsum letters: see `t5like/sharding.py`.
 """
+import dataclasses
 import math
 
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5like import parameters
+from t5like.parameters import Param
 from t5like.sharding import at_rest, einsum, gather, gather_factor, in_use, weights
 
 # --- Parameters ---------------------------------------------------------------------------------
@@ -38,17 +41,42 @@ def initial_std(c, role, fan_in):
   return scale * (c.d_model if role == 'embed' else fan_in) ** -0.5, False
 
 
-def normal(key, c, dims, std, cut=False):
-  """Parameter of the sizes that `dims` name, N(0, std^2), laid out as at rest; `cut`: at 2 std."""
-  shape, layout = tuple(c.size(d) for d in dims), at_rest(dims)
+def normal(key, c, declared: Param, std: float, cut: bool = False) -> nnx.Param:
+  """A random parameter, laid out as at rest.
+
+  Args:
+    key: of jax.random.
+    c: the ModelConfig, which knows the size of each letter.
+    declared: what it is; its `dims` say its shape and layout.
+    std: of N(0, std^2), from which it is drawn.
+    cut: whether the distribution ends at 2 std.
+  """
+  shape = tuple(c.size(d) for d in declared.dims)
+  layout = at_rest(declared.dims)
   if cut:
-    return nnx.Param(std * jax.random.truncated_normal(key, -2, 2, shape, out_sharding=layout))
-  return nnx.Param(std * jax.random.normal(key, shape, out_sharding=layout))
+    x = jax.random.truncated_normal(key, -2, 2, shape, out_sharding=layout)
+  else:
+    x = jax.random.normal(key, shape, out_sharding=layout)
+  return nnx.Param(std * x, declared=declared)
 
 
-def constant(value, c, dims):
-  shape = tuple(c.size(d) for d in dims)
-  return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=weights(dims)))
+def constant(value: float, c, declared: Param) -> nnx.Param:
+  """A parameter of fp32 numbers that are all `value` at first."""
+  shape = tuple(c.size(d) for d in declared.dims)
+  return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=weights(declared.dims)), declared=declared)
+
+
+def declare(module: nnx.Module, change) -> None:
+  """Replaces the declaration of every parameter in a module by `change` of it."""
+  for variable in jax.tree.leaves(module, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+    if 'declared' in variable.get_metadata():
+      variable.set_metadata(declared=change(variable.get_metadata()['declared']))
+
+
+def place(module: nnx.Module, **fields: str) -> nnx.Module:
+  """The module, whose parameters are declared to be in this `layer` or `stack`."""
+  declare(module, lambda declared: dataclasses.replace(declared, **fields))
+  return module
 
 
 def expand(w, x):
@@ -68,15 +96,18 @@ class Dense(nnx.Module):
     fan_in = math.prod(c.size(d) for d in self.dims if d in x_dims and d not in out)
     self.c, self.equation, self.result_dtype = c, equation, result_dtype
     self.bias_dims = ''.join(d for d in self.dims if d in out)
-    self.w = normal(key, c, self.dims, *initial_std(c, role, fan_in))
+    fan_dims = ''.join(d for d in self.dims if d not in out)
+    self.w = normal(key, c, parameters.matrix(self.dims, fan_dims, role), *initial_std(c, role, fan_in))
     self.use_bias = c.use_bias if use_bias is None else use_bias
     if self.use_bias:
-      self.b = constant(0, c, self.bias_dims)
+      self.b = constant(0, c, parameters.vector(self.bias_dims, role, 'bias'))
     self.adapted = c.lora_rank > 0 and role in c.lora_projections
     if self.adapted:  # not nnx.LoRA: its factors are plain matrices on one device, of one input and one output axis
-      self.fan_dims = ''.join(d for d in self.dims if d not in out)
-      self.lora_a = normal(jax.random.fold_in(key, 1), c, f'{self.fan_dims}R', fan_in ** -0.5)
-      self.lora_b = normal(key, c, f'R{self.bias_dims}', 0.0)  # nothing is added yet
+      self.fan_dims = fan_dims
+      first = parameters.matrix(f'{fan_dims}R', fan_dims, role, 'lora_a')
+      second = parameters.matrix(f'R{self.bias_dims}', 'R', role, 'lora_b')
+      self.lora_a = normal(jax.random.fold_in(key, 1), c, first, fan_in ** -0.5)
+      self.lora_b = normal(key, c, second, 0.0)  # nothing is added yet
 
   def __call__(self, x):
     w = checkpoint_name(gather_factor(self.w[...], self.dims, self.c.dtype), 'weights')
@@ -111,9 +142,9 @@ class Norm(nnx.Module):
     self.has_scale = c.norm != 'layernorm_plain'
     self.has_bias = c.norm == 'layernorm' and c.use_bias
     if self.has_scale:
-      self.scale = constant(1, c, dims)
+      self.scale = constant(1, c, parameters.vector(dims, 'norm', 'scale'))
     if self.has_bias:
-      self.b = constant(0, c, dims)
+      self.b = constant(0, c, parameters.vector(dims, 'norm', 'bias'))
 
   def __call__(self, x):
     c, y = self.c, x.astype(jnp.float32)
@@ -135,7 +166,8 @@ class Embed(nnx.Module):
   """Token table [V, D]; read forwards it embeds, read backwards it predicts."""
 
   def __init__(self, c, key):
-    self.c, self.w = c, normal(key, c, 'VD', *initial_std(c, 'embed', c.d_model))
+    self.c = c
+    self.w = normal(key, c, parameters.matrix('VD', 'V', 'embed'), *initial_std(c, 'embed', c.d_model))
 
   def encode(self, tokens_BT):
     table_VD = gather(self.w[...], 'VD', self.c.dtype)
@@ -148,10 +180,12 @@ class Embed(nnx.Module):
 
 class Table(nnx.Module):
   """A learned vector for each of few things, such as positions or segment types: [dim, D]."""
+  ROLES = dict(T='positions', P='types')
 
   def __init__(self, c, dim, key):
     self.c, self.dims = c, f'{dim}D'
-    self.w = normal(key, c, self.dims, *initial_std(c, 'positions', c.d_model))
+    declared = parameters.matrix(self.dims, dim, self.ROLES[dim])
+    self.w = normal(key, c, declared, *initial_std(c, 'positions', c.d_model))
 
   def __call__(self, ids_BT):
     table = gather(self.w[...], self.dims, self.c.dtype)
@@ -167,7 +201,8 @@ class Sinusoids(nnx.Module):
   def __init__(self, c, scaled):
     self.c, self.scaled = c, scaled
     if scaled:
-      self.scale = nnx.Param(jnp.full((), c.d_model ** -0.5, jnp.float32))
+      self.scale = nnx.Param(jnp.full((), c.d_model ** -0.5, jnp.float32),
+                             declared=parameters.vector('', 'positions', 'scale'))
 
   def __call__(self, positions_BT):
     half = self.c.d_model // 2
@@ -189,7 +224,8 @@ class RelativeBias(nnx.Module):
     self.c, self.bidirectional = c, bidirectional
     limit = math.sqrt(6 / (c.num_heads + self.BUCKETS))  # variance_scaling(1, 'fan_avg', 'uniform')
     self.w = nnx.Param(jax.random.uniform(key, (c.num_heads, self.BUCKETS), jnp.float32, -limit, limit,
-                                          out_sharding=at_rest('N_')))
+                                          out_sharding=at_rest('N_')),
+                       declared=parameters.matrix('N_', 'N', 'relative'))
 
   @classmethod
   def buckets(cls, distance, bidirectional):

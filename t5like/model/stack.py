@@ -5,7 +5,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like.model.attention import Attention, bias_for, choose_kernel, platform
-from t5like.model.layers import MLP, Norm, RelativeBias, dropout
+from t5like.model.layers import MLP, Norm, RelativeBias, declare, dropout, place
+from t5like.parameters import of_layers
 
 
 class Block(nnx.Module):
@@ -14,10 +15,13 @@ class Block(nnx.Module):
   def __init__(self, c, key, causal, cross=False):
     k_attention, k_cross, k_mlp = jax.random.split(key, 3)
     self.c, self.is_crossed = c, cross
-    self.attention_norm, self.attention = Norm(c), Attention(c, k_attention, causal)
+    self.attention_norm = place(Norm(c), layer='attention_norm')
+    self.attention = place(Attention(c, k_attention, causal), layer='attention')
     if cross:
-      self.cross_norm, self.cross = Norm(c), Attention(c, k_cross, causal=False, cross=True)
-    self.mlp_norm, self.mlp = Norm(c), MLP(c, k_mlp)
+      self.cross_norm = place(Norm(c), layer='cross_norm')
+      self.cross = place(Attention(c, k_cross, causal=False, cross=True), layer='cross')
+    self.mlp_norm = place(Norm(c), layer='mlp_norm')
+    self.mlp = place(MLP(c, k_mlp), layer='mlp')
 
   def __call__(self, x_BTD, view, random=None, cache=None, at=0):
     """Returns (x_BTD, cache). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, K, S, H], x sees what
@@ -66,18 +70,23 @@ REMAT = dict(  # what the backward pass finds saved; the rest it computes again
 
 
 class Stack(nnx.Module):
-  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm."""
+  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm.
 
-  def __init__(self, c, key, causal, cross=False, num_layers=0):
+  `name`: what the declarations of its parameters call it.
+  """
+
+  def __init__(self, c, key, causal, cross=False, num_layers=0, name='stack'):
     k_blocks, k_bias = jax.random.split(key)
     self.c, self.num_layers = c, num_layers or c.num_layers
     make = lambda key: Block(c, key, causal, cross)
     self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
+    declare(self.blocks, of_layers)
     self.has_bias, self.has_norm = c.position == 'relative', c.block != 'post_norm'
     if self.has_bias:
-      self.relative = RelativeBias(c, not causal, k_bias)
+      self.relative = place(RelativeBias(c, not causal, k_bias), layer='relative')
     if self.has_norm:
-      self.norm = Norm(c)
+      self.norm = place(Norm(c), layer='last_norm')
+    place(self, stack=name)
 
   def __call__(self, x_BTD, query, memory=None, random=None):
     """x_BTD. `query`: positions and segments of x; `memory`: those of the encoder's output, and x, that output

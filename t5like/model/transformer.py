@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5like.model import flops
-from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand
+from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand, place
 from t5like.model.stack import Stack, heads_first
+from t5like.parameters import Param, vector, whole
 from t5like.sharding import gather, in_use, spread_rows
 
 
@@ -77,7 +78,7 @@ class Head(nnx.Module):
     self.c, self.mlm = c, c.head == 'mlm'
     if self.mlm:
       self.transform, self.norm = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True), Norm(c)
-      self.b = constant(0, c, 'V')
+      self.b = constant(0, c, vector('V', 'head', 'bias'))
     if not c.tie_embeddings:
       # Rounded to bfloat16, the best of 32k logits would often be two.
       self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False, result_dtype=jnp.float32)
@@ -100,16 +101,18 @@ class Transformer(nnx.Module):
 
   def __init__(self, c, key):
     k_embed, k_positions, k_types, k_head = jax.random.split(key, 4)
-    self.c, self.embed, self.head = c, Embed(c, k_embed), Head(c, k_head)
+    self.c = c
+    self.embed = place(Embed(c, k_embed), layer='embed')
+    self.head = place(Head(c, k_head), layer='head')
     self.has_positions = c.position.startswith('learned') or c.position.endswith('sinusoidal')
     if c.position.startswith('learned'):
-      self.positions = Table(c, 'T', k_positions)
+      self.positions = place(Table(c, 'T', k_positions), layer='positions')
     elif self.has_positions:
-      self.positions = Sinusoids(c, c.position == 'scaled_sinusoidal')
+      self.positions = place(Sinusoids(c, c.position == 'scaled_sinusoidal'), layer='positions')
     if c.num_types:
-      self.types = Table(c, 'P', k_types)
+      self.types = place(Table(c, 'P', k_types), layer='types')
     if c.embed_norm:
-      self.embed_norm = Norm(c)
+      self.embed_norm = place(Norm(c), layer='embed_norm')
 
   @jax.named_scope('embed')
   def start(self, batch, random):
@@ -165,8 +168,8 @@ class EncoderDecoder(Transformer):
   def __init__(self, c, key):
     k_shared, k_encoder, k_decoder = jax.random.split(key, 3)
     super().__init__(c, k_shared)
-    self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers)
-    self.decoder = Stack(c, k_decoder, causal=True, cross=True)
+    self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
+    self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
 
   def encode(self, batch, random=None):
     r_start, r_stack = (None, None) if random is None else jax.random.split(random)
@@ -215,8 +218,10 @@ class Model:
     the new tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
     positions and segments of all S slots, those of the new tokens included; `last`: logits of the last one only
   layers(params) -> the layers that decode, cut out of params, for `extend`, which else does it for every token
+  parameters: what each parameter is, by its path: 'stack/blocks/mlp/up/w'
   """
   config: ModelConfig
+  parameters: dict[str, Param]
   init: Callable[..., Any]
   hidden: Callable[..., Any]
   logits: Callable[..., Any]
@@ -232,11 +237,12 @@ class Model:
 def build(c):
   """Model of a ModelConfig; needs a mesh in force (`jax.set_mesh`)."""
   make = ARCHITECTURES[c.name]
-  graph, _ = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
+  graph, state = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
   of = lambda params: nnx.merge(graph, params)
   rows = lambda batch: spread_rows({k: x for k, x in batch.items() if c.prefix_mask or k != 'prefix'})
   return Model(
       c,
+      _declared(state),
       init=lambda key: nnx.to_pure_dict(nnx.state(make(c, key))),
       hidden=lambda params, batch, key=None: of(params).hidden(rows(batch), key),
       logits=lambda params, x_BTD: of(params).logits(x_BTD),
@@ -246,9 +252,18 @@ def build(c):
       layers=lambda params: of(params).layers())
 
 
-def count_params(model):
+def _declared(state) -> dict[str, Param]:
+  """{path: Param} of a model's state; TypeError for a parameter that is not declared."""
+  out = {}
+  for keys, variable in nnx.to_flat_state(state):
+    path = '/'.join(map(str, keys))
+    out[path] = whole(variable.get_metadata().get('declared'), path, variable.shape)
+  return out
+
+
+def count_params(model: Model) -> int:
   """Exact number of parameters, without making them."""
-  return sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: model.init(jax.random.key(0)))))
+  return sum(declared.size for declared in model.parameters.values())
 
 
 flops_per_row = flops.per_row

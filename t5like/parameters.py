@@ -1,0 +1,123 @@
+"""What each parameter is: data beside its array, declared where the array is made.
+
+    matrix('DNH', inputs='D', role='q')     vector('F', role='up', kind='bias')
+
+`transformer.build` collects the declarations of a model once, as `model.parameters`, {path: Param}. Optimizers,
+freezing, FLOPs, adapters, import and export read them. A path is a name: users' patterns and checkpoints have it, and
+nobody takes a meaning from it.
+"""
+import dataclasses
+import math
+from collections.abc import Mapping
+
+# What a parameter does in the model.
+ROLES = ('embed', 'positions', 'types', 'relative', 'q', 'k', 'v', 'o', 'up', 'gate', 'down', 'head', 'norm')
+LOOKED_UP = ('embed', 'positions', 'types')  # tables of which a token reads a row
+KINDS = ('matrix', 'bias', 'scale', 'lora_a', 'lora_b')
+ADAPTERS = ('lora_a', 'lora_b')
+LAYER = 'L'  # the letter of the axis on which the layers of a stack lie
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+  """One parameter of a model.
+
+  Attributes:
+    dims: a letter for each axis, as in `sharding.py`; 'L' comes first where a stack has it in every layer.
+    role: one of ROLES; a bias and an adapter have the role of their matrix.
+    kind: one of KINDS.
+    inputs: letters of the axes that a product sums over; '' for what is no matrix.
+    outputs: letters of the axes that it makes, or along which a vector lies. Letters that are in neither, as that of
+      experts, tell apart matrices that have nothing to do with each other.
+    layer: the part of the model that it belongs to: 'attention', 'mlp_norm', 'head', ..
+    stack: the stack of layers that it belongs to: 'encoder', 'decoder', 'stack'; '' outside of them.
+    shape: the size of each axis; () before the model is built.
+  """
+  dims: str
+  role: str
+  kind: str
+  inputs: str = ''
+  outputs: str = ''
+  layer: str = ''
+  stack: str = ''
+  shape: tuple[int, ...] = ()
+
+  def __post_init__(self) -> None:
+    if self.role not in ROLES:
+      raise ValueError(f'{self}: there is no role {self.role!r}; parameters.ROLES has them all.')
+    if self.kind not in KINDS:
+      raise ValueError(f'{self}: there is no kind {self.kind!r}; parameters.KINDS has them all.')
+    named = self.inputs + self.outputs
+    if len(set(self.dims)) < len(self.dims) or len(set(named)) < len(named) or not set(named) <= set(self.dims):
+      raise ValueError(f'{self}: each axis needs a letter of its own, and is an input, an output or neither.')
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether its first axis is that of layers."""
+    return self.dims.startswith(LAYER)
+
+  @property
+  def num_layers(self) -> int:
+    """How many layers have it; 1 outside of a stack's layers."""
+    return self.shape[0] if self.is_stacked else 1
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def batch(self) -> str:
+    """Letters, apart from that of layers, of the axes that number matrices or vectors of their own: experts."""
+    return ''.join(d for d in self.dims if d not in LAYER + self.inputs + self.outputs)
+
+  @property
+  def own_axes(self) -> tuple[int, ...]:
+    """Axes of one matrix or vector: all but those of layers and experts."""
+    return tuple(axis for axis, d in enumerate(self.dims) if d in self.inputs + self.outputs)
+
+  @property
+  def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(axes of the inputs, axes of the outputs) of a matrix that is no adapter; else None."""
+    if self.kind != 'matrix':
+      return None
+    return self._axes(self.inputs), self._axes(self.outputs)
+
+  def _axes(self, letters: str) -> tuple[int, ...]:
+    return tuple(axis for axis, d in enumerate(self.dims) if d in letters)
+
+
+def matrix(dims: str, inputs: str, role: str, kind: str = 'matrix') -> Param:
+  """What multiplies `inputs` and makes the rest of `dims`."""
+  outputs = ''.join(d for d in dims if d not in inputs)
+  return Param(dims, role, kind, inputs, outputs)
+
+
+def vector(dims: str, role: str, kind: str) -> Param:
+  """What is added to features or multiplies them one by one."""
+  return Param(dims, role, kind, outputs=dims)
+
+
+def of_layers(param: Param) -> Param:
+  """The same parameter in every layer of a stack."""
+  return dataclasses.replace(param, dims=LAYER + param.dims)
+
+
+def whole(declared: Param | None, path: str, shape: tuple[int, ...]) -> Param:
+  """The declaration of an array with its shape; TypeError where there is none, or one of another rank."""
+  if declared is None:
+    raise TypeError(f'The parameter {path} is not declared. Make it with `normal` or `constant` of model/layers.py, or '
+                    'as nnx.Param(x, declared=parameters.matrix(..)).')
+  if len(declared.dims) != len(shape):
+    raise TypeError(f'The parameter {path} has {len(shape)} axes, {shape}, and is declared with '
+                    f'{len(declared.dims)}, {declared.dims!r}.')
+  return dataclasses.replace(declared, shape=tuple(shape))
+
+
+def with_path_of(path: str, parameters: Mapping[str, Param]) -> Param | None:
+  """The parameter that an array of an optimizer's state is of: that whose path ends the array's; None for no one's."""
+  keys = path.split('/')
+  for start in range(len(keys)):
+    tail = '/'.join(keys[start:])
+    if tail in parameters:
+      return parameters[tail]
+  return None
