@@ -9,6 +9,7 @@ from t5like import build, lengths
 from t5like.data import inspect, pipeline
 from tests import tiny
 from tests.data.test_pipeline import equal, first
+from tests.goldens import rows as golden_rows
 
 T5 = dict(model=dict(name='encoder_decoder', position='relative'))
 SENTINELS = dict(vocabulary=dict(sentinels=40))
@@ -232,3 +233,11 @@ def test_documents_of_any_length_are_planned(tmp_path):
   part = pipeline.TrainRows(store, c).parts[0]
   batch = part.batch(list(range(len(part))), [0] * len(part))
   assert int(batch['weights'].sum()) == store.manifest['splits']['train']['tokens']
+
+
+def test_rows_and_questions_of_every_objective_are_those_kept(tmp_path):
+  """Of every objective, architecture and packing: see tests/goldens/rows.py."""
+  kept, now = json.loads(golden_rows.FILE.read_text()), golden_rows.everything(tmp_path)
+  assert list(now) == list(kept)
+  for key, values in now.items():
+    assert values == kept[key], key
