@@ -82,7 +82,8 @@ def combination(folder: pathlib.Path, label: str, architecture: str, packing: st
   fill = ['' if packing == 'concat_split' else str(part.plan.fill.round(6).tolist()) for part in rows.parts]
   return dict(lengths=[repr(lengths.of(part)) for part in lengths.components(c)], rows=checksum(batches),
               validation=checksum([batch for _, batch in pipeline.evaluation_batches(store, c)]),
-              epoch=[len(part) for part in rows.parts], fill=fill, style=decode.style_of(c), asked=questions(c, store.vocabulary))
+              epoch=[len(part) for part in rows.parts], fill=fill, style=decode.style_of(c),
+              asked=questions(c, store.vocabulary))
 
 
 def everything(folder: pathlib.Path) -> dict:
