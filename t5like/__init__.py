@@ -10,6 +10,7 @@
 These four are what programs and notebooks need; `python main.py` does the same and more. What goes wrong is a Failure
 of `t5like.errors`, with a paragraph that says what would work. Importing t5like does not import JAX yet.
 """
+__version__ = '0.2.0'
 __all__ = ['evaluate', 'generate', 'load', 'train']
 
 

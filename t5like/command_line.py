@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from t5like import lengths, paths
+from t5like import __version__, lengths, paths
 from t5like.config_values import DEFAULTS, cut, either, parse, unknown
 from t5like.errors import ConfigError
 
@@ -197,7 +197,7 @@ TAKES_OVERRIDES = (*(name for name, command in COMMANDS.items() if command.takes
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a command line asks for: a command with all its flags and changes of the config, or help to be shown."""
+  """What a command line asks for: a command with all its flags and changes of the config, or a text to be shown."""
   command: str
   flags: Any = None
   overrides: tuple = ()
@@ -207,6 +207,8 @@ class Request:
 def read(argv, program='python main.py'):
   """The Request of a command line without the name of the program. ConfigError for whatever it does not mean."""
   values, words, overrides = _parse(argv)
+  if values['version'].present:
+    return Request('', help=f't5like {__version__}')
   wants_help = any(values[name].present for name in HELP) or words[:1] == ['help']
   words = words[1:] if words[:1] == ['help'] else words
   if wants_help:
@@ -264,7 +266,7 @@ def _definitions():
     else:
       parser = Whole() if flag.kind == 'whole' else Number()
       flags.DEFINE(parser, name, default, '', values)
-  for name in HELP:
+  for name in (*HELP, 'version'):
     flags.DEFINE_bool(name, False, '', values)
   others = {flags.FLAGS[name].name for name in flags.FLAGS}  # absl.logging's, once it is imported
   for name in others - set(values):
@@ -435,7 +437,7 @@ def overview(program='python main.py'):
     lines += textwrap.wrap(command.does, WIDTH, initial_indent=f'  {name:{width}}  ',
                            subsequent_indent=' ' * (width + 4))
   return '\n'.join([
-      *lines, '', f'{program} COMMAND --help lists the flags of a command.',
+      *lines, '', f'{program} COMMAND --help lists the flags of a command; {program} --version names this version.',
       f'{program} --config=configs/decoder_tiny.py --print_config lists the keys of a config; configs/base.py says',
       'what they mean. The first thing to run:', '', f'  {program} --config=configs/decoder_tiny.py'])
 

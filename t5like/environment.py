@@ -9,6 +9,8 @@ import sys
 
 import jax
 
+from t5like import __version__
+
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIB = 2 ** 30
@@ -37,14 +39,14 @@ def commit() -> str:
 
 
 def versions() -> str:
-  """'Python 3.11.7, jax 0.10.2, ..': of what computes, as far as it is installed."""
-  found = [f'Python {platform.python_version()}']
+  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': of what computes, as far as it is installed."""
+  installed = [f't5like {__version__}', f'Python {platform.python_version()}']
   for package in PACKAGES:
     try:
-      found.append(f'{package} {importlib.metadata.version(package)}')
+      installed.append(f'{package} {importlib.metadata.version(package)}')
     except importlib.metadata.PackageNotFoundError:
       continue
-  return ', '.join(found)
+  return ', '.join(installed)
 
 
 def memory() -> dict[str, float]:

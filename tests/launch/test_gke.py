@@ -3,6 +3,7 @@ import json
 import math
 import re
 import shlex
+import tomllib
 
 import jsonschema
 import pytest
@@ -129,4 +130,5 @@ def test_image_has_what_runs():
   lines = [shlex.split(line) for line in (LAUNCH / 'Dockerfile').read_text().splitlines() if line[:1] not in '# ']
   assert [words[0] for words in lines] == ['FROM', 'ARG', 'WORKDIR', 'COPY', 'RUN']
   assert lines[1][1].removeprefix('EXTRAS=') == 'tpu,gcs' and lines[-1][-1] == '.[${EXTRAS}]'
-  assert all(f"'{extra}'" in (ROOT / 'setup.py').read_text() for extra in ('tpu', 'gcs', 'cuda', 'cuda12'))
+  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+  assert {'tpu', 'gcs', 'cuda', 'cuda12'} <= set(extras)
