@@ -20,7 +20,7 @@
 #   SECRETS           names of variables that `run` hands to the hosts, such as 'WANDB_API_KEY HF_TOKEN': in a file that
 #                     only you can read, never on a command line
 #   CREATE_FLAGS      further flags of `create`, such as '--network=NET --service-account=ACCOUNT'
-#   REPO, REF         the repository (this one) and what of it is sent (HEAD); EXTRAS='tpu,gcs' of setup.py; PYTHON=3.12
+#   REPO, REF         the repository (this one) and what of it is sent (HEAD); EXTRAS='tpu,gcs' of pyproject.toml; PYTHON=3.12
 #   RETRY_...         see launch/retry.sh
 #   DRY_RUN=1         print every command, to be pasted, and run none
 #
@@ -77,7 +77,7 @@ settings() {
       'v5litepod-N, v5p-N, v6e-N, v4-N.' ;;
   esac
   # These two become part of a command that a shell on the hosts reads.
-  [[ ${EXTRAS:-} =~ ^[A-Za-z0-9_,.-]*$ ]] || fail "EXTRAS=$EXTRAS: needs names of setup.py's extras, such as tpu,gcs."
+  [[ ${EXTRAS:-} =~ ^[A-Za-z0-9_,.-]*$ ]] || fail "EXTRAS=$EXTRAS: needs names of pyproject.toml's extras, such as tpu,gcs."
   [[ ${PYTHON:-} =~ ^[A-Za-z0-9._+-]*$ ]] || fail "PYTHON=$PYTHON: needs a version, such as 3.12."
   WHERE=(--zone="$ZONE")
   [[ ${PROJECT:-} ]] && WHERE+=(--project="$PROJECT")
