@@ -4,36 +4,38 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from t5like import lengths, mesh_rules, objective_rules, optimizer_rules, resumable, trained
+from t5like import choices, lengths, mesh_rules, objective_rules, optimizer_rules, resumable, trained
+from t5like.choices import SOURCES
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, normal, parse, show, unknown, up
 from t5like.errors import ConfigError
 
-CHOICES = {key: tuple(values.split()) for key, values in {
-    'data.packing': 'concat_split best_fit none',
-    'data.empty': 'drop error',
-    'data.overlong': 'truncate drop error',
-    'data.mixture_rates': 'weights examples',
-    'vocabulary.name': 'sentencepiece bytes characters huggingface',
-    'vocabulary.algorithm': 'unigram bpe',
-    'vocabulary.normalization': 'nmt_nfkc identity',
-    'objective.name': '''causal prefix_lm masked_lm span_corruption iid_denoising mass bert_style deshuffling
-      drop lm ul2 seq2seq''',
-    'objective.masking': 'bert roberta bernoulli',
-    'model.name': 'decoder encoder encoder_decoder',
-    'model.block': 'pre_norm post_norm output_norm parallel',
-    'model.activation': 'swiglu geglu reglu glu bilinear gelu gelu_tanh relu swish',
-    'model.norm': 'rmsnorm layernorm layernorm_plain',
-    'model.position': 'rope learned learned_from_2 relative sinusoidal scaled_sinusoidal none',
-    'model.head': 'linear scaled mlm',
-    'model.qk_norm': 'none head all',
-    'model.dropout_style': 'standard t5',
-    'model.init': 'fan_in gpt2 bert t5 neox',
-    'model.dtype': 'bfloat16 float32',
-    'model.attention': 'auto xla splash cudnn',
-    'model.remat': 'none weights minimal full',
-    'log.trackers': 'tensorboard wandb mlflow',
-    'schedule.name': 'cosine linear rsqrt rsqrt_decay wsd constant',
-}.items()}
+# Names that keys may have: tables of facts, or only names.
+CHOICES = {
+    'data.packing': choices.PACKINGS,
+    'data.empty': choices.EMPTY,
+    'data.overlong': choices.OVERLONG,
+    'data.mixture_rates': choices.MIXTURE_RATES,
+    'vocabulary.name': choices.VOCABULARIES,
+    'vocabulary.algorithm': choices.ALGORITHMS,
+    'vocabulary.normalization': choices.NORMALIZATIONS,
+    'objective.name': ('causal', 'prefix_lm', 'masked_lm', 'span_corruption', 'iid_denoising', 'mass', 'bert_style',
+                       'deshuffling', 'drop', 'lm', 'ul2', 'seq2seq'),
+    'objective.masking': ('bert', 'roberta', 'bernoulli'),
+    'model.name': ('decoder', 'encoder', 'encoder_decoder'),
+    'model.block': ('pre_norm', 'post_norm', 'output_norm', 'parallel'),
+    'model.activation': ('swiglu', 'geglu', 'reglu', 'glu', 'bilinear', 'gelu', 'gelu_tanh', 'relu', 'swish'),
+    'model.norm': ('rmsnorm', 'layernorm', 'layernorm_plain'),
+    'model.position': ('rope', 'learned', 'learned_from_2', 'relative', 'sinusoidal', 'scaled_sinusoidal', 'none'),
+    'model.head': ('linear', 'scaled', 'mlm'),
+    'model.qk_norm': ('none', 'head', 'all'),
+    'model.dropout_style': ('standard', 't5'),
+    'model.init': ('fan_in', 'gpt2', 'bert', 't5', 'neox'),
+    'model.dtype': ('bfloat16', 'float32'),
+    'model.attention': ('auto', 'xla', 'splash', 'cudnn'),
+    'model.remat': ('none', 'weights', 'minimal', 'full'),
+    'log.trackers': choices.TRACKERS,
+    'schedule.name': choices.SCHEDULES,
+}
 
 RANGES = {key: interval for interval, keys in {
     '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
@@ -76,10 +78,6 @@ MOST = {key: most for most, keys in {
     1: 'model.norm_eps',
 }.items() for key in keys.split()}
 
-# What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
-SOURCES = {'python_docs': '', 'python_functions': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
-           'parquet': 'GLOB', 'tfds': 'NAME', 'markov': 'STATES', 'iid': 'SYMBOLS', 'copy': 'SYMBOLS',
-           'reverse': 'SYMBOLS'}
 METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
 
 
@@ -165,7 +163,8 @@ def _data(c):
     lengths.skipped(c.data.skip_rows)
   except ConfigError as e:
     yield str(e)
-  if c.data.mixture_rates == 'weights' and (c.data.mixture_cap or c.data.mixture_temperature != 1):
+  by_examples = choices.MIXTURE_RATES[c.data.mixture_rates].by_examples
+  if not by_examples and (c.data.mixture_cap or c.data.mixture_temperature != 1):
     yield (f'data.mixture_cap={c.data.mixture_cap}, data.mixture_temperature={c.data.mixture_temperature:g}: belong '
            "to data.mixture_rates='examples'. Set that, or 0 and 1.")
   for where, data in [('', c.data)] if not c.data.mixture else [
@@ -402,7 +401,7 @@ def phases(schedule: Any, steps: int) -> Phases:
   The warm-up is cut first, to what the decay leaves or half of the run, then the decay to what the warm-up leaves.
   """
   decay = 0
-  if schedule.name in ('wsd', 'rsqrt_decay'):
+  if choices.SCHEDULES[schedule.name].ends_in_decay:
     decay = max(1, round(schedule.decay_fraction * steps))
   warmup = min(schedule.warmup_steps, max(steps - decay, steps // 2))
   return Phases(warmup, min(decay, max(1, steps - warmup)))

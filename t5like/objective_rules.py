@@ -1,7 +1,7 @@
 """Which objectives, architectures, vocabularies and lengths go together, and by which numbers not."""
 import difflib
 
-from t5like import lengths
+from t5like import choices, lengths
 from t5like.config_values import DEFAULTS, SECTIONS, divisors, either, show, unknown
 from t5like.data import templates
 from t5like.errors import ConfigError
@@ -136,6 +136,7 @@ def tasks(config):
 
 def _together(c):
   o, d, architecture = c.objective, c.data, c.model.name
+  packing = choices.PACKINGS[d.packing]
   fits = ARCHITECTURES[architecture]
   if o.name not in fits:
     others = [name for name, objectives in ARCHITECTURES.items() if o.name in objectives]
@@ -153,16 +154,16 @@ def _together(c):
            if not paired else
            f"data.targets={show(d.targets)}: only objective.name='seq2seq' learns given targets, this is "
            f'{o.name!r}. Set that, or data.inputs and data.targets to "".')
-  if o.name == 'seq2seq' and d.packing == 'concat_split':
+  if o.name == 'seq2seq' and packing.windows:
     yield ("data.packing='concat_split': would cut examples of objective.name='seq2seq' in two. Use 'best_fit' "
            "(several to a row) or 'none'.")
-  if o.name in lengths.BY_CHANCE and d.packing == 'best_fit' and architecture + o.name != 'decoderprefix_lm':
+  if o.name in lengths.BY_CHANCE and packing.planned and architecture + o.name != 'decoderprefix_lm':
     yield (f"data.packing='best_fit': lengths under objective.name={o.name!r} change with every draw, so rows "
            "cannot be planned. Use 'concat_split' or 'none'.")
-  if d.packing != 'concat_split' and not d.append_eos:
+  if not packing.windows and not d.append_eos:
     yield (f"data.append_eos=False: rows of data.packing={d.packing!r} are made of documents, whose ends must "
            "be marked. Set it to True, or data.packing='concat_split'.")
-  if d.packing != 'concat_split' and not d.document_mask:
+  if not packing.windows and not d.document_mask:
     yield (f"data.document_mask=False: data.packing={d.packing!r} keeps documents apart. Set it to True, or "
            "data.packing='concat_split'.")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from t5like import config_rules, optimizer_rules, optimizers, trained
+from t5like import config_rules, optimizer_rules, optimizers, rate_schedules, trained
 from t5like.errors import ConfigError
 from t5like.optimizers import map_with_path, path_name
 
@@ -26,37 +26,13 @@ def schedule(spec, learning_rate, total_steps):
   Warm-up and decay that are longer than the run are cut, as `config_rules.phases` says.
   """
   phases = config_rules.phases(spec, total_steps)
-  final_scale, timescale = spec.final_scale, float(spec.timescale)
-  # Floats: a whole number above 2^31 cannot meet an array.
-  warmup, decay, total = float(phases.warmup), float(phases.decay), float(total_steps)
-
-  def constant(step):
-    return jnp.float32(1)
-
-  def share_done(step):
-    return jnp.clip((step - warmup) / max(1.0, total - warmup), 0, 1)
-
-  def cosine(step):
-    return final_scale + (1 - final_scale) * (1 + jnp.cos(jnp.pi * share_done(step))) / 2
-
-  def linear(step):
-    return 1 - (1 - final_scale) * share_done(step)
-
-  def wsd(step):
-    return final_scale + (1 - final_scale) * jnp.clip((total - step) / decay, 0, 1)
-
-  def rsqrt(step):
-    return jnp.sqrt(timescale / jnp.maximum(step, timescale))
-
-  def rsqrt_decay(step):
-    return rsqrt(step) * wsd(step)
-
-  shapes = dict(constant=constant, cosine=cosine, linear=linear, wsd=wsd, rsqrt=rsqrt, rsqrt_decay=rsqrt_decay)
-  shape = shapes[spec.name]
+  span = rate_schedules.Span(total=float(total_steps), warmup=float(phases.warmup), decay=float(phases.decay),
+                             final_scale=spec.final_scale, timescale=float(spec.timescale))
+  shape = rate_schedules.SCHEDULES[spec.name].shape
 
   def value(step):
     step = jnp.asarray(step, jnp.float32)
-    return learning_rate * shape(step) * jnp.minimum(1, (step + 1) / max(1.0, warmup))
+    return learning_rate * shape(step, span, jnp) * jnp.minimum(1, (step + 1) / max(1.0, span.warmup))
   return value
 
 

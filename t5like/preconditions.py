@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from t5like import config as config_lib, lengths, paths, trackers, workdir as workdir_lib
-from t5like.config_rules import SOURCES
+from t5like import choices, config as config_lib, lengths, paths, trackers, workdir as workdir_lib
+from t5like.choices import SOURCES
 from t5like.config_values import base, show
 from t5like.data import (
   datasets,
@@ -83,7 +83,7 @@ def _parameters(config):
 
 def _shares(config):
   """Shares of a mixture that are too small for its schedule of rows."""
-  if config.data.mixture and config.data.mixture_rates == 'weights':
+  if config.data.mixture and not choices.MIXTURE_RATES[config.data.mixture_rates].by_examples:
     from t5like.data import mixing
     for _, weights in lengths.stages(config):
       mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)

@@ -15,10 +15,11 @@ import time
 
 from etils import epath
 
-from t5like import plain_json, schema, workdir as workdir_lib, writing
+from t5like import choices, plain_json, schema, workdir as workdir_lib, writing
 from t5like.errors import ConfigError
 
-PACKAGES = dict(tensorboard='tensorboardX', wandb='wandb', mlflow='mlflow')
+PACKAGES = choices.implement('log.trackers', choices.TRACKERS, dict(
+    tensorboard='tensorboardX', wandb='wandb', mlflow='mlflow'))
 PROJECT = 't5like'
 RUNS = schema.Object(rest=schema.Text(1000))  # of trackers.json
 NUMBERS = itertools.count()  # of event files, in this process: there may be several in a second
@@ -37,11 +38,10 @@ def start(names, workdir, step, run_name, config, files=None):
 
   files: the run's writing.Guarded.
   """
-  kinds = dict(tensorboard=TensorBoard, wandb=WeightsAndBiases, mlflow=MLflow)
   trackers = []
   for name in names:
     try:
-      trackers.append(kinds[name](workdir, step, run_name, config, files or writing.Guarded()))
+      trackers.append(TRACKERS[name](workdir, step, run_name, config, files or writing.Guarded()))
     except Exception as e:
       how = dict(wandb='Log in with `wandb login`, or set WANDB_MODE=offline.',
                  mlflow='Is MLFLOW_TRACKING_URI right?').get(name, 'Can that folder be written to?')
@@ -178,3 +178,7 @@ class MLflow:
   def close(self):
     self.flush()
     self.client.set_terminated(self.run_id)
+
+
+TRACKERS = choices.implement('log.trackers', choices.TRACKERS, dict(
+    tensorboard=TensorBoard, wandb=WeightsAndBiases, mlflow=MLflow))

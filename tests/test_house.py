@@ -10,7 +10,8 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 500, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors', 'hardware', 'plain_json', 'writing'], ['schema', 'paths', 'parameters'],
+FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules'],
+          ['schema', 'paths', 'parameters', 'choices'],
           ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
           ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'], ['resumable'],
           ['config_rules'], ['config'], ['command_line'], ['hlo', 'tpu'], ['costs'],

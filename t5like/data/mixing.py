@@ -3,10 +3,25 @@ import bisect
 
 import numpy as np
 
+from t5like import choices
 from t5like.errors import ConfigError
 
 WINDOW = 1000  # rows of a round; in every stretch of so many rows all components have their share
 SMALLEST = 1 / WINDOW ** 2  # shares are multiples of this
+
+
+def _by_weights(documents, data):
+  return np.ones(len(documents))
+
+
+def _by_examples(documents, data):
+  examples = np.array(documents, np.float64)
+  return np.minimum(examples, data.mixture_cap or np.inf) ** (1 / data.mixture_temperature)
+
+
+# What the weights of datasets are multiplied by: (how many documents each has for training; config.data) -> float [n].
+RATES = choices.implement('data.mixture_rates', choices.MIXTURE_RATES, dict(
+    weights=_by_weights, examples=_by_examples))
 
 
 class Mixture:

@@ -1,6 +1,7 @@
 """Rows that hold several texts: which go together, planned from their lengths, and where they lie."""
 import numpy as np
 
+from t5like import choices
 from t5like.data.objectives import PADDING
 
 
@@ -50,6 +51,15 @@ def plan(needs, capacity, seed):
       rooms |= 1 << room
   members = order[np.argsort(row_of[order], kind='stable')]
   return members, np.searchsorted(np.sort(row_of), np.arange(len(left) + 1))
+
+
+def one_each(needs, capacity, seed):
+  """`plan` of rows that hold one text each, in the order of the texts."""
+  return np.arange(len(needs)), np.arange(len(needs) + 1)
+
+
+# Which texts go into each row, for data.packing that is not of windows: functions like `plan`.
+PLANS = choices.implement('data.packing', choices.PACKINGS, dict(concat_split=None, best_fit=plan, none=one_each))
 
 
 def _columns(needs):

@@ -18,8 +18,7 @@ import numpy as np
 from absl import flags
 
 from t5like import lengths
-from t5like.data import parts
-from t5like.data.mixing import Mixture
+from t5like.data import mixing, parts
 from t5like.data.rows import Rows
 from t5like.errors import ConfigError, DataError
 
@@ -68,21 +67,19 @@ class TrainRows:
       self.orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
     self.names = [c.name for c in components]
     self.blank = functools.partial(blank, lengths.shapes(config), any(has_prefix(c) for c in components))
-    self.mixture = Mixture(self._stages(config)) if len(components) > 1 else None
+    self.mixture = mixing.Mixture(self._stages(config)) if len(components) > 1 else None
 
   def _stages(self, config):
     """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
     data, stages = config.data, lengths.stages(config)
-    scale = np.ones(len(self.parts))
-    if data.mixture_rates == 'examples':
-      examples = np.array([part.store.manifest['splits']['train']['documents'] for part in self.parts], np.float64)
-      scale = np.minimum(examples, data.mixture_cap or np.inf) ** (1 / data.mixture_temperature)
+    documents = [part.store.manifest['splits']['train']['documents'] for part in self.parts]
+    scale = mixing.RATES[data.mixture_rates](documents, data)
     return [(-(-tokens // data.seq_len), np.array(weights) * scale) for tokens, weights in stages]
 
   def describe(self, rows):
     """What the first `rows` rows are made of, a line per component."""
     for part, name, count in zip(self.parts, self.names, self.counts(rows)):
-      packed = '' if part.packing == 'concat_split' else ', of whose positions text takes ' + ' and '.join(
+      packed = '' if part.is_windows else ', of whose positions text takes ' + ' and '.join(
           f'{share:.1%}' for share in part.plan.fill)
       yield (f'{f"{name}: {count / rows:.1%} of rows, " if name else ""}{count / len(part):.3g} epochs of '
              f'{len(part):,} rows from {part.store.folder}{packed}'

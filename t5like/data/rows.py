@@ -1,7 +1,7 @@
 """The rows of one dataset under one objective: any of them by its number."""
 import numpy as np
 
-from t5like import lengths
+from t5like import choices, lengths
 from t5like.data import objectives, packing, plans
 from t5like.data.objectives import MISSING
 
@@ -30,7 +30,8 @@ class Rows:
     self.masked = dict(mask_id=vocabulary.mask_id, cls_id=vocabulary.cls_id, sep_id=vocabulary.sep_id,
                        begins_word=vocabulary.begins_word if c.objective.whole_word else None)
     self.packing = c.data.packing
-    if self.packing == 'concat_split':
+    self.is_windows = choices.PACKINGS[self.packing].windows
+    if self.is_windows:
       stride = self.lengths.raw - (c.objective.name == 'causal' and not self.document_mask)
       self.windows = self.store.windows(split, self.lengths.raw, stride=stride, tail=split != 'train')
     else:
@@ -52,10 +53,7 @@ class Rows:
       enough = size >= 1 + self.is_pairs
       starts, sizes = (starts[number] + first)[enough], size[enough, None]
     needs = self._needs(sizes)
-    if self.packing == 'none':
-      members, rows = np.arange(len(needs)), np.arange(len(needs) + 1)
-    else:
-      members, rows = packing.plan(needs, self._capacity(), self.seed)
+    members, rows = packing.PLANS[self.packing](needs, self._capacity(), self.seed)
     return dict(rows=rows, starts=starts[members], sizes=sizes[members].astype(np.int32),
                 fill=np.atleast_1d(packing.efficiency(needs, members, rows, self._capacity())))
 
@@ -88,11 +86,11 @@ class Rows:
     return table[text].T
 
   def __len__(self):
-    return len(self.windows) if self.packing == 'concat_split' else len(self.plan)
+    return len(self.windows) if self.is_windows else len(self.plan)
 
   def spans(self, number):
     """[(start, size)] of the texts of row `number`: tokens of the split, all its shards counted through."""
-    if self.packing == 'concat_split':
+    if self.is_windows:
       return [self.windows.span(number)]
     texts = self._members(number)
     return list(zip(self.plan.starts[texts].tolist(), self.plan.sizes[texts].sum(1).tolist()))
@@ -113,7 +111,7 @@ class Rows:
   def batch(self, numbers, epochs):
     """Batch of the rows `numbers`, each as in its epoch (lists of ints), of the widths in `lengths`."""
     random = [generator(self.seed, self.stream, e, n) for e, n in zip(epochs, numbers)]
-    if self.packing == 'concat_split':
+    if self.is_windows:
       tokens = np.stack(self.windows._getitems(numbers))
       return self._of_windows(tokens, random)
     texts = [self._texts(n) for n in numbers]

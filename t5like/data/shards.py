@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import zstandard
 
+from t5like import choices
 from t5like.data import templates
 from t5like.errors import ConfigError, DataError
 from t5like.writing import write_file
@@ -39,10 +40,20 @@ def examples(config, source, part, count):
       continue
     if texts[-1] and not texts[-1].isspace():
       yield texts, name
-    elif config.data.empty == 'error':
-      raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
     else:
-      count['dropped'] += 1
+      EMPTY[config.data.empty](name, count)
+
+
+def _drop_empty(name, count):
+  count['dropped'] += 1
+
+
+def _refuse_empty(name, count):
+  raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
+
+
+# What becomes of a document without text: (its name; what counts documents).
+EMPTY = choices.implement('data.empty', choices.EMPTY, dict(drop=_drop_empty, error=_refuse_empty))
 
 
 def _records(source, start, stop, last):
@@ -149,13 +160,29 @@ def _limited(config, ids, name, count):
   most, longest = config.data.max_document_tokens, max(map(len, ids))
   if not most or longest <= most:
     return ids
-  if config.data.overlong == 'error':
-    raise DataError(f'{name} has {longest:,} tokens, above data.max_document_tokens={most:,}. Raise that, or let '
-                    "data.overlong='truncate' or 'drop' say what to do.")
+  limited = OVERLONG[config.data.overlong](config.data, ids, name)
   count['overlong'] += 1
-  keep = config.data.append_eos  # a text that was cut still ends
-  return [] if config.data.overlong == 'drop' else [
-      x if len(x) <= most else np.append(x[:most - keep], x[len(x) - keep:]) for x in ids]
+  return limited
+
+
+def _truncate(data, ids, name):
+  most, keep = data.max_document_tokens, int(data.append_eos)  # a text that was cut still ends
+  return [x if len(x) <= most else np.append(x[:most - keep], x[len(x) - keep:]) for x in ids]
+
+
+def _drop_overlong(data, ids, name):
+  return []
+
+
+def _refuse_overlong(data, ids, name):
+  raise DataError(f'{name} has {max(map(len, ids)):,} tokens, above data.max_document_tokens='
+                  f"{data.max_document_tokens:,}. Raise that, or let data.overlong='truncate' or 'drop' say what to "
+                  'do.')
+
+
+# Ids of an example with a text above data.max_document_tokens: (config.data; ids of its texts; its name).
+OVERLONG = choices.implement('data.overlong', choices.OVERLONG, dict(
+    truncate=_truncate, drop=_drop_overlong, error=_refuse_overlong))
 
 
 def _batches(examples):

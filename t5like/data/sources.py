@@ -17,6 +17,7 @@ import sysconfig
 
 import numpy as np
 
+from t5like import choices
 from t5like.config_rules import validation_source
 from t5like.data import files, functions, mirror, parquet, tfds_source
 from t5like.errors import ConfigError, DataError
@@ -116,22 +117,19 @@ def open_source(config, split=None):
   """
   name = config.data.source
   kind, colon, rest = name.partition(':')
-  kinds = dict(python_docs=_python_docs, python_functions=_python_functions, shakespeare=_shakespeare,
-               text=_text, jsonl=_jsonl, parquet=_parquet, tfds=_tfds, markov=_markov, iid=_iid, copy=_task,
-               reverse=_task)
   usage = ('python_docs, python_functions, shakespeare, text:GLOB, jsonl:GLOB, parquet:GLOB (files on disk, gs://, '
            's3:// or whatever else fsspec reads), tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, '
            'copy:SYMBOLS or reverse:SYMBOLS')
-  if kind not in kinds:
-    close = difflib.get_close_matches(kind, kinds, 1)
+  if kind not in SOURCES:
+    close = difflib.get_close_matches(kind, SOURCES, 1)
     guess = f' (did you mean {close[0]!r}?)' if close else ''
     raise ConfigError(f'data.source={name!r} is of an unknown kind{guess}; it may be {usage}.')
-  if bool(rest) == (kind in ('python_docs', 'python_functions', 'shakespeare')) or bool(colon) != bool(rest):
+  if bool(rest) != bool(choices.SOURCES[kind]) or bool(colon) != bool(rest):
     raise ConfigError(f'data.source={name!r} must be written as one of {usage}.')
   if split is not None and kind != 'tfds':
     raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no splits: set '
                       "data.validation to 'hash' or 'tail', or to files of their own.")
-  return kinds[kind](name, rest, config.data, split)
+  return SOURCES[kind](name, rest, config.data, split)
 
 
 # --- Text that is already on the machine ------------------------------------------------------
@@ -298,3 +296,9 @@ def _task(name, rest, data, split):
 
   size = 2 * lengths.sum() + TASK_DOCUMENTS
   return Source(name, range(TASK_DOCUMENTS), read, size, dict(documents=TASK_DOCUMENTS), 'generated')
+
+
+# Functions (data.source; what follows the kind in it; config.data; a split of TFDS or None) that return a Source.
+SOURCES = choices.implement('data.source', choices.SOURCES, dict(
+    python_docs=_python_docs, python_functions=_python_functions, shakespeare=_shakespeare, text=_text, jsonl=_jsonl,
+    parquet=_parquet, tfds=_tfds, markov=_markov, iid=_iid, copy=_task, reverse=_task))

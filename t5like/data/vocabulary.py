@@ -36,7 +36,8 @@ import random
 import re
 import types
 
-from t5like import schema
+from t5like import choices, schema
+from t5like.config_values import either
 from t5like.data import mirror, special_tokens
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import Bytes, Characters, SentencePiece
@@ -66,19 +67,36 @@ def train(spec, texts, path):
   the vocabulary. ConfigError for a size that the text cannot fill, or a `spec.path` that is not there;
   DataError for no text, or a file that is no vocabulary.
   """
-  if spec.name == 'bytes':
-    Bytes(spec.sentinels).save(path)
-  elif spec.name in FILES and (spec.path or spec.name == 'huggingface'):
-    check_path(spec)
-    of_a_run(imported(spec, spec.path)).save(path)
-  elif spec.name == 'characters':
-    characters = set().union(*texts)
-    if not characters:
-      raise DataError('There is no text to collect the characters of the vocabulary from.')
-    Characters(characters, spec.specials, spec.sentinels).save(path)
-  elif spec.name == 'sentencepiece':
-    write_file(path, _train_sentencepiece(spec, sample(texts, spec.train_characters)))
+  if spec.path and spec.name in FILES:
+    _import(spec, texts, path)
+  else:
+    MAKERS[spec.name](spec, texts, path)
   return load(spec, path)
+
+
+def _import(spec, texts, path):
+  check_path(spec)
+  of_a_run(imported(spec, spec.path)).save(path)
+
+
+def _make_bytes(spec, texts, path):
+  Bytes(spec.sentinels).save(path)
+
+
+def _make_characters(spec, texts, path):
+  characters = set().union(*texts)
+  if not characters:
+    raise DataError('There is no text to collect the characters of the vocabulary from.')
+  Characters(characters, spec.specials, spec.sentinels).save(path)
+
+
+def _make_sentencepiece(spec, texts, path):
+  write_file(path, _train_sentencepiece(spec, sample(texts, spec.train_characters)))
+
+
+# Functions of `train` that write a vocabulary to a file.
+MAKERS = choices.implement('vocabulary.name', choices.VOCABULARIES, dict(
+    sentencepiece=_make_sentencepiece, bytes=_make_bytes, characters=_make_characters, huggingface=_import))
 
 
 def check_path(spec):
@@ -92,9 +110,8 @@ def load(spec, path):
 
   DataError when the file is missing or holds something else, ConfigError for a missing package.
   """
-  if spec.name not in ('sentencepiece', 'bytes', 'characters', 'huggingface'):
-    raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be sentencepiece, bytes, characters or '
-                      'huggingface.')
+  if spec.name not in LOADERS:
+    raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be {either(LOADERS)}.')
   return _loaded(spec, path, _content(path))
 
 
@@ -106,15 +123,35 @@ def _content(path):
                     'run prepare again.') from error
 
 
+def _fields(content, kind):
+  fields = schema.parse(content, KINDS[kind])
+  del fields['kind']
+  return fields
+
+
+def _load_sentencepiece(content, spec):
+  return SentencePiece(content, spec.sentinels)
+
+
+def _load_bytes(content, spec):
+  return Bytes(**_fields(content, 'bytes'))
+
+
+def _load_characters(content, spec):
+  return Characters(**_fields(content, 'characters'))
+
+
+def _load_huggingface(content, spec):
+  return HuggingFace(content)
+
+
+LOADERS = choices.implement('vocabulary.name', choices.VOCABULARIES, dict(
+    sentencepiece=_load_sentencepiece, bytes=_load_bytes, characters=_load_characters, huggingface=_load_huggingface))
+
+
 def _loaded(spec, path, content):
   try:
-    if spec.name == 'sentencepiece':
-      return SentencePiece(content, spec.sentinels)
-    if spec.name == 'huggingface':
-      return HuggingFace(content)
-    fields = schema.parse(content, KINDS[spec.name])
-    del fields['kind']
-    return Bytes(**fields) if spec.name == 'bytes' else Characters(**fields)
+    return LOADERS[spec.name](content, spec)
   except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
     raise DataError(f'{path} is not a vocabulary of kind vocabulary.name={spec.name!r}, or is '
                     f'damaged ({str(error)[:200]}).') from error
@@ -202,7 +239,7 @@ def _train_sentencepiece(spec, pieces, size=0):
   import sentencepiece
   if not any(piece.strip() for piece in pieces):
     raise DataError('There is no text to train the SentencePiece vocabulary on.')
-  exact = spec.normalization == 'identity'
+  exact = choices.NORMALIZATIONS[spec.normalization].keeps_spaces
   # Newlines must be pieces of their own to survive, and runs of spaces should be single pieces:
   # on Python source this takes 3.0 instead of 1.9 bytes per token at 2,048 pieces.
   keep_spaces = dict(user_defined_symbols=['\n'], remove_extra_whitespaces=False,

@@ -3,7 +3,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from t5like import lengths
+from t5like import choices, lengths
 from t5like.data import special_tokens, vocabulary as vocabulary_lib
 from t5like.data.vocabulary_kinds import Bytes
 from t5like.errors import ConfigError
@@ -102,7 +102,7 @@ def _needs_an_end(objective: Any, data: Any, pairs: bool, vocabulary: Any) -> st
   """The key that needs the end of documents, '' where none does."""
   if pairs:
     return f'objective.name={objective.name!r}'
-  if data.packing != 'concat_split':
+  if not choices.PACKINGS[data.packing].windows:
     return f'data.packing={data.packing!r}'
   if data.document_mask:
     return 'data.document_mask=True'

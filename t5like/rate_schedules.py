@@ -1,0 +1,71 @@
+"""Learning-rate schedules: their shapes after the warm-up, as shares of the peak.
+
+An entry of SCHEDULES is all that there is to a schedule: its name, its shape and whether it ends in a decay.
+"""
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """What a shape depends on. Steps are floats, since a whole number above 2^31 cannot meet an array.
+
+  total, warmup, decay: steps of the run, of its warm-up and of the decay at its end.
+  final_scale: the learning rate at the end, as a share of the peak.
+  timescale: steps at the peak before the rate falls as 1 / sqrt(step).
+  """
+  total: float
+  warmup: float
+  decay: float
+  final_scale: float
+  timescale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """shape: (step, fp32 array; Span; jax.numpy) -> share of the peak.
+
+  ends_in_decay: it has a decay at its end, of schedule.decay_fraction of all steps.
+  """
+  shape: Callable[[Any, Span, Any], Any]
+  ends_in_decay: bool = False
+
+
+def _constant(step, span, jnp):
+  return jnp.float32(1)
+
+
+def _share_done(step, span, jnp):
+  """The share that is done of the steps after the warm-up."""
+  return jnp.clip((step - span.warmup) / max(1.0, span.total - span.warmup), 0, 1)
+
+
+def _cosine(step, span, jnp):
+  return span.final_scale + (1 - span.final_scale) * (1 + jnp.cos(jnp.pi * _share_done(step, span, jnp))) / 2
+
+
+def _linear(step, span, jnp):
+  return 1 - (1 - span.final_scale) * _share_done(step, span, jnp)
+
+
+def _stable_then_decay(step, span, jnp):
+  return span.final_scale + (1 - span.final_scale) * jnp.clip((span.total - step) / span.decay, 0, 1)
+
+
+def _rsqrt(step, span, jnp):
+  return jnp.sqrt(span.timescale / jnp.maximum(step, span.timescale))
+
+
+def _rsqrt_decay(step, span, jnp):
+  return _rsqrt(step, span, jnp) * _stable_then_decay(step, span, jnp)
+
+
+SCHEDULES = dict(
+    cosine=Schedule(_cosine),
+    linear=Schedule(_linear),
+    rsqrt=Schedule(_rsqrt),
+    rsqrt_decay=Schedule(_rsqrt_decay, ends_in_decay=True),
+    wsd=Schedule(_stable_then_decay, ends_in_decay=True),
+    constant=Schedule(_constant),
+)
