@@ -83,3 +83,8 @@ def test_an_array_of_an_optimizers_state_is_of_the_parameter_that_ends_its_path(
   assert parameters.with_path_of('0/mu/embed/w', table) == 1
   assert parameters.with_path_of('0/mu/b/embed/w', table) == 2
   assert parameters.with_path_of('0/count', table) is None
+
+
+def test_a_model_is_an_argument_that_jit_can_tell_apart():
+  (a, _), (b, _) = model_of(), model_of()
+  assert hash(a) == hash(a) and a == a and a != b

@@ -221,7 +221,7 @@ class Model:
   parameters: what each parameter is, by its path: 'stack/blocks/mlp/up/w'
   """
   config: ModelConfig
-  parameters: dict[str, Param]
+  parameters: dict[str, Param] = dataclasses.field(compare=False)  # a dict has no hash; `init` tells models apart
   init: Callable[..., Any]
   hidden: Callable[..., Any]
   logits: Callable[..., Any]
