@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/quickstart.md on own text, word for word: of one, three and 43 small files."""
+"""The commands of docs/guide.md and docs/quickstart.md on own text, word for word: of one, three and 43 small files."""
 import json
 import random
 import re
@@ -12,7 +12,7 @@ import zstandard
 from t5like import command_line, commands
 from tests.conftest import ROOT
 
-PAGES = ('README.md', 'docs/quickstart.md')
+PAGES = ('docs/guide.md', 'docs/quickstart.md')
 SHORT = ['--config.stop.tokens=20480', '--config.evaluate.every=5', '--config.sample.tokens=8']  # 10 steps
 
 
