@@ -13,6 +13,7 @@ matplotlib.use('svg')
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of backend)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MILLION = 1e6
 sys.path.insert(0, str(ROOT))
 
 from t5like import workdir as workdir_lib  # noqa: E402 (from a checkout that is not installed)
@@ -28,10 +29,10 @@ def read(workdir: pathlib.Path) -> list[dict]:
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
   """Writes the picture: training and validation nll by tokens, and a dashed line at config.reference."""
   config, records = workdir_lib.read_config(workdir), read(workdir)
-  training = [(r['tokens'], r['nll']) for r in records if 'nll' in r]
+  training = [(r['tokens'] / MILLION, r['nll']) for r in records if 'nll' in r]
   # A validation has the step of the training record before it, and no tokens of its own.
   per_step = config.batch_size * config.data.seq_len
-  validation = [(r['step'] * per_step, r['validation/nll']) for r in records if 'validation/nll' in r]
+  validation = [(r['step'] * per_step / MILLION, r['validation/nll']) for r in records if 'validation/nll' in r]
   figure, axes = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
   axes.plot(*zip(*training), color='#b6bdc6', linewidth=1, label='training')
   axes.plot(*zip(*validation), color='#4c6fd8', linewidth=2, marker='.', label='validation')
@@ -39,7 +40,7 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
   if reference.source:
     axes.axhline(reference.value, color='#d1495b', linestyle='--',
                  label=f'{reference.metric} {reference.value:g} ({reference.source})')
-  axes.set(xlabel='tokens', ylabel='nats per token', title=workdir.name)
+  axes.set(xlabel='million tokens', ylabel='nats per token', title=workdir.name)
   axes.grid(alpha=0.3)
   axes.legend()
   figure.savefig(out, metadata={'Date': None})

@@ -14,7 +14,7 @@ from t5like import command_line, config as config_lib, config_rules
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(DOCS.glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md', *sorted(DOCS.glob('*.md'))]
 FLAGS = {*command_line.FLAGS, 'help'}
 BLOCK = re.compile(r'^```\w*\n(.*?)^```', re.M | re.S)
 page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
