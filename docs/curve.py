@@ -1,6 +1,6 @@
 """Draws the validation curve of a run beside the published result that its config names: pip install -e '.[notebook]'.
 
-    python docs/curve.py --workdir=runs/decoder_shakespeare-cpu --out=docs/pictures/shakespeare.svg
+    python docs/curve.py --workdir=runs/decoder_shakespeare-cpu --out=docs/images/shakespeare.svg
 """
 import argparse
 import json
