@@ -10,7 +10,7 @@ import sys
 import matplotlib
 
 matplotlib.use('svg')
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of backend)
+from matplotlib import pyplot as plt
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MILLION = 1e6

@@ -13,8 +13,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/RESULTS.md', 'docs/*.md', 'docs/pictures/*.svg', 'docs/images/*',
-         'docs/site.css', 'notebooks/*.ipynb')
+PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/RESULTS.md', 'docs/*.md', 'docs/pictures/*.svg',
+         'docs/images/*', 'docs/site.css', 'notebooks/*.ipynb')
 # Besides what `t5like` exports: what `load` returns.
 ALSO = ['t5like.loaded.Loaded']
 SECTION = re.compile(r'(Args|Returns|Raises):')
