@@ -96,7 +96,7 @@ def _holds_another(node: ast.AST, kinds: type | tuple) -> bool:
 
 
 def decisions(function: ast.AST) -> int:
-  """1 and each branch, loop, handler, ternary, clause of a comprehension and operand of `and` and `or` after the first."""
+  """1 plus branches, loops, handlers, ternaries, clauses of comprehensions, and operands of and/or after the first."""
   total = 1
   for node in ast.walk(function):
     total += isinstance(node, BRANCHES)
