@@ -5,8 +5,8 @@ tables of their own, each beside the code that calls them and each compared with
 imported: a name without an implementation is an error then, never the behaviour of another name.
 """
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 from t5like import rate_schedules
 
@@ -14,16 +14,18 @@ Implementation = TypeVar('Implementation')
 
 
 def implement(key: str, names: Collection[str],
-              implementations: Mapping[str, Implementation]) -> Mapping[str, Implementation]:
+              implementations: Mapping[str, Implementation],
+              agree: Callable[[Any, Implementation], bool] | None = None) -> Mapping[str, Implementation]:
   """Returns the implementations of the names that a config key may have.
 
   Args:
     key: of a config, such as 'model.norm'.
     names: its choices, one of the tables below.
     implementations: what computes each of them, by name.
+    agree: whether the facts of a name and its implementation agree, where that can be seen.
 
   Raises:
-    NotImplementedError: a name has no implementation, or an implementation no name.
+    NotImplementedError: a name has no implementation, an implementation no name, or the two do not agree.
   """
   missing = [name for name in names if name not in implementations]
   if missing:
@@ -31,6 +33,10 @@ def implement(key: str, names: Collection[str],
   unnamed = [name for name in implementations if name not in names]
   if unnamed:
     raise NotImplementedError(f'{key}={unnamed[0]!r} is implemented, but it is no choice in t5like/choices.py.')
+  if agree is not None:
+    for name, implementation in implementations.items():
+      if not agree(names[name], implementation):
+        raise NotImplementedError(f'{key}={name!r} is not implemented as t5like/choices.py says: {names[name]}.')
   return implementations
 
 
@@ -78,6 +84,159 @@ class Normalization:
 
 
 NORMALIZATIONS = dict(nmt_nfkc=Normalization(keeps_spaces=False), identity=Normalization(keeps_spaces=True))
-TRACKERS = ('tensorboard', 'wandb', 'mlflow')
 
-SCHEDULES = rate_schedules.SCHEDULES  # shapes of the learning rate are plain arithmetic, facts and function at once
+
+# --- Model ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """causal: tokens that are predicted see only what comes before; has_encoder: they also see an encoder's output."""
+  causal: bool
+  has_encoder: bool = False
+
+
+ARCHITECTURES = dict(decoder=Architecture(causal=True), encoder=Architecture(causal=False),
+                     encoder_decoder=Architecture(causal=True, has_encoder=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Where the norms of a block are, f being its attention or MLP: in exactly one of the first three places.
+
+  norm_input: x + f(norm(x)).
+  norm_output: x + norm(f(x)).
+  norm_sum: norm(x + f(x)); the output of the last block has a norm already.
+  parallel: attention and MLP both read the input of the block.
+  """
+  norm_input: bool = False
+  norm_output: bool = False
+  norm_sum: bool = False
+  parallel: bool = False
+
+  def __post_init__(self):
+    places = [self.norm_input, self.norm_output, self.norm_sum]
+    if sum(places) != 1:
+      raise ValueError(f'{self}: a block has one norm for each of its parts, in one place.')
+
+
+BLOCKS = dict(
+    pre_norm=Block(norm_input=True),
+    post_norm=Block(norm_sum=True),
+    output_norm=Block(norm_output=True),
+    parallel=Block(norm_input=True, parallel=True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+  """gated: down(act(gate(x)) * up(x)) with three matrices (Shazeer 2020, arXiv 2002.05202); else down(act(up(x)))."""
+  gated: bool
+
+
+ACTIVATIONS = dict(
+    swiglu=Activation(gated=True),
+    geglu=Activation(gated=True),
+    reglu=Activation(gated=True),
+    glu=Activation(gated=True),
+    bilinear=Activation(gated=True),
+    gelu=Activation(gated=False),
+    gelu_tanh=Activation(gated=False),
+    relu=Activation(gated=False),
+    swish=Activation(gated=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+  """scale: it multiplies by learned numbers; bias: it adds learned numbers, where model.use_bias is true."""
+  scale: bool
+  bias: bool
+
+
+NORMS = dict(
+    rmsnorm=Norm(scale=True, bias=False),
+    layernorm=Norm(scale=True, bias=True),
+    layernorm_plain=Norm(scale=False, bias=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+  """How a model knows the order of tokens; all of it may be false.
+
+  embedded: a vector for each position is added to the embeddings of tokens.
+  learned: these vectors are a table of model.max_positions rows, of which the first `first_row` are unused.
+  rotary: queries and keys are rotated, by model.rope_theta and model.rope_fraction.
+  biased: attention logits are biased by distance.
+  """
+  embedded: bool = False
+  learned: bool = False
+  first_row: int = 0
+  rotary: bool = False
+  biased: bool = False
+
+
+POSITIONS = dict(
+    rope=Position(rotary=True),
+    learned=Position(embedded=True, learned=True),
+    learned_from_2=Position(embedded=True, learned=True, first_row=2),
+    relative=Position(biased=True),
+    sinusoidal=Position(embedded=True),
+    scaled_sinusoidal=Position(embedded=True),
+    none=Position(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """What stands before and after the product with the vocabulary.
+
+  transformed: a dense layer, the activation and a norm before it, an output bias after it; of encoders only.
+  scaled: divided by sqrt(d_model) before it, which belongs to tied embeddings.
+  """
+  transformed: bool = False
+  scaled: bool = False
+
+
+HEADS = dict(linear=Head(), scaled=Head(scaled=True), mlm=Head(transformed=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class QKNorm:
+  """Dimensions over which queries and keys are normalised, in letters of t5like/sharding.py; '': they are not."""
+  query: str
+  key: str
+
+
+QK_NORMS = dict(none=QKNorm('', ''), head=QKNorm('H', 'H'), all=QKNorm('NH', 'KH'))
+
+
+@dataclasses.dataclass(frozen=True)
+class DropoutStyle:
+  """shared: all positions of a row lose the same features; everywhere: also inside the MLP and after the last norm."""
+  shared: bool
+  everywhere: bool
+
+
+DROPOUT_STYLES = dict(standard=DropoutStyle(shared=False, everywhere=False),
+                      t5=DropoutStyle(shared=True, everywhere=True))
+INITS = ('fan_in', 'gpt2', 'bert', 't5', 'neox')
+DTYPES = ('bfloat16', 'float32')
+ATTENTION = ('auto', 'xla', 'splash', 'cudnn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+  """recomputed: the most of the forward pass that the backward pass computes again, as a share of all FLOPs."""
+  recomputed: float
+
+
+# What is kept are values that only some models have: any of these may recompute all of the forward pass.
+REMAT = dict(none=Remat(0), weights=Remat(1 / 3), minimal=Remat(1 / 3), full=Remat(1 / 3))
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+SCHEDULES = rate_schedules.SCHEDULES  # plain arithmetic, so that facts and functions are one table
+TRACKERS = ('tensorboard', 'wandb', 'mlflow')

@@ -21,18 +21,18 @@ CHOICES = {
     'objective.name': ('causal', 'prefix_lm', 'masked_lm', 'span_corruption', 'iid_denoising', 'mass', 'bert_style',
                        'deshuffling', 'drop', 'lm', 'ul2', 'seq2seq'),
     'objective.masking': ('bert', 'roberta', 'bernoulli'),
-    'model.name': ('decoder', 'encoder', 'encoder_decoder'),
-    'model.block': ('pre_norm', 'post_norm', 'output_norm', 'parallel'),
-    'model.activation': ('swiglu', 'geglu', 'reglu', 'glu', 'bilinear', 'gelu', 'gelu_tanh', 'relu', 'swish'),
-    'model.norm': ('rmsnorm', 'layernorm', 'layernorm_plain'),
-    'model.position': ('rope', 'learned', 'learned_from_2', 'relative', 'sinusoidal', 'scaled_sinusoidal', 'none'),
-    'model.head': ('linear', 'scaled', 'mlm'),
-    'model.qk_norm': ('none', 'head', 'all'),
-    'model.dropout_style': ('standard', 't5'),
-    'model.init': ('fan_in', 'gpt2', 'bert', 't5', 'neox'),
-    'model.dtype': ('bfloat16', 'float32'),
-    'model.attention': ('auto', 'xla', 'splash', 'cudnn'),
-    'model.remat': ('none', 'weights', 'minimal', 'full'),
+    'model.name': choices.ARCHITECTURES,
+    'model.block': choices.BLOCKS,
+    'model.activation': choices.ACTIVATIONS,
+    'model.norm': choices.NORMS,
+    'model.position': choices.POSITIONS,
+    'model.head': choices.HEADS,
+    'model.qk_norm': choices.QK_NORMS,
+    'model.dropout_style': choices.DROPOUT_STYLES,
+    'model.init': choices.INITS,
+    'model.dtype': choices.DTYPES,
+    'model.attention': choices.ATTENTION,
+    'model.remat': choices.REMAT,
     'log.trackers': choices.TRACKERS,
     'schedule.name': choices.SCHEDULES,
 }
@@ -282,19 +282,20 @@ def _special(v):
 
 def _model(c):
   m, r = c.model, resolve(c).model
+  rotary = choices.POSITIONS[m.position].rotary
   if not m.head_dim and m.d_model % m.num_heads:
     yield (f'model.num_heads={m.num_heads}: must divide model.d_model={m.d_model}. '
            f'Use {divisors(m.num_heads, m.d_model)}, or set model.head_dim.')
-  elif m.position == 'rope' and r.head_dim % 2:
+  elif rotary and r.head_dim % 2:
     made = '' if m.head_dim else ' (d_model / num_heads)'
-    yield (f"model.head_dim={r.head_dim}{made}: must be even for model.position='rope'. "
+    yield (f"model.head_dim={r.head_dim}{made}: must be even for model.position={m.position!r}. "
            f'Use model.head_dim={r.head_dim + 1}.')
-  elif m.position == 'rope' and int(r.head_dim * m.rope_fraction) % 2:
+  elif rotary and int(r.head_dim * m.rope_fraction) % 2:
     yield (f'model.rope_fraction={m.rope_fraction}: turns {int(r.head_dim * m.rope_fraction)} of model.head_dim='
            f'{r.head_dim} dimensions, which must be an even number. Use {2 / r.head_dim:g} or a multiple of it.')
   yield from _adapters(m, r)
-  if m.tie_embeddings is False and m.head == 'scaled':
-    yield "model.head='scaled': belongs to model.tie_embeddings=True. Use 'linear'."
+  if m.tie_embeddings is False and choices.HEADS[m.head].scaled:
+    yield f"model.head={m.head!r}: belongs to model.tie_embeddings=True. Use 'linear'."
   if m.num_heads % r.num_kv_heads:
     yield (f'model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads}. '
            f'Use {divisors(m.num_kv_heads, m.num_heads)}.')
@@ -370,9 +371,6 @@ def _vocab_size(c):
   return {'bytes': 259 + v.sentinels, 'sentencepiece': 0 if v.path else v.size}.get(v.name, 0)
 
 
-GATED = ('swiglu', 'geglu', 'reglu', 'glu', 'bilinear')
-
-
 def resolve(config):
   """A copy with those zeros of `config.model` filled in that follow from the config alone.
 
@@ -383,7 +381,7 @@ def resolve(config):
   m.num_kv_heads = m.num_kv_heads or m.num_heads
   m.head_dim = m.head_dim or m.d_model // m.num_heads
   m.num_encoder_layers = m.num_encoder_layers or m.num_layers
-  gated = m.activation in GATED  # three matrices, so 2/3 of the width
+  gated = choices.ACTIVATIONS[m.activation].gated  # three matrices, so 2/3 of the width
   m.d_ff = m.d_ff or (up(-(-8 * m.d_model // 3), 128) if gated else 4 * m.d_model)
   m.vocab_size = m.vocab_size or up(_vocab_size(config), 128)
   return config

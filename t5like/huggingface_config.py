@@ -1,10 +1,11 @@
 """Model configs, ours and Hugging Face's: `to_model` reads a config.json, `to_hf` makes one."""
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from t5like import schema
-from t5like.config_rules import GATED as GATED_ACTIVATIONS
+from t5like import choices, schema
 from t5like.config_values import either, show
 from t5like.errors import ConfigError
 from t5like.families import FAMILIES, FREE, PLAIN
@@ -77,7 +78,7 @@ def _completed(kind, family, hf, m):
     raise ConfigError(f'config.json: {m["num_heads"]} heads do not divide the width {m["d_model"]} of the model, and '
                       'no size of a head is given.')
   m['head_dim'] = m.get('head_dim') or m['d_model'] // m['num_heads']
-  if m['position'] == 'rope':
+  if choices.POSITIONS[m['position']].rotary:
     m['rope_theta'], m['rope_fraction'] = _rope(kind, hf)
     turning = int(m['head_dim'] * m['rope_fraction'])
     if turning % 2:
@@ -126,12 +127,20 @@ def _rope(kind, hf):
 def differing(a, b):
   """Keys in which two model sections (dicts, every size known) differ that change what a model computes."""
   keys = [k for k in b if k not in FREE and k in a and a[k] != b[k]]
-  unused = {'num_encoder_layers'} if b['name'] != 'encoder_decoder' else set()
-  if not b['position'].startswith('learned'):
-    unused.add('max_positions')
-  if b['position'] != 'rope':
-    unused |= {'rope_theta', 'rope_fraction'}
+  unused = unread(b)
   return [k for k in keys if k not in unused]
+
+
+def unread(model: Mapping[str, Any]) -> set[str]:
+  """Keys of config.model that the values of its other keys leave without a reader."""
+  keys, position = set(), choices.POSITIONS[model['position']]
+  if not choices.ARCHITECTURES[model['name']].has_encoder:
+    keys.add('num_encoder_layers')
+  if not position.learned:
+    keys.add('max_positions')
+  if not position.rotary:
+    keys |= {'rope_theta', 'rope_fraction'}
+  return keys
 
 
 def family_of(model):
@@ -160,7 +169,7 @@ def _obstacles(family, m):
   if not family.any_head_dim:
     wants['head_dim'] = (m['d_model'] // m['num_heads'],)
   if wants['name'] == ('encoder_decoder',):
-    wants['tie_embeddings'] = (m['head'] == 'scaled',)
+    wants['tie_embeddings'] = (choices.HEADS[m['head']].scaled,)
   for key in {'rope_theta', *FREE, *(['rope_fraction'] if 'neox' in family.prefix or m['position'] != 'rope' else [])}:
     wants.pop(key, None)
   if 'type_vocab_size' in family.keys:
@@ -186,14 +195,15 @@ def to_hf(model, vocabulary=None, length=0):
   hf.update(token_ids(m, vocabulary))
   hf.update({theirs: m[ours] for ours, theirs in of.items()}, **{of['activation']: names[m['activation']]})
   hf.update({key: value for key, value in family.only.items() if key != 'position_embedding_type'})
-  if not m['position'].startswith('learned'):
+  position = choices.POSITIONS[m['position']]
+  if not position.learned:
     hf[of['max_positions']] = length or m['max_positions']
-  if m['position'] == 'rope':
+  if position.rotary:
     hf.update(_rope_to_hf(kind, m))
   if kind == 'gpt2':
     hf.update(attn_pdrop=m['dropout'], embd_pdrop=m['dropout'])
   if kind == 'gpt_neox':
-    hf.update(use_parallel_residual=m['block'] == 'parallel', attention_dropout=m['dropout'])
+    hf.update(use_parallel_residual=choices.BLOCKS[m['block']].parallel, attention_dropout=m['dropout'])
   if kind in ('bert', 'roberta'):
     hf['attention_probs_dropout_prob'] = m['dropout']
   if kind == 't5':
@@ -237,8 +247,8 @@ def rows(model):
 
   `model`: config.model of a family, every size known; their dims are a list, one text per axis.
   """
-  there = {'-': True, 'u': not model['tie_embeddings'], 'g': model['activation'] in GATED_ACTIVATIONS,
-           'p': model['activation'] not in GATED_ACTIVATIONS}
+  gated = choices.ACTIVATIONS[model['activation']].gated
+  there = {'-': True, 'u': not model['tie_embeddings'], 'g': gated, 'p': not gated}
   lines = [line.split() for line in FAMILIES[family_of_any(model)].table.split('\n') if line]
   return [(path, dims, name, axes) for when, path, dims, name, *axes in lines if there[when]]
 
@@ -246,7 +256,7 @@ def rows(model):
 def family_of_any(model):
   """As `family_of`, also for what T5 v1.1 is in transformers 5 before it is trained: tied, yet not scaled."""
   m = dict(model)
-  if m['name'] == 'encoder_decoder' and m['tie_embeddings'] and m['head'] == 'linear':
+  if m['name'] == 'encoder_decoder' and m['tie_embeddings'] and not choices.HEADS[m['head']].scaled:
     m['tie_embeddings'] = False
   return family_of(m)
 

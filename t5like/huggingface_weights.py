@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import schema
+from t5like import choices, schema
 from t5like.errors import CheckpointError, ConfigError
 from t5like.families import FAMILIES
 from t5like.huggingface_config import family_of_any, layers_of, names, rows, sizes_of, to_model, to_ours
@@ -132,7 +132,7 @@ def _matched(folder, model, where):
   if family.prefix and not any(key.startswith(family.prefix) for key in where):
     whole = names(model)
     where = {key if key in whole else family.prefix + key: v for key, v in where.items()}
-  if kind == 't5' and model['head'] == 'linear' and 'lm_head.weight' not in where:
+  if kind == 't5' and not choices.HEADS[model['head']].scaled and 'lm_head.weight' not in where:
     model = dict(model, tie_embeddings=True)
   wanted = names(model)
   copies = [key for key in family.copies if key not in wanted]

@@ -11,6 +11,7 @@ from etils import epath
 
 from t5like import (
   build,
+  choices,
   config as config_lib,
   guard,
   huggingface,
@@ -100,7 +101,7 @@ def _config_text(folder, found):
   All that comes from the folder, its name too, stands in literals, nowhere else: the source is executed.
   """
   model, vocabulary = huggingface.model_of(folder), found.vocabulary
-  seq_len = model['max_positions'] - 2 * (model['position'] == 'learned_from_2')
+  seq_len = model['max_positions'] - choices.POSITIONS[model['position']].first_row
   sections = dict(vocabulary=found.spec, model=dict(model, dtype='float32'), data=dict(seq_len=seq_len))
   if model['name'] == 'decoder':
     sections['data']['document_mask'] = found.begins and vocabulary.eos_id is not None

@@ -204,13 +204,14 @@ def _lengths(component):
 def _positions(config, shapes):
   m = config.model
   longest = max(shapes.inputs, shapes.targets)
-  rows = m.max_positions - 2 * (m.position == 'learned_from_2')
-  if m.position.startswith('learned') and longest > rows:
+  position = choices.POSITIONS[m.position]
+  rows = m.max_positions - position.first_row
+  if position.learned and longest > rows:
     yield (f'data.seq_len={config.data.seq_len}: rows of {longest} tokens are longer than the table of learned '
            f'positions, which holds {rows}. Use at most that, or model.max_positions='
            f'{longest + m.max_positions - rows}.')
-  if m.name != 'encoder' and m.head == 'mlm':
-    yield f"model.head='mlm': belongs to model.name='encoder', this is {m.name!r}. Use 'linear'."
+  if m.name != 'encoder' and choices.HEADS[m.head].transformed:
+    yield f"model.head={m.head!r}: belongs to model.name='encoder', this is {m.name!r}. Use 'linear'."
   for prompt in config.sample.prompts:
     if m.name == 'encoder' and '<mask>' not in prompt:
       yield (f'sample.prompts={show(config.sample.prompts)}: an encoder fills in what is masked, and '

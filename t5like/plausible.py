@@ -2,14 +2,11 @@
 import math
 from typing import NamedTuple
 
-from t5like import lengths
+from t5like import choices, lengths
 from t5like.errors import ConfigError
 from t5like.schedule import MXU, Prediction
 
 SLACK = 0.03  # of FLOPs: sums that a compiler makes of small products, or products of small sums
-# Recomputed of the forward pass, which is a third of all: nothing by model.remat=none; by the others up to all of it,
-# for what they keep are values that only some models have.
-RECOMPUTED = {'none': 0}
 BLOCK, LANES = 1024, 128  # the largest blocks of kernels, and the unit of their sizes
 
 
@@ -25,9 +22,8 @@ def work(config, facts: dict, devices: int) -> Work:
   rows, shapes, m = config.batch_size / devices, lengths.shapes(config), config.model
   attention, everything = facts['attention_per_row'], facts['flops_per_row_untouched']
   logits = 2 * m.vocab_size * m.d_model * (shapes.predictions or shapes.targets)
-  recomputed = RECOMPUTED[m.remat] if m.remat in RECOMPUTED else 1 / 3
   # Parts of the vocabulary are multiplied twice where the loss is computed in pieces.
-  linear = (everything - attention) * (1 + recomputed) + logits
+  linear = (everything - attention) * (1 + choices.REMAT[m.remat].recomputed) + logits
   if facts['kernel'][0] == 'xla':
     attention *= 4 / 3
   else:
@@ -41,7 +37,9 @@ def work(config, facts: dict, devices: int) -> Work:
 def spared(config) -> float:
   """FLOPs of one row that a causal mask spares: half of the attention of a decoder to itself."""
   shapes, m = lengths.shapes(config), config.model
-  return 6 * m.num_heads * m.head_dim * m.num_layers * shapes.targets ** 2 if m.name != 'encoder' else 0
+  if not choices.ARCHITECTURES[m.name].causal:
+    return 0
+  return 6 * m.num_heads * m.head_dim * m.num_layers * shapes.targets ** 2
 
 
 def _padding(shapes, pieces):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from t5like import compared, config as config_lib, hlo, lengths, plain_json, plausible, schedule
+from t5like import choices, compared, config as config_lib, hlo, lengths, plain_json, plausible, schedule
 from t5like.errors import ConfigError
 from t5like.kernels import calls
 
@@ -278,7 +278,7 @@ class _Search:
 
   def _remat(self, ways):
     """What is kept for the backward pass: all there is for the fastest way, for others what was good for it."""
-    stage = [{**ways[0], 'model.remat': remat} for remat in ('none', 'weights', 'minimal', 'full')]
+    stage = [{**ways[0], 'model.remat': remat} for remat in choices.REMAT]
     self.best(stage, 1)
     good = [overrides['model.remat'] for overrides in stage if self.is_promising(overrides)]
     self.best([{**way, 'model.remat': remat} for way in ways[1:] for remat in good], 1)

@@ -11,6 +11,7 @@ import fnmatch
 import re
 from typing import Any, NamedTuple
 
+from t5like import choices
 from t5like.config_values import either, show
 from t5like.errors import ConfigError
 
@@ -40,7 +41,7 @@ def check(c):
       near = difflib.get_close_matches(name, PROJECTIONS, 1, 0.3)
       yield (f'model.lora_projections has {name!r}: ' + (f'did you mean {near[0]!r}? ' if near else '')
              + f'There is {either(PROJECTIONS)}.')
-    elif name == 'gate' and not m.activation.endswith('glu') and m.activation != 'bilinear':
+    elif name == 'gate' and not choices.ACTIVATIONS[m.activation].gated:
       yield (f"model.lora_projections has 'gate', which model.activation={show(m.activation)} has not. Use 'up' "
              "and 'down', or leave it out.")
   if m.lora_rank and not m.lora_projections:

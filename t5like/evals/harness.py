@@ -15,6 +15,7 @@ import difflib
 import functools
 import re
 
+from t5like import choices
 from t5like.errors import ConfigError, DataError
 from t5like.evals import ask
 from t5like.evals.evaluate import attempt, ended, finished
@@ -34,7 +35,7 @@ class Continuing:
 
   def __init__(self, asker, config):
     self.asker, self.vocabulary = asker, asker.vocabulary
-    learned = config.model.position.startswith('learned')
+    learned = choices.POSITIONS[config.model.position].learned
     self.room = config.model.max_positions if learned else config.data.seq_len  # as an exported config.json says
     self.begin = [self.vocabulary.bos_id] if asker.manner == 'document' else []
     self.end = list(self.vocabulary.after)  # some tokenizers end texts too

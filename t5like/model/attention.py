@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5like import choices
 from t5like.kernels import relative_bias_attention, splash
-from t5like.model.layers import Dense, Norm, keep_share, rope
+from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
 from t5like.sharding import everywhere, in_use
 
 
@@ -173,23 +174,26 @@ class Attention(nnx.Module):
 
   def __init__(self, c, key, causal, cross=False):
     k_q, k_k, k_v, k_o = jax.random.split(key, 4)
-    self.c, self.causal, self.rotate = c, causal, c.position == 'rope' and not cross
+    self.c, self.causal = c, causal
+    self.is_rotated = choices.POSITIONS[c.position].rotary and not cross
     self.q = Dense(c, 'BTD,DNH->BTNH', k_q, 'q')
     self.k = Dense(c, 'BSD,DKH->BSKH', k_k, 'k')
     self.v = Dense(c, 'BSD,DKH->BSKH', k_v, 'v')
     self.o = Dense(c, 'BTNH,NHD->BTD', k_o, 'o')
-    if c.qk_norm != 'none':
-      self.q_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'NH')
-      self.k_norm = Norm(c, 'H' if c.qk_norm == 'head' else 'KH')
+    dims = choices.QK_NORMS[c.qk_norm]
+    self.is_normed = bool(dims.query)
+    if self.is_normed:
+      self.q_norm = Norm(c, dims.query)
+      self.k_norm = Norm(c, dims.key)
 
   @jax.named_scope('attention')
   def keys_values(self, x_BSD, positions_BS):
     """(k_BSKH, v_BSKH) of what is attended to."""
     c, k, v = self.c, self.k(x_BSD), self.v(x_BSD)
-    if c.qk_norm != 'none':
+    if self.is_normed:
       k = self.k_norm(k)
-    if self.rotate:
-      k = rope(k, positions_BS, c.rope_theta, c.rope_fraction)
+    if self.is_rotated:
+      k = POSITIONS[c.position].rotate(k, positions_BS, c)
     return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
 
   @jax.named_scope('attention')
@@ -197,16 +201,16 @@ class Attention(nnx.Module):
     """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`, which have their
     heads first if `decoding`."""
     c, q_BTNH = self.c, self.q(x_BTD)
-    if c.qk_norm != 'none':
+    if self.is_normed:
       q_BTNH = self.q_norm(q_BTNH)
-    if self.rotate:
-      q_BTNH = rope(q_BTNH, query['positions'], c.rope_theta, c.rope_fraction)
+    if self.is_rotated:
+      q_BTNH = POSITIONS[c.position].rotate(q_BTNH, query['positions'], c)
     if decoding:
       return self.o(cached(q_BTNH, *kv, query, key, self.causal, None if c.scale_attention else 1.0, bias))
     keep_BNTS = None
     if random is not None and c.dropout:
       (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]
-      shape = (B, N, 1 if c.dropout_style == 't5' else T, S)
+      shape = (B, N, 1 if choices.DROPOUT_STYLES[c.dropout_style].shared else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
     out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
                            None if c.scale_attention else 1.0, bias, keep_BNTS, c.attention)

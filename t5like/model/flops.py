@@ -10,6 +10,8 @@ import math
 
 import jax
 
+from t5like import choices
+
 LOOKED_UP = ('embed', 'embed_norm', 'positions', 'types')  # where rows enter: before all layers
 GROUPS = {**dict.fromkeys(LOOKED_UP, 'looked_up'), 'encoder': 'encoder'}  # of parameters; all others: the decoder
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
@@ -90,7 +92,7 @@ def _place(c, path, layer=0):
   at = parts.index('blocks') + 1
   name = parts[at]
   if name in NORMS_AFTER:
-    part = name if c.block in ('pre_norm', 'parallel') else NORMS_AFTER[name]
+    part = name if choices.BLOCKS[c.block].norm_input else NORMS_AFTER[name]
   else:
     inner = parts[at + 1]
     part = f'{name}/{inner}' if f'{name}/{inner}' in ORDER else f'{name}/in'

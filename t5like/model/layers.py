@@ -4,6 +4,7 @@ Suffixes and einsum letters: see `t5like/sharding.py`.
 """
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +12,61 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like import parameters
+from t5like import choices, parameters
 from t5like.parameters import Param
 from t5like.sharding import at_rest, einsum, gather, gather_factor, in_use, weights
 
 # --- Parameters ---------------------------------------------------------------------------------
 
 
-def initial_std(c, role, fan_in):
-  """(standard deviation, cut at two of them?) of a matrix in its role, by the family of `model.init`.
+# Each gives (standard deviation, whether the distribution is cut at two of them) of a matrix in its role.
 
-  fan_in, gpt2: Radford et al. 2019, section 2.3 (outputs of blocks start smaller, for 2 L add up).
-  bert: Devlin et al. 2018, released code. neox: Black et al. 2022, section 2.1 (small_init, wang_init).
-  t5: T5X, whose query matrices carry the 1 / sqrt(head_dim) that its attention lacks.
-  """
-  output = role in ('o', 'down')
-  if c.init == 'bert':
-    return 0.02, True
-  if c.init == 'neox':
-    return (2 / c.num_layers * c.d_model ** -0.5 if output else math.sqrt(2 / (5 * c.d_model))), False
-  if c.init == 't5':
-    if role in ('up', 'gate', 'down', 'head'):
-      # A normal cut at two deviations has 0.8796 of its own: T5X makes up for it.
-      return fan_in ** -0.5 / 0.87962566103423978, True
-    return dict(embed=1.0, positions=1.0, q=(fan_in * c.head_dim) ** -0.5).get(role, fan_in ** -0.5), False
-  scale = c.residual_scale if output else 1.0
-  if c.init == 'gpt2' or role == 'positions':
-    return 0.02 * scale, False
-  return scale * (c.d_model if role == 'embed' else fan_in) ** -0.5, False
+
+def _fan_in(c, role, fan_in):
+  """Outputs of blocks are scaled as by gpt2."""
+  if role == 'positions':
+    return 0.02, False
+  inputs = c.d_model if role == 'embed' else fan_in
+  return _output_scale(c, role) * inputs ** -0.5, False
+
+
+def _gpt2(c, role, fan_in):
+  """Radford et al. 2019, section 2.3: outputs of blocks are smaller, because 2 L of them are summed."""
+  return 0.02 * _output_scale(c, role), False
+
+
+def _output_scale(c, role):
+  return c.residual_scale if role in OUTPUTS else 1.0
+
+
+def _bert(c, role, fan_in):
+  """Devlin et al. 2018, released code."""
+  return 0.02, True
+
+
+def _t5(c, role, fan_in):
+  """T5X, whose query matrices carry the 1 / sqrt(head_dim) that its attention lacks."""
+  if role in ('up', 'gate', 'down', 'head'):
+    # A normal cut at two deviations has 0.8796 of its own: T5X makes up for it.
+    return fan_in ** -0.5 / 0.87962566103423978, True
+  stds = dict(embed=1.0, positions=1.0, q=(fan_in * c.head_dim) ** -0.5)
+  return stds.get(role, fan_in ** -0.5), False
+
+
+def _neox(c, role, fan_in):
+  """Black et al. 2022, section 2.1: small_init, and wang_init for outputs of blocks."""
+  if role in OUTPUTS:
+    return 2 / c.num_layers * c.d_model ** -0.5, False
+  return math.sqrt(2 / (5 * c.d_model)), False
+
+
+OUTPUTS = ('o', 'down')  # roles of matrices whose products are added to the residual stream
+INITS = choices.implement('model.init', choices.INITS, dict(fan_in=_fan_in, gpt2=_gpt2, bert=_bert, t5=_t5, neox=_neox))
+
+
+def initial_std(c, role: str, fan_in: int) -> tuple[float, bool]:
+  """(standard deviation, cut at two of them?) of a matrix in its role, by the family of `model.init`."""
+  return INITS[c.init](c, role, fan_in)
 
 
 def normal(key, c, declared: Param, std: float, cut: bool = False) -> nnx.Param:
@@ -134,23 +162,35 @@ def merged(params, c):
   return rest
 
 
+def _as_it_is(y, axes):
+  return y
+
+
+def _centred(y, axes):
+  return y - jnp.mean(y, axes, keepdims=True)
+
+
+# What is divided by its root mean square: (y, fp32; axes) -> array like y.
+NORMS = choices.implement('model.norm', choices.NORMS, dict(
+    rmsnorm=_as_it_is, layernorm=_centred, layernorm_plain=_centred))
+
+
 class Norm(nnx.Module):
   """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the dimensions `dims`, fp32."""
 
   def __init__(self, c, dims='D'):
     self.c, self.dims = c, dims
-    self.has_scale = c.norm != 'layernorm_plain'
-    self.has_bias = c.norm == 'layernorm' and c.use_bias
+    self.has_scale = choices.NORMS[c.norm].scale
+    self.has_bias = choices.NORMS[c.norm].bias and c.use_bias
     if self.has_scale:
       self.scale = constant(1, c, parameters.vector(dims, 'norm', 'scale'))
     if self.has_bias:
       self.b = constant(0, c, parameters.vector(dims, 'norm', 'bias'))
 
   def __call__(self, x):
-    c, y = self.c, x.astype(jnp.float32)
+    c = self.c
     axes = tuple(range(-len(self.dims), 0))
-    if c.norm.startswith('layernorm'):
-      y -= jnp.mean(y, axes, keepdims=True)
+    y = NORMS[c.norm](x.astype(jnp.float32), axes)
     y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axes, keepdims=True) + c.norm_eps)
     if self.has_scale:
       y *= expand(gather(self.scale[...], self.dims, jnp.float32), y)
@@ -268,21 +308,74 @@ def rope(x_BTNH, positions_BT, theta, fraction=1.0):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1).astype(x_BTNH.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class PositionScheme:
+  """What a model does to know the order of tokens, in any of three places; None: nothing there.
+
+  embed: (c, key) -> module that gives each position [B, T] a vector [B, T, D].
+  rotate: (x_BTNH, positions_BT, c) -> x_BTNH, of queries and keys.
+  bias: (c, bidirectional, key) -> module of values added to attention logits, one for each distance: see RelativeBias.
+  """
+  embed: Callable[..., nnx.Module] | None = None
+  rotate: Callable[..., jax.Array] | None = None
+  bias: Callable[..., nnx.Module] | None = None
+
+
+def _learned(c, key):
+  return Table(c, 'T', key)
+
+
+def _sinusoidal(c, key):
+  return Sinusoids(c, scaled=False)
+
+
+def _scaled_sinusoidal(c, key):
+  return Sinusoids(c, scaled=True)
+
+
+def _rotated(x_BTNH, positions_BT, c):
+  return rope(x_BTNH, positions_BT, c.rope_theta, c.rope_fraction)
+
+
+def _has_parts(facts: choices.Position, scheme: PositionScheme) -> bool:
+  """Whether a scheme does what its facts say."""
+  parts = [scheme.embed is not None, scheme.rotate is not None, scheme.bias is not None]
+  return parts == [facts.embedded, facts.rotary, facts.biased]
+
+
+POSITIONS = choices.implement('model.position', choices.POSITIONS, dict(
+    rope=PositionScheme(rotate=_rotated),
+    learned=PositionScheme(embed=_learned),
+    learned_from_2=PositionScheme(embed=_learned),
+    relative=PositionScheme(bias=RelativeBias),
+    sinusoidal=PositionScheme(embed=_sinusoidal),
+    scaled_sinusoidal=PositionScheme(embed=_scaled_sinusoidal),
+    none=PositionScheme(),
+), _has_parts)
+
+
 # --- Feed-forward, dropout ----------------------------------------------------------------------
 
 
-exact_gelu = lambda x: jax.nn.gelu(x, approximate=False)
-ACTIVATIONS = dict(  # name -> (function, gated); gated units: Shazeer 2020, arXiv 2002.05202
-    relu=(jax.nn.relu, False),
-    gelu=(exact_gelu, False),
-    gelu_tanh=(jax.nn.gelu, False),
-    swish=(jax.nn.silu, False),
-    glu=(jax.nn.sigmoid, True),
-    bilinear=(lambda x: x, True),
-    reglu=(jax.nn.relu, True),
-    geglu=(jax.nn.gelu, True),  # tanh form, as T5 v1.1
-    swiglu=(jax.nn.silu, True),
-)
+def _exact_gelu(x):
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _identity(x):
+  return x
+
+
+ACTIVATIONS = choices.implement('model.activation', choices.ACTIVATIONS, dict(
+    relu=jax.nn.relu,
+    gelu=_exact_gelu,
+    gelu_tanh=jax.nn.gelu,
+    swish=jax.nn.silu,
+    glu=jax.nn.sigmoid,
+    bilinear=_identity,
+    reglu=jax.nn.relu,
+    geglu=jax.nn.gelu,  # tanh form, as T5 v1.1
+    swiglu=jax.nn.silu,
+))
 
 
 class MLP(nnx.Module):
@@ -290,7 +383,7 @@ class MLP(nnx.Module):
 
   def __init__(self, c, key):
     k_up, k_gate, k_down = jax.random.split(key, 3)
-    self.c, (self.act, self.gated) = c, ACTIVATIONS[c.activation]
+    self.c, self.act, self.gated = c, ACTIVATIONS[c.activation], choices.ACTIVATIONS[c.activation].gated
     self.up = Dense(c, 'BTD,DF->BTF', k_up, 'up')
     if self.gated:
       self.gate = Dense(c, 'BTD,DF->BTF', k_gate, 'gate')
@@ -303,7 +396,7 @@ class MLP(nnx.Module):
       x_BTF = self.act(checkpoint_name(self.gate(x_BTD), 'mlp')) * up_BTF
     else:
       x_BTF = self.act(up_BTF)
-    if self.c.dropout_style == 't5':
+    if choices.DROPOUT_STYLES[self.c.dropout_style].everywhere:
       x_BTF = dropout(x_BTF, self.c, key)
     return self.down(x_BTF)
 
@@ -322,6 +415,6 @@ def dropout(x_BTD, c, key):
   if key is None or not c.dropout:
     return x_BTD
   shape, layout = x_BTD.shape, jax.typeof(x_BTD).sharding
-  if c.dropout_style == 't5':
+  if choices.DROPOUT_STYLES[c.dropout_style].shared:
     shape = (shape[0], 1, shape[2])
   return x_BTD * keep_share(shape, c.dropout, key, layout).astype(x_BTD.dtype)

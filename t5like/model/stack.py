@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from t5like import choices
 from t5like.model.attention import Attention, bias_for, choose_kernel, platform
-from t5like.model.layers import MLP, Norm, RelativeBias, declare, dropout, place
+from t5like.model.layers import MLP, POSITIONS, Norm, declare, dropout, place
 from t5like.parameters import of_layers
 
 
@@ -14,7 +15,7 @@ class Block(nnx.Module):
 
   def __init__(self, c, key, causal, cross=False):
     k_attention, k_cross, k_mlp = jax.random.split(key, 3)
-    self.c, self.is_crossed = c, cross
+    self.c, self.kind, self.is_crossed = c, choices.BLOCKS[c.block], cross
     self.attention_norm = place(Norm(c), layer='attention_norm')
     self.attention = place(Attention(c, k_attention, causal), layer='attention')
     if cross:
@@ -26,29 +27,35 @@ class Block(nnx.Module):
   def __call__(self, x_BTD, view, random=None, cache=None, at=0):
     """Returns (x_BTD, cache). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, K, S, H], x sees what
     is there and its own keys and values, which are put in it at slot `at`; else it is None."""
-    c, decoding = self.c, cache is not None
+    decoding = cache is not None
     r = [None] * 6 if random is None else jax.random.split(random, 6)
-    before = lambda x, norm: norm(x) if c.block in ('pre_norm', 'parallel') else x
-
-    def add(x, y, norm, random):
-      y = dropout(norm(y) if c.block == 'output_norm' else y, c, random)
-      return norm(x + y) if c.block == 'post_norm' else x + y
-
-    y = before(x_BTD, self.attention_norm)
+    y = self._before(x_BTD, self.attention_norm)
     kv = self.attention.keys_values(y, view['query']['positions'])
     if decoding:
       kv = tuple(jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, at, 0))
                  for old, x in zip(cache[0], heads_first(kv)))
       cache = (kv, cache[1])
     y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0], decoding)
-    after = add(x_BTD, y, self.attention_norm, r[1])
+    after = self._add(x_BTD, y, self.attention_norm, r[1])
     if self.is_crossed:
       kv = cache[1] if decoding else self.remember(view['memory'])
-      y = self.cross(before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2], decoding)
-      after = add(after, y, self.cross_norm, r[3])
+      y = self.cross(self._before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2], decoding)
+      after = self._add(after, y, self.cross_norm, r[3])
     after = checkpoint_name(after, 'middle')
-    y = self.mlp(before(x_BTD if c.block == 'parallel' else after, self.mlp_norm), r[4])
-    return add(after, y, self.mlp_norm, r[5]), cache
+    read = x_BTD if self.kind.parallel else after
+    y = self.mlp(self._before(read, self.mlp_norm), r[4])
+    return self._add(after, y, self.mlp_norm, r[5]), cache
+
+  def _before(self, x, norm):
+    """What attention or the MLP reads of x."""
+    return norm(x) if self.kind.norm_input else x
+
+  def _add(self, x, y, norm, random):
+    """x with y, which attention or the MLP has made of it."""
+    if self.kind.norm_output:
+      y = norm(y)
+    y = dropout(y, self.c, random)
+    return norm(x + y) if self.kind.norm_sum else x + y
 
   def remember(self, memory):
     """Keys and values of the encoder's output, for this block's cross-attention."""
@@ -61,12 +68,14 @@ def heads_first(kv):
 
 
 POLICIES = jax.checkpoint_policies
-REMAT = dict(  # what the backward pass finds saved; the rest it computes again
+# What the backward pass finds saved; the rest it computes again. None: everything is saved.
+REMAT = choices.implement('model.remat', choices.REMAT, dict(
+    none=None,
     full=POLICIES.nothing_saveable,
     minimal=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp'),
     # Gathered once a step instead of twice, for as much memory as the parameters need in `model.dtype`.
     weights=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp', 'weights'),
-)
+))
 
 
 class Stack(nnx.Module):
@@ -81,9 +90,10 @@ class Stack(nnx.Module):
     make = lambda key: Block(c, key, causal, cross)
     self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
     declare(self.blocks, of_layers)
-    self.has_bias, self.has_norm = c.position == 'relative', c.block != 'post_norm'
+    self.has_bias = choices.POSITIONS[c.position].biased
+    self.has_norm = not choices.BLOCKS[c.block].norm_sum
     if self.has_bias:
-      self.relative = place(RelativeBias(c, not causal, k_bias), layer='relative')
+      self.relative = place(POSITIONS[c.position].bias(c, not causal, k_bias), layer='relative')
     if self.has_norm:
       self.norm = place(Norm(c), layer='last_norm')
     place(self, stack=name)
@@ -96,15 +106,16 @@ class Stack(nnx.Module):
 
     def body(x, block_random):
       return block_random[0](x, view, block_random[1])
-    if c.remat != 'none':
-      body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
+    policy = REMAT[c.remat]
+    if policy is not None:
+      body = jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
     r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
     x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=1 if c.scan_layers else self.num_layers)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
-    return dropout(x_BTD, c, r_last) if c.dropout_style == 't5' else x_BTD
+    return dropout(x_BTD, c, r_last) if choices.DROPOUT_STYLES[c.dropout_style].everywhere else x_BTD
 
   def layers(self):
     """[Block], L of them, each with its part of the parameters."""

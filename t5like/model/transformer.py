@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5like import choices
 from t5like.model import flops
-from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, Sinusoids, Table, constant, dropout, expand, place
+from t5like.model.layers import ACTIVATIONS, POSITIONS, Dense, Embed, Norm, Table, constant, dropout, expand, place
 from t5like.model.stack import Stack, heads_first
 from t5like.parameters import Param, vector, whole
 from t5like.sharding import gather, in_use, spread_rows
@@ -75,8 +76,8 @@ class Head(nnx.Module):
 
   def __init__(self, c, key):
     k_transform, k_out = jax.random.split(key)
-    self.c, self.mlm = c, c.head == 'mlm'
-    if self.mlm:
+    self.c, self.kind = c, choices.HEADS[c.head]
+    if self.kind.transformed:
       self.transform, self.norm = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True), Norm(c)
       self.b = constant(0, c, vector('V', 'head', 'bias'))
     if not c.tie_embeddings:
@@ -85,12 +86,12 @@ class Head(nnx.Module):
 
   def __call__(self, x_BTD, embed):
     c = self.c
-    if self.mlm:
-      x_BTD = self.norm(ACTIVATIONS[c.activation][0](self.transform(x_BTD)))
-    if c.head == 'scaled':
+    if self.kind.transformed:
+      x_BTD = self.norm(ACTIVATIONS[c.activation](self.transform(x_BTD)))
+    if self.kind.scaled:
       x_BTD *= c.d_model ** -0.5
     logits_BTV = (embed.decode if c.tie_embeddings else self.out)(x_BTD).astype(jnp.float32)
-    if self.mlm:
+    if self.kind.transformed:
       logits_BTV += expand(gather(self.b[...], 'V', jnp.float32), logits_BTV)
     cap = c.logit_softcap
     return cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
@@ -104,11 +105,9 @@ class Transformer(nnx.Module):
     self.c = c
     self.embed = place(Embed(c, k_embed), layer='embed')
     self.head = place(Head(c, k_head), layer='head')
-    self.has_positions = c.position.startswith('learned') or c.position.endswith('sinusoidal')
-    if c.position.startswith('learned'):
-      self.positions = place(Table(c, 'T', k_positions), layer='positions')
-    elif self.has_positions:
-      self.positions = place(Sinusoids(c, c.position == 'scaled_sinusoidal'), layer='positions')
+    self.has_positions = choices.POSITIONS[c.position].embedded
+    if self.has_positions:
+      self.positions = place(POSITIONS[c.position].embed(c, k_positions), layer='positions')
     if c.num_types:
       self.types = place(Table(c, 'P', k_types), layer='types')
     if c.embed_norm:
@@ -119,7 +118,7 @@ class Transformer(nnx.Module):
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
     c, x_BTD = self.c, self.embed.encode(batch['inputs'])
     if self.has_positions:
-      x_BTD += self.positions(batch['positions'] + 2 * (c.position == 'learned_from_2'))
+      x_BTD += self.positions(batch['positions'] + choices.POSITIONS[c.position].first_row)
     if c.num_types:
       x_BTD += self.types(batch['types'] if 'types' in batch else batch['inputs'] * 0)
     if c.embed_norm:
@@ -202,7 +201,8 @@ def _empty(c, batch_size, slots):
   return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('BKSH')) for _ in 'kv')
 
 
-ARCHITECTURES = dict(decoder=Decoder, encoder=Encoder, encoder_decoder=EncoderDecoder)
+ARCHITECTURES = choices.implement('model.name', choices.ARCHITECTURES, dict(
+    decoder=Decoder, encoder=Encoder, encoder_decoder=EncoderDecoder))
 
 
 @dataclasses.dataclass(frozen=True)
