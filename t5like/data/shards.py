@@ -31,6 +31,7 @@ def examples(config, source, part, count):
   them to take (None: all). Counts documents in `count`. DataError for more than data.max_bad_records
   damaged ones, whose messages, the first few, are in count['damage'].
   """
+  without_text = EMPTY[config.data.empty]
   for record, name in _records(source, part['start'], part['stop'], part['last']):
     count['documents'] += 1
     try:
@@ -41,7 +42,7 @@ def examples(config, source, part, count):
     if texts[-1] and not texts[-1].isspace():
       yield texts, name
     else:
-      EMPTY[config.data.empty](name, count)
+      without_text(name, count)
 
 
 def _drop_empty(name, count):
@@ -157,10 +158,11 @@ def _unrepeated(examples, repeats, count):
 
 def _limited(config, ids, name, count):
   """Ids of the texts of an example as data.max_document_tokens wants them; [] for one to leave out."""
+  too_long = OVERLONG[config.data.overlong]
   most, longest = config.data.max_document_tokens, max(map(len, ids))
   if not most or longest <= most:
     return ids
-  limited = OVERLONG[config.data.overlong](config.data, ids, name)
+  limited = too_long(config.data, ids, name)
   count['overlong'] += 1
   return limited
 

@@ -5,6 +5,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
+from t5like.errors import ConfigError
 from t5like.kernels import relative_bias_attention, splash
 from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
 from t5like.sharding import everywhere, in_use
@@ -31,6 +32,8 @@ def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=Fal
 
   `asked`: model.attention; H: size of a head.
   """
+  if asked not in ('auto', 'xla', 'splash', 'cudnn'):
+    raise ConfigError(f'model.attention={asked!r}: there is no such kernel.')
   if asked == 'xla':
     return 'xla', 'model.attention asks for it'
   if has_dropout:

@@ -1,0 +1,129 @@
+"""A name that nothing implements is refused for every key that has choices, and never another name's behaviour."""
+import importlib.util
+import re
+
+import jax
+import pytest
+
+from t5like import choices, config as config_lib, config_rules, loop, rate_schedules
+from t5like.errors import ConfigError
+from tests import tiny
+
+UNKNOWN = 'nonesuch'
+# What has to be set beside a key so that its value is read.
+BESIDE = {
+    'data.overlong': {'data.max_document_tokens': 8},
+    'data.mixture_rates': {'data.mixture': dict(a=dict(weight=1.0), b=dict(weight=2.0))},
+    'vocabulary.algorithm': {'vocabulary.name': 'sentencepiece', 'vocabulary.size': 320, 'model.vocab_size': 0},
+    'vocabulary.normalization': {'vocabulary.name': 'sentencepiece', 'vocabulary.size': 320, 'model.vocab_size': 0},
+    'objective.masking': {'objective.name': 'masked_lm', 'model.name': 'encoder', 'vocabulary.sentinels': 2},
+}
+# Modules whose tables implement the choices of a key; the others are all facts, or are given to a library by name.
+IMPLEMENTED_IN = {
+    'data.packing': 'data.packing',
+    'data.empty': 'data.shards',
+    'data.overlong': 'data.shards',
+    'data.mixture_rates': 'data.mixing',
+    'vocabulary.name': 'data.vocabulary',
+    'model.name': 'model.transformer',
+    'model.activation': 'model.layers',
+    'model.norm': 'model.layers',
+    'model.position': 'model.layers',
+    'model.init': 'model.layers',
+    'model.remat': 'model.stack',
+    'log.trackers': 'trackers',
+}
+
+
+# Keys whose choices are all facts: an entry has them, or cannot be made.
+FACTS_ALONE = ('model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name')
+# Keys whose values are handed to a library, which refuses what it does not know.
+OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
+# Keys whose choices are looked up by name each time.
+LOOKED_UP = ('objective.name', 'objective.masking', 'model.attention')
+
+
+def test_every_key_is_listed():
+  assert sorted([*IMPLEMENTED_IN, *FACTS_ALONE, *OF_LIBRARIES, *LOOKED_UP]) == sorted(config_rules.CHOICES)
+
+
+def register(monkeypatch, key, facts=None):
+  """Adds UNKNOWN to the choices of a key, where rules and implementations see it."""
+  names = config_rules.CHOICES[key]
+  if isinstance(names, dict):
+    monkeypatch.setitem(names, UNKNOWN, facts)
+    return
+  longer = (*names, UNKNOWN)
+  monkeypatch.setitem(config_rules.CHOICES, key, longer)
+  for attribute, value in vars(choices).items():
+    if value is names:
+      monkeypatch.setattr(choices, attribute, longer)
+
+
+def changed(config, values):
+  with config.unlocked():
+    for key, value in values.items():
+      section, _, name = key.partition('.')
+      config[section][name] = value
+  return config
+
+
+@pytest.mark.parametrize('key', config_rules.CHOICES)
+def test_a_name_that_nothing_implements_is_not_trained(tmp_path, monkeypatch, key):
+  c = changed(tiny.config(tmp_path, steps=1), BESIDE.get(key, {}))
+  is_list = isinstance(config_rules.DEFAULTS[key], tuple)
+  changed(c, {key: (UNKNOWN,) if is_list else UNKNOWN})
+  with pytest.raises(ConfigError, match=f'{key}=.*There is'):
+    config_lib.validate(c)
+  register(monkeypatch, key)
+  with pytest.raises(Exception) as error:
+    config_lib.validate(c)
+    loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
+  if key != 'objective.name':  # of which no architecture is known, before its name is
+    assert re.search(f'{UNKNOWN}|NoneType', f'{error.value!r} {error.value.__cause__!r}'), error.value
+
+
+def imported_anew(module):
+  """Executes the source of a module of t5like as another module."""
+  spec = importlib.util.find_spec(f't5like.{module}')
+  spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize('key', IMPLEMENTED_IN)
+def test_a_name_without_an_implementation_is_an_error_at_import(monkeypatch, key):
+  names = config_rules.CHOICES[key]
+  register(monkeypatch, key, next(iter(names.values())) if isinstance(names, dict) else None)
+  with pytest.raises(NotImplementedError, match=f"{key}='{UNKNOWN}' is a choice .* nothing implements it"):
+    imported_anew(IMPLEMENTED_IN[key])
+
+
+@pytest.mark.parametrize('key', IMPLEMENTED_IN)
+def test_an_implementation_without_a_name_is_an_error_at_import(monkeypatch, key):
+  names = config_rules.CHOICES[key]
+  left_out = next(iter(names))
+  if isinstance(names, dict):
+    monkeypatch.delitem(names, left_out)
+  else:
+    attribute = next(attribute for attribute, value in vars(choices).items() if value is names)
+    monkeypatch.setattr(choices, attribute, names[1:])
+  with pytest.raises(NotImplementedError, match=f"{key}='{left_out}' is implemented, but it is no choice"):
+    imported_anew(IMPLEMENTED_IN[key])
+
+
+def test_facts_and_implementation_of_a_position_agree(monkeypatch):
+  monkeypatch.setitem(choices.POSITIONS, 'relative', choices.Position(rotary=True))
+  with pytest.raises(NotImplementedError, match="model.position='relative' is not implemented as"):
+    imported_anew('model.layers')
+
+
+@pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_output=True), dict(parallel=True)], ids=str)
+def test_a_block_has_its_norms_in_one_place(facts):
+  with pytest.raises(ValueError, match='in one place'):
+    choices.Block(**facts)
+
+
+@pytest.mark.parametrize('kind', [choices.Activation, choices.Norm, choices.QKNorm, choices.DropoutStyle,
+                                  choices.Remat, choices.MixtureRates, choices.Architecture, rate_schedules.Schedule])
+def test_facts_cannot_be_left_out(kind):
+  with pytest.raises(TypeError, match='required positional argument'):
+    kind()
