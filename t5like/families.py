@@ -40,6 +40,7 @@ class Family:
   copies: dict = dataclasses.field(default_factory=dict)
   grouped: bool = False  # may have fewer heads of keys and values
   any_head_dim: bool = False
+  any_rope_fraction: bool = False
   whole_heads: bool = True  # transformers refuses a d_model that num_heads does not divide, whatever the head size
 
 
@@ -219,7 +220,7 @@ FAMILIES = dict(
     gpt_neox=Family(
         'GPTNeoXForCausalLM', dict(BIASED, block=('parallel', 'pre_norm'), init='neox'), dict(
             SIZES, layer_norm_eps='norm_eps', hidden_dropout='dropout', hidden_act='activation'),
-        UNGATED, NEOX_TABLE, prefix='gpt_neox.',
+        UNGATED, NEOX_TABLE, any_rope_fraction=True, prefix='gpt_neox.',
         unused=rf'attention\.(bias|masked_bias)$|{ROTARY}',
         defaults=dict(layer_norm_eps=1e-5, hidden_dropout=0.0, hidden_act='gelu', tie_word_embeddings=False,
                       max_position_embeddings=2048),

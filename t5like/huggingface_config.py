@@ -1,12 +1,12 @@
 """Model configs, ours and Hugging Face's: `to_model` reads a config.json, `to_hf` makes one."""
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from t5like import choices, schema
-from t5like.config_values import either, show
+from t5like.config_values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.families import FAMILIES, FREE, PLAIN
 from t5like.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
@@ -170,16 +170,32 @@ def _obstacles(family, m):
     wants['head_dim'] = (m['d_model'] // m['num_heads'],)
   if wants['name'] == ('encoder_decoder',):
     wants['tie_embeddings'] = (choices.HEADS[m['head']].scaled,)
-  for key in {'rope_theta', *FREE, *(['rope_fraction'] if 'neox' in family.prefix or m['position'] != 'rope' else [])}:
+  unused = unread(m)
+  represented = {*family.keys.values()} - set(wants) | {'rope_theta'}
+  if family.any_rope_fraction:
+    represented.add('rope_fraction')
+  for key in (*FREE, *unused, *represented):
     wants.pop(key, None)
   if 'type_vocab_size' in family.keys:
     wants['num_types'] = (m['num_types'] or 2,)
   problems = [f'model.{k}={show(m[k])}, which would have to be {either(map(show, v))}'
               for k, v in wants.items() if m[k] not in v]
+  problems += _unknown({*wants, *FREE, *unused, *represented}, m)
   if family.whole_heads and m['d_model'] % m['num_heads']:
     problems.append(f'model.d_model={m["d_model"]}, which would have to be a multiple of model.num_heads='
                     f'{m["num_heads"]}, such as {-(-m["d_model"] // m["num_heads"]) * m["num_heads"]}')
   return problems
+
+
+def _unknown(known: Collection[str], model: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is wrong with keys of config.model of which export knows only that their defaults change nothing."""
+  for key, value in model.items():
+    if key in known:
+      continue
+    if f'model.{key}' not in DEFAULTS:
+      yield f'model.{key}={show(value)}, which no family is known to have'
+    elif value != DEFAULTS[f'model.{key}']:
+      yield f'model.{key}={show(value)}, which would have to be {show(DEFAULTS[f"model.{key}"])}'
 
 
 def to_hf(model, vocabulary=None, length=0):

@@ -263,6 +263,39 @@ def test_the_nearest_family_is_named():
     assert all(text in str(e.value) for text in texts), str(e.value)
 
 
+FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
+    llama=dict(),
+    olmo2=dict(block='output_norm', qk_norm='all'),
+    gpt2=dict(norm='layernorm', use_bias=True, position='learned', activation='gelu_tanh', num_kv_heads=4),
+    gpt_neox=dict(norm='layernorm', use_bias=True, block='parallel', activation='gelu', num_kv_heads=4,
+                  rope_fraction=0.5),
+    bert=dict(name='encoder', norm='layernorm', use_bias=True, block='post_norm', embed_norm=True, num_types=2,
+              position='learned', head='mlm', tie_embeddings=True, activation='gelu', num_kv_heads=4),
+    t5=dict(name='encoder_decoder', position='relative', scale_attention=False, num_kv_heads=4))
+
+
+@pytest.mark.parametrize('kind', FAMILY_OF)
+def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
+  """A key that is new in config.model, such as a sliding window, changes what a model computes until export knows it."""
+  model = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF[kind])
+  assert huggingface.family_of(model) == kind
+  with pytest.raises(ConfigError, match='model.window=0, which no family is known to have'):
+    huggingface.family_of(dict(model, window=0))
+  monkeypatch.setitem(huggingface_config.DEFAULTS, 'model.window', 0)
+  assert huggingface.family_of(dict(model, window=0)) == kind
+  with pytest.raises(ConfigError, match='model.window=64, which would have to be 0'):
+    huggingface.family_of(dict(model, window=64))
+  with pytest.raises(ConfigError, match='model.window=64'):
+    huggingface.to_hf(dict(model, window=64))
+
+
+def test_export_knows_every_key(monkeypatch):
+  """Each key of config.model is represented in some family, fixed, or without effect: none is let through unseen."""
+  monkeypatch.setattr(huggingface_config, 'DEFAULTS', {})
+  for kind, changes in FAMILY_OF.items():
+    assert huggingface.family_of(dict(dataclasses.asdict(tiny.MODEL), **changes)) == kind
+
+
 # --- Weights to begin with ------------------------------------------------------------------------
 
 

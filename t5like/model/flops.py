@@ -6,6 +6,7 @@ the parameter multiplies and 2 of its own gradient; of the 12, 4 and 8. A gradie
 that of a frozen parameter, and that of activations before which nothing is trained. Tables that are only looked up,
 and biases by distance, multiply nothing.
 """
+import dataclasses
 import math
 
 import jax
@@ -64,6 +65,7 @@ def _shapes(model):
 
 
 def _attention(c, lengths, first):
+  _refuse_unknown(c)
   T, S = lengths.targets, lengths.inputs
   stack = 'decoder' if S else 'stack'
   kinds = [(f'{stack}/blocks/attention/pairs', c.num_layers, T * T)]
@@ -120,3 +122,22 @@ def _first(c, trained):
       return NEVER if encoder == NEVER else (EARLY, 0)
     return decoder
   return first
+
+
+# Keys of config.model whose products are counted: by the shapes of parameters, or here.
+COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 'num_heads', 'num_kv_heads', 'head_dim',
+           'd_ff', 'activation', 'block', 'use_bias', 'tie_embeddings', 'head', 'qk_norm', 'lora_rank',
+           'lora_projections')
+# Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
+WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'position', 'rope_theta', 'rope_fraction', 'max_positions',
+                    'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style', 'init', 'dtype',
+                    'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha')
+
+
+def _refuse_unknown(c):
+  """NotImplementedError for a key of the model that may change its products without being known here."""
+  for field in dataclasses.fields(c):
+    value = getattr(c, field.name)
+    if field.name not in (*COUNTED, *WITHOUT_PRODUCTS) and value != field.default:
+      raise NotImplementedError(f'model.{field.name}={value!r}: t5like/model/flops.py does not know what this changes '
+                                'of the FLOPs of a row. Count it there.')

@@ -87,3 +87,21 @@ def test_lora_takes_two_thirds():
   model = transformer.build(dataclasses.replace(tiny.MODEL, **WIDE, num_kv_heads=4))
   attention = flops.attention(model.config, Lengths(T, 0, T))
   assert (ours - attention) / (full - attention) == pytest.approx(2 / 3, rel=0.05)
+
+
+def test_keys_that_are_not_counted_are_refused():
+  """A key that is new in config.model, such as a sliding window, at another value than its default."""
+  windowed = dataclasses.make_dataclass('Windowed', [('window', int, 0)], bases=(transformer.ModelConfig,), frozen=True)
+  values = dataclasses.asdict(tiny.MODEL)
+  shapes = Lengths(0, 0, 32)
+  assert flops.attention(windowed(**values), shapes) == flops.attention(tiny.MODEL, shapes)
+  with pytest.raises(NotImplementedError, match='model.window=8: .* does not know'):
+    flops.attention(windowed(**values, window=8), shapes)
+  model = dataclasses.replace(transformer.build(tiny.MODEL), config=windowed(**values, window=8))
+  with pytest.raises(NotImplementedError, match='model.window=8'):
+    flops.per_row(model, shapes)
+
+
+def test_every_key_is_declared_once():
+  names = [field.name for field in dataclasses.fields(transformer.ModelConfig)]
+  assert sorted([*flops.COUNTED, *flops.WITHOUT_PRODUCTS]) == sorted(names)
