@@ -276,7 +276,7 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
 
 @pytest.mark.parametrize('kind', FAMILY_OF)
 def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
-  """A key that is new in config.model, such as a sliding window, changes what a model computes until export knows it."""
+  """A new key of config.model, such as a sliding window, changes what a model computes until export knows it."""
   model = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF[kind])
   assert huggingface.family_of(model) == kind
   with pytest.raises(ConfigError, match='model.window=0, which no family is known to have'):
