@@ -24,9 +24,9 @@ def lower(config, devices):
   """(lowered train step, facts as a dict for JSON) of a resolved config on `devices`, real or not."""
   import jax
 
-  from t5like import build, config as config_lib, lengths, sharding, step as step_lib
+  from t5like import build, choices, config as config_lib, lengths, sharding, step as step_lib
   from t5like.data import pipeline
-  from t5like.model import attention, flops
+  from t5like.model import attention, attention_kernels, flops
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = build.build_model(config)
@@ -39,9 +39,10 @@ def lower(config, devices):
         sharding=jax.sharding.NamedSharding(mesh, sharding.row_spec(x, mesh.shape['context']))), rows)
     per_device = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
                                   for x in jax.tree.leaves(tree))
-    kernel = attention.choose_kernel(
-        config.model.attention, attention.platform(), config.model.name != 'encoder', shapes.targets, shapes.targets,
-        config.model.position == 'relative', bool(config.model.dropout))
+    spec = attention_kernels.AttentionSpec(
+        choices.ARCHITECTURES[config.model.name].causal, shapes.targets, shapes.targets,
+        bias=choices.POSITIONS[config.model.position].biased, dropout=bool(config.model.dropout))
+    kernel = attention_kernels.choose_kernel(config.model.attention, attention.platform(), spec)
     facts = dict(
         mesh=dict(mesh.shape), parameters=count, flops_per_row=build.flops_per_row(config, model),
         flops_per_row_untouched=flops.per_row(model, shapes), attention_per_row=flops.attention(model.config, shapes),

@@ -31,6 +31,7 @@ IMPLEMENTED_IN = {
     'model.position': 'model.layers',
     'model.init': 'model.layers',
     'model.remat': 'model.stack',
+    'model.attention': 'model.attention_kernels',
     'log.trackers': 'trackers',
 }
 
@@ -40,7 +41,7 @@ FACTS_ALONE = ('model.block', 'model.head', 'model.qk_norm', 'model.dropout_styl
 # Keys whose values are handed to a library, which refuses what it does not know.
 OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
 # Keys whose choices are looked up by name each time.
-LOOKED_UP = ('objective.name', 'objective.masking', 'model.attention')
+LOOKED_UP = ('objective.name', 'objective.masking')
 
 
 def test_every_key_is_listed():

@@ -1,4 +1,5 @@
 """Kernels against the plain attention of XLA, values and gradients, and which one is chosen."""
+import dataclasses
 import itertools
 
 import jax
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from t5like import sharding
+from t5like import choices, sharding
 from t5like.kernels import relative_bias_attention, splash
-from t5like.model import attention
+from t5like.model import attention, attention_kernels
 
 
 def example(T, S, N=4, K=2, H=64, B=2, seed=0):
@@ -116,30 +117,58 @@ def test_blocks_divide_and_are_smaller_under_a_causal_mask():
       assert length % b == 0 and b % 128 == 0 and b <= 1024
 
 
+def choose(request, platform, causal, T, S, **features):
+  return attention_kernels.choose_kernel(request, platform, attention_kernels.AttentionSpec(causal, T, S, **features))
+
+
 def test_which_kernel_is_chosen():
-  choose = attention.choose_kernel
   assert choose('auto', 'tpu', True, 8, 8) == ('splash', 'a TPU')
   assert choose('auto', 'cpu', True, 8, 8) == ('xla', 'this is a cpu')
   assert choose('splash', 'cpu', False, 8, 4)[0] == 'splash'
   assert choose('xla', 'tpu', True, 8, 8)[0] == 'xla'
   assert choose('auto', 'tpu', True, 1, 8) == ('xla', 'decoding token by token')
-  assert choose('auto', 'tpu', False, 8, 8, has_bias=True) == ('relative_bias', 'a TPU')
-  assert choose('splash', 'cpu', True, 100, 100, has_bias=True)[0] == 'relative_bias'
-  assert choose('auto', 'tpu', True, 2 ** 17, 2 ** 17, has_bias=True)[0] == 'relative_bias'
-  assert choose('auto', 'gpu', True, 8, 8, has_bias=True) == ('xla', 'on GPUs only it adds a bias by distance')
-  assert choose('auto', 'tpu', False, 8, 8, has_dropout=True)[0] == 'xla'
+  assert choose('auto', 'tpu', False, 8, 8, bias=True) == ('relative_bias', 'a TPU')
+  assert choose('splash', 'cpu', True, 100, 100, bias=True)[0] == 'relative_bias'
+  assert choose('auto', 'tpu', True, 2 ** 17, 2 ** 17, bias=True)[0] == 'relative_bias'
+  assert choose('auto', 'gpu', True, 8, 8, bias=True) == ('xla', 'on GPUs only it adds a bias by distance')
+  assert choose('auto', 'tpu', False, 8, 8, dropout=True)[0] == 'xla'
+
+
+def test_a_feature_that_kernels_do_not_list_is_declined():
+  """Such as a sliding window: no kernel leaves it out."""
+  fields = [('window', int, dataclasses.field(default=0, kw_only=True))]
+  Windowed = dataclasses.make_dataclass('Windowed', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
+  requests = [(request, platform) for request in choices.ATTENTION for platform in ('tpu', 'gpu', 'cpu')]
+  for request, platform in requests:
+    without = attention_kernels.choose_kernel(request, platform, Windowed(True, 8, 8, window=0))
+    assert without == choose(request, platform, True, 8, 8)
+    with pytest.raises(NotImplementedError, match='attention with window=4: no kernel'):
+      attention_kernels.choose_kernel(request, platform, Windowed(True, 8, 8, window=4))
+  for name, kernel in attention_kernels.KERNELS.items():
+    assert 'window' in kernel.declines(Windowed(True, 8, 8, window=4), 'tpu'), name
+
+
+@pytest.mark.parametrize('request_', choices.ATTENTION)
+def test_a_feature_that_xla_alone_implements(monkeypatch, request_):
+  xla = attention_kernels.KERNELS['xla']
+  monkeypatch.setitem(attention_kernels.KERNELS, 'xla', dataclasses.replace(xla, features=xla.features | {'window'}))
+  fields = [('window', int, dataclasses.field(default=0, kw_only=True))]
+  Windowed = dataclasses.make_dataclass('Windowed', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
+  for platform in ('tpu', 'gpu', 'cpu'):
+    for bias in (False, True):
+      name, reason = attention_kernels.choose_kernel(request_, platform, Windowed(True, 8, 8, bias=bias, window=4))
+      assert name == 'xla' and (request_ == 'xla' or reason == 'only it implements window here')
 
 
 def test_cudnn_is_chosen_where_it_can_run(monkeypatch):
-  choose = attention.choose_kernel
   assert choose('auto', 'gpu', True, 8, 8) == ('xla', 'no NVIDIA GPU is present')
   assert choose('cudnn', 'cpu', True, 8, 8) == ('xla', 'this is no GPU')
   assert 'float32' in choose('auto', 'gpu', True, 8, 8, dtype='float32')[1]
-  assert 'even lengths: here 64, 7 and 7' in choose('auto', 'gpu', True, 7, 7, H=64)[1]
+  assert 'even lengths: here 64, 7 and 7' in choose('auto', 'gpu', True, 7, 7, head_dim=64)[1]
   found = [type('D', (), dict(compute_capability='9.0'))]
   monkeypatch.setattr(attention.jax, 'devices', lambda kind: found)
   assert choose('auto', 'gpu', True, 8, 8) == ('cudnn', 'a GPU')
-  assert choose('auto', 'gpu', True, 8, 8, has_bias=True)[0] == choose('xla', 'gpu', True, 8, 8)[0] == 'xla'
+  assert choose('auto', 'gpu', True, 8, 8, bias=True)[0] == choose('xla', 'gpu', True, 8, 8)[0] == 'xla'
   found[0].compute_capability = '7.5'
   assert '8.0, this GPU has 7.5' in choose('auto', 'gpu', True, 8, 8)[1]
 
@@ -148,7 +177,8 @@ def test_cudnn_in_a_program_for_gpus(monkeypatch):
   """No GPU is here: that a packed batch spread over two of them becomes cuDNN's calls, forwards and backwards."""
   from jax._src.cudnn import fused_attention_stablehlo as library
   monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91100)
-  monkeypatch.setattr(attention, '_cudnn_lacks', lambda *_: '')
+  able = dataclasses.replace(attention_kernels.KERNELS['cudnn'], lacks=lambda spec, platform: '')
+  monkeypatch.setitem(attention_kernels.KERNELS, 'cudnn', able)
   monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
   mesh = sharding.make_mesh(dict(data=2, fsdp=1, tensor=1), jax.devices()[:2])
   of = lambda shape, dims, dtype: jax.ShapeDtypeStruct(

@@ -1,67 +1,14 @@
-"""Attention: masks from positions and segments, and the one place that picks a kernel."""
+"""Attention: the layer, on one device and on many, in training and in decoding."""
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.errors import ConfigError
-from t5like.kernels import relative_bias_attention, splash
+from t5like.kernels import relative_bias_attention
+from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, choose_kernel, make_mask
 from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
 from t5like.sharding import everywhere, in_use
-
-
-def make_mask(query, key, causal):
-  """[B, T, S] bool: which keys each query may see.
-
-  `query` and `key` hold `positions` and `segments`, [B, T] and [B, S]; segment 0 is padding. Under
-  `causal`, tokens whose `prefix` (bool, where it is given) is True see each other in both directions.
-  """
-  mask = query['segments'][:, :, None] == key['segments'][:, None, :]
-  mask &= key['segments'][:, None, :] > 0
-  if causal:
-    seen = query['positions'][:, :, None] >= key['positions'][:, None, :]
-    if 'prefix' in query:
-      seen |= query['prefix'][:, :, None] & key['prefix'][:, None, :]
-    mask &= seen
-  return mask
-
-
-def choose_kernel(asked, platform, causal, T, S, has_bias=False, has_dropout=False, H=128, dtype='bfloat16'):
-  """Which kernel attention runs, 'splash', 'relative_bias', 'cudnn' or 'xla', and why: (name, reason).
-
-  `asked`: model.attention; H: size of a head.
-  """
-  if asked not in ('auto', 'xla', 'splash', 'cudnn'):
-    raise ConfigError(f'model.attention={asked!r}: there is no such kernel.')
-  if asked == 'xla':
-    return 'xla', 'model.attention asks for it'
-  if has_dropout:
-    return 'xla', 'only it drops attention probabilities'
-  if causal and T != S:
-    return 'xla', 'decoding token by token'
-  if has_bias and (asked == 'cudnn' or asked == 'auto' and platform == 'gpu'):
-    return 'xla', 'on GPUs only it adds a bias by distance'
-  if asked == 'cudnn' or asked == 'auto' and platform == 'gpu':
-    missing = 'this is no GPU' if platform != 'gpu' else _cudnn_lacks(T, S, H, dtype)
-    return ('xla', missing) if missing else ('cudnn', 'a GPU')
-  kernel = 'relative_bias' if has_bias else 'splash'
-  if asked == 'splash':
-    return kernel, 'model.attention asks for it'
-  return (kernel, 'a TPU') if platform == 'tpu' else ('xla', f'this is a {platform}')
-
-
-def _cudnn_lacks(T, S, H, dtype):
-  """Why cuDNN's flash attention cannot run here, or ''."""
-  if dtype not in ('bfloat16', 'float16'):
-    return f'cuDNN has no kernel for {dtype}: model.dtype=bfloat16 would have one'
-  if H % 8 or H > 128 or T % 2 or S % 2:
-    return f'cuDNN needs heads of up to 128 in multiples of 8, and even lengths: here {H}, {T} and {S}'
-  try:
-    capability = jax.devices('gpu')[0].compute_capability
-    return '' if float(capability) >= 8 else f'cuDNN needs compute capability 8.0, this GPU has {capability}'
-  except (RuntimeError, AttributeError, ValueError):
-    return 'no NVIDIA GPU is present'
 
 
 def platform():
@@ -78,7 +25,7 @@ def pieces():
 
 def bias_for(kernel, bias, T, S):
   """[N, T + S] values by distance as a kernel takes them: like this, or for XLA [N, T, S], made once for all layers."""
-  if kernel == 'relative_bias' or bias.ndim == 3:
+  if KERNELS[kernel].bias_by_distance or bias.ndim == 3:
     return bias
   return everywhere(relative_bias_attention.expand(bias, T, S), 'NT_')
 
@@ -91,45 +38,41 @@ def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bia
   probabilities (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on
   what it has.
   """
-  names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
-  of = lambda info: {n: info[n] for n in names}
-  scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-  where, T, S = platform(), q_BTNH.shape[1], k_BSKH.shape[1]
-  chosen, _ = choose_kernel(kernel, where, causal, T, S, bias is not None, keep_BNTS is not None,
-                            q_BTNH.shape[3], str(q_BTNH.dtype))
-  bias = None if bias is None else bias_for(chosen, bias, T, S)
-  given = {n: x for n, x in dict(bias=bias, keep=keep_BNTS).items() if x is not None}
-  dims = dict(bias='NR' if chosen == 'relative_bias' else 'NT_', keep='BNT_')
+  names = _shared(query, key)
+  T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
+  spec = AttentionSpec(causal, T, S, head_dim=H, dtype=str(q_BTNH.dtype), prefix='prefix' in names and causal,
+                       bias=bias is not None, dropout=keep_BNTS is not None)
+  chosen, _ = choose_kernel(kernel, platform(), spec)
+  run = KERNELS[chosen]
+  scale = H ** -0.5 if scale is None else scale
+  call = Call(causal, scale, S, pieces(), interpret=platform() != 'tpu')
 
+  extras, dims = {}, {}
+  if bias is not None:
+    extras['bias'] = bias_for(chosen, bias, T, S)
+    dims['bias'] = in_use('NR' if run.bias_by_distance else 'NT_')
+  if keep_BNTS is not None:
+    extras['keep'] = keep_BNTS
+    dims['keep'] = in_use('BNT_')
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
-  k_BSKH, v_BSKH = (everywhere(x, 'B_KH') for x in (k_BSKH, v_BSKH))
-  key = {n: everywhere(x, 'B_') for n, x in of(key).items()}
-  kernels, kernel_specs = {}, {}
-  if chosen == 'splash':
-    kernels, kernel_specs = splash.prepare(q_BTNH, k_BSKH, causal, causal and 'prefix' in names, where != 'tpu')
+  k_BSKH = everywhere(k_BSKH, 'B_KH')
+  v_BSKH = everywhere(v_BSKH, 'B_KH')
+  key = {name: everywhere(key[name], 'B_') for name in names}
+  query = {name: query[name] for name in names}
+  if run.prepare is not None:
+    extras['prepared'], dims['prepared'] = run.prepare(call, q_BTNH, k_BSKH, 'prefix' in names)
 
-  def attend(q, k, v, query, key, given, kernels):
-    if chosen == 'splash':
-      return splash.attention(kernels, q, k, v, query, key, scale)
-    if chosen == 'relative_bias':
-      T = q.shape[1]  # this device's queries, the first of which is at `start`
-      start = jax.lax.axis_index('context') * T if pieces() > 1 else 0
-      bias_NR = jax.lax.dynamic_slice_in_dim(given['bias'], start, T + S, axis=1)
-      return relative_bias_attention.attention(q, k, v, bias_NR, query, key, causal, scale, start=start,
-                                               interpret=where != 'tpu')
-    # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
-    mask = make_mask(query, key, causal)[:, None]
-    if 'keep' in given:
-      return _with_dropout(q, k, v, mask, scale, **given)
-    bias = given['bias'][None] if 'bias' in given else None
-    # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
-    lower_half = chosen == 'cudnn' and causal and 'prefix' not in query and q.shape[1] == k.shape[1]
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, is_causal=lower_half,
-                                        implementation=chosen)
-  in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {n: in_use('BT') for n in names},
-              {n: in_use('B_') for n in names}, {n: in_use(dims[n]) for n in given}, kernel_specs)
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=chosen == 'xla')(
-      q_BTNH, k_BSKH, v_BSKH, of(query), key, given, kernels)
+  def attend(q, k, v, query, key, extras):
+    return run.run(call, q, k, v, query, key, extras)
+  in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {name: in_use('BT') for name in names},
+              {name: in_use('B_') for name in names}, dims)
+  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=run.checks_layouts)(
+      q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+
+
+def _shared(query, key):
+  """What is known of both queries and keys, in a fixed order."""
+  return [name for name in ('positions', 'segments', 'prefix') if name in query and name in key]
 
 
 def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=None):
@@ -137,7 +80,7 @@ def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=Non
 
   `bias` is [N, T, S]. Each device works alone on what it has.
   """
-  names = [n for n in ('positions', 'segments', 'prefix') if n in query and n in key]
+  names = _shared(query, key)
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
 
   def attend(q_BTNH, k_BKSH, v_BKSH, query, key, bias):
@@ -155,18 +98,6 @@ def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=Non
   of = lambda info: {n: info[n] for n in names}
   return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
       q_BTNH, k_BKSH, v_BKSH, of(query), of(key), bias)
-
-
-def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, keep, bias=None):
-  """Likewise, with dropout of probabilities, which jax.nn.dot_product_attention has not."""
-  repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
-  k_BSNH, v_BSNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
-  logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
-  logits_BNTS *= scale
-  if bias is not None:
-    logits_BNTS += bias[None]
-  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1) * keep
-  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
 
 class Attention(nnx.Module):

@@ -1,0 +1,251 @@
+"""Attention kernels: what each can compute, which one is chosen, and how it is called.
+
+A kernel lists the features of an AttentionSpec that it implements. One that it does not list it does not have: so a
+new feature makes all kernels decline until somebody has taught them, rather than be left out of what they compute.
+"""
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5like import choices
+from t5like.kernels import relative_bias_attention, splash
+
+Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+  """What attention has to compute. Fields with a default are features, absent at that default.
+
+  causal: queries see no later keys.
+  queries, keys: how many of them, T and S.
+  head_dim: size of a head.
+  dtype: of queries, keys and values.
+  prefix: tokens of prefixes see each other in both directions under `causal`.
+  bias: values by distance are added to logits.
+  dropout: probabilities are dropped.
+  """
+  causal: bool
+  queries: int
+  keys: int
+  _: dataclasses.KW_ONLY
+  head_dim: int = 128
+  dtype: str = 'bfloat16'
+  prefix: bool = False
+  dropout: bool = False
+  bias: bool = False
+
+  @property
+  def features(self) -> list[str]:
+    """Names of the features that are present; 'decoding': queries are at the end of longer rows of keys."""
+    present = []
+    for field in dataclasses.fields(self):
+      is_feature = field.default is not dataclasses.MISSING and field.name not in SIZES
+      if is_feature and getattr(self, field.name) != field.default:
+        present.append(field.name)
+    if self.causal and self.queries != self.keys:
+      present.append('decoding')
+    return present
+
+
+SIZES = ('head_dim', 'dtype')  # fields with a default that are no features
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """One call on one device: what is the same for all its tokens.
+
+  scale: of logits.
+  keys: S; the queries of one device may be fewer than T.
+  pieces: into how many pieces the mesh cuts rows of queries.
+  interpret: not on a TPU.
+  """
+  causal: bool
+  scale: float
+  keys: int
+  pieces: int
+  interpret: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """One way to compute attention.
+
+  features: of an AttentionSpec, those that it implements.
+  lacks: (spec, platform) -> why it cannot run for other reasons than features, or ''.
+  run: (Call, q_BTNH, k_BSKH, v_BSKH, query, key, extras) -> [B, T, N, H], on one device; extras: arrays `bias` and
+    `keep` where there are any, and what `prepare` made.
+  prepare: (Call, q_BTNH, k_BSKH, has_prefix) -> (what all devices need for `run`, its specs for `shard_map`).
+  reasons: why it declines certain features, in words; otherwise they are only named.
+  bias_by_distance: it takes the bias as [N, T + S] values by distance rather than [N, T, S].
+  checks_layouts: `shard_map` can check the layout of its result.
+  """
+  features: frozenset[str]
+  lacks: Callable[[AttentionSpec, str], str]
+  run: Callable[..., jax.Array]
+  prepare: Callable[..., tuple[Any, Any]] | None = None
+  reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  bias_by_distance: bool = False
+  checks_layouts: bool = False
+
+  def declines(self, spec: AttentionSpec, platform: str) -> str:
+    """Why it cannot compute this, or ''."""
+    for feature in spec.features:
+      if feature not in self.features:
+        return self.reasons[feature] if feature in self.reasons else f'only it implements {feature} here'
+    return self.lacks(spec, platform)
+
+
+def make_mask(query: Info, key: Info, causal: bool) -> jax.Array:
+  """[B, T, S] bool: which keys each query may see.
+
+  `query` and `key` hold `positions` and `segments`, [B, T] and [B, S]; segment 0 is padding. Under
+  `causal`, tokens whose `prefix` (bool, where it is given) is True see each other in both directions.
+  """
+  mask = query['segments'][:, :, None] == key['segments'][:, None, :]
+  mask &= key['segments'][:, None, :] > 0
+  if causal:
+    seen = query['positions'][:, :, None] >= key['positions'][:, None, :]
+    if 'prefix' in query:
+      seen |= query['prefix'][:, :, None] & key['prefix'][:, None, :]
+    mask &= seen
+  return mask
+
+
+def _lacks_nothing(spec: AttentionSpec, platform: str) -> str:
+  return ''
+
+
+def _needs_bias(spec: AttentionSpec, platform: str) -> str:
+  return '' if spec.bias else 'the kernel with a bias needs one'
+
+
+def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
+  """Why cuDNN's flash attention cannot run here, or ''."""
+  if platform != 'gpu':
+    return 'this is no GPU'
+  H, T, S = spec.head_dim, spec.queries, spec.keys
+  if spec.dtype not in ('bfloat16', 'float16'):
+    return f'cuDNN has no kernel for {spec.dtype}: model.dtype=bfloat16 would have one'
+  if H % 8 or H > 128 or T % 2 or S % 2:
+    return f'cuDNN needs heads of up to 128 in multiples of 8, and even lengths: here {H}, {T} and {S}'
+  try:
+    capability = jax.devices('gpu')[0].compute_capability
+    return '' if float(capability) >= 8 else f'cuDNN needs compute capability 8.0, this GPU has {capability}'
+  except (RuntimeError, AttributeError, ValueError):
+    return 'no NVIDIA GPU is present'
+
+
+def _prepare_splash(call, q_BTNH, k_BSKH, has_prefix):
+  return splash.prepare(q_BTNH, k_BSKH, call.causal, call.causal and has_prefix, call.interpret)
+
+
+def _run_splash(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+  return splash.attention(extras['prepared'], q_BTNH, k_BSKH, v_BSKH, query, key, call.scale)
+
+
+def _run_relative_bias(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+  T = q_BTNH.shape[1]  # this device's queries, the first of which is at `start`
+  start = jax.lax.axis_index('context') * T if call.pieces > 1 else 0
+  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, T + call.keys, axis=1)
+  return relative_bias_attention.attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, call.causal, call.scale,
+                                           start=start, interpret=call.interpret)
+
+
+def _run_cudnn(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+  mask = make_mask(query, key, call.causal)[:, None]
+  # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
+  lower_half = call.causal and 'prefix' not in query and q_BTNH.shape[1] == k_BSKH.shape[1]
+  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=call.scale, is_causal=lower_half,
+                                      implementation='cudnn')
+
+
+def _run_xla(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+  # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
+  mask = make_mask(query, key, call.causal)[:, None]
+  if 'keep' in extras:
+    return _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask, call.scale, extras)
+  bias = extras['bias'][None] if 'bias' in extras else None
+  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, bias=bias, mask=mask, scale=call.scale,
+                                      implementation='xla')
+
+
+def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, extras):
+  """Attention with dropout of probabilities, which jax.nn.dot_product_attention does not have."""
+  repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
+  k_BSNH, v_BSNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
+  logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+  logits_BNTS *= scale
+  if 'bias' in extras:
+    logits_BNTS += extras['bias'][None]
+  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1) * extras['keep']
+  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS.astype(v_BSNH.dtype), v_BSNH)
+
+
+KERNELS = dict(
+    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding'}), _lacks_nothing, _run_xla, checks_layouts=True),
+    splash=Kernel(frozenset({'prefix'}), _lacks_nothing, _run_splash, _prepare_splash),
+    relative_bias=Kernel(frozenset({'prefix', 'bias'}), _needs_bias, _run_relative_bias, bias_by_distance=True),
+    cudnn=Kernel(frozenset({'prefix'}), _cudnn_lacks, _run_cudnn,
+                 reasons=dict(bias='on GPUs only it adds a bias by distance')),
+)
+ONLY_XLA = dict(dropout='only it drops attention probabilities', decoding='decoding token by token')
+OF_PLATFORMS = dict(tpu=(('splash', 'relative_bias'), 'a TPU'), gpu=(('cudnn',), 'a GPU'))
+
+
+def _auto(platform: str) -> tuple[tuple[str, ...], str]:
+  if platform not in OF_PLATFORMS:
+    return (), f'this is a {platform}'
+  return OF_PLATFORMS[platform]
+
+
+def _xla(platform: str) -> tuple[tuple[str, ...], str]:
+  return (), 'model.attention asks for it'
+
+
+def _splash(platform: str) -> tuple[tuple[str, ...], str]:
+  return ('splash', 'relative_bias'), 'model.attention asks for it'
+
+
+def _cudnn(platform: str) -> tuple[tuple[str, ...], str]:
+  return ('cudnn',), 'a GPU'
+
+
+# model.attention -> (platform -> (kernels to be tried before XLA, why these)).
+REQUESTS = choices.implement('model.attention', choices.ATTENTION, dict(
+    auto=_auto, xla=_xla, splash=_splash, cudnn=_cudnn))
+
+
+def choose_kernel(request: str, platform: str, spec: AttentionSpec) -> tuple[str, str]:
+  """Which of KERNELS attention runs, and why.
+
+  Args:
+    request: model.attention.
+    platform: 'tpu', 'gpu' or 'cpu'.
+    spec: what has to be computed.
+
+  Returns:
+    (name, reason): XLA where no kernel that is asked for implements all of it, and then the reason is why.
+
+  Raises:
+    NotImplementedError: XLA does not implement it either.
+  """
+  for feature in spec.features:
+    if feature not in KERNELS['xla'].features:
+      raise NotImplementedError(f'attention with {feature}={getattr(spec, feature)!r}: no kernel of '
+                                't5like/model/attention_kernels.py is known to implement it.')
+  names, reason = REQUESTS[request](platform)
+  if request != 'xla':
+    for feature in spec.features:
+      if not any(feature in kernel.features for name, kernel in KERNELS.items() if name != 'xla'):
+        return 'xla', ONLY_XLA[feature] if feature in ONLY_XLA else f'only it implements {feature} here'
+  declined = ''
+  for name in names:
+    why_not = KERNELS[name].declines(spec, platform)
+    if not why_not:
+      return name, reason
+    declined = declined or why_not
+  return 'xla', declined or reason
