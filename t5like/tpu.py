@@ -2,6 +2,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 from t5like.errors import ConfigError
 
@@ -24,93 +25,179 @@ class Generation:
 
 # Networks: the bandwidth of the data center network (DCN) that Google's pages of these TPUs give, of a pod of 256 chips
 # (v5e: 6.4 Tbps, v6e: 25.6 Tbps) or of a chip (v5p: 50 Gbps, TPU7x: 100 Gbps). The page of v4 gives none.
-GENERATIONS = {g.name: g for g in (
-    Generation('v4', 275e12, 1228e9, 45e9, 3, 1, 30.75, 4096, 4, True, 0.0),
-    Generation('v5e', 197e12, 819e9, 45e9, 2, 1, 15.75, 256, 4, False, 6.4e12 / 8 / 256),
-    Generation('v5p', 459e12, 2765e9, 90e9, 3, 1, 95.73, 8960, 4, True, 50e9 / 8),
-    Generation('v6e', 918e12, 1640e9, 90e9, 2, 1, 31.24, 256, 4, False, 25.6e12 / 8 / 256),
-    Generation('tpu7x', 1153.5e12, 3690e9, 90e9, 3, 2, 94.74, 9216, 4, True, 100e9 / 8 / 2))}
+_ALL = (
+    Generation(
+        name='v4',
+        flops=275e12, bandwidth=1228e9, link=45e9,
+        dims=3, cores=1, hbm=30.75,
+        largest=4096, chips_per_host=4, counts_cores=True,
+        network=0.0,
+    ),
+    Generation(
+        name='v5e',
+        flops=197e12, bandwidth=819e9, link=45e9,
+        dims=2, cores=1, hbm=15.75,
+        largest=256, chips_per_host=4, counts_cores=False,
+        network=6.4e12 / 8 / 256,
+    ),
+    Generation(
+        name='v5p',
+        flops=459e12, bandwidth=2765e9, link=90e9,
+        dims=3, cores=1, hbm=95.73,
+        largest=8960, chips_per_host=4, counts_cores=True,
+        network=50e9 / 8,
+    ),
+    Generation(
+        name='v6e',
+        flops=918e12, bandwidth=1640e9, link=90e9,
+        dims=2, cores=1, hbm=31.24,
+        largest=256, chips_per_host=4, counts_cores=False,
+        network=25.6e12 / 8 / 256,
+    ),
+    Generation(
+        name='tpu7x',
+        flops=1153.5e12, bandwidth=3690e9, link=90e9,
+        dims=3, cores=2, hbm=94.74,
+        largest=9216, chips_per_host=4, counts_cores=True,
+        network=100e9 / 8 / 2,
+    ),
+)
+GENERATIONS = {generation.name: generation for generation in _ALL}
 ALIASES = {'7x': 'tpu7x', 'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'ironwood': 'tpu7x', 'trillium': 'v6e'}
 # Shapes of slices as Google Cloud offers them, by chips.
 FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+KNOWN = ', '.join(GENERATIONS)
+PATTERN = re.compile(r'(?:(\d+)x)?([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)+))')  # slices, generation, size or shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """`slices` slices of a generation, each `shape` chips."""
+  """`slices` slices of a generation; `shape`: chips along each dimension of one slice."""
   generation: Generation
-  shape: tuple
+  shape: tuple[int, ...]
   slices: int = 1
 
   @property
-  def devices(self):
-    return math.prod(self.shape) * self.slices * self.generation.cores
+  def devices(self) -> int:
+    return self.chips * self.generation.cores
 
   @property
-  def chips(self):
+  def chips(self) -> int:
     return math.prod(self.shape) * self.slices
 
   @property
-  def hosts(self):
+  def hosts(self) -> int:
     return max(1, self.chips // self.generation.chips_per_host)
 
   @property
-  def wrap(self):
-    """Along which dimensions the links of a slice close a ring."""
+  def wrap(self) -> list[bool]:
+    """For each of three dimensions, whether the links of a slice close a ring along it."""
     if self.generation.dims == 2:
-      return [n == 16 for n in self.shape] + [False]
-    return [min(self.shape) >= 4] * 3
+      return [size == 16 for size in self.shape] + [False]
+    is_closed = min(self.shape) >= 4
+    return [is_closed] * 3
 
   @property
-  def name(self):
-    size = math.prod(self.shape) * (2 if self.generation.counts_cores else 1)
-    return f'{f"{self.slices}x" if self.slices > 1 else ""}{self.generation.name}-{size}'
-
-  def arguments(self):
-    """Of `jax.experimental.topologies.get_topology_desc`."""
-    kwargs = dict(topology_name=f'{self.generation.name}:{"x".join(map(str, self.shape))}', wrap=self.wrap)
+  def name(self) -> str:
+    """As `parse` reads it: '2xv5e-256'."""
+    size = math.prod(self.shape)
+    if self.generation.counts_cores:
+      size *= 2
+    name = f'{self.generation.name}-{size}'
     if self.slices > 1:
-      kwargs['num_slices'] = self.slices
+      return f'{self.slices}x{name}'
+    return name
+
+  def arguments(self) -> dict[str, Any]:
+    """Keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
+    shape = 'x'.join(map(str, self.shape))
+    arguments: dict[str, Any] = {'topology_name': f'{self.generation.name}:{shape}', 'wrap': self.wrap}
+    if self.slices > 1:
+      arguments['num_slices'] = self.slices
     if self.generation.name == 'v4':
-      kwargs['chip_config_name'] = 'megacore'  # one device per chip, as jobs see it
-    return kwargs
+      arguments['chip_config_name'] = 'megacore'  # one device per chip, as jobs see it
+    return arguments
 
 
-def parse(text):
-  """Topology of 'v5e-256', '2xv5e-256' (slices) or 'v5p:4x4x8' (chips along each dimension); ConfigError."""
-  match = re.fullmatch(r'(?:(\d+)x)?([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)+))', text.lower())
-  known = ', '.join(GENERATIONS)
+def parse(text: str) -> Topology:
+  """The topology that a command line names.
+
+  Args:
+    text: 'v5e-256', '2xv5e-256' (slices) or 'v5p:4x4x8' (chips along each dimension).
+
+  Raises:
+    ConfigError: for another form, an unknown generation, or a size that no slice has.
+  """
+  match = PATTERN.fullmatch(text.lower())
   if not match:
     raise ConfigError(f'--topology={text}: write generation and size, such as v5e-256, 2xv5e-256 (slices) or '
-                      f'v5p:4x4x8. There are {known}.')
+                      f'v5p:4x4x8. There are {KNOWN}.')
   slices, name, size, shape = match.groups()
   name = ALIASES.get(name, name)
   if name not in GENERATIONS:
-    raise ConfigError(f'--topology={text}: there is no TPU generation {match[2]!r} here. There are {known}.')
+    raise ConfigError(f'--topology={text}: there is no TPU generation {match[2]!r} here. There are {KNOWN}.')
   generation = GENERATIONS[name]
   if shape:
-    sizes = tuple(map(int, shape.split('x')))
-    if len(sizes) != generation.dims:
-      raise ConfigError(f'--topology={text}: slices of {name} have {generation.dims} dimensions, such as '
-                        f'{name}:{"x".join("4" * generation.dims)}.')
+    sides = _parse_shape(text, generation, shape)
   else:
-    chips = int(size) // 2 if generation.counts_cores else int(size)
-    sizes = FLAT.get(chips) if generation.dims == 2 else _cube(chips)
-    if not sizes or generation.counts_cores and int(size) % 2:
-      sizes_there = [n for n in FLAT] if generation.dims == 2 else [2 * n ** 3 for n in (2, 4, 8, 12)]
-      raise ConfigError(f'--topology={text}: no slice of {name} has that size. Use {name}-N with N one of '
-                        f'{", ".join(map(str, sizes_there))}' + ('' if generation.dims == 2 else
-                        f', or any shape of multiples of 4, as in {name}:4x4x8') + '.')
-  if math.prod(sizes) > generation.largest:
-    raise ConfigError(f'--topology={text}: {math.prod(sizes)} chips, a slice of {name} has at most '
-                      f'{generation.largest}. Ask for several slices, as in 2x{name}-{generation.largest}.')
-  return Topology(generation, sizes, int(slices or 1))
+    sides = _shape_of_size(text, generation, int(size))
+  chips = math.prod(sides)
+  if chips > generation.largest:
+    raise ConfigError(f'--topology={text}: {chips} chips, but a slice of {name} has at most {generation.largest}. '
+                      f'Use several slices, as in 2x{name}-{generation.largest}.')
+  return Topology(generation, sides, int(slices or 1))
 
 
-def _cube(chips):
-  """The shape nearest to a cube of so many chips, of powers of two (v5p: 4x4x4 is 64, 4x4x8 is 128)."""
-  if chips < 4 or chips & (chips - 1):
-    root = round(chips ** (1 / 3))
-    return (root,) * 3 if root ** 3 == chips and root % 4 == 0 else None
-  power = chips.bit_length() - 1
-  return tuple(sorted(2 ** ((power + i) // 3) for i in range(3)))
+def _parse_shape(text: str, generation: Generation, shape: str) -> tuple[int, ...]:
+  """Of '4x4x8'."""
+  sides = tuple(map(int, shape.split('x')))
+  if len(sides) != generation.dims:
+    example = 'x'.join('4' * generation.dims)
+    raise ConfigError(f'--topology={text}: slices of {generation.name} have {generation.dims} dimensions, such as '
+                      f'{generation.name}:{example}.')
+  return sides
+
+
+def _shape_of_size(text: str, generation: Generation, size: int) -> tuple[int, ...]:
+  """The shape of a slice of this size, which counts chips or cores."""
+  chips = size
+  if generation.counts_cores:
+    chips, odd = divmod(size, 2)
+    if odd:
+      raise _no_such_size(text, generation)
+  if generation.dims == 2:
+    shape = FLAT.get(chips)
+  else:
+    shape = _cube(chips)
+  if shape is None:
+    raise _no_such_size(text, generation)
+  return shape
+
+
+def _no_such_size(text: str, generation: Generation) -> ConfigError:
+  name = generation.name
+  if generation.dims == 2:
+    sizes = list(FLAT)
+    alternative = ''
+  else:
+    sizes = [2 * side ** 3 for side in (2, 4, 8, 12)]
+    alternative = f', or any shape of multiples of 4, as in {name}:4x4x8'
+  listed = ', '.join(map(str, sizes))
+  return ConfigError(f'--topology={text}: no slice of {name} has that size. Use {name}-N with N one of '
+                     f'{listed}{alternative}.')
+
+
+def _cube(chips: int) -> tuple[int, ...] | None:
+  """The shape nearest to a cube: of powers of two (v5p: 4x4x4 is 64, 4x4x8 is 128), or an exact cube of multiples of 4.
+
+  None where there is neither.
+  """
+  is_power_of_two = chips >= 4 and chips & (chips - 1) == 0
+  if is_power_of_two:
+    power = chips.bit_length() - 1
+    sides = [2 ** ((power + dimension) // 3) for dimension in range(3)]
+    return tuple(sorted(sides))
+  side = round(chips ** (1 / 3))
+  if side ** 3 == chips and side % 4 == 0:
+    return (side, side, side)
+  return None
