@@ -21,6 +21,8 @@ import numpy as np
 
 from t5like import build, config as config_lib
 from t5like.data import pipeline
+from t5like.objectives import table
+from t5like.objectives.spec import Mixture
 
 SECONDS = 3.0
 
@@ -41,13 +43,14 @@ def default_config(objective, document_mask=False):
   c = base()
   c.data.update(source=f'jsonl:{path}', seq_len=1024 if objective == 'causal' else 512,
                 document_mask=document_mask, directory=os.path.join(folder, 'prepared'))
-  if objective == 'seq2seq':
+  entry = table.OBJECTIVES[objective]
+  if entry.given:
     c.data.update(source='python_functions', inputs='summarize: {source}', targets='{docstring}', packing='best_fit',
                   target_len=128, document_mask=True)
   c.vocabulary.update(name='bytes', sentinels=128)
   c.objective.name = objective
-  c.model.name = dict(causal='decoder', prefix_lm='decoder', masked_lm='encoder')[objective] if objective in (
-      'causal', 'prefix_lm', 'masked_lm') else 'encoder_decoder'
+  of_pairs = isinstance(entry, Mixture) or entry.stack is None
+  c.model.name = 'encoder_decoder' if of_pairs else entry.stack.architecture
   c.sample.prompts = ()
   c.batch_size = 16
   c.stop.tokens = 10 ** 9

@@ -17,6 +17,8 @@ The rules that values must keep (types, choices, ranges, combinations) are in `t
 
 import ml_collections
 
+from t5like.objectives import table
+
 
 def base():
   """Returns a locked ConfigDict holding every key with its default."""
@@ -281,7 +283,8 @@ def base():
 
 def smoke(c):
   """Shrinks any config to one that trains a few steps on a laptop, keeping its kind of everything."""
-  m, paired = c.model, c.objective.name == 'seq2seq'
+  m, objective = c.model, table.of(c)
+  paired = objective.given
   m.update(
       vocab_size=0, d_model=64, num_layers=2, num_encoder_layers=0, num_heads=4, head_dim=16, d_ff=128,
       max_positions=66 if m.position == 'learned_from_2' else 64,
@@ -305,7 +308,6 @@ def smoke(c):
   c.evaluate.update(every=10, batches=2, limit=8)
   c.evaluate.tasks = tuple(task for task in c.evaluate.tasks if '/' not in task)  # which may need a download
   c.checkpoint.every = 10
-  restores = m.name == 'encoder_decoder' and c.objective.name in ('span_corruption', 'iid_denoising', 'ul2')
-  prompt = 'def <mask>(self):' if m.name == 'encoder' else 'def <extra_id_0>(self):' if restores else ''
+  prompt = '' if m.name == 'decoder' else objective.example
   c.sample.update(prompts=(prompt,), tokens=16)
   return c

@@ -17,6 +17,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from t5like import config as config_lib, lengths, metrics
+from t5like.objectives.table import OBJECTIVES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPRODUCED = ROOT / 'docs' / 'reproduced.json'
@@ -96,8 +97,8 @@ def row(name, c, here):
   """The line of config `c`, which its first cell calls `name`; here: what was reached."""
   shapes = lengths.shapes(c)
   o, r = c.objective, c.reference
-  objective = o.name if o.name not in ('span_corruption', 'masked_lm') else (
-      f'{o.name} {o.noise_density:g}' + (f' / {o.mean_span:g}' if o.name == 'span_corruption' else ''))
+  numbers = [f'{o[key]:g}' for key in ('noise_density', 'mean_span') if key in OBJECTIVES[o.name].keys]
+  objective = f'{o.name} {" / ".join(numbers)}'.strip()
   if c.data.mixture:
     objective = 'mixture: ' + ', '.join(part.name for part in lengths.components(c))
   into = f' / {shapes.targets}' if shapes.inputs else ''

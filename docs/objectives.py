@@ -22,6 +22,8 @@ from t5like import config as config_lib, lengths
 from t5like.data import rows as rows_lib, store as store_lib, templates
 from t5like.data.vocabulary_kinds import Vocabulary
 from t5like.model import attention
+from t5like.objectives import asking
+from t5like.objectives.spec import Pair
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = dict(text='A squirrel hides more acorns than it finds .', short='Squirrels forget .')
@@ -30,8 +32,6 @@ PIECES = {'squirrel': 'squir +rel', 'Squirrels': 'Squir +rel +s', 'acorns': 'aco
 OTHERS = 'tea blue seven runs under why'.split()  # what tokens may be replaced by
 SMALL = {'data.seq_len': 48, 'data.packing': 'none', 'vocabulary.sentinels': 32, 'objective.noise_density': 0.3,
          'objective.mean_span': 2.0, 'stop.tokens': 1000, 'sample.prompts': ()}  # the sentence is short
-FILLED = ('span_corruption', 'iid_denoising', 'drop', 'masked_lm', 'mass', 'bert_style')  # whose inputs lack words
-ALIGNED = ('mass', 'bert_style')  # whose inputs are as long as the text, token by token
 
 
 class Words(Vocabulary):
@@ -126,8 +126,7 @@ def show(row):
   """([Line], [Grid]) of a Row."""
   batch, kind = row.batch, row.component.config.model.name
   double = Line(['reads', 'predicts'], list(zip(_read(row, batch), _predicted(row))))
-  given = row.component.config.objective.name == 'seq2seq'
-  lines = [] if given else [Line(['text'], [(box,) for box in _spoiled(row)])]
+  lines = [] if row.component.objective.given else [Line(['text'], [(box,) for box in _spoiled(row)])]
   if kind == 'encoder_decoder':
     lines.append(Line(['encoder reads'], [(box,) for box in _read(row, batch['encoder'])]))
     double.labels = ['decoder reads', 'decoder predicts']
@@ -139,10 +138,20 @@ def show(row):
   return [*lines, double], grids
 
 
+def _is_masked(row):
+  return row.component.config.model.name == 'encoder'
+
+
+def _is_aligned(row):
+  """Whether inputs are as long as the text, token by token."""
+  layout = row.component.layout
+  return isinstance(layout, Pair) and layout.ask is asking.CORRUPTED
+
+
 def _name(row, i):
   """As pictures show an id: <0> for <extra_id_0>, which masked LMs know as <mask>."""
   v = row.vocabulary
-  special = {v.mask_id: '<mask>', v.cls_id: '<cls>'} if row.component.config.objective.name == 'masked_lm' else {}
+  special = {v.mask_id: '<mask>', v.cls_id: '<cls>'} if _is_masked(row) else {}
   return special.get(int(i), v.pieces([i])[0].replace('extra_id_', ''))
 
 
@@ -157,12 +166,11 @@ def _box(row, i):
 def _read(row, info):
   """Boxes of what a stack reads; words that are not what the text has there are marked."""
   boxes = [_box(row, i) for i in info['inputs']]
-  o = row.component.config.objective
-  if o.name == 'masked_lm':
+  if _is_masked(row):
     for t in np.flatnonzero(row.batch['weights']):
       if info['inputs'][t] != row.vocabulary.mask_id:
         boxes[t] = boxes[t][0], 'gone' if info['inputs'][t] == row.batch['targets'][t] else 'random'
-  if o.name in ALIGNED and info is not row.batch:
+  if _is_aligned(row) and info is not row.batch:
     for t, (i, j) in enumerate(zip(info['inputs'], row.text)):
       if i != j and boxes[t][1] == 'word':
         boxes[t] = boxes[t][0], 'random'
@@ -183,13 +191,13 @@ def _spoiled(row):
   """Boxes of the text, what is taken out of the inputs marked."""
   o, batch = row.component.config.objective, row.batch
   boxes = [_box(row, i) for i in row.text]
-  if o.name not in FILLED:
+  if 'noise_density' not in row.component.objective.keys:  # whose inputs lack nothing
     return boxes
-  if o.name == 'masked_lm':
+  if _is_masked(row):
     gone = batch['weights'][int(o.cls_sep):][:len(boxes)] > 0
   else:
     inputs = batch['encoder']['inputs'] if 'encoder' in batch else batch['targets'][batch['weights'] == 0]
-    gone = inputs != row.text if o.name in ALIGNED else ~np.isin(row.text, inputs)
+    gone = inputs != row.text if _is_aligned(row) else ~np.isin(row.text, inputs)
   return [(name, 'gone' if g and kind == 'word' else kind) for (name, kind), g in zip(boxes, gone)]
 
 

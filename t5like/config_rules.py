@@ -8,6 +8,7 @@ from t5like import choices, lengths, mesh_rules, objective_rules, optimizer_rule
 from t5like.choices import SOURCES
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, normal, parse, show, unknown, up
 from t5like.errors import ConfigError
+from t5like.objectives import table
 
 # Names that keys may have: tables of facts, or only names.
 CHOICES = {
@@ -18,8 +19,7 @@ CHOICES = {
     'vocabulary.name': choices.VOCABULARIES,
     'vocabulary.algorithm': choices.ALGORITHMS,
     'vocabulary.normalization': choices.NORMALIZATIONS,
-    'objective.name': ('causal', 'prefix_lm', 'masked_lm', 'span_corruption', 'iid_denoising', 'mass', 'bert_style',
-                       'deshuffling', 'drop', 'lm', 'ul2', 'seq2seq'),
+    'objective.name': table.OBJECTIVES,
     'objective.masking': ('bert', 'roberta', 'bernoulli'),
     'model.name': choices.ARCHITECTURES,
     'model.block': choices.BLOCKS,
@@ -344,9 +344,10 @@ def _schedule(c):
            f'steps that are saved. Use {up(keep, every)}.')
   try:
     metric, _, _ = parse_target(c.stop.target or 'nll < 1')
-    if metric == 'bits_per_byte' and (c.objective.name != 'causal' or c.data.mixture):
-      yield (f'stop.target={show(c.stop.target)}: bytes are only predicted, each once, by objective.name='
-             "'causal' on one dataset. Use 'nll < ...' or 'accuracy > ...'.")
+    if metric == 'bits_per_byte' and (not table.of(c).predicts_each_token or c.data.mixture):
+      names = either([repr(name) for name, entry in table.OBJECTIVES.items() if entry.predicts_each_token])
+      yield (f'stop.target={show(c.stop.target)}: bytes are only predicted, each once, by objective.name={names} '
+             "on one dataset. Use 'nll < ...' or 'accuracy > ...'.")
   except ConfigError as e:
     yield str(e)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5like import beam, sampling
 from t5like.errors import ConfigError
+from t5like.objectives import table
 from t5like.sharding import batch_shards, place
 
 PIECE = 16  # tokens between two looks at the text that is being made
@@ -54,14 +55,8 @@ def _padded(contexts, left, rows):
 
 
 def style_of(config):
-  """How a model of a config takes prompts: see `generate`."""
-  o, architecture = config.objective.name, config.model.name
-  if architecture != 'decoder':
-    fill = 'fill_row' if config.objective.cls_sep else 'fill'
-    return dict(encoder=fill, encoder_decoder='encoder')[architecture]
-  if o == 'causal':
-    return 'document' if config.data.document_mask else 'stream'
-  return 'prefix' if o == 'prefix_lm' else 'pair'
+  """How a model of a config takes prompts: see `stream`."""
+  return table.of(config).style(config)
 
 
 def generate(model, params, vocabulary, prompts, **how):

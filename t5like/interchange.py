@@ -16,7 +16,6 @@ from t5like import (
   guard,
   huggingface,
   huggingface_weights,
-  lengths,
   loaded,
   sharding,
   workdir as workdir_lib,
@@ -24,6 +23,7 @@ from t5like import (
 from t5like.checkpoint import Checkpoints
 from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import ConfigError
+from t5like.objectives import spans
 
 
 def check_export(config, out):
@@ -108,7 +108,7 @@ def _config_text(folder, found):
   elif model['name'] == 'encoder':
     sections['objective'] = dict(name='masked_lm', cls_sep=None not in (vocabulary.cls_id, vocabulary.sep_id))
   else:
-    enough = vocabulary.num_sentinels >= lengths.span_counts(seq_len, 0.15, 3.0)[1]
+    enough = vocabulary.num_sentinels >= spans.span_counts(seq_len, 0.15, 3.0)[1]
     sections['objective'] = dict(name='span_corruption' if enough else 'prefix_lm')
   if found.spec['special'].get('eos') == '':  # it has none, as was said
     sections['data']['append_eos'] = False

@@ -35,7 +35,7 @@ def _sizes(c, r):
 
 def _context(c):
   n = c.mesh.context
-  if n <= 1:
+  if n <= 1 or not lengths.are_known(c):
     return
   shapes = lengths.shapes(c)
   for what, length in (('rows of the encoder', shapes.inputs), ('rows of targets', shapes.targets)):

@@ -6,12 +6,10 @@ from t5like.config_values import DEFAULTS, SECTIONS, divisors, either, show, unk
 from t5like.data import templates
 from t5like.errors import ConfigError
 from t5like.evals import task as task_lib
+from t5like.objectives import table
+from t5like.objectives.asking import CannotBeAsked
+from t5like.objectives.spec import Objective, OneStack, Pair
 
-ARCHITECTURES = {  # what each can be trained on
-    'decoder': ('causal', 'prefix_lm', *lengths.PAIRS),
-    'encoder': ('masked_lm',),
-    'encoder_decoder': ('prefix_lm', *lengths.PAIRS),
-}
 # Keys of `data` that describe one dataset; the others belong to a run.
 OF_A_DATASET = '''source field inputs targets split tfds_dir validation validation_fraction max_documents
   max_bad_records empty max_document_tokens overlong deduplicate append_eos shards packing document_mask'''.split()
@@ -103,7 +101,7 @@ def check(config):
     return
   for component in parts:
     where = f'data.mixture.{component.name}: ' if config.data.mixture else ''
-    found = list(_together(component.config)) or list(_vocabulary(component)) or list(_lengths(component))
+    found = list(_together(component)) or list(_vocabulary(component)) or list(_lengths(component))
     yield from (where + problem for problem in found)
     if found:
       return
@@ -126,39 +124,57 @@ def tasks(config):
       task_lib.find(name)
     except ConfigError as e:
       yield f'evaluate.tasks={show(config.evaluate.tasks)}: {e}'
-  if config.evaluate.tasks and config.objective.name == 'deshuffling':
-    yield (f"evaluate.tasks={show(config.evaluate.tasks)}: a model of objective.name='deshuffling' is given the answer "
-           'in another order and cannot be asked for it. Use ().')
+  if config.evaluate.tasks and _cannot_be_asked(config):
+    yield (f"evaluate.tasks={show(config.evaluate.tasks)}: a model of objective.name={config.objective.name!r} "
+           f'{_cannot_be_asked(config)} and cannot be asked for it. Use ().')
   if config.evaluate.tasks and config.vocabulary.name == 'characters' and not config.vocabulary.specials:
     yield (f'evaluate.tasks={show(config.evaluate.tasks)}: vocabulary.specials=False has no id for characters that the '
            'data lacks, which tasks may have. Use (), or vocabulary.specials=True.')
 
 
-def _together(c):
-  o, d, architecture = c.objective, c.data, c.model.name
-  packing = choices.PACKINGS[d.packing]
-  fits = ARCHITECTURES[architecture]
-  if o.name not in fits:
-    others = [name for name, objectives in ARCHITECTURES.items() if o.name in objectives]
-    yield (f'objective.name={o.name!r}: model.name={architecture!r} cannot be trained on it. '
-           f'Use model.name={either(map(repr, others))}, or objective.name={either(map(repr, fits))}.')
+def _cannot_be_asked(config):
+  """Why a model of a config cannot be asked for answers, '' if it can."""
+  entry = table.of(config)
+  if isinstance(entry, Objective) and isinstance(entry.layout(config.model.name), Pair):
+    way, _ = entry.asking(config.objective)
+    return way.why if isinstance(way, CannotBeAsked) else ''
+  return ''
+
+
+def _together(component):
+  c, entry = component.config, component.objective
+  architecture = c.model.name
+  if architecture not in entry.architectures:
+    yield (f'objective.name={entry.name!r}: model.name={architecture!r} cannot be trained on it. '
+           f'Use model.name={either(map(repr, entry.architectures))}, or objective.name='
+           f'{either(map(repr, table.trains(architecture)))}.')
     return
+  yield from _templates(c.data, entry)
+  yield from _packing(c.data, entry, architecture)
+
+
+def _templates(d, entry):
   for key in ('inputs', 'targets'):
     if problem := templates.check(d[key]):
       yield f'data.{key}={show(d[key])}: {problem}'
   paired = bool(d.inputs or d.targets)
   if paired and not d.targets:
     yield f'data.inputs={show(d.inputs)}: there is no data.targets. {LEFT_RIGHT}'
-  if (o.name == 'seq2seq') != paired:
-    yield (f"objective.name='seq2seq': needs the texts of data.inputs and data.targets. {LEFT_RIGHT}"
-           if not paired else
-           f"data.targets={show(d.targets)}: only objective.name='seq2seq' learns given targets, this is "
-           f'{o.name!r}. Set that, or data.inputs and data.targets to "".')
-  if o.name == 'seq2seq' and packing.windows:
-    yield ("data.packing='concat_split': would cut examples of objective.name='seq2seq' in two. Use 'best_fit' "
+  if entry.given and not paired:
+    yield f'objective.name={entry.name!r}: needs the texts of data.inputs and data.targets. {LEFT_RIGHT}'
+  if paired and not entry.given:
+    learn = [repr(name) for name, other in table.OBJECTIVES.items() if other.given]
+    yield (f'data.targets={show(d.targets)}: only objective.name={either(learn)} learns given targets, this is '
+           f'{entry.name!r}. Set that, or data.inputs and data.targets to "".')
+
+
+def _packing(d, entry, architecture):
+  packing = choices.PACKINGS[d.packing]
+  if entry.given and packing.windows:
+    yield (f"data.packing='concat_split': would cut examples of objective.name={entry.name!r} in two. Use 'best_fit' "
            "(several to a row) or 'none'.")
-  if o.name in lengths.BY_CHANCE and packing.planned and architecture + o.name != 'decoderprefix_lm':
-    yield (f"data.packing='best_fit': lengths under objective.name={o.name!r} change with every draw, so rows "
+  if architecture in entry.by_chance and packing.planned:
+    yield (f"data.packing='best_fit': lengths under objective.name={entry.name!r} change with every draw, so rows "
            "cannot be planned. Use 'concat_split' or 'none'.")
   if not packing.windows and not d.append_eos:
     yield (f"data.append_eos=False: rows of data.packing={d.packing!r} are made of documents, whose ends must "
@@ -169,20 +185,27 @@ def _together(c):
 
 
 def _vocabulary(component):
-  v, o = component.config.vocabulary, component.config.objective
-  needs = 2 if o.name == 'masked_lm' and o.cls_sep else 1 if o.name == 'masked_lm' else (
-      max(1, lengths.of(component).spans) if o.name in ('span_corruption', 'iid_denoising') else
-      1 if o.name in ('mass', 'bert_style') else 0)
-  why = {'masked_lm': 'the mask' + ' and <cls>' * o.cls_sep}.get(
-      o.name, f'its corrupted spans, {needs} in a row' if needs > 1 else 'corrupted tokens')
-  if v.name == 'characters' and not v.specials and (needs or o.name != 'causal'):
-    yield (f"vocabulary.specials=False: objective.name={o.name!r} needs an end-of-document token and sentinels. "
+  v, entry = component.config.vocabulary, component.objective
+  keys = entry.read(component.config.objective)
+  carried = [role for role in entry.roles(keys) if role.sentinels]
+  spans_need = entry.sentinels.count(keys, lengths.of(component))
+  needs = max([spans_need, *(role.sentinels for role in carried)])
+  purpose = ' and '.join(role.words for role in carried) or entry.sentinels.purpose(needs)
+  layout = component.layout
+  streams = isinstance(layout, OneStack) and layout.streams
+  if v.name == 'characters' and not v.specials and (needs or not streams):
+    yield (f"vocabulary.specials=False: objective.name={entry.name!r} needs an end-of-document token and sentinels. "
            'Set it to True.')
   elif v.name != 'huggingface' and not v.path and v.sentinels < needs:
-    yield (f'vocabulary.sentinels={v.sentinels}: objective.name={o.name!r} needs {needs} for {why}'
-           + (f' (objective.noise_density={o.noise_density:g}, objective.mean_span={o.mean_span:g}, data.seq_len='
-              f'{component.config.data.seq_len})' if o.name == 'span_corruption' else '') +
-           f'. Use at least {needs}.')
+    depends = ', '.join(_setting(component.config, key) for key in entry.sentinels.depends)
+    yield (f'vocabulary.sentinels={v.sentinels}: objective.name={entry.name!r} needs {needs} for {purpose}'
+           + (f' ({depends})' if depends else '') + f'. Use at least {needs}.')
+
+
+def _setting(config, key):
+  section, _, name = key.partition('.')
+  value = config[section][name]
+  return f'{key}={value:g}' if isinstance(value, float) else f'{key}={value}'
 
 
 def _lengths(component):
@@ -190,15 +213,15 @@ def _lengths(component):
   o, d, n = c.objective, c.data, lengths.of(component)
   if n.raw < 2:
     yield (f'data.seq_len={d.seq_len}' + (f' with data.target_len={d.target_len}' if d.target_len else '') +
-           f': leaves no room for 2 tokens of text under objective.name={o.name!r}. Use more.')
+           f': leaves no room for 2 tokens of text under objective.name={component.objective.name!r}. Use more.')
     return
-  if c.model.name == 'encoder_decoder' and o.name == 'span_corruption' and d.target_len:
-    free = lengths.span_raw(lambda i, t: i <= d.seq_len, o.noise_density, o.mean_span)
-    needs = lengths.span_lengths(free, o.noise_density, o.mean_span)[1]
-    inputs = lengths.span_lengths(n.raw, o.noise_density, o.mean_span)[0]
-    if inputs < d.seq_len - 4:
-      yield (f'data.target_len={d.target_len}: {free} tokens of text, which fill data.seq_len={d.seq_len}, have '
-             f'{needs} targets, so rows of the encoder would hold only {inputs}. Use {needs}, or 0.')
+  layout = component.layout
+  if c.model.name == 'encoder_decoder' and layout.filled is not None and d.target_len:
+    filled = layout.filled(component.objective.read(o), d.seq_len, n.raw)
+    if filled.inputs < d.seq_len - 4:
+      yield (f'data.target_len={d.target_len}: {filled.text} tokens of text, which fill data.seq_len={d.seq_len}, have '
+             f'{filled.targets} targets, so rows of the encoder would hold only {filled.inputs}. Use {filled.targets}, '
+             'or 0.')
 
 
 def _positions(config, shapes):

@@ -3,6 +3,7 @@ import jax
 
 from t5like import metrics, plain_json, sharding
 from t5like.data import pipeline
+from t5like.objectives import table
 
 
 def measure(store, config, eval_step, params, mesh, alive):
@@ -41,7 +42,7 @@ def lines(values, step):
 
 def _bytes_per_token(store, config):
   """Of validation text, where each token of it is predicted once; else 0."""
-  if config.objective.name != 'causal' or config.data.mixture:
+  if not table.of(config).predicts_each_token or config.data.mixture:
     return 0
   split = store.manifest['splits']['validation']
   return split['bytes'] / split['tokens']

@@ -57,10 +57,10 @@ def test_bits_per_byte_and_nll_agree_with_a_hand_computation(tmp_path):
   result = run(c, tmp_path / 'run')
   model = loaded.load(tmp_path / 'run')
   from t5like import build
-  from t5like.data import objectives
+  from t5like.objectives import functions
   store = build.open_data(c)
   windows = store.windows('validation', c.data.seq_len, stride=c.data.seq_len, tail=True)
-  batch = objectives.causal(np.stack([windows[i] for i in range(len(windows))]), document_mask=True, eos_id=1)
+  batch = functions.causal(np.stack([windows[i] for i in range(len(windows))]), document_mask=True, eos_id=1)
   with jax.set_mesh(model.mesh):
     logits = np.asarray(jax.jit(model.model.apply)(model.params, jax.device_put(batch)), np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -2,7 +2,7 @@
 import numpy as np
 
 from t5like import choices
-from t5like.data.objectives import PADDING
+from t5like.objectives.functions import PADDING
 
 
 def pieces(sizes, capacity):

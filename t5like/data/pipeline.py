@@ -21,6 +21,7 @@ from t5like import lengths
 from t5like.data import mixing, parts
 from t5like.data.rows import Rows
 from t5like.errors import ConfigError, DataError
+from t5like.objectives.spec import Pair
 
 VALIDATION = 2 ** 32  # stream of random numbers; those of training components count from 0
 
@@ -127,8 +128,10 @@ class TrainRows:
 
 
 def has_prefix(component):
-  c = component.config
-  return c.model.name == 'decoder' and c.objective.name != 'causal'
+  """Whether batches of a Component say which inputs see each other."""
+  if component.config.model.name != 'decoder':
+    return False
+  return isinstance(component.layout, Pair) or component.layout.has_prefix
 
 
 def blank(shapes, has_prefix, rows):

@@ -2,8 +2,10 @@
 import numpy as np
 
 from t5like import choices, lengths
-from t5like.data import objectives, packing, plans
-from t5like.data.objectives import MISSING
+from t5like.data import packing, plans
+from t5like.objectives import functions
+from t5like.objectives.functions import MISSING
+from t5like.objectives.spec import Ids, Pair, Setting
 
 
 def generator(seed, stream, epoch, number):
@@ -16,24 +18,22 @@ class Rows:
 
   def __init__(self, store, component, split, seed, stream):
     """`seed` and `stream` (ints) choose the random numbers. `store`: what `build.open_data` returns."""
-    c, vocabulary, self.store = component.config, store.vocabulary, store.of(component)
-    self.objective, self.document_mask = c.objective, c.data.document_mask
+    c, vocabulary = component.config, store.vocabulary
+    self.store, self.layout = store.of(component), component.layout
     self.seed, self.stream = seed, stream
     self.mode = vocabulary.encode(component.mode) if component.mode else np.zeros(0, np.int32)
     self.lengths = lengths.of(component, len(self.mode))
     self.has_encoder = c.model.name == 'encoder_decoder'
-    self.is_pairs = self.has_encoder or c.objective.name in lengths.PAIRS or bool(component.mode)
-    self.eos_id, self.vocab_size = vocabulary.eos_id, vocabulary.size
-    self.start_id = vocabulary.start_id if self.has_encoder else vocabulary.bos_id
-    self.sentinels = np.array([vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)], np.int32)
-    self.special_ids = vocabulary.special_ids
-    self.masked = dict(mask_id=vocabulary.mask_id, cls_id=vocabulary.cls_id, sep_id=vocabulary.sep_id,
-                       begins_word=vocabulary.begins_word if c.objective.whole_word else None)
+    self.is_pairs = isinstance(self.layout, Pair)
+    self.is_given = component.objective.given
+    self.setting = Setting(keys=component.objective.read(c.objective), ids=_ids(vocabulary, self.has_encoder),
+                           lengths=self.lengths, document_mask=c.data.document_mask, has_encoder=self.has_encoder)
     self.packing = c.data.packing
     self.is_windows = choices.PACKINGS[self.packing].windows
     if self.is_windows:
-      stride = self.lengths.raw - (c.objective.name == 'causal' and not self.document_mask)
-      self.windows = self.store.windows(split, self.lengths.raw, stride=stride, tail=split != 'train')
+      overlap = 0 if self.is_pairs else self.layout.overlap(c.data)
+      self.windows = self.store.windows(split, self.lengths.raw, stride=self.lengths.raw - overlap,
+                                        tail=split != 'train')
     else:
       key = [self.store.fingerprint, split, self.packing, seed, self._capacity(), self.lengths.raw, self.is_pairs,
              len(self.mode), c.objective.to_dict()]
@@ -47,7 +47,7 @@ class Rows:
     """The rows of whole examples (long documents in pieces), by their lengths alone: see plans.py."""
     examples = self.store.examples(split)
     sizes, starts = examples.lengths, examples.starts[:-1]
-    if self.objective.name != 'seq2seq':
+    if not self.is_given:
       # Of pairs, inputs and targets have ends of their own, and the text's is left out.
       number, first, size = packing.pieces(sizes[:, 0] - self.is_pairs, self.lengths.raw)
       enough = size >= 1 + self.is_pairs
@@ -58,32 +58,19 @@ class Rows:
                 fill=np.atleast_1d(packing.efficiency(needs, members, rows, self._capacity())))
 
   def _capacity(self):
-    n = self.lengths
-    return (n.inputs, n.targets) if self.has_encoder else n.targets - 2 * (
-        self.objective.name == 'masked_lm' and self.objective.cls_sep)
+    if not self.is_pairs:
+      return self.lengths.raw
+    return (self.lengths.inputs, self.lengths.targets) if self.has_encoder else self.lengths.targets
 
   def _needs(self, sizes):
     """Tokens that each piece takes in a row: [n, 2] of encoder and decoder, else [n]."""
     if not self.is_pairs:
       return sizes[:, 0]
-    o, n = self.objective, self.lengths
-    if o.name == 'seq2seq':
-      inputs, targets = sizes.T
-    else:
-      text = sizes[:, 0]
-      inputs, targets = dict(
-          span_corruption=lambda: self._span_lengths(text),
-          lm=lambda: (np.ones_like(text), text + 1)).get(o.name, lambda: (text + 1, text + 1))()
+    inputs, targets = sizes.T if self.is_given else self.layout.sizes(self.setting.keys, sizes[:, 0])
     inputs = inputs + len(self.mode)
     if self.has_encoder:
-      return np.stack([np.minimum(inputs, n.inputs), np.minimum(targets, n.targets)], 1)
-    return np.minimum(inputs + targets, n.targets)
-
-  def _span_lengths(self, text):
-    o = self.objective
-    table = o.roll + np.array([
-        lengths.span_lengths(n, o.noise_density, o.mean_span) for n in range(self.lengths.raw + 2)])
-    return table[text].T
+      return np.stack([np.minimum(inputs, self.lengths.inputs), np.minimum(targets, self.lengths.targets)], 1)
+    return np.minimum(inputs + targets, self.lengths.targets)
 
   def __len__(self):
     return len(self.windows) if self.is_windows else len(self.plan)
@@ -101,7 +88,7 @@ class Rows:
   def _texts(self, number):
     """The pieces of row `number`, each one array or, for given targets, a pair."""
     found = [self.tokens.span(start, size) for start, size in self.spans(number)]
-    if self.objective.name != 'seq2seq':
+    if not self.is_given:
       return found
     inputs = self.plan.sizes[self._members(number)][:, 0].tolist()
     return [(text[:n], text[n:]) for text, n in zip(found, inputs)]
@@ -121,60 +108,52 @@ class Rows:
     for row, pieces in zip(tokens, texts):
       joined = np.concatenate(pieces)
       row[:len(joined)] = joined
-    return self._single(tokens, random)
+    return self.layout.rows(tokens, random, self.setting)
 
   def _of_windows(self, tokens, random):
     if not self.is_pairs:
-      return self._single(tokens, random)
-    whole = (tokens[:, -1] != MISSING).all()
-    if whole and self.objective.name == 'span_corruption' and self.has_encoder and not self.objective.roll:
-      return self._whole_spans(tokens, random)
+      return self.layout.rows(tokens, random, self.setting)
+    is_whole = (tokens[:, -1] != MISSING).all()
+    if is_whole and self.has_encoder and self.layout.whole_windows is not None:
+      made = self.layout.whole_windows(tokens, random, self.setting)
+      if made is not None:
+        return self._lay_out_at_once(*made)
     return self._lay_out([self._pairs_of_window(t[t != MISSING], r) for t, r in zip(tokens, random)])
 
   def _pairs_of_window(self, tokens, random):
     if len(tokens) < 2:
       return []
-    if self.objective.name == 'prefix_lm' and self.has_encoder and len(tokens) == self.lengths.raw:
-      return [self._with_mode(pair) for pair in objectives.prefix_pair(tokens, random, eos_id=self.eos_id)]
-    if self.objective.name == 'prefix_lm' and self.has_encoder and len(tokens) > self.lengths.raw // 2:
-      half = len(tokens) // 2
-      return [self._pair(tokens[:half], random), self._pair(tokens[half:], random)]
-    return [self._pair(tokens, random)]
+    several = None
+    if self.layout.of_window is not None:
+      several = self.layout.of_window(tokens, random, self.setting)
+    if several is None:
+      return [self._pair(tokens, random)]
+    return [self._with_mode(pair) for pair in several]
 
   def _pair(self, text, random):
-    if self.objective.name == 'seq2seq':
+    """text: ids [n], or for given targets the pair itself."""
+    if self.is_given:
       return self._with_mode(text)
-    if self.objective.name == 'prefix_lm':
-      return self._with_mode(objectives.prefix_split(text, random, eos_id=self.eos_id))
-    return self._with_mode(objectives.pair(
-        self.objective.name, text, random, objective=self.objective, sentinels=self.sentinels,
-        eos_id=self.eos_id, vocab_size=self.vocab_size, special_ids=self.special_ids))
+    return self._with_mode(functions.of_text(self.layout, text, random, self.setting))
 
   def _with_mode(self, pair):
     return (np.concatenate([self.mode, pair[0]]), pair[1]) if len(self.mode) else pair
 
   def _lay_out(self, rows):
     if self.has_encoder:
-      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, self.start_id)
-    return packing.concatenated_rows(rows, self.lengths.targets, self.start_id)
+      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, self.setting.ids.begin)
+    return packing.concatenated_rows(rows, self.lengths.targets, self.setting.ids.begin)
 
-  def _whole_spans(self, tokens, random):
-    """Span corruption of windows, one to a row: all rows at once, being of the same lengths."""
-    o = self.objective
-    inputs, targets = objectives.span_corruption(
-        tokens, random, density=o.noise_density, mean_span=o.mean_span, roll=False,
-        sentinels=self.sentinels, eos_id=self.eos_id)
+  def _lay_out_at_once(self, inputs, targets):
+    """Pairs of the same lengths, one to a row: [B, I] and [B, J]."""
     if len(self.mode):
       inputs = np.concatenate([np.broadcast_to(self.mode, (len(inputs), len(self.mode))), inputs], 1)
-    return packing.one_pair_rows(inputs, targets, self.lengths.inputs, self.lengths.targets, self.start_id)
+    return packing.one_pair_rows(inputs, targets, self.lengths.inputs, self.lengths.targets, self.setting.ids.begin)
 
-  def _single(self, tokens, random):
-    o, common = self.objective, dict(document_mask=self.document_mask, eos_id=self.eos_id)
-    if o.name == 'causal':
-      return objectives.causal(tokens, bos_id=self.start_id, **common)
-    if o.name == 'prefix_lm':
-      return objectives.prefix_lm(tokens, random, bos_id=self.start_id, **common)
-    return objectives.masked_lm(
-        tokens, random, density=o.noise_density, masking=o.masking, whole_word=o.whole_word,
-        predictions=self.lengths.predictions, cls_sep=o.cls_sep, vocab_size=self.vocab_size,
-        special_ids=self.special_ids, **self.masked, **common)
+
+def _ids(vocabulary, has_encoder):
+  """What rows need of a vocabulary."""
+  sentinels = [vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)]
+  return Ids(eos=vocabulary.eos_id, begin=vocabulary.start_id if has_encoder else vocabulary.bos_id,
+             vocab_size=vocabulary.size, sentinels=np.array(sentinels, np.int32), special=vocabulary.special_ids,
+             mask=vocabulary.mask_id, cls=vocabulary.cls_id, sep=vocabulary.sep_id, begins_word=vocabulary.begins_word)

@@ -7,10 +7,9 @@ from t5like import choices, lengths
 from t5like.data import special_tokens, vocabulary as vocabulary_lib
 from t5like.data.vocabulary_kinds import Bytes
 from t5like.errors import ConfigError
+from t5like.objectives.spec import OneStack, Role
 
 SHOWN = 8  # special tokens that an error lists
-WITH_SPANS = ('span_corruption', 'iid_denoising')  # a sentinel for each span
-WITH_ONE = ('mass', 'bert_style')  # one sentinel, for all that is corrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,36 +71,38 @@ def check_vocabulary(config: Any, vocabulary: Any = None) -> Any:
   return vocabulary
 
 
-def _lacking(component: Any, vocabulary: Any) -> Iterator[str]:
-  c = component.config
-  o, d, architecture = c.objective, c.data, c.model.name
-  asked = f'objective.name={o.name!r}'
-  pairs = architecture == 'encoder_decoder' or o.name in lengths.PAIRS or bool(component.mode)
+def _lacking(component: lengths.Component, vocabulary: Any) -> Iterator[str]:
+  c, entry, layout = component.config, component.objective, component.layout
+  architecture = c.model.name
+  named = f'objective.name={entry.name!r}'
+  pairs = not isinstance(layout, OneStack)
   if vocabulary.eos_id is None:
-    reason = _needs_an_end(o, d, pairs, vocabulary)
+    reason = _needs_an_end(named, c.data, pairs, vocabulary)
     if reason:
       yield f'{reason} needs a token that ends a document, and {_name(c)} {_says_none(vocabulary, "eos")}'
   if architecture == 'encoder_decoder' and vocabulary.start_id is None:
     yield (f"model.name='encoder_decoder' needs a token that the decoder begins with, and {_name(c)} "
            + _says_none(vocabulary, 'start'))
   # Streams of text have no beginnings; all other rows of a decoder do.
-  begins = architecture == 'decoder' and (pairs or o.name == 'prefix_lm' or d.document_mask)
+  begins = architecture == 'decoder' if pairs else layout.begins(c.data)
   if begins and vocabulary.bos_id is None:
-    plain = ' To train on text without beginnings, set data.document_mask=False.' if o.name == 'causal' else ''
-    yield (f'{asked} with data.document_mask={d.document_mask} needs a token that texts begin with, and {_name(c)} '
-           + _says_none(vocabulary, 'bos') + plain)
-  if o.name == 'masked_lm':
-    yield from _masks(c, vocabulary)
-  needs = max(1, lengths.of(component).spans) if o.name in WITH_SPANS else int(o.name in WITH_ONE)
+    streams = not pairs and layout.streams
+    plain = ' To train on text without beginnings, set data.document_mask=False.' if streams else ''
+    yield (f'{named} with data.document_mask={c.data.document_mask} needs a token that texts begin with, and '
+           f'{_name(c)} ' + _says_none(vocabulary, 'bos') + plain)
+  keys = entry.read(c.objective)
+  for role in entry.roles(keys):
+    yield from _without_role(role, named, c, vocabulary)
+  needs = entry.sentinels.count(keys, lengths.of(component))
   if vocabulary.num_sentinels < needs:
-    yield (f'{asked} needs {needs} sentinels (<extra_id_0>, ...), one for each corrupted span of a row of '
-           f'data.seq_len={d.seq_len}, and {_name(c)} has {vocabulary.num_sentinels}. {_more_sentinels(c, needs)}')
+    yield (f'{named} needs {needs} sentinels (<extra_id_0>, ...), {entry.sentinels.explained} of '
+           f'data.seq_len={c.data.seq_len}, and {_name(c)} has {vocabulary.num_sentinels}. {_more_sentinels(c, needs)}')
 
 
-def _needs_an_end(objective: Any, data: Any, pairs: bool, vocabulary: Any) -> str:
+def _needs_an_end(named: str, data: Any, pairs: bool, vocabulary: Any) -> str:
   """The key that needs the end of documents, '' where none does."""
   if pairs:
-    return f'objective.name={objective.name!r}'
+    return named
   if not choices.PACKINGS[data.packing].windows:
     return f'data.packing={data.packing!r}'
   if data.document_mask:
@@ -110,16 +111,14 @@ def _needs_an_end(objective: Any, data: Any, pairs: bool, vocabulary: Any) -> st
   return 'data.append_eos=True' if data.append_eos and vocabulary.name != 'characters' else ''
 
 
-def _masks(c: Any, vocabulary: Any) -> Iterator[str]:
-  wants = [('mask', vocabulary.mask_id, 'that stands for what is masked', 1)]
-  if c.objective.cls_sep:
-    wants += [('cls', vocabulary.cls_id, 'that rows begin with (objective.cls_sep=True)', 2),
-              ('sep', vocabulary.sep_id, 'that rows end with (objective.cls_sep=True)', 0)]
-  for role, i, purpose, sentinels in wants:
-    if i is None:
-      fix = _says_none(vocabulary, role) if c.vocabulary.name == 'huggingface' or c.vocabulary.path else (
-          f'has none. {_more_sentinels(c, sentinels)}')
-      yield f"objective.name='masked_lm' needs a token {purpose}, and {_name(c)} {fix}"
+def _without_role(role: Role, named: str, c: Any, vocabulary: Any) -> Iterator[str]:
+  if getattr(vocabulary, f'{role.name}_id') is not None:
+    return
+  if c.vocabulary.name == 'huggingface' or c.vocabulary.path:
+    fix = _says_none(vocabulary, role.name)
+  else:
+    fix = f'has none. {_more_sentinels(c, role.sentinels)}'
+  yield f'{named} needs a token {role.purpose}, and {_name(c)} {fix}'
 
 
 def _name(c: Any) -> str:

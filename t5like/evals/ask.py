@@ -16,14 +16,16 @@ to those of the other choices, so that choices are compared as whole texts would
 """
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from t5like import decode, lengths
 from t5like.errors import ConfigError, DataError
+from t5like.objectives import table
+from t5like.objectives.asking import Asking, CannotBeAsked
 
-WITH_SENTINELS = ('span_corruption', 'iid_denoising')
-TARGETS_ARE_ALL = ('mass', 'bert_style', 'lm')  # the targets are the whole text
+PAIRS = ('pair', 'encoder')  # styles of prompts of models of inputs and targets
 
 
 @dataclasses.dataclass
@@ -41,33 +43,43 @@ class Row:
   cut: int = 0
 
 
-def manner(config):
-  """(how answers are asked for, mode token) of a config: see `Asker.rows`."""
-  o, style = config.objective.name, decode.style_of(config)
-  if style not in ('pair', 'encoder'):
-    return style, ''
-  if o == 'deshuffling':
-    raise ConfigError("objective.name='deshuffling': such a model is given the answer in another order, and cannot be "
-                      "asked for its probability. Evaluate one of 'span_corruption', 'prefix_lm' or 'seq2seq'.")
-  if o == 'ul2':
-    parts = [(text, lengths.parse_denoiser(text)) for text in config.objective.denoisers]
-    for wanted in ('prefix_lm', 'span_corruption'):
-      for _, (mode, _, objective) in parts:
-        if objective['name'] == wanted:
-          return ('inputs' if wanted == 'prefix_lm' else 'sentinel'), mode
-  return ('sentinel' if o in WITH_SENTINELS else 'all' if o in TARGETS_ARE_ALL else 'inputs'), ''
+def way_of(config: Any) -> tuple[Asking | None, str]:
+  """(how models of pairs are asked for answers, the mode that goes before it); (None, '') for those of one text.
+
+  Raises:
+    ConfigError: models of this objective cannot be asked.
+  """
+  if decode.style_of(config) not in PAIRS:
+    return None, ''
+  entry = table.of(config)
+  way, mode = entry.asking(config.objective)
+  if isinstance(way, CannotBeAsked):
+    raise ConfigError(f"objective.name={entry.name!r}: such a model {way.why}, and cannot be asked for its "
+                      "probability. Evaluate one of 'span_corruption', 'prefix_lm' or 'seq2seq'.")
+  return way, mode
 
 
 class Asker:
-  """Makes rows of questions for the model of a config; knows no parameters."""
+  """Makes rows of questions for the model of a config; knows no parameters.
+
+  manner: the style of prompts of models of one text, or how those of pairs are asked (`way`).
+  """
 
   def __init__(self, config, vocabulary):
-    self.manner, mode = manner(config)
+    self.way, mode = way_of(config)
     self.style, self.vocabulary = decode.style_of(config), vocabulary
+    self.manner = self.style if self.way is None else self.way.name
     self.mode, shapes = list(vocabulary.encode(mode)) if mode else [], lengths.shapes(config)
     self.room, self.target_room = config.data.seq_len, shapes.targets
     self.ends = [] if vocabulary.eos_id is None else [vocabulary.eos_id]
-    self.objective = config.objective.name
+    self.is_given = table.of(config).given
+
+  @property
+  def marks(self) -> int:
+    """Tokens that inputs have beside the mode and the texts of a prompt."""
+    if self.way is None:
+      return 0
+    return sum(map(len, self.way.prompt([], [], self.vocabulary.sentinel)))
 
   def ids(self, before, answer, after=''):
     """(before, answer, after) as lists of ids: `apart` of one question."""
@@ -85,7 +97,7 @@ class Asker:
     Raises:
       DataError: an answer has no tokens.
     """
-    if self.objective == 'seq2seq':
+    if self.is_given:
       parts = [[list(self.vocabulary.encode(text)) for text in (before.rstrip(), answer.strip(), after)]
                for before, answer, after in questions]
     else:
@@ -131,9 +143,13 @@ class Asker:
     whole = list(v.encode(before + after))
     merged = shared(before_ids, whole) < len(before_ids)  # a piece would reach from the one into the other
     after_ids = list(v.encode(after)) if merged else whole[len(before_ids):]
-    hole = [v.sentinel(0)] if self.manner == 'sentinel' else []
-    room = self.room - len(self.mode) - (1 if self.style == 'encoder' else 3 + min(tokens, self.room // 2))
-    return [*self.mode, *[*before_ids, *hole, *after_ids][-room:]]
+    if self.way is None:
+      lead, source = [], [*before_ids, *after_ids]
+    else:
+      lead, source = self.way.prompt(before_ids, after_ids, v.sentinel)
+    own = 1 if self.style == 'encoder' else 3 + min(tokens, self.room // 2)
+    room = self.room - len(self.mode) - len(lead) - own
+    return [*self.mode, *lead, *source[-room:]]
 
   def blank(self, before, answer, after):
     """(ids with masks in place of an answer, where they are) for `decode.fill`."""
@@ -194,20 +210,16 @@ class Asker:
     return rows
 
   def _paired(self, before, answer, after):
-    manner, mode = self.manner, self.mode
-    marked = manner == 'sentinel' or manner == 'all' and self.objective != 'lm'
-    sentinel = [self.vocabulary.sentinel(0)] if marked else []
-    hole = sentinel * (len(answer) if manner == 'all' else 1)
-    source = [] if self.objective == 'lm' else [*before, *hole, *after]
-    begin, known = ([], before) if manner == 'all' else (sentinel, [])
+    asked = self.way.question(before, answer, after, self.vocabulary.sentinel)
+    lead, begin, known = list(asked.lead), list(asked.begin), list(asked.known)
     if self.style == 'encoder':
-      cut = max(0, len(mode) + len(source) + 1 - self.room)
+      cut = max(0, len(self.mode) + len(lead) + len(asked.source) + 1 - self.room)
       row = self._shifted([self.vocabulary.start_id, *begin], known, answer, self.target_room,
-                          encoder=[*mode, *source[cut:], *self.ends])
+                          encoder=[*self.mode, *lead, *asked.source[cut:], *self.ends])
     else:
-      least = 1 + len(mode) + len(self.ends) + len(begin) + len(known) + len(answer) - 1
-      cut = min(len(source), max(0, len(source) + least - self.room))
-      start = [self.vocabulary.bos_id, *mode, *source[cut:], *self.ends]
+      least = 1 + len(self.mode) + len(lead) + len(self.ends) + len(begin) + len(known) + len(answer) - 1
+      cut = min(len(asked.source), max(0, len(asked.source) + least - self.room))
+      start = [self.vocabulary.bos_id, *self.mode, *lead, *asked.source[cut:], *self.ends]
       row = self._shifted([*start, *begin], known, answer, self.room)
       row.prefix = len(start)
     row.cut += cut
@@ -234,24 +246,31 @@ def _cut(ids, left, right):
   return ids[:left], ids[left:end], ids[end:]
 
 
+def _halves(room):
+  """(tokens that a row asks for, tokens before them) of a row with room for so many."""
+  size = max(1, room // 2)
+  return size, room - size
+
+
 def windows(asker, ids):
   """Pairs (before, answer) of ids that together ask for every token of a text once.
 
   Decoders see at least half of a row before each token, but at the beginning of the text; an
   encoder-decoder sees the text of the row before. Masked language models see the row that the token is in.
   """
-  ids, manner = list(ids), asker.manner
-  if manner in ('fill', 'fill_row'):
-    size, seen = asker.room - 2 * (manner == 'fill_row'), 0
+  ids, way = list(ids), asker.way
+  if asker.manner in ('fill', 'fill_row'):
+    size, seen = asker.room - 2 * (asker.manner == 'fill_row'), 0
+  elif way is None:
+    size, seen = _halves(asker.room)
   elif asker.style == 'encoder':
-    size, seen = min(asker.room, asker.target_room) - len(asker.mode) - 3, asker.room - len(asker.mode) - 2
-    if manner == 'all':
+    size = min(asker.room, asker.target_room) - len(asker.mode) - way.added
+    seen = asker.room - len(asker.mode) - 1 - way.in_inputs
+    if way.twice:
       size = seen = min(size, seen) // 2
   else:
-    room = asker.room - len(asker.mode) - 3 * (manner not in ('document', 'stream', 'prefix'))
-    room //= 1 + (manner == 'all')
-    size = max(1, room // 2)
-    seen = room - size
+    room = asker.room - len(asker.mode) - way.added
+    size, seen = _halves(room // 2 if way.twice else room)
   size = max(1, size)
   for start in range(0, len(ids), size):
     yield ids[max(0, start - seen):start], ids[start:start + size]

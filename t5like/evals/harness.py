@@ -99,7 +99,7 @@ def way_of(subject):
   asker = subject.scorer.asker
   if asker.manner in ('document', 'stream'):
     return Continuing(asker, subject.config)
-  if asker.style == 'encoder' and asker.objective == 'seq2seq':
+  if asker.style == 'encoder' and asker.is_given:
     return Answering(asker, subject.config)
   return None
 
@@ -200,7 +200,7 @@ class Text:
 
   def _as_ours(self, prompts, tokens, until):
     ids = [self.asker.prompt(prompt, '', tokens) for prompt in prompts]
-    lengths = [len(self.asker.mode) + (self.asker.manner == 'sentinel') + len(self.asker.vocabulary.encode(prompt))
+    lengths = [len(self.asker.mode) + self.asker.marks + len(self.asker.vocabulary.encode(prompt))
                for prompt in prompts]
     return self.subject.generate(ids, tokens, until), [max(0, n - len(one)) for n, one in zip(lengths, ids)]
 

@@ -8,9 +8,11 @@ from hypothesis import given, settings, strategies as st
 
 from configs.base import base
 from t5like import lengths
-from t5like.data import objectives
+from t5like.objectives import functions, spans as spans_lib
+from t5like.objectives.spec import Ids, Lengths, Setting
+from t5like.objectives.table import OBJECTIVES
 
-M = objectives.MISSING
+M = functions.MISSING
 EOS, MASK, CLS, V = 1, 31_999, 31_998, 32_000
 SPECIAL = np.r_[0:3, 31_900:V]
 SENTINELS = np.arange(V - 1, 31_899, -1, dtype=np.int32)
@@ -52,7 +54,7 @@ def test_lengths_of_the_papers(S, density, mean_span, raw, targets, noise, spans
   c.objective.update(name='span_corruption', noise_density=density, mean_span=float(mean_span))
   n = lengths.of(lengths.Component('', 1.0, c))
   assert (n.raw, n.inputs, n.targets, n.spans) == (raw, S, targets, spans)
-  assert lengths.span_counts(raw, density, mean_span) == (noise, spans)
+  assert spans_lib.span_counts(raw, density, mean_span) == (noise, spans)
   inputs, outputs = spanned(text(raw)[None], [generator(S)], density=density, mean_span=mean_span,
                             sentinels=np.arange(40_000, 39_800, -1))
   assert inputs.shape == (1, S) and outputs.shape == (1, targets)
@@ -64,18 +66,18 @@ def test_one_rounding_for_lengths_and_masks():
   assert differ[:10] == [190, 350, 390, 670, 710, 750, 790, 830, 1310, 1350] and len(differ) == 18
   for n in differ:
     inputs, targets = spanned(text(n)[None], [generator(n)], sentinels=np.arange(40_000, 39_800, -1))
-    assert (inputs.shape[1], targets.shape[1]) == lengths.span_lengths(n, .15, 3.0)
-  assert lengths.span_counts(190, .15, 3.0) == (28, 9)
+    assert (inputs.shape[1], targets.shape[1]) == spans_lib.span_lengths(n, .15, 3.0)
+  assert spans_lib.span_counts(190, .15, 3.0) == (28, 9)
 
 
 @pytest.mark.parametrize('S, symbols, optimum', [(512, 256, 4.576), (64, 16, 2.2364)])
 def test_optimum_of_tokens_without_structure(S, symbols, optimum):
   """Noise tokens cost log(V) each, and all ways to cut them into spans are equally likely."""
-  n = lengths.span_raw(lambda i, t: i <= S, .15, 3.0)
-  noise, spans = lengths.span_counts(n, .15, 3.0)
+  n = spans_lib.span_raw(lambda i, t: i <= S, .15, 3.0)
+  noise, spans = spans_lib.span_counts(n, .15, 3.0)
   ways = math.log(math.comb(noise - 1, spans - 1))
   assert S != 512 or round(ways, 2) == 50.37
-  assert (noise * math.log(symbols) + ways) / lengths.span_lengths(n, .15, 3.0)[1] == pytest.approx(optimum, abs=5e-4)
+  assert (noise * math.log(symbols) + ways) / spans_lib.span_lengths(n, .15, 3.0)[1] == pytest.approx(optimum, abs=5e-4)
 
 
 # --- Prefix LM (1d) ---------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ def test_optimum_of_tokens_without_structure(S, symbols, optimum):
 def test_prefix_lm_golden():
   """T5's pack_prefix_lm_decoder_only: the prefix is t <= split, predicted is t >= split."""
   row = np.array([[5, 6, 7, 8, 1, M, M]], np.int32)
-  got = objectives.prefix_lm(row, [Given([.3])], document_mask=False, eos_id=EOS)  # 1 + int(.3 * 4) = 2
+  got = functions.prefix_lm(row, [Given([.3])], document_mask=False, eos_id=EOS)  # 1 + int(.3 * 4) = 2
   assert got.pop('positions')[0, :5].tolist() == [0, 1, 2, 3, 4]
   assert {k: v[0].astype(int).tolist() for k, v in got.items()} == dict(
       inputs=[0, 5, 6, 7, 8, 0, 0], targets=[5, 6, 7, 8, 1, 0, 0], weights=[0, 0, 1, 1, 1, 0, 0],
@@ -94,7 +96,7 @@ def test_prefix_lm_golden():
 
 def test_prefix_lm_has_a_split_per_document():
   row = np.array([[5, 6, 1, 1, 7, 1]], np.int32)
-  got = objectives.prefix_lm(row, [Given([.99, .5, 0])], document_mask=True, eos_id=EOS)
+  got = functions.prefix_lm(row, [Given([.99, .5, 0])], document_mask=True, eos_id=EOS)
   assert {k: v[0].astype(int).tolist() for k, v in got.items()} == dict(
       inputs=[0, 5, 6, 0, 0, 7], targets=[5, 6, 1, 1, 7, 1], weights=[0, 0, 1, 1, 0, 1],
       prefix=[1, 1, 1, 0, 1, 1], positions=[0, 1, 2, 0, 0, 1], segments=[1, 1, 1, 2, 3, 3])
@@ -104,7 +106,7 @@ def test_prefix_lm_has_a_split_per_document():
 @given(st.lists(st.integers(1, 5), max_size=30), st.integers(0, 4), st.booleans(), SEEDS)
 def test_prefix_lm_properties(tokens, padding, document_mask, seed):
   row = np.array([tokens + [M] * (padding or not tokens)], np.int32)
-  b = objectives.prefix_lm(row, [generator(seed)], document_mask=document_mask, eos_id=EOS)
+  b = functions.prefix_lm(row, [generator(seed)], document_mask=document_mask, eos_id=EOS)
   b, n = {k: v[0] for k, v in b.items()}, len(tokens)
   assert not b['weights'][n:].any() and not b['prefix'][n:].any() and not b['segments'][n:].any()
   assert b['targets'][:n].tolist() == tokens
@@ -119,7 +121,7 @@ def test_prefix_lm_properties(tokens, padding, document_mask, seed):
 
 def test_prefix_lm_splits_are_uniform():
   rows = np.tile(text(9), (8000, 1))
-  b = objectives.prefix_lm(rows, [generator(k) for k in range(8000)], document_mask=True, eos_id=EOS)
+  b = functions.prefix_lm(rows, [generator(k) for k in range(8000)], document_mask=True, eos_id=EOS)
   counts = np.bincount((b['weights'] == 0).sum(1).astype(int), minlength=10)
   assert counts[0] == counts[9] == 0 and chi_square(counts[1:9]) < 30  # 7 degrees of freedom: p 1e-4
 
@@ -132,7 +134,7 @@ def chi_square(counts):
 
 
 def masked(tokens, random, **changes):
-  return objectives.masked_lm(tokens, random, **dict(dict(
+  return functions.masked_lm(tokens, random, **dict(dict(
       density=.15, masking='bert', whole_word=False, predictions=77, cls_sep=False, document_mask=True, eos_id=EOS,
       mask_id=MASK, cls_id=CLS, vocab_size=V, special_ids=SPECIAL, begins_word=None), **changes))
 
@@ -271,14 +273,15 @@ def test_masked_rows_depend_on_their_generator_alone(masking, whole_word):
 
 
 def spanned(tokens, random, **changes):
-  return objectives.span_corruption(tokens, random, **dict(dict(
+  return functions.span_corruption(tokens, random, **dict(dict(
       density=.15, mean_span=3.0, roll=False, sentinels=SENTINELS, eos_id=EOS), **changes))
 
 
-def pair(name, tokens, random, density=.15, mean_span=3.0, roll=False, sentinels=SENTINELS, **changes):
-  section = types.SimpleNamespace(noise_density=density, mean_span=mean_span, roll=roll)
-  return objectives.pair(name, tokens, random, objective=section, **dict(dict(
-      sentinels=sentinels, eos_id=EOS, vocab_size=V, special_ids=SPECIAL), **changes))
+def pair(name, tokens, random, density=.15, mean_span=3.0, roll=False, sentinels=SENTINELS, eos_id=EOS):
+  keys = types.SimpleNamespace(noise_density=density, mean_span=mean_span, roll=roll)
+  ids = Ids(eos=eos_id, begin=0, vocab_size=V, sentinels=sentinels, special=SPECIAL)
+  setting = Setting(keys, ids, Lengths(len(tokens), 0, 0), document_mask=True, has_encoder=True)
+  return functions.of_text(OBJECTIVES[name].pair, tokens, random, setting)
 
 
 def assemble(inputs, targets, sentinels=SENTINELS):
@@ -321,7 +324,7 @@ def test_sentinels_golden():
 @given(st.integers(2, 300), st.floats(.02, .9), st.floats(1, 20), st.booleans(), SEEDS)
 def test_spans_assemble(L, density, mean_span, roll, seed):
   tokens = np.stack([text(L, seed % 99, k) for k in range(3)])
-  noise, spans = lengths.span_counts(L, density, mean_span)
+  noise, spans = spans_lib.span_counts(L, density, mean_span)
   sentinels = np.arange(40_000, 40_000 + spans + roll)  # as many as are needed
   random = lambda: [generator(seed, k) for k in (0, 1, 0)]
   rules = dict(density=density, mean_span=mean_span, roll=roll, sentinels=sentinels)
@@ -334,9 +337,9 @@ def test_spans_assemble(L, density, mean_span, roll, seed):
     one = pair('span_corruption', t, random()[k], density, mean_span, roll, sentinels)
     assert all(map(np.array_equal, one, (a, b)))
     if roll:
-      assert {len(a), len(b)} <= {n + d for n in lengths.span_lengths(L, density, mean_span) for d in (0, 1)}
+      assert {len(a), len(b)} <= {n + d for n in spans_lib.span_lengths(L, density, mean_span) for d in (0, 1)}
     else:  # begins with what is kept, ends with what is not: the last sentinel of the paper's figure is missing
-      assert (len(a), len(b)) == lengths.span_lengths(L, density, mean_span)
+      assert (len(a), len(b)) == spans_lib.span_lengths(L, density, mean_span)
       assert a[0] == t[0] and b[-2] == t[-1] and a[-2] == sentinels[spans - 1]
 
 
@@ -462,7 +465,7 @@ def test_a_text_of_one_token():
   """As T5's code, which makes a mask for two tokens and cuts it."""
   inputs, targets = pair('span_corruption', np.array([50, EOS]), generator(0))
   assert (inputs.tolist(), targets.tolist()) == ([50, EOS], [SENTINELS[0], EOS])
-  assert [x.tolist() for x in objectives.prefix_split(np.array([50]), generator(0), eos_id=EOS)] == [[50, EOS], [EOS]]
+  assert [x.tolist() for x in pair('prefix_lm', np.array([50]), generator(0))] == [[50, EOS], [EOS]]
 
 
 def test_shares_of_what_is_corrupted():
@@ -482,7 +485,7 @@ def test_shares_of_what_is_corrupted():
 def test_prefix_splits_are_uniform():
   tokens, sizes = text(9), np.zeros(9, int)
   for k in range(6000):
-    prefix, rest = objectives.prefix_split(np.append(tokens, EOS), generator(k), eos_id=EOS)
+    prefix, rest = pair('prefix_lm', np.append(tokens, EOS), generator(k))
     assert [*prefix[:-1], *rest] == [*tokens, EOS] and prefix[-1] == EOS and prefix.dtype == np.int32
     sizes[len(prefix) - 1] += 1
   assert sizes[0] == 0 and chi_square(sizes[1:]) < 30
@@ -491,7 +494,7 @@ def test_prefix_splits_are_uniform():
 def test_pairs_of_prefixes_fill_both_sides():
   tokens, sizes = text(18), np.zeros((2, 9), int)
   for k in range(6000):
-    pairs = objectives.prefix_pair(tokens, generator(k), eos_id=EOS)
+    pairs = functions.prefix_pair(tokens, generator(k), eos_id=EOS)
     assert [len(inputs) + len(other) for inputs, other in zip(*pairs)] == [11, 11]
     assert [t for a, b in pairs for t in [*a[:-1], *b[:-1]]] == tokens.tolist()
     for count, (inputs, _) in zip(sizes, pairs):

@@ -7,22 +7,23 @@ from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from t5like import build
-from t5like.data import inspect, objectives, pipeline
+from t5like.data import inspect, pipeline
+from t5like.objectives import functions
 from tests import tiny
 
-M = objectives.MISSING
+M = functions.MISSING
 
 
 def test_causal_golden():
   """The example of seqio's LMFeatureConverter (specs, 1a)."""
-  got = objectives.causal(np.array([[3, 9, 1, 4, 1, M]], np.int32), document_mask=True, eos_id=1)
+  got = functions.causal(np.array([[3, 9, 1, 4, 1, M]], np.int32), document_mask=True, eos_id=1)
   assert {k: v[0].tolist() for k, v in got.items()} == dict(
       targets=[3, 9, 1, 4, 1, 0], inputs=[0, 3, 9, 0, 4, 0], weights=[1, 1, 1, 1, 1, 0],
       positions=[0, 1, 2, 0, 1, 0], segments=[1, 1, 1, 2, 2, 0])
 
 
 def test_causal_without_document_mask():
-  got = objectives.causal(np.array([[3, 1, 4, 5, M]], np.int32), document_mask=False, eos_id=1)
+  got = functions.causal(np.array([[3, 1, 4, 5, M]], np.int32), document_mask=False, eos_id=1)
   assert {k: v[0].tolist() for k, v in got.items()} == dict(
       inputs=[3, 1, 4, 5], targets=[1, 4, 5, 0], weights=[1, 1, 1, 0], positions=[0, 1, 2, 3],
       segments=[1, 1, 1, 0])
@@ -32,7 +33,7 @@ def test_causal_without_document_mask():
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 4))
 def test_causal_properties(tokens, padding):
   row = np.array([tokens + [M] * padding], np.int32)
-  b = {k: v[0] for k, v in objectives.causal(row, document_mask=True, eos_id=1).items()}
+  b = {k: v[0] for k, v in functions.causal(row, document_mask=True, eos_id=1).items()}
   n = len(tokens)
   assert b['targets'][:n].tolist() == tokens and b['weights'].sum() == n and not b['segments'][n:].any()
   for t in range(n):

@@ -1,4 +1,4 @@
-"""Objectives: functions of tokens that return what a model reads and predicts. Numpy only.
+"""Functions of tokens that return what a model reads and predicts, which entries of the table call. Numpy only.
 
 A batch is a dict of [B, T] arrays: `inputs`, `targets`, `positions`, `segments` (int32; segment 0 is
 padding) and `weights` (float32, 0 where there is nothing to predict). Objectives with two texts return
@@ -7,7 +7,7 @@ are passed in, one per row, so that a row depends on nothing else.
 """
 import numpy as np
 
-from t5like import lengths
+from t5like.objectives import spans as spans_lib
 
 PADDING = 0  # where there is no token
 MISSING = -1  # the store marks with it what lies beyond the last token
@@ -186,24 +186,24 @@ def _pick_words(tokens_T, candidates, keys_T, chance, size, density, masking, P,
 def span_corruption(tokens_BL, random, *, density, mean_span, roll, sentinels, eos_id):
   """(inputs_BI, targets_BJ) of complete rows: spans of tokens replaced by sentinels, and those spans.
 
-  Raffel et al. 2020, section 3.3.4: `lengths.span_counts` tokens in so many spans, all ways to cut them
+  Raffel et al. 2020, section 3.3.4: `spans_lib.span_counts` tokens in so many spans, all ways to cut them
   up equally likely; rows begin with what is kept and end with what is not. roll: the mask is rotated
   by a random distance, so a span may wrap around and lengths differ by one (MISSING pads).
   """
   noise_BL = _spans(tokens_BL.shape, random, density, mean_span, roll)
-  if roll or lengths.span_counts(tokens_BL.shape[1], density, mean_span)[1] > len(sentinels):
-    pairs = [_sentinel_pair(t, noise, sentinels) for t, noise in zip(tokens_BL, noise_BL)]
+  if roll or spans_lib.span_counts(tokens_BL.shape[1], density, mean_span)[1] > len(sentinels):
+    pairs = [sentinel_pair(t, noise, sentinels) for t, noise in zip(tokens_BL, noise_BL)]
     return tuple(_padded([_ended(side, eos_id) for side in sides]) for sides in zip(*pairs))
   end = np.full((len(tokens_BL), 1), eos_id, np.int32)
   return tuple(np.concatenate([side.reshape(len(end), -1).astype(np.int32), end], 1)
-               for side in _sentinel_pair(tokens_BL, noise_BL, sentinels))
+               for side in sentinel_pair(tokens_BL, noise_BL, sentinels))
 
 
 def _spans(shape, random, density, mean_span, roll):
   """Bool [B, L], True in the spans to be corrupted; a text of one token has none."""
   B, L = shape
   n = max(L, 2)
-  noise, spans = lengths.span_counts(n, density, mean_span)
+  noise, spans = spans_lib.span_counts(n, density, mean_span)
   draws = np.stack([g.random(n) for g in random])
   begin_noise = _compositions(draws[:, :noise - 1], spans)
   begin_keep = _compositions(draws[:, noise - 1:n - 2], spans)
@@ -238,7 +238,7 @@ def _firsts(mask):
   return first
 
 
-def _sentinel_pair(tokens, noise, sentinels):
+def sentinel_pair(tokens, noise, sentinels):
   """(inputs, targets): the k-th run of noise, or in the targets of what is not, becomes sentinel k."""
   most = len(sentinels)
   if noise.ndim == 1 and noise.size and max(_run_numbers(noise)[-1], _run_numbers(~noise)[-1]) >= most:
@@ -254,13 +254,6 @@ def _padded(arrays):
   return out
 
 
-def prefix_split(tokens, random, *, eos_id):
-  """(prefix, rest), each ended; the split is uniform on 1 .. n - 1 (T5's prefix_lm, for an encoder)."""
-  tokens = _text(tokens, eos_id)
-  split = int(random.integers(1, max(2, len(tokens))))
-  return _ended(tokens[:split], eos_id), _ended(tokens[split:], eos_id)
-
-
 def prefix_pair(tokens, random, *, eos_id):
   """Two halves of L tokens, split at s and at L - s: [(inputs, targets), (inputs, targets)].
 
@@ -273,38 +266,46 @@ def prefix_pair(tokens, random, *, eos_id):
           for text, at in ((tokens[:half], split), (tokens[half:], half - split))]
 
 
-def pair(name, tokens, random, *, objective, sentinels, eos_id, vocab_size, special_ids):
-  """(inputs, targets) of one text [n] under the objective `name`, both int32 and ended by EOS.
+def of_text(entry, tokens, random, setting):
+  """(inputs, targets) of one text [n] under an entry of pairs, both int32 and ended by EOS.
 
-  objective: `config.objective`. The ways to spoil a text that Raffel et al. 2020 compare (section 3.3):
-    span_corruption  spans become sentinels, which in the targets stand before their tokens
-    iid_denoising    likewise for runs of tokens that are each corrupted by themselves
-    drop             such tokens are left out, and are the targets
-    mass             each becomes the first sentinel; the targets are all of the text
-    bert_style       likewise, one in ten becoming a random id instead
-    deshuffling      the inputs are in random order; the targets are the text
-    lm               no inputs; the targets are the text
-  An EOS that ends the text already is no part of it. Where runs outnumber sentinels, the last ones stay
-  as they are.
+  An EOS that ends the text already is no part of it. `random`, `setting`: as of `spec.Pair.make`.
   """
-  o, text = objective, _text(tokens, eos_id)
-  spans = lambda: _spans((1, len(text)), [random], o.noise_density, o.mean_span, o.roll)[0]
-  noise = lambda: random.random(len(text)) < o.noise_density
-  sides = dict(
-      span_corruption=lambda: _sentinel_pair(text, spans(), sentinels),
-      iid_denoising=lambda: _sentinel_pair(text, noise(), sentinels),
-      drop=lambda: (lambda gone: (text[~gone], text[gone]))(noise()),
-      mass=lambda: (np.where(noise(), sentinels[0], text), text),
-      bert_style=lambda: (_bert_style(text, noise(), random, sentinels[0], vocab_size, special_ids), text),
-      deshuffling=lambda: (random.permutation(text), text),
-      lm=lambda: (text[:0], text))[name]()
-  return tuple(_ended(side, eos_id) for side in sides)
+  eos = setting.ids.eos
+  text = tokens[:-1] if len(tokens) and tokens[-1] == eos else tokens
+  return tuple(_ended(side, eos) for side in entry.make(text, random, setting))
 
 
-def _bert_style(text, noise, random, sentinel, vocab_size, special_ids):
-  ordinary = np.flatnonzero(_ordinary(vocab_size, special_ids))
+def noise(text, random, density):
+  """Bool [n]: tokens that are corrupted, each by itself."""
+  return random.random(len(text)) < density
+
+
+def spans(text, random, setting):
+  """`span_corruption` of one text [n], without ends, of any length."""
+  o = setting.keys
+  noise_L = _spans((1, len(text)), [random], o.noise_density, o.mean_span, o.roll)[0]
+  return sentinel_pair(text, noise_L, setting.ids.sentinels)
+
+
+def span_sizes(text, density, mean_span, more):
+  """(inputs, targets), int64 [n]: `spans.span_lengths` of texts of so many tokens, and `more` on either side."""
+  table = more + np.array([spans_lib.span_lengths(n, density, mean_span) for n in range(int(text.max(initial=0)) + 1)])
+  return table[text].T
+
+
+def masked(text, random, setting):
+  """int32 [n]: a text whose corrupted tokens are the first sentinel."""
+  return np.where(noise(text, random, setting.keys.noise_density), setting.ids.sentinels[0], text)
+
+
+def bert_style(text, random, setting):
+  """As `masked`, one in ten becoming a random id instead."""
+  ids = setting.ids
+  corrupted = noise(text, random, setting.keys.noise_density)
+  ordinary = np.flatnonzero(_ordinary(ids.vocab_size, ids.special))
   anything = ordinary[random.integers(0, len(ordinary), len(text))]
-  return np.where(noise, np.where(random.random(len(text)) < 0.1, anything, sentinel), text)
+  return np.where(corrupted, np.where(random.random(len(text)) < 0.1, anything, ids.sentinels[0]), text)
 
 
 def _ordinary(vocab_size, special_ids):
@@ -312,10 +313,6 @@ def _ordinary(vocab_size, special_ids):
   ordinary = np.ones(vocab_size, bool)
   ordinary[special_ids] = False
   return ordinary
-
-
-def _text(tokens, eos_id):
-  return tokens[:-1] if len(tokens) and tokens[-1] == eos_id else tokens
 
 
 def _ended(tokens, eos_id):

@@ -1,0 +1,80 @@
+"""Objectives of one text in one stack: causal, masked_lm."""
+from typing import Any
+
+from t5like.objectives.spans import likely
+from t5like.objectives.spec import NO_SENTINELS, Lengths, Objective, OneStack, Role, Setting
+
+# --- causal: each next token ------------------------------------------------------------------------
+
+
+def _causal_lengths(keys: Any, data: Any) -> Lengths:
+  T = data.seq_len
+  return Lengths(T if data.document_mask else T + 1, 0, T)
+
+
+def _causal_rows(tokens_BT: Any, random: Any, setting: Setting) -> dict:
+  from t5like.objectives import functions
+  return functions.causal(tokens_BT, document_mask=setting.document_mask, eos_id=setting.ids.eos,
+                          bos_id=setting.ids.begin)
+
+
+def _causal_style(keys: Any, data: Any) -> str:
+  return 'document' if data.document_mask else 'stream'
+
+
+def _has_documents(data: Any) -> bool:
+  return data.document_mask
+
+
+def _last_token_is_read_again(data: Any) -> int:
+  """A window of a stream predicts all its tokens but the first, which the window before has predicted."""
+  return int(not data.document_mask)
+
+
+CAUSAL = Objective(
+    name='causal', architectures=('decoder',), keys=(), sentinels=NO_SENTINELS, predicts_each_token=True,
+    stack=OneStack(architecture='decoder', lengths=_causal_lengths, rows=_causal_rows, style=_causal_style,
+                   begins=_has_documents, overlap=_last_token_is_read_again, streams=True))
+
+
+# --- masked_lm: tokens that are masked (BERT, RoBERTa) ----------------------------------------------
+
+
+def _masked_lengths(keys: Any, data: Any) -> Lengths:
+  T = data.seq_len
+  most = {'bert': max(1, round(T * keys.noise_density)), 'roberta': int(T * keys.noise_density) + 1,
+          'bernoulli': likely(T, keys.noise_density)}[keys.masking]
+  return Lengths(T - 2 * keys.cls_sep, 0, T, min(keys.predictions or most, most))
+
+
+def _masked_rows(tokens_BT: Any, random: Any, setting: Setting) -> dict:
+  from t5like.objectives import functions
+  keys, ids = setting.keys, setting.ids
+  return functions.masked_lm(
+      tokens_BT, random, density=keys.noise_density, masking=keys.masking, whole_word=keys.whole_word,
+      predictions=setting.lengths.predictions, cls_sep=keys.cls_sep, document_mask=setting.document_mask,
+      eos_id=ids.eos, mask_id=ids.mask, cls_id=ids.cls, vocab_size=ids.vocab_size, special_ids=ids.special,
+      begins_word=ids.begins_word if keys.whole_word else None, sep_id=ids.sep)
+
+
+def _masked_style(keys: Any, data: Any) -> str:
+  return 'fill_row' if keys.cls_sep else 'fill'
+
+
+def _rows_have_no_beginning(data: Any) -> bool:
+  return False
+
+
+def _masked_roles(keys: Any) -> tuple[Role, ...]:
+  mask = Role('mask', 'that stands for what is masked', 'the mask', 1)
+  if not keys.cls_sep:
+    return (mask,)
+  return (mask, Role('cls', 'that rows begin with (objective.cls_sep=True)', '<cls>', 2),
+          Role('sep', 'that rows end with (objective.cls_sep=True)'))
+
+
+MASKED_LM = Objective(
+    name='masked_lm', architectures=('encoder',), sentinels=NO_SENTINELS, roles=_masked_roles,
+    keys=('noise_density', 'masking', 'whole_word', 'cls_sep', 'predictions'), example='def <mask>(self):',
+    stack=OneStack(architecture='encoder', lengths=_masked_lengths, rows=_masked_rows, style=_masked_style,
+                   begins=_rows_have_no_beginning))
