@@ -4,9 +4,21 @@ from typing import Any
 from t5like.objectives import mixtures, one_stack, pairs
 from t5like.objectives.spec import Mixture, Objective
 
-OBJECTIVES: dict[str, Objective | Mixture] = {entry.name: entry for entry in (
-    one_stack.CAUSAL, pairs.PREFIX_LM, one_stack.MASKED_LM, pairs.SPAN_CORRUPTION, pairs.IID_DENOISING, pairs.MASS,
-    pairs.BERT_STYLE, pairs.DESHUFFLING, pairs.DROP, pairs.LM, mixtures.UL2, pairs.SEQ2SEQ)}
+MODULES = (one_stack, pairs, mixtures)
+
+
+def _entries() -> dict[str, Objective | Mixture]:
+  """{name: entry} of all that the modules hold."""
+  entries = {}
+  for module in MODULES:
+    for entry in vars(module).values():
+      if isinstance(entry, (Objective, Mixture)):
+        if entries.setdefault(entry.name, entry) is not entry:
+          raise TypeError(f'two objectives are named {entry.name!r}')
+  return entries
+
+
+OBJECTIVES = _entries()
 
 
 def of(config: Any) -> Any:
