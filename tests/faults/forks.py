@@ -3,12 +3,14 @@
 JAX must not have been used in the parent: threads do not survive a fork.
 """
 import contextlib
+import json
 import os
 import pathlib
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -110,3 +112,34 @@ def start(argv, log, processes=1, devices=1):
   port = free_port()
   join = lambda i: (f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}', f'--process_id={i}')
   return [Child(lambda i=i: run_main(*argv, *join(i)), f'{log}.{i}', devices) for i in range(processes)]
+
+
+def one_by_one(folder: pathlib.Path, cases: list, look: Callable, died: Callable, limit: float) -> list:
+  """What `look(case)` returns, which JSON can hold, of each case; all in one process, or in more where one dies.
+
+  Args:
+    folder: for files of the processes.
+    cases: arguments of `look`, which runs in a child.
+    died: of a case, and of what its process said last, the outcome of a case over which the process died or hung.
+    limit: seconds for a process.
+  """
+  outcomes = []
+  log, results = folder / 'log', folder / 'outcomes'
+  while len(outcomes) < len(cases):
+    rest = cases[len(outcomes):]
+    results.unlink(missing_ok=True)
+
+    def work(rest: list = rest) -> None:
+      with open(results, 'w', buffering=1) as file:
+        for case in rest:
+          file.write(json.dumps(look(case)) + '\n')
+    try:
+      code = Child(work, log).wait(limit)
+    except TimeoutError:
+      code = 'a hang'
+    lines = results.read_text().split('\n') if results.exists() else []
+    outcomes += [json.loads(line) for line in lines if line]
+    if code:
+      last_words = log.read_text(errors='replace')[-500:]
+      outcomes.append(died(cases[len(outcomes)], f'{code}: {last_words}'))
+  return outcomes[:len(cases)]

@@ -189,7 +189,9 @@ def hostile_files(folder, count, seed=0):
   found = dict(files=0, refused=0, read=0, crashed=0, slow=0, large=0, notes=[], most_seconds=0.0, most_megabytes=0)
   while found['files'] < count:
     cases = [(rng.choice(sorted(READERS)), rng.getrandbits(60)) for _ in range(min(BATCH, count - found['files']))]
-    for case, outcome in zip(cases, _look_at_all(folder, original, cases)):
+    outcomes = forks.one_by_one(folder, cases, lambda case: look_at(folder / 'case', original, *case),
+                                lambda case, why: dict(crashed=why), LIMIT)
+    for case, outcome in zip(cases, outcomes):
       _count(found, case, outcome)
   return found
 
@@ -205,27 +207,6 @@ def _count(found, case, outcome):
   found['most_megabytes'] = max(found['most_megabytes'], megabytes)
   if kind == 'crashed' or seconds > SECONDS or megabytes > MEGABYTES:
     found['notes'].append(f'{case[0]}, {outcome.get("what")}: {kind}, {seconds:.1f} s, {megabytes} MB: {outcome[kind]}')
-
-
-def _look_at_all(folder, original, cases):
-  """An outcome for each case; where a process dies over one, the next begins behind it."""
-  outcomes = []
-  while len(outcomes) < len(cases):
-    log, rest = folder / 'outcomes', cases[len(outcomes):]
-    log.unlink(missing_ok=True)
-
-    def work(rest=rest, log=log):
-      with open(log, 'w', buffering=1) as f:
-        for case in rest:
-          f.write(json.dumps(look_at(folder / 'case', original, *case)) + '\n')
-    try:
-      code = forks.Child(work, folder / 'log').wait(LIMIT)
-    except TimeoutError:
-      code = 'a hang'
-    outcomes += [json.loads(line) for line in (log.read_text() if log.exists() else '').split('\n') if line]
-    if code:
-      outcomes.append(dict(crashed=f'{code}: {(folder / "log").read_text(errors="replace")[-500:]}'))
-  return outcomes[:len(cases)]
 
 
 def look_at(copy, original, reader, seed):

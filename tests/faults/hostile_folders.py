@@ -185,7 +185,9 @@ def hostile_folders(folder, count, seed=0):
     code, said, seconds, megabytes = _import(folder / 'case' / source.name, folder)
     found['imported'] += 1
     _count(found, what, judge(code, said), seconds, megabytes, f'{code} {said[-300:]}')
-    for outcome in _read_all(folder, cases[1:]):
+    outcomes = forks.one_by_one(folder, cases[1:], lambda case: _damage_and_read(folder, case),
+                                lambda case, why: [case[0].name, 'crashed', 0.0, 0, why], LIMIT)
+    for outcome in outcomes:
       _count(found, *outcome)
   return found
 
@@ -211,27 +213,11 @@ def _damaged_copy(folder, source, number):
   return f'{source.name}/{damage(random.Random(number), copy)}'
 
 
-def _read_all(folder, cases):
-  """[(what, verdict, seconds, megabytes, what was said)], all read by one process, or by more where one dies."""
-  outcomes = []
-  while len(outcomes) < len(cases):
-    log, rest = folder / 'outcomes', cases[len(outcomes):]
-    log.unlink(missing_ok=True)
-
-    def work(rest=rest, log=log):
-      with open(log, 'w', buffering=1) as f:
-        for source, number in rest:
-          what = _damaged_copy(folder, source, number)
-          f.write(json.dumps([what, *_read(folder / 'case' / source.name)]) + '\n')
-    try:
-      code = forks.Child(work, folder / 'log').wait(LIMIT)
-    except TimeoutError:
-      code = 'a hang'
-    outcomes += [json.loads(line) for line in (log.read_text() if log.exists() else '').split('\n') if line]
-    if code:
-      said = (folder / 'log').read_text(errors='replace')[-500:]
-      outcomes.append([str(cases[len(outcomes)][0].name), 'crashed', 0.0, 0, f'{code}: {said}'])
-  return outcomes[:len(cases)]
+def _damage_and_read(folder, case):
+  """[what, verdict, seconds, megabytes, what was said] of a damaged copy."""
+  source, number = case
+  what = _damaged_copy(folder, source, number)
+  return [what, *_read(folder / 'case' / source.name)]
 
 
 def _read(copy):

@@ -1,13 +1,9 @@
 """A kernel's interrupt in the middle of training: the cell ends with the state saved, and resumes when run again."""
-import asyncio
-import signal
-import threading
-import time
-
 import pytest
 
 from tests import tiny
 from tests.conftest import ROOT
+from tests.notebook import interrupts
 
 pytestmark = pytest.mark.notebook
 CELL = '''
@@ -35,17 +31,8 @@ def test_an_interrupted_cell_resumes_where_it_was(tmp_path):
   book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell(tmp_path, name))
                                          for name in ('straight', 'run', 'run')])
   client = nbclient.NotebookClient(book, timeout=600, allow_errors=True)
-  log = tmp_path / 'run/metrics.jsonl'
-
-  def interrupt():
-    end = time.monotonic() + 500
-    while not (log.exists() and log.read_text().count('\n') > 5) and time.monotonic() < end:
-      time.sleep(0.002)
-    asyncio.run(client.km.provisioner.send_signal(signal.SIGINT))  # as the button of a notebook does
-  thread = threading.Thread(target=interrupt)
-  thread.start()
-  client.execute()
-  thread.join()
+  with interrupts.once(client, tmp_path / 'run/metrics.jsonl', 5):
+    client.execute()
   straight, interrupted, again = book.cells
   (error,) = [o for o in interrupted.outputs if o.output_type == 'error']
   assert error.ename == 'Interrupted' and 'with the state of this step saved' in error.evalue

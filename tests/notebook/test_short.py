@@ -1,13 +1,9 @@
 """The short notebooks run from top to bottom; one of them is interrupted in the middle, and resumes."""
-import asyncio
-import signal
-import threading
-import time
-
 import pytest
 
 from tests import tiny
 from tests.conftest import ROOT
+from tests.notebook import interrupts
 
 pytestmark = pytest.mark.notebook
 
@@ -41,17 +37,8 @@ def test_own_text_resumes_after_an_interruption(tmp_path, monkeypatch):
   book = read('own_text', tmp_path)
   client = nbclient.NotebookClient(book, timeout=900, allow_errors=True,
                                    resources=dict(metadata=dict(path=str(tmp_path))))
-  log = tmp_path / 'drive/run/metrics.jsonl'
-
-  def interrupt():
-    deadline = time.monotonic() + 800
-    while not (log.exists() and log.read_text().count('\n') >= 2) and time.monotonic() < deadline:
-      time.sleep(0.01)
-    asyncio.run(client.km.provisioner.send_signal(signal.SIGINT))  # as the button of a notebook does
-  thread = threading.Thread(target=interrupt)
-  thread.start()
-  client.execute()
-  thread.join()
+  with interrupts.once(client, tmp_path / 'drive/run/metrics.jsonl', 1):
+    client.execute()
   errors = [output for cell in book.cells if cell.cell_type == 'code' for output in cell.outputs
             if output.output_type == 'error']
   assert errors and 'saved' in errors[0].evalue
