@@ -7,6 +7,7 @@
 fp32 on CPU) in turns in one process: our whole loop (data, metrics, logging), our step alone on a
 fixed batch, and a decoder in plain JAX (benchmarks/plain_jax.py). Quote the ratios.
 """
+import contextlib
 import os
 import statistics
 import sys
@@ -21,9 +22,8 @@ import optax
 
 from benchmarks import plain_jax
 from t5like import build, config as config_lib, lengths, loop, metrics, sharding, step as step_lib
-from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
-from t5like.watchdog import Watchdog
+from t5like.training import parts
 
 STEPS, ROUNDS = 3, 7  # steps timed at a time, times
 
@@ -111,18 +111,20 @@ def compare():
   config = small_decoder()
   store = build.open_data(config, say=lambda _: None)
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), Checkpoints(folder) as checkpoints:
-    watchdog = Watchdog(3600)
-    run = loop.Run(config, store, folder, 'benchmark', mesh, checkpoints, None, watchdog, '')
-    run.screen.console.quiet = True
-    fixed = sharding.to_global(mesh, random_batch(run.config, config.batch_size))
-    state = [jax.tree.map(lambda x: x.copy(), run.state)]
+  with contextlib.ExitStack() as ends:
+    folder = ends.enter_context(tempfile.TemporaryDirectory())
+    run = loop.Run(*parts.open_parts(parts.Request(config, folder, 'benchmark'), store, mesh, ends))
+    ends.push(run.close)
+    plan, trainer = run.parts.plan, run.parts.trainer
+    run.parts.output.screen.console.quiet = True
+    fixed = trainer.place(random_batch(plan.config, config.batch_size))
+    state = [jax.tree.map(lambda x: x.copy(), trainer.state)]
 
     def step_alone():
-      state[0], values = run.train_step(state[0], fixed)
+      state[0], values = trainer.train_step(state[0], fixed)
       return values
 
-    m = run.model.config
+    m = plan.model.config
     params = plain_jax.init(jax.random.key(0), m.num_layers, m.d_model, m.num_heads, m.d_ff, m.vocab_size)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4, b2=0.95, weight_decay=0.1))
     plain, step = [params, tx.init(params)], plain_jax.make_step(tx)
@@ -132,11 +134,12 @@ def compare():
       plain[0], plain[1], value = step(*plain, inputs, targets)
       return value
 
-    with pipeline.train_batches(run.rows, run.config) as batches:
+    with pipeline.train_batches(run.parts.rows, plan.config) as batches:
       def whole():
-        run._step(batches)
-        run._between_steps()
-        return run.pending[2]
+        run.progress, batch = run.dispatcher.step(batches, run.progress)
+        run.dispatcher.collect(but=1)
+        run._between_steps(batch, run._ending())
+        return run.dispatcher.pending[-1].metrics
       ways = dict(loop=whole, step=step_alone, plain=plain_step)
       for way in ways.values():
         timed(way)
@@ -144,9 +147,7 @@ def compare():
       for _ in range(ROUNDS):
         for name, way in ways.items():
           seconds[name].append(timed(way))
-    run.close()
-    watchdog.close()
-  print(f'{run.num_params:,} parameters, {config.batch_size} x {config.data.seq_len} tokens; {environment()}')
+  print(f'{plan.num_params:,} parameters, {config.batch_size} x {config.data.seq_len} tokens; {environment()}')
   tokens = config.batch_size * config.data.seq_len
   for name, s in seconds.items():
     print(f'{name:6} {statistics.median(s) * 1e3:8.1f} ms/step (best {min(s) * 1e3:.1f})  '

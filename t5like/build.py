@@ -95,14 +95,19 @@ def rows_per_device(config, mesh):
   return config.batch_size // pieces
 
 
+def build_optimizer(config, model, total_steps):
+  """(tx, rates) of a resolved config whose schedule ends at total_steps; rates: of each parameter, `optim.rates`."""
+  learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
+  rates = optim.rates(config.optimizer, parameter_shapes(model))
+  return optim.at_rates(optim.build(config.optimizer, learning_rate), rates), rates
+
+
 def build_step(config, model, total_steps, mesh):
-  """(tx, train_step, eval_step, learning_rate, count) of a config whose schedule ends at total_steps.
+  """(tx, train_step, eval_step, count) of a config whose schedule ends at total_steps.
 
   The steps are compiled when first called; train_step(state, batch) takes the state's memory. count: see histograms.
   """
-  learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
-  rates = optim.rates(config.optimizer, parameter_shapes(model))
-  tx = optim.at_rates(optim.build(config.optimizer, learning_rate), rates)
+  tx, rates = build_optimizer(config, model, total_steps)
   rows = rows_per_device(config, mesh)
   vocab = config.model.vocab_size // mesh.shape['tensor']
   shapes, context = lengths.shapes(config), mesh.shape['context']
@@ -117,7 +122,7 @@ def build_step(config, model, total_steps, mesh):
   train_step = step_lib.make_train_step(gradients, tx, seed=config.seed, clip_norm=config.optimizer.clip_norm,
                                         spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
   options = config.compile.options.to_dict() or None
-  return (tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums), learning_rate,
+  return (tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums),
           jax.jit(histograms.make(gradients)))
 
 

@@ -7,7 +7,7 @@ import time
 
 from etils import epath
 
-from t5like import config as config_lib, ledger, metrics, plain_json, recovery, schema, workdir as workdir_lib
+from t5like import config as config_lib, ledger, metrics, plain_json, rewinds, schema, workdir as workdir_lib
 from t5like.errors import ConfigError
 
 POINTS = 1500  # of a curve: more are averaged, so that the page stays small
@@ -88,7 +88,7 @@ def gather(workdir):
       curves=dict({key: points.curve(key, steps) for key in CURVES}, validation=points.curve('validation/nll')),
       mixture=points.curves('rows/'),
       tasks={key: curve for key, curve in points.curves('tasks/').items() if not key.endswith('_stderr')},
-      rewinds=[dict(r, tokens=r['to_step'] * points.per_step) for r in recovery.read_rewinds(workdir)],
+      rewinds=[dict(r, tokens=r['to_step'] * points.per_step) for r in rewinds.read_rewinds(workdir)],
       time=ledger.account(ledger.read(workdir)), names=NAMES,
       samples=list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))[-12:],
       config=[(key, repr(value)) for key, value, changed in keys if changed],

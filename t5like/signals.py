@@ -17,8 +17,8 @@ WHY = {signal.SIGTERM: 'Pre-empted (SIGTERM)', signal.SIGINT: 'Interrupted (Ctrl
 TOGETHER = 0.5  # seconds: what comes within is one signal that was delivered twice, by a terminal and by a launcher
 
 
-class Asked(Exception):
-  """Work between steps is left undone, for a signal asks the run to end."""
+class Asked(BaseException):
+  """Work between steps is left undone: a signal asks the run to end. No Exception, which that work may pass over."""
 
 
 class Signals:

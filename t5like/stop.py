@@ -1,5 +1,9 @@
-"""When a run has done what it was asked to, beside reaching its number of tokens."""
+"""When a run has done what its config asks for, beside reaching its number of tokens."""
+import dataclasses
+import math
+import operator
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,42 +11,66 @@ from jax.experimental import multihost_utils
 
 from t5like import config as config_lib
 
+COMPARISONS = {'<=': operator.le, '<': operator.lt, '>=': operator.ge, '>': operator.gt}
 
-class Stopper:
-  """Decides when a run is done, from validations and the clock."""
 
-  def __init__(self, spec):
-    self.spec, self.best, self.waited = spec, float('inf'), 0
-    self.target = config_lib.parse_target(spec.target) if spec.target else None
+@dataclasses.dataclass(frozen=True)
+class Patience:
+  """What stop.patience goes by.
+
+  best: the least validation nll so far, in nats.
+  waited: validations since then.
+  """
+  best: float = math.inf
+  waited: int = 0
+
+  def after(self, nll: float) -> 'Patience':
+    """After one more validation; NaN is not less than anything."""
+    if nll < self.best:
+      return Patience(nll, 0)
+    return Patience(min(self.best, nll), self.waited + 1)
+
+  def to_meta(self) -> dict[str, Any]:
+    """Its part of a checkpoint's `meta`."""
+    return dict(best=None if self.best == math.inf else self.best, waited=self.waited)
+
+  @classmethod
+  def from_meta(cls, meta: dict[str, Any]) -> 'Patience':
+    """What `to_meta` wrote."""
+    return cls(math.inf if meta['best'] is None else meta['best'], meta['waited'])
+
+
+def after_validation(spec: Any, patience: Patience, values: dict[str, float]) -> tuple[Patience, str | None]:
+  """(patience after a validation, why the run is done or None).
+
+  Args:
+    spec: config.stop.
+    patience: before this validation.
+    values: its metrics.
+  """
+  if spec.target:
+    name, comparison, bound = config_lib.parse_target(spec.target)
+    if COMPARISONS[comparison](values[name], bound):
+      return patience, f'converged: stop.target {spec.target} reached with {values[name]:.4f}'
+  patience = patience.after(values['nll'])
+  if spec.patience and patience.waited >= spec.patience:
+    return patience, (f'converged: no lower validation nll than {patience.best:.4f} in the last {patience.waited} '
+                      'validations (stop.patience)')
+  return patience, None
+
+
+class Deadline:
+  """stop.wall_time, in seconds from here on; 0: none."""
+
+  def __init__(self, wall_time: float):
+    self.wall_time = wall_time
     self.started = time.monotonic()
 
-  def after_validation(self, values):
-    """The reason to stop, or None."""
-    if self.target:
-      name, op, value = self.target
-      reached = {'<=': values[name] <= value, '<': values[name] < value,
-                 '>=': values[name] >= value, '>': values[name] > value}[op]
-      if reached:
-        return f'converged: stop.target {self.spec.target} reached with {values[name]:.4f}'
-    self.waited = 0 if values['nll'] < self.best else self.waited + 1
-    self.best = min(self.best, values['nll'])
-    if self.spec.patience and self.waited >= self.spec.patience:
-      return (f'converged: no lower validation nll than {self.best:.4f} in the last {self.waited} '
-              'validations (stop.patience)')
-    return None
-
-  def to_meta(self):
-    return dict(best=None if self.best == float('inf') else self.best, waited=self.waited)
-
-  def restore(self, meta):
-    self.best = float('inf') if meta['best'] is None else meta['best']
-    self.waited = meta['waited']
-
-  def out_of_time(self):
-    """True once stop.wall_time has passed; process 0's clock counts."""
-    if not self.spec.wall_time:
+  def is_over(self) -> bool:
+    """True once the time has passed; process 0's clock counts, and all processes call it at the same step."""
+    if not self.wall_time:
       return False
-    over = time.monotonic() - self.started >= self.spec.wall_time
+    over = time.monotonic() - self.started >= self.wall_time
     if jax.process_count() > 1:
       over = bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
     return over

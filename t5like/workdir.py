@@ -7,7 +7,7 @@
   samples.jsonl    what the model made of config.sample.prompts
   ledger.jsonl     where the time went (see ledger.py); main.py report shows it in report.html
   evaluation.json  what main.py evaluate found, unless --output says where else
-  rewinds.json     when and why the run went back to a checkpoint (see recovery.py)
+  rewinds.json     when and why the run went back to a checkpoint (see rewinds.py)
   bad_steps/       batches of steps that were not finite
   lease.json       while a run is there (see lease.py)
 """

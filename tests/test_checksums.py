@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from t5like import checksums, loop, sharding
 from t5like.checkpoint import Checkpoints
 from t5like.errors import NumericsError
+from t5like.training.trainer import Trainer
 from tests import tiny
 
 ARRAYS = dict(w=np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), flags=np.array([True, False]),
@@ -105,18 +106,20 @@ def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
 
 def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, mesh=dict(data=4, fsdp=2, tensor=1), guard=dict(compare_every=2))
-  step = loop.Run._step
+  step, steps = Trainer.step, []
 
-  def flip(run, batches):
-    step(run, batches)
-    if run.step == 6:
-      w = run.state['params']['embed']['w']
+  def flip(trainer, batch):
+    metrics = step(trainer, batch)
+    steps.append(1)
+    if len(steps) == 6:
+      w = trainer.params['embed']['w']
       pieces = [np.array(s.data) for s in w.addressable_shards]
       pieces[5].view(np.uint32).flat[7] ^= np.uint32(1 << 20)
-      run.state['params']['embed']['w'] = jax.make_array_from_single_device_arrays(
+      trainer.params['embed']['w'] = jax.make_array_from_single_device_arrays(
           w.shape, w.sharding, [jax.device_put(p, s.device) for p, s in zip(pieces, w.addressable_shards)])
       flip.device = w.addressable_shards[5].device.id
-  monkeypatch.setattr(loop.Run, '_step', flip)
+    return metrics
+  monkeypatch.setattr(Trainer, 'step', flip)
   with pytest.raises(NumericsError, match='After step 6 device (.*) holds other values of params/embed/w') as e:
     loop.train(c, tmp_path / 'run', 'test', jax.devices())
   assert f'device {flip.device} ' in str(e.value)

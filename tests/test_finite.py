@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import build, ledger, loop, metrics, plain_json, recovery, report, validation
+from t5like import build, ledger, loop, metrics, plain_json, report, rewinds, validation
 from t5like.checkpoint import Checkpoints, _Best
 from t5like.data import pipeline
 from t5like.errors import NumericsError
+from t5like.training import dispatch
+from t5like.training.progress import Progress
 from tests import tiny
 
 
@@ -21,14 +23,15 @@ def run(config, workdir):
 
 def explode(monkeypatch, when):
   """Parameters are multiplied by 1e15 after steps whose first row `when` accepts: finite, unlike all they give."""
-  real = loop.Run._step
+  real = dispatch.Dispatcher.step
 
-  def step(self, batches):
-    first = self.examples_seen
-    real(self, batches)
-    if when(first):
-      self.state = dict(self.state, params=jax.tree.map(lambda x: x * 1e15, self.state['params']))
-  monkeypatch.setattr(loop.Run, '_step', step)
+  def step(self, batches, progress):
+    done = real(self, batches, progress)
+    if when(progress.examples_seen):
+      trainer = self.parts.trainer
+      trainer.state = dict(trainer.state, params=jax.tree.map(lambda x: x * 1e15, trainer.params))
+    return done
+  monkeypatch.setattr(dispatch.Dispatcher, 'step', step)
 
 
 def test_an_update_that_explodes_is_gone_back_behind_and_never_saved(tmp_path, monkeypatch):
@@ -37,7 +40,7 @@ def test_an_update_that_explodes_is_gone_back_behind_and_never_saved(tmp_path, m
   c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=2, keep=9), evaluate=dict(every=6), guard=dict(rewinds=2))
   result = run(c, tmp_path / 'run')
   assert result['step'] == 8 and np.isfinite(result['validation']['nll'])
-  rewind, = recovery.read_rewinds(tmp_path / 'run')
+  rewind, = rewinds.read_rewinds(tmp_path / 'run')
   assert rewind['to_step'] == 4 and rewind['rows'] == [64, 96] and 'the loss is nan' in rewind['why']
 
 
@@ -111,7 +114,7 @@ def test_the_best_checkpoints_are_kept_though_validations_are_nan(tmp_path, monk
   run(c, tmp_path / 'run')
   with Checkpoints(tmp_path / 'run', keep=1, keep_best=1) as checkpoints:
     assert checkpoints.steps == kept
-    assert validation.known(checkpoints.meta(12)['validation'])['step'] == 12
+    assert Progress.from_meta(checkpoints.meta(12)).is_validated
   assert run(c, tmp_path / 'run')['step'] == 12, 'such a checkpoint is resumed'
 
 

@@ -6,6 +6,7 @@ import pytest
 from t5like import loop
 from t5like.checkpoint import Checkpoints
 from t5like.errors import Preempted
+from t5like.training.trainer import Trainer
 from tests import tiny
 
 
@@ -78,7 +79,7 @@ def test_resumed_twice_is_bit_identical_to_never_stopped(devices, mesh, tmp_path
   loop.train(straight, tmp_path / 'straight', 'test', jax.devices()[:devices])
 
   def ending_at(stop):
-    return lambda run: 'test' if run.step == stop else None
+    return lambda run: 'test' if run.progress.step == stop else None
   for stop in (4, 7):
     monkeypatch.setattr(loop.Run, '_ending', ending_at(stop))
     with pytest.raises(Preempted, match=f'after step {stop}'):
@@ -99,7 +100,7 @@ def test_resume_on_another_mesh(tmp_path, monkeypatch):
   """The state is the same; later losses agree to 5 decimals."""
   c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=0))
   loop.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
-  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 5 else None)
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.progress.step == 5 else None)
   with pytest.raises(Preempted):
     loop.train(c, tmp_path / 'moved', 'test', jax.devices()[:1])
   monkeypatch.undo()
@@ -112,7 +113,7 @@ def test_resume_on_another_mesh(tmp_path, monkeypatch):
 
 def test_another_batch_size_goes_on_from_the_same_sample(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=6, checkpoint=dict(every=0))
-  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.progress.step == 3 else None)
   with pytest.raises(Preempted):
     loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   monkeypatch.undo()
@@ -199,7 +200,7 @@ def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
   options['model'] = dict(options['model'], dropout=0.1, dropout_style='t5')
   c = tiny.config(tmp_path, steps=6, **options)
   loop.train(c, tmp_path / 'straight', 'test', jax.devices()[:1])
-  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.step == 3 else None)
+  monkeypatch.setattr(loop.Run, '_ending', lambda run: 'test' if run.progress.step == 3 else None)
   with pytest.raises(Preempted):
     loop.train(c, tmp_path / 'stopped', 'test', jax.devices()[:1])
   monkeypatch.undo()
@@ -211,14 +212,13 @@ def test_preflight_compiles_what_trains(tmp_path, monkeypatch):
   """The program that `aot.lower` makes from shapes alone is the one that the loop runs, letter for letter."""
   from t5like import aot, config as config_lib
   c = tiny.config(tmp_path, steps=2, mesh=dict(data=2, fsdp=2, tensor=2), microbatches=2, model=dict(remat='minimal'))
-  seen, step = [], loop.Run._step
+  seen, step = [], Trainer.step
 
-  def once(run, batches):
+  def once(trainer, batch):
     if not seen:
-      batch = loop.sharding.to_global(run.mesh, next(batches))
-      seen.append(run.train_step.lower(run.state, batch).as_text())
-    step(run, batches)
-  monkeypatch.setattr(loop.Run, '_step', once)
+      seen.append(trainer.train_step.lower(trainer.state, batch).as_text())
+    return step(trainer, batch)
+  monkeypatch.setattr(Trainer, 'step', once)
   loop.train(c, tmp_path / 'run', 'test', jax.devices())
   lowered, facts = aot.lower(config_lib.resolve(c), jax.devices())
   assert lowered.as_text() == seen[0] and facts['parameters'] > 10_000

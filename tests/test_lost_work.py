@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import lease, loop, saving, signals, validation
+from t5like import lease, loop, saving, signals, validation, writing
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import CheckpointError, DataError, Interrupted, NumericsError, Preempted
+from t5like.training import dispatch
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -37,14 +38,15 @@ def poison(monkeypatch, first_step, last_step=10 ** 9):
 
 
 def after_step(monkeypatch, number, act):
-  """Calls act(run) when that step has been dispatched."""
-  real = loop.Run._step
+  """Calls act(parts of the run) when that step has been dispatched."""
+  real = dispatch.Dispatcher.step
 
-  def step(self, batches):
-    real(self, batches)
-    if self.step == number:
-      act(self)
-  monkeypatch.setattr(loop.Run, '_step', step)
+  def step(self, batches, progress):
+    done = real(self, batches, progress)
+    if progress.step + 1 == number:
+      act(self.parts)
+    return done
+  monkeypatch.setattr(dispatch.Dispatcher, 'step', step)
 
 
 def send(number):
@@ -103,7 +105,7 @@ def test_a_run_that_has_to_end_at_a_bad_step_saves(tmp_path, straight, monkeypat
   with monkeypatch.context() as m:
     if how == 'wall_time':
       c.stop.wall_time = 1e6
-      after_step(m, 4, lambda of: setattr(of.stopper, 'started', -1e9))
+      after_step(m, 4, lambda of: setattr(of.deadline, 'started', -1e9))
     else:
       after_step(m, 4, send(signal.Signals[how]))
     with pytest.raises(Interrupted if how == 'SIGINT' else Preempted, match='after step 4 with the state of this step'):
@@ -146,7 +148,7 @@ def test_what_is_suspected_is_not_saved(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=4, checkpoint=dict(every=0), evaluate=dict(every=0))
   for error in (NumericsError('device 3 holds other values'), CheckpointError('has taken this folder over')):
     with monkeypatch.context() as m:
-      m.setattr(loop.Run, '_between_steps', lambda self, error=error: (_ for _ in ()).throw(error))
+      m.setattr(loop.Run, '_between_steps', lambda self, batch, ending, error=error: (_ for _ in ()).throw(error))
       with pytest.raises(type(error)):
         run(c, tmp_path / 'run')
   assert saved(tmp_path / 'run') == {}
@@ -279,13 +281,13 @@ def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
 
 def test_forty_saves_leave_no_threads_and_no_descriptors(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=40, checkpoint=dict(every=1), evaluate=dict(every=0))
-  real, counts = saving.save, []
+  real, counts = saving.Save.save, []
 
-  def save(of, *args, **kwargs):
-    real(of, *args, **kwargs)
-    of.checkpoints.wait()
+  def save(hook, progress):
+    real(hook, progress)
+    hook.parts.checkpoints.wait()
     counts.append((len(os.listdir('/proc/self/fd')), threading.active_count()))
-  monkeypatch.setattr(saving, 'save', save)
+  monkeypatch.setattr(saving.Save, 'save', save)
   run(c, tmp_path / 'run')
   for kind in (0, 1):
     numbers = [count[kind] for count in counts]
@@ -306,7 +308,7 @@ def test_saves_that_fail_leave_nothing_either(tmp_path, monkeypatch):
       shutil.rmtree(broken / str(step))
       raise CheckpointError(f'{step}: No space left on device')
   monkeypatch.setattr(checkpoint.Checkpoints, '_wait', wait)
-  monkeypatch.setattr(loop.writing, 'say', said.append)
+  monkeypatch.setattr(writing, 'say', said.append)
   run(c, tmp_path / 'run')
   assert saved(tmp_path / 'run').keys() == {23, 24}
   for kind in (0, 1):

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import lease, loop, recovery, saving, validation
+from t5like import lease, loop, rewinds as rewinds_lib, saving, validation
 from t5like.checkpoint import Checkpoints
 from t5like.data import inspect, kept, pipeline
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError
+from t5like.training import dispatch
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def test_a_run_goes_back_and_leaves_bad_rows_out(tmp_path, monkeypatch):
   poison(monkeypatch, range(100, 140))
   result = run(c, tmp_path / 'run')
   assert result['step'] == 12 and np.isfinite(result['validation']['nll'])
-  rewinds = recovery.read_rewinds(tmp_path / 'run')
+  rewinds = rewinds_lib.read_rewinds(tmp_path / 'run')
   assert [(r['to_step'], r['rows']) for r in rewinds] == [(6, [96, 144])]
   with Checkpoints(tmp_path / 'run') as checkpoints:
     meta = checkpoints.meta(12)
@@ -80,23 +81,24 @@ def test_the_budget_of_rewinds_holds_across_starts(tmp_path, monkeypatch):
   poison(monkeypatch, range(80, 10_000))
   with pytest.raises(NumericsError, match=r'gone back 2 times \(guard.rewinds=2\)'):
     run(c, tmp_path / 'run')
-  first, second = recovery.read_rewinds(tmp_path / 'run')
+  first, second = rewinds_lib.read_rewinds(tmp_path / 'run')
   assert second['to_step'] < first['to_step'], 'going back to the same place led nowhere'
   with pytest.raises(NumericsError, match='gone back 2 times'):
     run(c, tmp_path / 'run')
-  assert len(recovery.read_rewinds(tmp_path / 'run')) == 2
+  assert len(rewinds_lib.read_rewinds(tmp_path / 'run')) == 2
 
 
 def test_a_checkpoint_of_a_past_that_did_not_happen_is_not_taken():
   rewinds = [dict(to_step=10, rows=[160, 400]), dict(to_step=8, rows=[128, 500])]
-  happened = recovery.happened(rewinds)
+  happened = rewinds_lib.happened(rewinds)
   assert happened(10, dict(rewinds=1)) is False, 'undone by the second rewind'
   assert happened(8, dict(rewinds=0)) and happened(8, dict(rewinds=1)) and happened(20, dict(rewinds=2))
   assert not happened(12, dict(rewinds=0)) and not happened(9, dict(rewinds=0))
-  assert recovery.windows(rewinds, 130) == [(160, 400), (130, 500)] and recovery.windows(rewinds, 450) == [(450, 500)]
-  assert recovery.target([4, 8, 10], []) == 10
-  assert recovery.target([4, 8, 10], rewinds[:1]) == 8 and recovery.target([4, 8, 12], rewinds[:1]) == 12
-  assert recovery.target([10], rewinds[:1]) is None and recovery.target([], []) is None
+  assert rewinds_lib.windows(rewinds, 130) == [(160, 400), (130, 500)]
+  assert rewinds_lib.windows(rewinds, 450) == [(450, 500)]
+  assert rewinds_lib.target([4, 8, 10], []) == 10
+  assert rewinds_lib.target([4, 8, 10], rewinds[:1]) == 8 and rewinds_lib.target([4, 8, 12], rewinds[:1]) == 12
+  assert rewinds_lib.target([10], rewinds[:1]) is None and rewinds_lib.target([], []) is None
 
 
 @pytest.mark.parametrize('sections', [
@@ -211,15 +213,15 @@ def test_a_save_that_fails_behind_the_run_is_told_and_tidied(tmp_path, monkeypat
 
 def test_a_folder_that_vanishes_ends_the_run_with_an_error_or_is_made_again(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, checkpoint=dict(every=2), evaluate=dict(every=0))
-  real, steps = loop.Run._step, []
+  real, steps = dispatch.Dispatcher.step, []
 
-  def step(self, batches):
+  def step(self, batches, progress):
     steps.append(1)
     if len(steps) == 5:
-      self.checkpoints.wait()
+      self.parts.checkpoints.wait()
       shutil.rmtree(tmp_path / 'run')
-    real(self, batches)
-  monkeypatch.setattr(loop.Run, '_step', step)
+    return real(self, batches, progress)
+  monkeypatch.setattr(dispatch.Dispatcher, 'step', step)
   try:
     run(c, tmp_path / 'run')
   except CheckpointError as error:
@@ -255,25 +257,24 @@ def test_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize('phase, patch', [
     ('data', "pipeline.TrainRows.batch = lambda self, rows: time.sleep(60)"),
     ('save', "checkpoint.Checkpoints.save = lambda *a, **k: time.sleep(60)"),
-    ('step', "loop.sharding.to_global, real = (lambda mesh, x: real(mesh, x)), loop.sharding.to_global\n"
-             "def slow(self, state): return time.sleep(60)\n"
-             "loop.Run._between_steps = lambda self: time.sleep(60)")])
+    ('step', "loop.Run._between_steps = lambda self, batch, ending: time.sleep(60)")])
 def test_each_phase_has_a_budget(tmp_path, phase, patch):
   """What hangs is named, with the stacks, and ends the run with 124."""
   code = f'''
 import pathlib, time
-from t5like import checkpoint, loop, sharding
+from t5like import checkpoint, loop
 from t5like.data import pipeline
+from t5like.training.dispatch import Dispatcher
 from tests import tiny
 c = tiny.config(pathlib.Path({str(tmp_path)!r}), steps=20, checkpoint=dict(every=2), evaluate=dict(every=0),
                 watchdog=dict({phase}=2.0))
-real_step, count = loop.Run._step, []
-def step(self, batches):
+real_step, count = Dispatcher.step, []
+def step(self, batches, progress):
   count.append(1)
   if len(count) == 2:
     exec({patch!r}, globals())
-  real_step(self, batches)
-loop.Run._step = step
+  return real_step(self, batches, progress)
+Dispatcher.step = step
 loop.train(c, {str(tmp_path / 'run')!r}, 'test')
 '''
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -16,11 +16,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loaded, loop, sharding, workdir as workdir_lib
+from t5like import loaded, loop, sharding, stop, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError, Preempted
-from t5like.stop import Stopper
 from t5like.watchdog import Watchdog
 from tests import tiny
 from tests.conftest import ROOT
@@ -84,9 +83,11 @@ def test_converges_by_target_and_by_patience(tmp_path):
 
 
 def test_patience_counts_validations_without_a_lower_nll(tmp_path):
-  stopper = Stopper(tiny.config(tmp_path, stop=dict(patience=3)).stop)
-  stops = [bool(stopper.after_validation(dict(nll=v))) for v in (3, 2, 2.5, 2.0, 1.9, 2, 2, 2)]
-  assert stops == [False] * 7 + [True]
+  spec, patience, reasons = tiny.config(tmp_path, stop=dict(patience=3)).stop, stop.Patience(), []
+  for nll in (3, 2, 2.5, 2.0, 1.9, 2, 2, 2):
+    patience, reason = stop.after_validation(spec, patience, dict(nll=nll))
+    reasons.append(bool(reason))
+  assert reasons == [False] * 7 + [True]
 
 
 def test_wall_time_saves_and_can_go_on(tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from t5like import config as config_lib, recovery, trackers, workdir as workdir_lib
+from t5like import config as config_lib, rewinds, trackers, workdir as workdir_lib
 from t5like.errors import CheckpointError, ConfigError
 from tests import tiny
 
@@ -82,7 +82,7 @@ def test_a_result_that_is_none(config, tmp_path):
     '[{"from_step": 3, "to_step": 1, "rows": [0], "why": ""}]',
     '[{"from_step": 3, "to_step": -1, "rows": [0, 1], "why": ""}]'])
 def test_rewinds_and_trackers_that_are_none(text, tmp_path):
-  for name, read in [('rewinds', lambda: recovery.read_rewinds(tmp_path)),
+  for name, read in [('rewinds', lambda: rewinds.read_rewinds(tmp_path)),
                      ('trackers', lambda: trackers._known(tmp_path, 'wandb'))]:
     (tmp_path / f'{name}.json').write_text(text)
     with pytest.raises(CheckpointError, match=f'{name}.json'):

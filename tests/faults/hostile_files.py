@@ -74,7 +74,7 @@ def _dataset(folder):
 
 
 def read_run(folder):
-  from t5like import recovery, report, trackers, workdir
+  from t5like import report, rewinds, trackers, workdir
   from t5like.evals import results
   from tests import tiny
   run = folder / 'run'
@@ -82,7 +82,7 @@ def read_run(folder):
   workdir.check_config(run, tiny.config(folder))
   done = workdir.read_result(run, config)
   f'{done["step"]:,} {done["validation"]["nll"]:.4f}' if done else ''
-  recovery.happened(recovery.read_rewinds(run))(5, dict(rewinds=0))
+  rewinds.happened(rewinds.read_rewinds(run))(5, dict(rewinds=0))
   trackers._known(run, 'wandb')
   results.add(run / 'evaluation.json', dict(step=7, shots=0, limit=0), {'x': {'accuracy': 1.0}})
   with contextlib.redirect_stdout(io.StringIO()):

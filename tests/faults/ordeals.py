@@ -19,13 +19,13 @@ FAKETIME = sorted(pathlib.Path('/usr/lib').glob('*/faketime/libfaketimeMT.so.1')
 def _start(kind, workdir, slow=SLOW, log=None):
   """A child that trains, a little slower."""
   def work():
-    from t5like import loop
-    real = loop.Run._step
+    from t5like.training.trainer import Trainer
+    real = Trainer.step
 
-    def step(self, batches):
+    def step(self, batch):
       time.sleep(slow)
-      real(self, batches)
-    loop.Run._step = step
+      return real(self, batch)
+    Trainer.step = step
     forks.run_main(*kind.argv(workdir))
   return forks.Child(work, log or kind.folder / 'log')
 
@@ -75,10 +75,11 @@ def clocks(arm):
       os.environ, LD_PRELOAD=str(FAKETIME[0]), FAKETIME_TIMESTAMP_FILE=str(offset), FAKETIME_CACHE_DURATION='1',
       DONT_FAKE_MONOTONIC='1', FAKETIME_DONT_FAKE_MONOTONIC='1', JAX_PLATFORMS='cpu')
   # Python's sleep is an absolute one, which libfaketime does not know.
-  code = (f'import sys, select; sys.path.insert(0, {str(forks.ROOT)!r})\nfrom t5like import loop\n'
-          f'real = loop.Run._step\ndef step(self, batches):\n  select.select([], [], [], {4 * SLOW})\n'
-          '  real(self, batches)\n'
-          'loop.Run._step = step\nimport main\nmain.main(sys.argv)')
+  code = (f'import sys, select; sys.path.insert(0, {str(forks.ROOT)!r})\n'
+          'from t5like.training.trainer import Trainer\n'
+          f'real = Trainer.step\ndef step(self, batch):\n  select.select([], [], [], {4 * SLOW})\n'
+          '  return real(self, batch)\n'
+          'Trainer.step = step\nimport main\nmain.main(sys.argv)')
   started = time.monotonic()
   with open(log, 'wb') as out:
     command = [sys.executable, '-c', code, *kind.argv(workdir)]
@@ -182,15 +183,15 @@ def saves(arm, steps, count):
     import threading
 
     from t5like import saving
-    real, seen = saving.save, []
+    real, seen = saving.Save.save, []
 
-    def save(of, *args, **kwargs):
-      real(of, *args, **kwargs)
-      of.checkpoints.wait()
+    def save(hook, progress):
+      real(hook, progress)
+      hook.parts.checkpoints.wait()
       pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
       seen.append((len(os.listdir('/proc/self/fd')), threading.active_count(), pages * os.sysconf('SC_PAGESIZE') / 1e6))
       path.write_text(json.dumps(seen))
-    saving.save = save
+    saving.Save.save = save
     argv = [a for a in kind.argv(kind.folder / 'long') if 'stop.tokens' not in a and 'checkpoint.every' not in a]
     forks.run_main(*argv, f'--config.stop.tokens={steps * 8 * 32}', f'--config.checkpoint.every={steps // count}',
                    '--config.evaluate.every=0', '--config.log.every=10', '--config.guard.compare_every=0')

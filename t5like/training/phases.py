@@ -1,0 +1,45 @@
+"""What a run is busy with: the ledger charges time to it, the watchdog has a budget for it."""
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from t5like import signals as signals_lib
+from t5like.ledger import Ledger
+from t5like.signals import Signals
+from t5like.watchdog import Watchdog
+
+
+class Phases:
+  """Keeps the ledger and the watchdog of a run in step with what it does."""
+
+  def __init__(self, ledger: Ledger, watchdog: Watchdog, signals: Signals):
+    self.ledger = ledger
+    self.watchdog = watchdog
+    self.signals = signals
+
+  def enter(self, phase: str, budget: str = '') -> None:
+    """From now on the run is in this phase.
+
+    Args:
+      phase: of ledger.PHASES.
+      budget: the key of config.watchdog that limits it; by default that of its name.
+    """
+    self.ledger.enter(phase)
+    self.watchdog.arm(budget or phase)
+
+  @contextlib.contextmanager
+  def during(self, phase: str, budget: str = '') -> Iterator[None]:
+    """A phase between two steps; after an error it stays, so that the time until the end is charged to it."""
+    self.enter(phase, budget)
+    yield
+    self.enter('step')
+
+  def alive(self, budget: str) -> None:
+    """To be called now and then by long work between steps. Raises signals.Asked if a signal asks the run to end.
+
+    Several processes agree on the step at which they end; there the loop finds out.
+    """
+    self.watchdog.arm(budget)
+    if self.signals.received and jax.process_count() == 1:
+      raise signals_lib.Asked

@@ -1,0 +1,74 @@
+"""What a run is going to do, worked out once from its config: nothing here changes while it trains."""
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from t5like import build, lengths, optim
+from t5like.data.vocabulary_kinds import Vocabulary
+from t5like.lengths import Lengths
+from t5like.training.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """A config with all that follows from it.
+
+  requested: the config as the user wrote it, which config.json and checkpoints remember.
+  config: the same with every size known.
+  mesh: of the devices that train.
+  model: init, hidden, logits (see `model/transformer.py`).
+  num_params: of the model.
+  shapes: tokens of a row.
+  tokens_per_step: by which stop.tokens counts.
+  flops_per_token: multiplications and additions of training, of what has gradients.
+  total_steps: where the schedule of the learning rate ends.
+  """
+  requested: Any
+  config: Any
+  mesh: jax.sharding.Mesh
+  model: Any
+  num_params: int
+  shapes: Lengths
+  tokens_per_step: int
+  flops_per_token: float
+  total_steps: int
+
+  @functools.cached_property
+  def learning_rate(self) -> Callable[[int], jax.Array]:
+    """Function of the step, from 0."""
+    return optim.schedule(self.config.schedule, self.config.optimizer.learning_rate, self.total_steps)
+
+  def steps_left(self, progress: Progress) -> int:
+    """Steps until stop.tokens is reached; the last one may go beyond it."""
+    missing = self.config.stop.tokens - progress.tokens
+    return max(0, -(-missing // self.tokens_per_step))
+
+  def continued(self, progress: Progress) -> 'Plan':
+    """The plan of a run that resumes from `progress`, whose steps so far may have been of another size."""
+    return dataclasses.replace(self, total_steps=progress.step + self.steps_left(progress))
+
+
+def make(config: Any, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
+  """The plan of a run that starts at step 0. ConfigError as of `build.with_vocabulary` and `build.build_model`.
+
+  Args:
+    config: validated, as the user wrote it.
+    vocabulary: of the prepared dataset.
+    mesh: in force.
+  """
+  resolved = build.with_vocabulary(config, vocabulary)
+  model, num_params = build.build_model(resolved)
+  tokens_per_step = resolved.batch_size * resolved.data.seq_len
+  return Plan(
+      requested=config,
+      config=resolved,
+      mesh=mesh,
+      model=model,
+      num_params=num_params,
+      shapes=lengths.shapes(resolved),
+      tokens_per_step=tokens_per_step,
+      flops_per_token=build.flops_per_row(resolved, model) / resolved.data.seq_len,
+      total_steps=-(-resolved.stop.tokens // tokens_per_step))

@@ -1,0 +1,105 @@
+"""The state of a model on the devices, and the compiled steps that change it and judge it.
+
+Needs a mesh in force and nothing else: no files, no screen, no watchdog.
+"""
+import math
+from typing import Any
+
+import jax
+
+from t5like import build, sharding
+from t5like.errors import BadSteps
+from t5like.training.plan import Plan
+
+Batch = dict[str, Any]  # arrays [B, ...], numpy or on the devices, and dicts of them
+State = dict[str, Any]  # of step.init_state
+Metrics = dict[str, Any]  # {name: scalar}
+
+
+def fetch(metrics: Metrics) -> dict[str, float]:
+  """The metrics of a step as numbers on the host; waits until the step is done."""
+  return {name: value.item() for name, value in jax.device_get(metrics).items()}
+
+
+class Trainer:
+  """Steps of training, and what is known of the parameters that they made."""
+
+  def __init__(self, plan: Plan, state: State):
+    """The steps are compiled when first called; `state`, on the mesh, is the trainer's from now on."""
+    self.plan = plan
+    _, self.train_step, self.eval_step, self._count = build.build_step(
+        plan.config, plan.model, plan.total_steps, plan.mesh)
+    self.reset(state)
+
+  def reset(self, state: State | None) -> None:
+    """Puts another state in the place of this one; None leaves room for one that is still to be read."""
+    self.state = state
+    self._good_rows: Batch | None = None  # this host's rows of the newest step that counts
+    self._is_checked = False  # whether the parameters as they are now gave a loss that is finite
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """The parameters, a nested dict of arrays."""
+    return self.state['params']
+
+  def place(self, rows: Batch) -> Batch:
+    """This host's rows of a batch (numpy, of `sharding.rows_of_host`) as global arrays [B, ...] on the mesh."""
+    return sharding.to_global(self.plan.mesh, rows)
+
+  def step(self, batch: Batch) -> Metrics:
+    """Dispatches a step of training on a global batch; returns its metrics on the devices, for `fetch`.
+
+    Returns at once: whoever dispatches the next step before fetching keeps the devices busy.
+    """
+    with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
+      self.state, metrics = self.train_step(self.state, batch)
+    self._is_checked = False
+    return metrics
+
+  def evaluate(self, batch: Batch) -> Metrics:
+    """Sums over a global batch, on the devices: loss, nll, hits, weights."""
+    return self.eval_step(self.params, batch)
+
+  def histograms(self, batch: Batch) -> dict[str, Any]:
+    """Counts of parameters and of their gradients on a global batch, on the host (see histograms.named)."""
+    return jax.device_get(self._count(self.params, batch, jax.random.key(self.plan.config.seed)))
+
+  def judge(self, values: dict[str, float], rows: Batch, step: int) -> None:
+    """BadSteps when too many steps one after the other changed nothing, the last being `step`.
+
+    Args:
+      values: its metrics, fetched.
+      rows: this host's rows of its batch, which are kept for `check` if the step counts.
+      step: its number.
+    """
+    bad = values['bad_in_a_row']
+    if not bad:
+      self._good_rows = rows
+    if bad >= self.plan.config.guard.max_bad_steps:
+      raise BadSteps(
+          f'{bad} steps in a row had a loss, gradient or update that is not finite, or a spike '
+          f'(guard.max_bad_steps), the last being step {step}; none of them changed the parameters. '
+          'The newest checkpoint is finite. Often a lower optimizer.learning_rate or a longer schedule.warmup_steps '
+          'helps, with which the run can be resumed, or loss.z_loss=1e-4 (add allow_changed=loss.z_loss); '
+          'model.qk_norm=head helps in a new --workdir.')
+
+  @property
+  def needs_check(self) -> bool:
+    """Whether `check` would compute anything."""
+    return self._good_rows is not None and not self._is_checked
+
+  def check(self, step: int) -> None:
+    """BadSteps when the parameters after `step` give a loss that is not finite: no checkpoint may hold them.
+
+    The step that made them was judged by its own numbers, which are of the parameters before its update: that may be
+    finite, and nothing after it. Judged by a forward pass over the newest batch whose step counted.
+    """
+    if not self.needs_check:
+      return
+    loss = fetch(self.evaluate(self.place(self._good_rows)))['loss']
+    if not math.isfinite(loss):
+      raise BadSteps(
+          f'After step {step:,} the loss is {loss} on a batch on which it was finite before: an update whose numbers '
+          'were finite made a model whose are not. This state is not saved. A lower optimizer.learning_rate, a longer '
+          'schedule.warmup_steps or a larger optimizer.eps often help.')
+    self._is_checked = True
