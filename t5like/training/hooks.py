@@ -190,7 +190,7 @@ class Hooks:
     due = []
     for entry, hook in self._acting:
       precedes = hook.every > 0 and not names.isdisjoint(entry.before)
-      is_wanted = entry.name in names or precedes
+      is_wanted = precedes or hook.is_due(step)
       if is_wanted and (entry.when_ending or not ending):
         due.append(hook)
     return due
