@@ -6,7 +6,6 @@ Flags are absl's: --flag=value or --flag value, one dash or two, --yes or --noye
 --flagfile. Nothing here imports JAX: help and mistakes take a fraction of a second.
 """
 import dataclasses
-import difflib
 import math
 import textwrap
 from typing import Any
@@ -16,6 +15,7 @@ from absl import flags
 from t5like import __version__, lengths, paths
 from t5like.config_values import DEFAULTS, cut, either, parse, unknown
 from t5like.errors import ConfigError
+from t5like.nearest import nearest, suggestion
 
 HELP = ('help', 'h', '?', 'helpshort', 'helpfull')
 WIDTH = 100
@@ -376,9 +376,8 @@ def _value(name, value):
 
 
 def _no_command(name):
-  near = difflib.get_close_matches(name, COMMANDS, n=1)
   key, equals, _ = name.partition('=')
-  more = f' Did you mean {near[0]}?' if near else ''
+  more = suggestion(name, COMMANDS, ' Did you mean {}?')
   if equals and key in DEFAULTS:
     more = f' A key of the config is changed by --config.{cut(name)}.'
   elif name.endswith('.py') or '/' in name:
@@ -397,7 +396,7 @@ def _no_flag(name):
   text = f'--{cut(name)}'
   if name in DEFAULTS:
     return f'{text}: keys of the config are written --config.{name}=VALUE.'
-  near = difflib.get_close_matches(name, [*FLAGS, 'help'], 1)
+  near = nearest(name, [*FLAGS, 'help'])
   if near:
     return f'{text}: unknown flag. Did you mean --{near[0]}? python main.py help lists commands and flags.'
   key = unknown(name, text)
@@ -419,8 +418,7 @@ def _bad_value(said):
 
 def _of_another_command(name, flag):
   owners = [other for other, command in COMMANDS.items() if flag in command.flags]
-  near = difflib.get_close_matches(flag, COMMANDS[name].flags, 1)
-  hint = f' Did you mean --{near[0]}?' if near else ''
+  hint = suggestion(flag, COMMANDS[name].flags, ' Did you mean --{}?')
   return (f'--{flag} belongs to main.py {either(owners)}; {name} does not have it.{hint} '
           f'python main.py {name} --help lists its flags.')
 

@@ -6,7 +6,6 @@
 JAX, so that a wrong config fails in well under a second, with all its problems in one message.
 """
 import ast
-import difflib
 import inspect
 import pathlib
 import re
@@ -42,6 +41,7 @@ from t5like.config_values import (
   unknown,
 )
 from t5like.errors import ConfigError
+from t5like.nearest import nearest
 from t5like.resumable import ALLOWED, check_resumable, differences  # noqa: F401 (found here)
 
 # Of a config that was stored: sections are objects, the rest is checked key by key.
@@ -131,7 +131,7 @@ def _no_file(path):
   ours = ROOT / 'configs'
   folders = [folder] * there + [ours] * (path.parent in (pathlib.Path(), pathlib.Path('configs')))
   names = {file.name: file for place in reversed(folders) for file in place.glob('*.py')}
-  near = difflib.get_close_matches(path.name, names, 1, 0.4) if len(path.name) < 100 else []
+  near = nearest(path.name, names, close=0.4)  # names of configs share their beginnings
   if near:
     return f'{asked} Did you mean {_shortest(names[near[0]])}?'
   if _is_folder(path):

@@ -1,5 +1,4 @@
 """Which values config keys may take, alone and together, and the numbers that follow from them."""
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from t5like import choices, lengths, mesh_rules, objective_rules, optimizer_rule
 from t5like.choices import SOURCES
 from t5like.config_values import DEFAULTS, base, divisors, either, fits, needs, normal, parse, show, unknown, up
 from t5like.errors import ConfigError
+from t5like.nearest import nearest, suggestion
 from t5like.objectives import table
 
 # Names that keys may have: tables of facts, or only names.
@@ -127,9 +127,8 @@ def _single(flat):
       yield f'{asked}: needs {needs(key)}.'
     elif key in CHOICES and not set(value if kind is tuple else [value]) <= {*CHOICES[key]}:
       wrong = [v for v in (value if kind is tuple else [value]) if v not in CHOICES[key]]
-      near = difflib.get_close_matches(wrong[0].lower(), CHOICES[key], 1)
-      yield (f'{asked}: ' + (f'did you mean {near[0]!r}? ' if near else '') +
-             f'There is {either(CHOICES[key])}.')
+      meant = suggestion(wrong[0], CHOICES[key], 'did you mean {!r}? ')
+      yield f'{asked}: {meant}There is {either(CHOICES[key])}.'
     elif key in RANGES and not _inside(value, RANGES[key]):
       yield f'{asked}: must be {_in_words(RANGES[key])}.'
     elif key in MOST and value > MOST[key]:
@@ -185,10 +184,8 @@ def _source(key, source):
   wants = SOURCES[kind] if kind in SOURCES else None
   asked = f'{key}={show(source)}'
   if wants is None:
-    near = difflib.get_close_matches(kind, SOURCES, 1)
     kinds = either([f'{k}:{w}' if w else k for k, w in SOURCES.items()])
-    yield (f'{asked}: unknown kind. ' + (f'Did you mean {near[0]!r}? ' if near else '') +
-           f'There is {kinds}.')
+    yield f'{asked}: unknown kind. {suggestion(kind, SOURCES)}There is {kinds}.'
   elif bool(rest) != bool(wants) or bool(colon) != bool(wants):
     yield f'{asked}: write {kind}{":" * bool(wants)}{wants}.'
   elif wants in ('STATES', 'SYMBOLS') and not (rest.isdecimal() and 2 <= int(rest[:9]) <= 26):
@@ -230,7 +227,7 @@ def _dataset(d):
 def _validation(d, kind):
   """What is wrong with a data.validation that is a split, a source or a glob."""
   asked = f'data.validation={show(d.validation)}'
-  near = difflib.get_close_matches(d.validation, ('hash', 'tail'), 1, 0.7)
+  near = nearest(d.validation, ('hash', 'tail'), close=0.7)  # a split may be called train
   found = validation_source(d)
   if near and not found:
     yield f'{asked}: did you mean {near[0]!r}?'
@@ -270,9 +267,7 @@ def _special(v):
   for role, token in v.special.to_dict().items():
     asked = f'vocabulary.special.{role}={show(token)}'
     if role not in SPECIAL:
-      near = difflib.get_close_matches(role, SPECIAL, 1)
-      meant = f'Did you mean {near[0]!r}? ' if near else ''
-      yield f'{asked}: unknown role. {meant}There is {either(SPECIAL)}.'
+      yield f'{asked}: unknown role. {suggestion(role, SPECIAL)}There is {either(SPECIAL)}.'
     elif isinstance(token, bool) or not isinstance(token, (str, int)):
       yield f"{asked}: give the text of a token, such as '</s>', its id, or '' where there is none."
   if v.special and not (v.path and v.name in ('sentencepiece', 'huggingface')):
@@ -360,9 +355,8 @@ def parse_target(text):
     raise ConfigError(f'stop.target={show(text)}: write a metric, one of <= < >= >, and a number, '
                       f"as in 'nll <= 1.5'. Metrics are {either(METRICS)}.")
   if m[1] not in METRICS:
-    near = difflib.get_close_matches(m[1], METRICS, 1)
-    raise ConfigError(f'stop.target={show(text)}: unknown metric {m[1]!r}. ' + (
-        f'Did you mean {near[0]!r}? ' if near else '') + f'There is {either(METRICS)}.')
+    raise ConfigError(f'stop.target={show(text)}: unknown metric {m[1]!r}. {suggestion(m[1], METRICS)}'
+                      f'There is {either(METRICS)}.')
   return m[1], m[2], value
 
 

@@ -1,6 +1,5 @@
 """Values of config keys: their types, their units, and how people write them."""
 import ast
-import difflib
 import json
 import math
 import pathlib
@@ -11,6 +10,7 @@ import ml_collections
 
 from t5like import lengths
 from t5like.errors import ConfigError
+from t5like.nearest import nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # configs import `configs.base`, from whatever directory one works in
@@ -172,13 +172,13 @@ def unknown(key, asked):
   last = key.rpartition('.')[2]
   tails = {k: k.rpartition('.')[2] for k in DEFAULTS}
   same = [k for k, tail in tails.items() if tail == last]
-  close = difflib.get_close_matches(last, tails.values(), 1)
+  close = nearest(last, tails.values())
   near = (
       ['stop.tokens'] * (last in ('steps', 'num_steps', 'train_steps', 'total_steps', 'max_steps'))
       # learning_rate for lr
       or [k for k, tail in tails.items()
           if len(last) > 1 and last == ''.join(word[0] for word in tail.split('_'))]
-      or difflib.get_close_matches(key, same or DEFAULTS, 1, 0.8) or same
+      or nearest(key, same or DEFAULTS, close=0.8) or same
       or [k for k in tails if tails[k] in close])
   near = [k for k in near if k.rpartition('.')[0] == key.rpartition('.')[0]] or near
   return f'{asked}: unknown key. ' + (

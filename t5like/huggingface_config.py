@@ -1,5 +1,4 @@
 """Model configs, ours and Hugging Face's: `to_model` reads a config.json, `to_hf` makes one."""
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from t5like import choices, schema
 from t5like.config_values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.families import FAMILIES, FREE, PLAIN
+from t5like.nearest import suggestion
 from t5like.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
 
 # What sizes and numbers may be, by our names: above what is built, and below what takes all memory.
@@ -35,9 +35,9 @@ def to_model(hf):
   check_types(hf)
   kind = hf.get('model_type')
   if kind not in FAMILIES:
-    near = difflib.get_close_matches(str(kind), FAMILIES, 1)
-    raise ConfigError(f'model_type={show(kind)} in config.json is none that can be read'
-                      + (f' (the nearest is {near[0]})' if near else '') + f'. There is {either(FAMILIES)}.')
+    guess = suggestion(str(kind), FAMILIES, ' (the nearest is {})')
+    raise ConfigError(f'model_type={show(kind)} in config.json is none that can be read{guess}. '
+                      f'There is {either(FAMILIES)}.')
   family = FAMILIES[kind]
   for key, value in dict(family.only, quantization_config=None).items():
     if hf.get(key, value) != value:

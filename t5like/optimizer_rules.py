@@ -4,11 +4,11 @@ A table rather than what optax happens to hold: each of these was seen to train 
 a wrong name or argument is refused before JAX starts. Arguments that `config.optimizer` has keys for (b1, b2, eps,
 weight_decay) may be given in `extra` too, which then counts.
 """
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from t5like.config_values import either, show
+from t5like.nearest import suggestion
 
 # name -> arguments beside the learning rate, each of the kind that ARGUMENTS says
 OPTIMIZERS = {name: tuple(arguments.split()) for name, arguments in dict(
@@ -158,9 +158,8 @@ def problems(optimizer: Any) -> Iterator[str]:
     if key == 'learning_rate':
       yield 'optimizer.extra.learning_rate: set optimizer.learning_rate instead.'
     elif key not in takes:
-      near = difflib.get_close_matches(key, takes, 1)
-      yield (f'{where}: {name} has no such argument. ' + (f'Did you mean {near[0]!r}? ' if near else '')
-             + (f'It takes {", ".join(takes)}.' if takes else 'It takes none.'))
+      listed = f'It takes {", ".join(takes)}.' if takes else 'It takes none.'
+      yield f'{where}: {name} has no such argument. {suggestion(key, takes)}{listed}'
     else:
       yield from _value(name, key, value, where)
   needed = ONE_OF.get(name, ())
@@ -183,6 +182,5 @@ def _unknown(name):
     return (f'optimizer.name={name!r}: optax has it, but it cannot be used here: it {LEFT_OUT[name]}. '
             f'There is {either(OPTIMIZERS)}.')
   # What optax calls scale_by_NAME is a part of NAME.
-  near = difflib.get_close_matches(name.lower().removeprefix('scale_by_'), OPTIMIZERS, 1)
-  return (f'optimizer.name={show(name)}: there is no such optimizer.'
-          + (f' Did you mean {near[0]!r}?' if near else '') + f' There is {either(OPTIMIZERS)}.')
+  meant = suggestion(name.lower().removeprefix('scale_by_'), OPTIMIZERS)
+  return f'optimizer.name={show(name)}: there is no such optimizer. {meant}There is {either(OPTIMIZERS)}.'

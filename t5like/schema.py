@@ -10,7 +10,6 @@ the shape, values of another type or outside their range. An error is one paragr
 what it must be. Keys that a shape does not know are let through where `rest` says so, as in files of other programs.
 """
 import dataclasses
-import difflib
 import json
 import math
 import pathlib
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t5like.errors import Failure
+from t5like.nearest import suggestion
 
 SHOWN = 60  # characters of a value in an error
 WORD = (1 << 63) - 1
@@ -234,9 +234,8 @@ class Object(Shape):
     for key, part in value.items():
       shape = self.fields.get(key, self.rest)
       if shape is None:
-        near = difflib.get_close_matches(key[:SHOWN], self.fields, 1)
-        raise Invalid(f'{_key(at, key)} is an unknown key' + (f' (did you mean {near[0]!r}?)' if near else '')
-                      + f'; there are {", ".join(self.fields)}')
+        guess = suggestion(key, self.fields, ' (did you mean {!r}?)')
+        raise Invalid(f'{_key(at, key)} is an unknown key{guess}; there are {", ".join(self.fields)}')
       if shape.inner or not shape.fits(part):
         shape.check(part, _key(at, key))
 

@@ -11,7 +11,7 @@ FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 500, 60
 
 # A module may import those of lower floors, and of its own only what stands before it there.
-FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules'],
+FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nearest'],
           ['schema', 'paths', 'parameters', 'choices'],
           ['objectives.spans', 'objectives.asking'], ['objectives.spec'], ['objectives.functions'],
           ['objectives.one_stack', 'objectives.pairs', 'objectives.mixtures'], ['objectives.table'],

@@ -1,8 +1,8 @@
 """Fields of records: are those there that are asked for, and their values as Python's own."""
-import difflib
 
 from t5like.data import encodings, templates
 from t5like.errors import DataError
+from t5like.nearest import suggestion
 
 
 def require(data, names, where, kind):
@@ -10,8 +10,7 @@ def require(data, names, where, kind):
   for field in templates.fields(data):
     if field not in names:
       asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
-      close = difflib.get_close_matches(field, names, 1)
-      raise DataError(f'{asked} is not a {kind} of {where}{f" (did you mean {close[0]!r}?)" if close else ""}, '
+      raise DataError(f'{asked} is not a {kind} of {where}{suggestion(field, names, " (did you mean {!r}?)")}, '
                       f'which has {", ".join(sorted(names))}.')
 
 

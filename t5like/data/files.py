@@ -5,7 +5,6 @@ read apart: a range of bytes of a JSON lines file, a row group of a parquet file
 record that is damaged comes as a DataError in its place; a file that is raises one.
 """
 import bz2
-import difflib
 import functools
 import glob
 import gzip
@@ -21,6 +20,7 @@ import zlib
 from t5like import paths, schema
 from t5like.data import encodings, mirror
 from t5like.errors import DataError
+from t5like.nearest import nearest
 
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
 COUNTED = 8 << 30  # bytes up to which lines are counted to say which one is damaged
@@ -86,7 +86,7 @@ def _nearby(pattern):
 
 
 def _holds(folder, names, wanted):
-  close = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:3]
+  close = nearest(wanted, names, most=3, close=0.5) or names[:3]
   return f'{folder} holds {", ".join(close) or "nothing"}{", ..." if len(names) > len(close) else ""}'
 
 

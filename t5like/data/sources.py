@@ -7,7 +7,6 @@ kind: a function here that returns a Source, and a line in `open_source`. Nothin
 """
 
 import bisect
-import difflib
 import importlib.util
 import os
 import pathlib
@@ -21,6 +20,7 @@ from t5like import choices
 from t5like.config_rules import validation_source
 from t5like.data import files, functions, mirror, parquet, tfds_source
 from t5like.errors import ConfigError, DataError
+from t5like.nearest import suggestion
 
 # Standard library folders without text worth learning: tests, tables, machine-specific values.
 SKIPPED_FOLDERS = set('site-packages dist-packages test tests idle_test encodings __pycache__ __phello__ lib-dynload'
@@ -121,8 +121,7 @@ def open_source(config, split=None):
            's3:// or whatever else fsspec reads), tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, '
            'copy:SYMBOLS or reverse:SYMBOLS')
   if kind not in SOURCES:
-    close = difflib.get_close_matches(kind, SOURCES, 1)
-    guess = f' (did you mean {close[0]!r}?)' if close else ''
+    guess = suggestion(kind, SOURCES, ' (did you mean {!r}?)')
     raise ConfigError(f'data.source={name!r} is of an unknown kind{guess}; it may be {usage}.')
   if bool(rest) != bool(choices.SOURCES[kind]) or bool(colon) != bool(rest):
     raise ConfigError(f'data.source={name!r} must be written as one of {usage}.')

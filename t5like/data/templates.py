@@ -13,7 +13,6 @@ A template is text with fields of the record in braces:
 Such templates give the texts of T5's tasks (Raffel et al. 2020, appendix D). Its functions are in
 preprocessors.py of the repository google-research/text-to-text-transfer-transformer.
 """
-import difflib
 import functools
 import math
 import re
@@ -21,6 +20,7 @@ import string
 import unicodedata
 
 from t5like.errors import ConfigError, DataError
+from t5like.nearest import suggestion
 
 UNKNOWN = '<unk>'  # the word of label -1
 SPECS = 'pad_punctuation, strip, words(first,second,..) or round(0.2)'
@@ -104,8 +104,8 @@ def _function(spec, shown):
     return functools.partial(_word, [word.strip() for word in arguments.split(',')])
   if name == 'round' and re.fullmatch(r'\d*\.?\d+\)', rest) and float(arguments):
     return functools.partial(_rounded, arguments)
-  close = difflib.get_close_matches(name, ['pad_punctuation', 'strip', 'words', 'round'], 1)
-  raise ValueError(f'{shown} has a format that is unknown{f" (did you mean {close[0]}?)" if close else ""}. '
+  guess = suggestion(name, ['pad_punctuation', 'strip', 'words', 'round'], ' (did you mean {}?)')
+  raise ValueError(f'{shown} has a format that is unknown{guess}. '
                    f'After the colon may stand {SPECS}.')
 
 
@@ -190,8 +190,7 @@ def pad_punctuation(text):
 
 
 def _near(name, record):
-  close = difflib.get_close_matches(name, map(str, record), 1)
-  return f' (did you mean {close[0]!r}?)' if close else ''
+  return suggestion(name, map(str, record), ' (did you mean {!r}?)')
 
 
 def _names(record):

@@ -4,7 +4,6 @@ A dataset is found by its folder; neither TensorFlow nor its builder's code is r
 is an error that says how to make it, for which the catalogue of TFDS is searched as text.
 """
 import contextlib
-import difflib
 import functools
 import itertools
 import pathlib
@@ -15,10 +14,12 @@ import tempfile
 from t5like import paths
 from t5like.data import corpora, fields, mirror, templates
 from t5like.errors import ConfigError, DataError
+from t5like.nearest import nearest, suggestion
 
 BATCH = 64  # records read at once
 RANGE, RECORDS = 64 << 20, 10_000  # most bytes, and records, of an item
 BUILT_IN = 'python_docs'
+GUESS = ' (did you mean {!r}?)'
 FORMAT = 'array_record'  # the one that is read without TensorFlow
 # The parts of the catalogue that hold text. TFDS knows their names only once they are imported.
 COLLECTIONS = 'text translate summarization question_answering structured text_simplification'.split()
@@ -45,8 +46,7 @@ def find(rest, data, split, built_in):
                     f'{_how_to_convert(folder)}')
   base = split.partition('[')[0]
   if base not in info.splits:
-    close = difflib.get_close_matches(base, info.splits, 1)
-    raise DataError(f'{key}={split!r} is not a split of {folder}{f" (did you mean {close[0]!r}?)" if close else ""}, '
+    raise DataError(f'{key}={split!r} is not a split of {folder}{suggestion(base, info.splits, GUESS)}, '
                     f'which has {", ".join(sorted(info.splits))}.')
   names = list(info.features) if hasattr(info.features, 'keys') else []
   fields.require(data, names, folder, 'feature')
@@ -169,8 +169,7 @@ def _make_built_in(config, version, root, built_in):
   from t5like.data import tfds_builder
   config = config or next(iter(built_in))
   if config not in built_in:
-    close = difflib.get_close_matches(config, built_in, 1) or [next(iter(built_in))]
-    raise ConfigError(f"data.source='tfds:{BUILT_IN}/{config}' has no such config (did you mean {close[0]!r}?); "
+    raise ConfigError(f"data.source='tfds:{BUILT_IN}/{config}' has no such config{suggestion(config, built_in, GUESS)}; "
                       f'there are {", ".join(built_in)}.')
   made = _in_time(root, lambda: _versions(f'{root}/{BUILT_IN}/{config}'))
   if version in (None, tfds_builder.VERSION) and tfds_builder.VERSION not in made:
@@ -235,8 +234,7 @@ def _open(folder):
 
 def _others(root, name):
   names = [entry for entry in _list(root) if entry != 'downloads' and not entry.startswith('.')]
-  close = difflib.get_close_matches(name, names, 1)
-  guess = f' (did you mean {close[0]!r}?)' if close else ''
+  guess = suggestion(name, names, GUESS)
   return f' {root} holds {", ".join(names[:20]) or "nothing"}{", .." if len(names) > 20 else ""}{guess}.'
 
 
@@ -263,7 +261,7 @@ def _how_to_make(root, rest, name):
   if name == 'c4':
     return f' TFDS makes C4 from terabytes of Common Crawl, on a cluster.{hub}'
   if name not in known:
-    close = ', '.join(difflib.get_close_matches(name, known, 3, 0.5))
+    close = ', '.join(nearest(name, known, most=3, close=0.5))
     nearest = f'; the nearest names are {close}' if close else ''
     return f' TFDS has no dataset {name!r} of text{nearest}.{hub}'
   needs = ' and '.join(f'{package} (pip install {package})' for package in _needs(known[name]))

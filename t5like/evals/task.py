@@ -17,12 +17,12 @@ shots       how many worked examples stand before each question, unless --shots 
             `reserved` items, which are never asked; between them stands `separator`, before them `description`
 """
 import dataclasses
-import difflib
 import pathlib
 
 from t5like import paths, schema
 from t5like.data import templates
 from t5like.errors import ConfigError
+from t5like.nearest import suggestion
 
 FOLDER = pathlib.Path(__file__).parent / 'tasks'
 KINDS = ('perplexity', 'choice', 'cloze', 'generate')
@@ -71,17 +71,15 @@ def find(name):
   """The Task of a name (built in) or of a path of a JSON file. ConfigError when there is none, or it is wrong."""
   path = pathlib.Path(paths.expand(name)) if name.endswith('.json') else FOLDER / f'{name}.json'
   if not _is_file(path):
-    near = difflib.get_close_matches(name[:100], built_in(), 1)
-    raise ConfigError(f'task {name[:200]!r}: there is no such ' + ('file. ' if name.endswith('.json') else 'task. ') + (
-        f'Did you mean {near[0]!r}? ' if near else '') + f'There are {", ".join(built_in())}, and paths of JSON files '
-        '(docs/evaluate.md).')
+    kind = 'file' if name.endswith('.json') else 'task'
+    raise ConfigError(f'task {name[:200]!r}: there is no such {kind}. {suggestion(name, built_in())}'
+                      f'There are {", ".join(built_in())}, and paths of JSON files (docs/evaluate.md).')
   values = schema.read(path, schema.Object(), ConfigError, 'A task file is one JSON object (docs/evaluate.md).')
   known = {f.name: f for f in dataclasses.fields(Task) if f.name not in ('name', 'folder')}
   for key in values:
     if key not in known:
-      near = difflib.get_close_matches(key[:100], known, 1)
-      raise ConfigError(f'task {path}: unknown key {_show(key)}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
-                        + f'There is {", ".join(known)}.')
+      raise ConfigError(f'task {path}: unknown key {_show(key)}. {suggestion(key, known)}'
+                        f'There is {", ".join(known)}.')
     _check(path, key, values[key], known[key])
   if values.get('kind') not in KINDS:
     raise ConfigError(f'task {path}: kind={_show(values.get("kind"))} is none of {", ".join(KINDS)}.')
