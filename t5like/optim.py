@@ -78,10 +78,20 @@ def build(spec, learning_rate):
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+def _function(name):
+  for module in (optimizers, optax, optax.contrib):
+    if hasattr(module, name):
+      return getattr(module, name)
+  raise NotImplementedError(f'optimizer.name={name!r} is in t5like/optimizer_rules.py, but neither '
+                            't5like/optimizers.py nor optax has it.')
+
+
+FUNCTIONS = {name: _function(name) for name in optimizer_rules.OPTIMIZERS}
+
+
 def _named(spec):
   """(function of the learning rate that makes the optimizer of a spec, its other arguments)."""
-  modules = (optimizers, optax, optax.contrib)
-  named = next(getattr(module, spec.name) for module in modules if hasattr(module, spec.name))
+  named = FUNCTIONS[spec.name]
   takes = inspect.signature(named).parameters
   extra = dict(spec.extra)
   if 'seed' in extra and 'key' in takes:  # optax's newer name for it

@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from t5like import choices, config as config_lib, config_rules, loop, rate_schedules
+from t5like import choices, config as config_lib, config_rules, loop, optimizer_rules, rate_schedules
 from t5like.errors import ConfigError
 from tests import tiny
 
@@ -109,6 +109,12 @@ def test_an_implementation_without_a_name_is_an_error_at_import(monkeypatch, key
     monkeypatch.setattr(choices, attribute, names[1:])
   with pytest.raises(NotImplementedError, match=f"{key}='{left_out}' is implemented, but it is no choice"):
     imported_anew(IMPLEMENTED_IN[key])
+
+
+def test_an_optimizer_that_neither_we_nor_optax_have(monkeypatch):
+  monkeypatch.setitem(optimizer_rules.OPTIMIZERS, UNKNOWN, ('b1',))
+  with pytest.raises(NotImplementedError, match=f"optimizer.name='{UNKNOWN}'"):
+    imported_anew('optim')
 
 
 def test_facts_and_implementation_of_a_position_agree(monkeypatch):

@@ -169,7 +169,8 @@ def _make_built_in(config, version, root, built_in):
   from t5like.data import tfds_builder
   config = config or next(iter(built_in))
   if config not in built_in:
-    raise ConfigError(f"data.source='tfds:{BUILT_IN}/{config}' has no such config{suggestion(config, built_in, GUESS)}; "
+    guess = suggestion(config, built_in, GUESS)
+    raise ConfigError(f"data.source='tfds:{BUILT_IN}/{config}' has no such config{guess}; "
                       f'there are {", ".join(built_in)}.')
   made = _in_time(root, lambda: _versions(f'{root}/{BUILT_IN}/{config}'))
   if version in (None, tfds_builder.VERSION) and tfds_builder.VERSION not in made:
@@ -262,8 +263,8 @@ def _how_to_make(root, rest, name):
     return f' TFDS makes C4 from terabytes of Common Crawl, on a cluster.{hub}'
   if name not in known:
     close = ', '.join(nearest(name, known, most=3, close=0.5))
-    nearest = f'; the nearest names are {close}' if close else ''
-    return f' TFDS has no dataset {name!r} of text{nearest}.{hub}'
+    guess = f'; the nearest names are {close}' if close else ''
+    return f' TFDS has no dataset {name!r} of text{guess}.{hub}'
   needs = ' and '.join(f'{package} (pip install {package})' for package in _needs(known[name]))
   needed = f' To be made it needs {needs}.' if needs else ''
   where, copy = root, ''
