@@ -5,6 +5,8 @@ import math
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 
@@ -149,8 +151,12 @@ def cut(text):
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def either(names):
-  *most, last = map(str, names)
+def either(names: Iterable[Any]) -> str:
+  """'a, b or c'; 'none' of no names."""
+  listed = list(map(str, names))
+  if not listed:
+    return 'none'
+  *most, last = listed
   return f'{", ".join(most)} or {last}' if most else last
 
 

@@ -80,8 +80,7 @@ def test_a_name_that_nothing_implements_is_not_trained(tmp_path, monkeypatch, ke
   with pytest.raises(Exception) as error:
     config_lib.validate(c)
     loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
-  if key != 'objective.name':  # of which no architecture is known, before its name is
-    assert re.search(f'{UNKNOWN}|NoneType', f'{error.value!r} {error.value.__cause__!r}'), error.value
+  assert re.search(f'{UNKNOWN}|NoneType', f'{error.value!r} {error.value.__cause__!r}'), error.value
 
 
 def imported_anew(module):
