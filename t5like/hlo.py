@@ -7,21 +7,30 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from t5like.errors import ConfigError
 
-BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-         'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16, 'f8e4m3fn': 1, 'f8e5m2': 1, 'f8e4m3': 1,
-         'f8e4m3b11fnuz': 1, 'f8e4m3fnuz': 1, 'f8e5m2fnuz': 1, 's2': 0.25, 'u2': 0.25, 's1': 0.125, 'u1': 0.125,
-         'f4e2m1fn': 0.5, 'f8e8m0fnu': 1, 'f8e3m4': 1}
+KINDS = {  # of elements, by their bits
+    1: 's1 u1',
+    2: 's2 u2',
+    4: 's4 u4 f4e2m1fn',
+    8: 'pred s8 u8 f8e3m4 f8e4m3 f8e4m3b11fnuz f8e4m3fn f8e4m3fnuz f8e5m2 f8e5m2fnuz f8e8m0fnu',
+    16: 's16 u16 bf16 f16',
+    32: 's32 u32 f32',
+    64: 's64 u64 f64 c64',
+    128: 'c128',
+}
+BYTES = {kind: bits / 8 for bits, kinds in KINDS.items() for kind in kinds.split()}
 WITHOUT_BYTES = ('token', 'opaque')
-ARRAY = re.compile(r'([a-z][a-z0-9]*)\[([^\]]*)\](?:\{([^}]*)\})?')
+ARRAY = re.compile(r'([a-z][a-z0-9]*)\[([^\]]*)\](?:\{([^}]*)\})?')  # kind, dims, layout
 OPENS = re.compile(r'(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{\s*$')
 WITHOUT_OPERANDS = ('parameter', 'constant', 'iota')
 COMMENT = re.compile(r'/\*.*?\*/')
+OPENING = re.compile(r'[(\[{]')
 BRACKETS = {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}
 
 
@@ -30,43 +39,56 @@ class Unreadable(ConfigError):
 
 
 class Array(NamedTuple):
-  dims: tuple
+  """One array of a type."""
+  dims: tuple[int, ...]
   bytes: float
   in_hbm: bool  # else in on-chip memory
 
 
 class Op(NamedTuple):
+  """An instruction."""
   name: str
   type: str
   kind: str
-  args: list  # names, `name#1` being a part of a tuple; of a parameter or constant its literal
+  args: list[str]  # names, `name#1` being a part of a tuple; of a parameter or constant its literal
   attributes: str
   is_root: bool
 
   @property
-  def arrays(self):
+  def arrays(self) -> list[Array]:
+    """Of its result."""
     return arrays(self.type)
 
   @property
-  def hbm(self):
-    return sum(a.bytes for a in self.arrays if a.in_hbm)
+  def bytes(self) -> float:
+    """Of its result, wherever it is."""
+    return sum(array.bytes for array in self.arrays)
 
   @property
-  def callee(self):
-    match = re.search(r'(?:calls|to_apply)=%?([^\s,}]+)', self.attributes)
-    return match[1] if match else None
+  def hbm(self) -> float:
+    """Bytes of its result that are in HBM."""
+    return sum(array.bytes for array in self.arrays if array.in_hbm)
 
   @property
-  def target(self):
-    """Of a custom call."""
-    match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-    return match[1] if match else ''
+  def callee(self) -> str:
+    """The computation that it calls, '' without one."""
+    return self._attribute(r'(?:calls|to_apply)=%?([^\s,}]+)')
 
   @property
-  def origin(self):
+  def target(self) -> str:
+    """The target of a custom call, '' of others."""
+    return self._attribute(r'custom_call_target="([^"]*)"')
+
+  @property
+  def origin(self) -> str:
     """The path of the operation of the model that it comes from, '' where the compiler does not say."""
-    match = re.search(r'op_name="([^"]*)"', self.attributes)
-    return match[1] if match else ''
+    return self._attribute(r'op_name="([^"]*)"')
+
+  def _attribute(self, pattern: str) -> str:
+    match = re.search(pattern, self.attributes)
+    if not match:
+      return ''
+    return match[1]
 
 
 class Module:
@@ -74,15 +96,28 @@ class Module:
 
   def __init__(self, text: str):
     self.computations, self.entry = parse(text)
+    self.partitions = 1
     partitions = re.search(r'num_partitions=(\d+)', text)
-    self.partitions = int(partitions[1]) if partitions else 1
-    self._by_name = {c: {op.name: op for op in ops} for c, ops in self.computations.items()}
+    if partitions:
+      self.partitions = int(partitions[1])
+    self._by_name: dict[str, dict[str, Op]] = {}
+    for computation, ops in self.computations.items():
+      by_name = self._by_name[computation] = {}
+      for op in ops:
+        by_name[op.name] = op
 
-  def ops(self, computation: str) -> list:
+  def ops(self, computation: str) -> list[Op]:
     """The instructions of a computation in the order of the schedule."""
     if computation not in self.computations:
       raise Unreadable(f'the program calls a computation that it does not hold: {computation!r}')
     return self.computations[computation]
+
+  def root(self, computation: str) -> Op:
+    """The instruction whose result is that of the computation."""
+    for op in self.ops(computation):
+      if op.is_root:
+        return op
+    raise Unreadable(f'the computation {computation} has no root')
 
   def operand(self, computation: str, reference: str) -> Op:
     """The instruction that an operand names; of a reference to a part of a tuple with the type of the part."""
@@ -92,125 +127,194 @@ class Module:
       raise Unreadable(f'the operand %{reference} in {computation} is not among its instructions')
     for index in path:
       if not index.isdecimal():
-        raise Unreadable(f'the operand %{reference} in {computation} is a reference of a form that is not known')
+        raise Unreadable(f'the operand %{reference} in {computation} is a reference of an unknown form')
       op = op._replace(type=part(op.type, int(index), reference))
     return op
 
-  def operands(self, op: Op, computation: str) -> list:
-    """All its operands, as `operand` gives them."""
-    return [] if op.kind in WITHOUT_OPERANDS else [self.operand(computation, name) for name in op.args]
+  def operands(self, op: Op, computation: str) -> list[Op]:
+    """All its operands, as `operand` returns them."""
+    if op.kind in WITHOUT_OPERANDS:
+      return []
+    return [self.operand(computation, name) for name in op.args]
 
-  def parameters(self, computation: str) -> dict:
+  def parameters(self, computation: str) -> dict[int, str]:
     """{number: name} of the parameters of a computation."""
-    return {int(p.args[0]): p.name for p in self.ops(computation) if p.kind == 'parameter'}
+    return {int(op.args[0]): op.name for op in self.ops(computation) if op.kind == 'parameter'}
 
-  def branches(self, op: Op) -> list:
+  def branches(self, op: Op) -> list[str]:
     """The computations that a conditional chooses from."""
     listed = re.search(r'branch_computations=\{([^}]*)\}', op.attributes)
     if listed:
       return [name.strip().lstrip('%') for name in listed[1].split(',')]
     names = re.findall(r'(?:true|false)_computation=%?([^\s,}]+)', op.attributes)
     if not names:
-      raise Unreadable(f'the conditional %{op.name} names no computations that it chooses from')
+      raise Unreadable(f'the conditional %{op.name} does not name the computations that it chooses from')
     return names
 
-  def loop(self, op: Op) -> tuple:
+  def loop(self, op: Op) -> tuple[str, str]:
     """(condition, body) of a while loop, names of computations."""
-    names = [re.search(rf'{word}=%?([^\s,}}]+)', op.attributes) for word in ('condition', 'body')]
-    if None in names:
-      raise Unreadable(f'the loop %{op.name} names no condition or no body')
-    return names[0][1], names[1][1]
+    condition = re.search(r'condition=%?([^\s,}]+)', op.attributes)
+    body = re.search(r'body=%?([^\s,}]+)', op.attributes)
+    if condition is None or body is None:
+      raise Unreadable(f'the loop %{op.name} does not name its condition or its body')
+    return condition[1], body[1]
 
 
-def arrays(text: str) -> list:
+# --- Types ----------------------------------------------------------------------------------------
+
+
+def arrays(text: str) -> list[Array]:
   """The Arrays in the text of a type."""
   result = []
   for kind, dims, layout in ARRAY.findall(text):
     if kind in WITHOUT_BYTES:
       continue
-    sizes = dims.replace('<=', '').split(',')
-    if kind not in BYTES or not all(d.isdecimal() for d in sizes if d):
+    shape = _shape(dims)
+    if kind not in BYTES or shape is None:
       raise Unreadable(f'an array of the type {kind}[{dims}], whose size is not known')
-    shape = tuple(int(d) for d in sizes if d)
     space = re.search(r'S\((\d+)\)', layout)
-    result.append(Array(shape, math.prod(shape) * BYTES[kind], not space or space[1] == '0'))
+    in_hbm = space is None or space[1] == '0'
+    result.append(Array(shape, math.prod(shape) * BYTES[kind], in_hbm))
   return result
 
 
+def _shape(dims: str) -> tuple[int, ...] | None:
+  """Of '4,<=2048'; None where a size is not a number."""
+  shape = []
+  for size in dims.replace('<=', '').split(','):
+    if not size:
+      continue
+    if not size.isdecimal():
+      return None
+    shape.append(int(size))
+  return tuple(shape)
+
+
 def part(type_text: str, index: int, reference: str = '') -> str:
-  """The type of one part of a tuple."""
+  """The type of one part of a tuple; `reference`: for errors, the operand that refers to it."""
   text = type_text.strip()
   if not text.startswith('('):
-    raise Unreadable(f'%{reference} is a part of something that is no tuple but {text[:80]}')
+    raise Unreadable(f'%{reference} is a part of something that is not a tuple but {text[:80]}')
   parts = list_of(text[1:-1])
   if index >= len(parts):
     raise Unreadable(f'%{reference} is a part of a tuple of {len(parts)}')
   return parts[index]
 
 
-def list_of(text: str) -> list:
+def list_of(text: str) -> list[str]:
   """The texts between the commas of a list, those inside of brackets left alone."""
   text = COMMENT.sub('', text)
-  if not any(bracket in text for bracket in '([{'):
-    return [piece.strip() for piece in text.split(',') if piece.strip()]
-  pieces, depth, start = [], 0, 0
-  for i, letter in enumerate(text):
+  if not OPENING.search(text):
+    pieces = text.split(',')
+  else:
+    pieces = _split_outside_brackets(text)
+  stripped = map(str.strip, pieces)
+  return list(filter(None, stripped))
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+  pieces = []
+  depth = 0
+  start = 0
+  for position, letter in enumerate(text):
     depth += BRACKETS.get(letter, 0)
-    if letter == ',' and not depth:
-      pieces.append(text[start:i].strip())
-      start = i + 1
-  return [piece for piece in [*pieces, text[start:].strip()] if piece]
+    if letter == ',' and depth == 0:
+      pieces.append(text[start:position])
+      start = position + 1
+  pieces.append(text[start:])
+  return pieces
 
 
-def parse(text: str) -> tuple:
+# --- Instructions ---------------------------------------------------------------------------------
+
+
+def parse(text: str) -> tuple[dict[str, list[Op]], str]:
   """({computation: [Op]}, name of the entry)."""
-  computations, current, entry = {}, None, None
+  computations: dict[str, list[Op]] = {}
+  entry = None
+  ops = None  # of the computation that the line is in
   for line in text.split('\n'):
+    if ops is not None:
+      if _closes(line):
+        ops = None
+      else:
+        _add_line(ops, line)
+      continue
     opens = OPENS.match(line)
-    starts = line.lstrip().startswith(('%', 'ROOT ')) and ' = ' in line
-    if current is None and opens:
-      current = computations.setdefault(opens[2], [])
-      entry = opens[2] if opens[1] else entry
-    elif current is None and starts:
+    if opens:
+      is_entry, name = opens.groups()
+      ops = computations.setdefault(name, [])
+      if is_entry:
+        entry = name
+    elif _is_instruction(line):
       raise Unreadable(f'an instruction outside of all computations: {line.strip()[:120]}')
-    elif line.rstrip() == '}' or line.startswith('}, execution_thread'):
-      current = None
-    elif current is not None and starts:
-      current.append(_op(line.strip()))
-    elif current:  # a long instruction continues
-      current[-1] = current[-1]._replace(attributes=f'{current[-1].attributes} {line}')
   if entry is None:
     raise Unreadable('the text of the program has no entry computation')
   return computations, entry
 
 
-def _op(line):
+def _closes(line: str) -> bool:
+  return line.rstrip() == '}' or line.startswith('}, execution_thread')
+
+
+def _is_instruction(line: str) -> bool:
+  return line.lstrip().startswith(('%', 'ROOT ')) and ' = ' in line
+
+
+def _add_line(ops: list[Op], line: str) -> None:
+  """Adds the instruction of a line, or to the last one what it continues with."""
+  if _is_instruction(line):
+    ops.append(_op(line.strip()))
+  elif ops:
+    last = ops[-1]
+    ops[-1] = last._replace(attributes=f'{last.attributes} {line}')
+
+
+def _op(line: str) -> Op:
+  """Of '%name = type kind(operands), attributes'."""
   is_root = line.startswith('ROOT ')
   name, _, rest = line.removeprefix('ROOT ').partition(' = ')
-  end = _closing(rest, 0) if rest.startswith('(') else rest.index(' ') - 1
-  kind, _, rest_of = rest[end + 1:].lstrip().partition('(')
-  close = _closing('(' + rest_of, 0) - 1
-  kind, inside = kind.strip(), rest_of[:close]
-  args = [inside] if kind in WITHOUT_OPERANDS else [_reference(piece, line) for piece in list_of(inside)]
-  return Op(name.lstrip('%'), rest[:end + 1], kind, args, rest_of[close + 1:], is_root)
+  if rest.startswith('('):
+    end_of_type = _closing(rest) + 1
+  else:
+    end_of_type = rest.index(' ')
+  kind, _, rest_of_call = rest[end_of_type:].lstrip().partition('(')
+  kind = kind.strip()
+  end_of_operands = _closing('(' + rest_of_call) - 1
+  operands = rest_of_call[:end_of_operands]
+  if kind in WITHOUT_OPERANDS:
+    args = [operands]
+  else:
+    args = [_reference(operand, line) for operand in list_of(operands)]
+  return Op(
+      name=name.lstrip('%'),
+      type=rest[:end_of_type],
+      kind=kind,
+      args=args,
+      attributes=rest_of_call[end_of_operands + 1:],
+      is_root=is_root,
+  )
 
 
-def _reference(operand, line):
-  """The name in the text of an operand, which may give its type before it."""
+def _reference(operand: str, line: str) -> str:
+  """The name in the text of an operand, whose type may stand before it."""
   match = re.search(r'(?:^|\s)%(\S+)$', operand)
   if not match:
-    raise Unreadable(f'the operand {operand[:60]!r} names no instruction: {line[:120]}')
+    raise Unreadable(f'the operand {operand[:60]!r} does not name an instruction: {line[:120]}')
   return match[1]
 
 
-def _closing(text, start):
-  """Index of the bracket that closes the one at `start`."""
+def _closing(text: str) -> int:
+  """Index of the bracket that closes the one that the text begins with."""
   depth = 0
-  for i in range(start, len(text)):
-    depth += (text[i] == '(') - (text[i] == ')')
-    if not depth:
-      return i
-  raise Unreadable(f'a bracket that nothing closes: {text[:120]}')
+  for position, letter in enumerate(text):
+    if letter == '(':
+      depth += 1
+    elif letter == ')':
+      depth -= 1
+    if depth == 0:
+      return position
+  raise Unreadable(f'a bracket that is not closed: {text[:120]}')
 
 
 # --- Groups of devices ----------------------------------------------------------------------------
@@ -218,7 +322,7 @@ def _closing(text, start):
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """Who talks to whom: `ids`, [groups, devices of a group], by number of the partition."""
+  """Who talks to whom: `ids`, int [groups, devices of a group], by number of the partition."""
   ids: np.ndarray
 
   @property
@@ -226,94 +330,123 @@ class Groups:
     return self.ids.shape[1]
 
   def slices(self, slice_of: np.ndarray) -> int:
-    """Over how many slices a group extends at most. slice_of: the slice of each partition."""
-    return max(len(set(row)) for row in slice_of[self.ids].tolist())
+    """Over how many slices a group extends at most; `slice_of`: int [partitions], the slice of each."""
+    slices_of_groups = map(set, slice_of[self.ids].tolist())
+    return max(map(len, slices_of_groups))
 
 
 def groups(attributes: str, partitions: int) -> Groups:
-  """Groups of a collective, in any of the forms in which they are written; Unreadable for any other."""
+  """Groups of a collective.
+
+  Args:
+    attributes: of its instruction.
+    partitions: of the program.
+
+  Raises:
+    Unreadable: groups in a form that is none of FORMS, or of devices that the program does not have.
+  """
   for form, read in FORMS.items():
     match = re.search(form, attributes)
     if match:
       return _groups(match[0], read, partitions)
   start = attributes.find('replica_groups')
-  raise Unreadable('a collective whose groups of devices cannot be read: '
-                   f'{attributes[start:start + 120] if start >= 0 else "it gives none"}')
+  if start < 0:
+    raise Unreadable('a collective whose groups of devices cannot be read: it has none')
+  raise Unreadable(f'a collective whose groups of devices cannot be read: {attributes[start:start + 120]}')
+
+
+def group_size(attributes: str, partitions: int) -> int:
+  """Devices in a group of a collective."""
+  return groups(attributes, partitions).size
 
 
 @functools.lru_cache(4096)
-def _groups(text, read, partitions):
+def _groups(text: str, read: Callable[[str, int], np.ndarray], partitions: int) -> Groups:
   ids = read(text, partitions)
   if ids.size == 0 or ids.min() < 0 or ids.max() >= partitions:
     raise Unreadable(f'a collective of devices that the program does not have ({partitions}): {text[:120]}')
   return Groups(ids)
 
 
-def _numbers(text):
-  return [int(n) for n in re.findall(r'\d+', text)]
+def _numbers(text: str) -> list[int]:
+  return list(map(int, re.findall(r'\d+', text)))
 
 
-def _of_all(text, partitions):
+def _read_all(text: str, partitions: int) -> np.ndarray:
   return np.arange(partitions)[None]
 
 
-def _of_list(text, partitions):
+def _read_list(text: str, partitions: int) -> np.ndarray:
   """{{0,1},{2,3}}"""
-  rows = [_numbers(row) for row in re.findall(r'\{([\d,\s]+)\}', text)]
-  if len({len(row) for row in rows}) != 1:
+  rows = list(map(_numbers, re.findall(r'\{([\d,\s]+)\}', text)))
+  if len(set(map(len, rows))) != 1:
     raise Unreadable(f'a collective whose groups have different sizes: {text[:120]}')
   return np.array(rows)
 
 
-def _iota(text):
+def _iota(text: str) -> np.ndarray:
   """[2,128]<=[256], [128,2]<=[2,128]T(1,0), or [2,128]T(1,0), which reshapes no further."""
   shape, _, source = text.partition('<=')
-  sizes, _, order = (source or shape).partition('T')
-  ids = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
-  if order:
-    ids = ids.transpose(_numbers(order))
-  return ids.reshape(_numbers(shape)) if source else ids
+  sizes, _, permutation = (source or shape).partition('T')
+  source_shape = _numbers(sizes)
+  ids = np.arange(math.prod(source_shape)).reshape(source_shape)
+  if permutation:
+    ids = ids.transpose(_numbers(permutation))
+  if source:
+    ids = ids.reshape(_numbers(shape))
+  return ids
 
 
-def _of_iota(text, partitions):
+def _read_iota(text: str, partitions: int) -> np.ndarray:
   return _iota(text.partition('=')[2])
 
 
-def _of_mesh(text, partitions):
+MESH = re.compile(r'mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)(?=\s*\{))?\s*\{([^}]*)\}$')
+
+
+def _read_mesh(text: str, partitions: int) -> np.ndarray:
   """mesh['a'=2,'b'=64], device_ids=([2,64]T(1,0)) {'a'}: along which axes; an axis may be split as in 'a':(2)4."""
-  axes = re.search(r'mesh\[([^\]]*)\]', text)[1]
-  along = re.search(r'\{([^}]*)\}$', text)[1]
-  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-  order = re.search(r'device_ids=\((.*?)\)(?=\s*\{)', text)
-  ids = (_iota(order[1]) if order else np.arange(math.prod(sizes.values()))).reshape(list(sizes.values()))
-  names, shape = list(sizes), list(sizes.values())
-  chosen = []
-  for piece in list_of(along):
-    match = re.fullmatch(r"'([^']+)'(?::\((\d+)\)(\d+))?", piece)
-    if not match or match[1] not in names:
-      raise Unreadable(f'a collective along an axis that its mesh does not have: {text[:160]}')
-    at = names.index(match[1])
-    if not match[2]:
-      chosen.append(match[1])
-      continue
-    before, size = int(match[2]), int(match[3])
-    name = f'{match[1]}:{before}'
-    names[at:at + 1] = [f'{match[1]}:outer', name, match[1]]
-    shape[at:at + 1] = [before, size, shape[at] // before // size]
-    chosen.append(name)
-  ids = ids.reshape(shape)
-  order = [i for i, name in enumerate(names) if name not in chosen] + [names.index(name) for name in chosen]
-  return ids.transpose(order).reshape(-1, math.prod(shape[names.index(name)] for name in chosen))
+  match = MESH.search(text)
+  if match is None:
+    raise Unreadable(f'a collective along axes of a mesh in an unknown form: {text[:160]}')
+  axes, device_ids, along = match.groups()
+  names = []
+  shape = []
+  for name, size in re.findall(r"'([^']+)'=(\d+)", axes):
+    names.append(name)
+    shape.append(int(size))
+  if device_ids:
+    ids = _iota(device_ids)
+  else:
+    ids = np.arange(math.prod(shape))
+  communicating = [_split_axis(axis, names, shape, text) for axis in list_of(along)]
+  others = [name for name in names if name not in communicating]
+  order = map(names.index, others + communicating)
+  ids = ids.reshape(shape).transpose(*order)
+  size = math.prod(ids.shape[len(others):])
+  return ids.reshape(-1, size)
+
+
+def _split_axis(axis: str, names: list[str], shape: list[int], text: str) -> str:
+  """The name of an axis such as 'a', or of its part such as 'a':(2)4, by which `names` and `shape` are then split."""
+  match = re.fullmatch(r"'([^']+)'(?::\((\d+)\)(\d+))?", axis)
+  if not match or match[1] not in names:
+    raise Unreadable(f'a collective along an axis that its mesh does not have: {text[:160]}')
+  name, size_before, size = match.groups()
+  if not size:
+    return name
+  size_before = int(size_before)
+  size = int(size)
+  part_name = f'{name}:{size_before}'
+  place = names.index(name)
+  names[place:place + 1] = [f'{name}:outer', part_name, name]
+  shape[place:place + 1] = [size_before, size, shape[place] // size_before // size]
+  return part_name
 
 
 # Forms of `replica_groups`, and of the pairs of a collective-permute, and what reads them.
-FORMS = {r'replica_groups=\{\}': _of_all,
-         r'replica_groups=\{\{[\d,\s]+\}(?:,\s*\{[\d,\s]+\})*\}': _of_list,
-         r'replica_groups=\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?': _of_iota,
-         r'replica_groups=mesh\[[^\]]*\](?:,\s*device_ids=\(.*?\))?\s*\{[^}]*\}': _of_mesh,
-         r'source_target_pairs=\{\{[\d,\s]+\}(?:,\s*\{[\d,\s]+\})*\}': _of_list}
-
-
-def group_size(attributes: str, partitions: int) -> int:
-  """Devices in a group of a collective."""
-  return groups(attributes, partitions).size
+FORMS = {r'replica_groups=\{\}': _read_all,
+         r'replica_groups=\{\{[\d,\s]+\}(?:,\s*\{[\d,\s]+\})*\}': _read_list,
+         r'replica_groups=\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?': _read_iota,
+         r'replica_groups=mesh\[[^\]]*\](?:,\s*device_ids=\(.*?\))?\s*\{[^}]*\}': _read_mesh,
+         r'source_target_pairs=\{\{[\d,\s]+\}(?:,\s*\{[\d,\s]+\})*\}': _read_list}

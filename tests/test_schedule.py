@@ -96,9 +96,9 @@ def test_a_schedule_by_hand(text):
 
 @pytest.mark.parametrize('line, words', [
     ('%a = bf16[1024,256] add(%y, %w)', 'operand %y in main is not among its instructions'),
-    ('%a = bf16[1024,256] add(%x#1, %w)', 'part of something that is no tuple'),
+    ('%a = bf16[1024,256] add(%x#1, %w)', 'part of something that is not a tuple'),
     ('%a = bf16[1024,256] add(%x@1, %w)', 'not among its instructions'),
-    ('%a = bf16[1024,256] add(x, w)', 'names no instruction'),
+    ('%a = bf16[1024,256] add(x, w)', 'does not name an instruction'),
     ('%a = bf16[1024,256] negate(%t#5), attributes', 'not among'),
     ('%a = bf16[1024,256] fft(%x)', "kind 'fft'"),
     ('%a = bf16[1024,256] cholesky(%x)', "kind 'cholesky'"),
@@ -107,13 +107,13 @@ def test_a_schedule_by_hand(text):
      'Pallas kernel %a'),
     ('%a = bf16[1024,256] custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="splash_mha_fwd"}',
      'does not say which blocks'),
-    ('%a = bf16[1024,512] all-reduce(%x), to_apply=%add', 'groups of devices cannot be read: it gives none'),
+    ('%a = bf16[1024,512] all-reduce(%x), to_apply=%add', 'groups of devices cannot be read: it has none'),
     ('%a = bf16[1024,512] all-reduce(%x), replica_groups=V3[1,2], to_apply=%add', 'groups of devices cannot be read'),
     ('%a = bf16[1024,512] all-reduce(%x), replica_groups={{0,300}}, to_apply=%add', 'does not have'),
     ('%a = bf16[1024,512] all-reduce(%x), replica_groups={{0,1},{2,3,4}}, to_apply=%add', 'different sizes'),
     ('%a = bf16[1024,512] all-gather-done(%x)', 'not started'),
     ('%a = bf16[1024,512] fusion(%x), kind=kLoop, calls=%missing', "does not hold: 'missing'"),
-    ('%a = bf16[1024,512] conditional(%x, %x, %w)', 'names no computations'),
+    ('%a = bf16[1024,512] conditional(%x, %x, %w)', 'does not name the computations'),
     ('%a = float128[1024,512] add(%x, %x)', 'float128'),
     ('%a = bf16[1024,<=512] infeed(%x)', "kind 'infeed'"),
     ('%a = (bf16[8], u32[], token[]) send(%x, %x), channel_id=1', 'sends to where')])
