@@ -24,14 +24,21 @@ KINDS = {  # of elements, by their bits
     64: 's64 u64 f64 c64',
     128: 'c128',
 }
-BYTES = {kind: bits / 8 for bits, kinds in KINDS.items() for kind in kinds.split()}
+BYTES: dict[str, float] = {}
+for _bits, _kinds in KINDS.items():
+  for _kind in _kinds.split():
+    BYTES[_kind] = _bits / 8
 WITHOUT_BYTES = ('token', 'opaque')
 ARRAY = re.compile(r'([a-z][a-z0-9]*)\[([^\]]*)\](?:\{([^}]*)\})?')  # kind, dims, layout
 OPENS = re.compile(r'(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{\s*$')
 WITHOUT_OPERANDS = ('parameter', 'constant', 'iota')
 COMMENT = re.compile(r'/\*.*?\*/')
 OPENING = re.compile(r'[(\[{]')
-BRACKETS = {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}
+BRACKETS = {
+    '(': 1, ')': -1,
+    '[': 1, ']': -1,
+    '{': 1, '}': -1,
+}
 
 
 class Unreadable(ConfigError):
@@ -128,7 +135,8 @@ class Module:
     for index in path:
       if not index.isdecimal():
         raise Unreadable(f'the operand %{reference} in {computation} is a reference of an unknown form')
-      op = op._replace(type=part(op.type, int(index), reference))
+      part_type = part(op.type, int(index), reference)
+      op = op._replace(type=part_type)
     return op
 
   def operands(self, op: Op, computation: str) -> list[Op]:
@@ -139,13 +147,19 @@ class Module:
 
   def parameters(self, computation: str) -> dict[int, str]:
     """{number: name} of the parameters of a computation."""
-    return {int(op.args[0]): op.name for op in self.ops(computation) if op.kind == 'parameter'}
+    names = {}
+    for op in self.ops(computation):
+      if op.kind == 'parameter':
+        number = int(op.args[0])
+        names[number] = op.name
+    return names
 
   def branches(self, op: Op) -> list[str]:
     """The computations that a conditional chooses from."""
     listed = re.search(r'branch_computations=\{([^}]*)\}', op.attributes)
     if listed:
-      return [name.strip().lstrip('%') for name in listed[1].split(',')]
+      names = listed[1].replace('%', '').split(',')
+      return list(map(str.strip, names))
     names = re.findall(r'(?:true|false)_computation=%?([^\s,}]+)', op.attributes)
     if not names:
       raise Unreadable(f'the conditional %{op.name} does not name the computations that it chooses from')
@@ -174,7 +188,8 @@ def arrays(text: str) -> list[Array]:
       raise Unreadable(f'an array of the type {kind}[{dims}], whose size is not known')
     space = re.search(r'S\((\d+)\)', layout)
     in_hbm = space is None or space[1] == '0'
-    result.append(Array(shape, math.prod(shape) * BYTES[kind], in_hbm))
+    size = math.prod(shape) * BYTES[kind]
+    result.append(Array(shape, size, in_hbm))
   return result
 
 
@@ -363,7 +378,8 @@ def group_size(attributes: str, partitions: int) -> int:
 @functools.lru_cache(4096)
 def _groups(text: str, read: Callable[[str, int], np.ndarray], partitions: int) -> Groups:
   ids = read(text, partitions)
-  if ids.size == 0 or ids.min() < 0 or ids.max() >= partitions:
+  is_known = (ids >= 0) & (ids < partitions)
+  if ids.size == 0 or not is_known.all():
     raise Unreadable(f'a collective of devices that the program does not have ({partitions}): {text[:120]}')
   return Groups(ids)
 
@@ -440,7 +456,8 @@ def _split_axis(axis: str, names: list[str], shape: list[int], text: str) -> str
   part_name = f'{name}:{size_before}'
   place = names.index(name)
   names[place:place + 1] = [f'{name}:outer', part_name, name]
-  shape[place:place + 1] = [size_before, size, shape[place] // size_before // size]
+  size_after = shape[place] // size_before // size
+  shape[place:place + 1] = [size_before, size, size_after]
   return part_name
 
 
