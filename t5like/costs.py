@@ -2,13 +2,13 @@
 
 Kinds of instructions and custom calls are looked up in tables; one that is in none of them is refused (`Unreadable`).
 """
-import itertools
 import math
 import re
+from collections.abc import Sequence
 
-from t5like.hlo import Module, Unreadable
+from t5like.hlo import Module, Op, Unreadable
 
-# Names for what is there already: no time.
+# Names of values that exist already: no time.
 FREE = frozenset(
     'parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota opt-barrier '
     'add-dependency domain'.split())
@@ -24,21 +24,32 @@ BY_BYTES = frozenset(
     'reverse rng rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scatter select '
     'select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort '
     'sqrt stochastic-convert subtract tan tanh topk transpose xor'.split())
-# Custom calls of the TPU compiler. Free: they say something of a buffer, or what they do is in the fusion around them.
+# Custom calls of the TPU compiler. Free: they describe a buffer, or what they do is in the fusion around them.
 FREE_CALLS = frozenset(
     'AllocateBuffer ConcatBitcast AssumeGatherIndicesInBound AsyncCollectiveStart AsyncCollectiveDone SliceId ZeroCrop '
     'PrepareAsyncCallStart PrepareAsyncCallDone GatherScatterIndicesBitpacked Sharding SPMDFullToShardShape '
     'SPMDShardToFullShape'.split())
 CALLS_BY_BYTES = frozenset('TopK PartialReduce ApproxTopK RngBitGenerator'.split())
 PALLAS = 'tpu_custom_call'
+KNOWN_CALLS = FREE_CALLS | CALLS_BY_BYTES
+KNOWN = FREE | BY_BYTES | {*PRODUCTS, 'fusion'}
+DEEPEST = 4  # how far a value is followed through bitcasts and fusions
+
+Sizes = Sequence[int]  # of dimensions
+# ((FLOPs, path of the operation of the model), ..)
+Products = tuple[tuple[int, str], ...]
 
 
-def check_kind(op, computation):
-  """Unreadable for an instruction whose cost is not known; for fusions, `flops` checks what is inside."""
+def check_kind(op: Op, computation: str) -> None:
+  """Refuses an instruction whose cost is not known; for fusions, `products` checks the instructions inside.
+
+  Raises:
+    Unreadable: it names the instruction and the computation that it is in.
+  """
   if op.kind == 'custom-call':
-    if op.target not in FREE_CALLS | CALLS_BY_BYTES:
+    if op.target not in KNOWN_CALLS:
       raise Unreadable(f'the custom call {op.target!r} (%{op.name} in {computation}) has no known cost')
-  elif op.kind not in BY_BYTES and op.kind not in PRODUCTS and op.kind not in FREE and op.kind != 'fusion':
+  elif op.kind not in KNOWN:
     raise Unreadable(f'instructions of the kind {op.kind!r} (%{op.name} in {computation}) have no known cost')
 
 
@@ -46,149 +57,252 @@ class Costs:
   """Costs of the instructions of a Module."""
 
   def __init__(self, module: Module):
-    self.module, self._products = module, {}
+    self.module = module
+    self._products: dict[str, Products] = {}
 
   # --- Products of matrices ---------------------------------------------------------------------
 
-  def products(self, computation: str) -> tuple:
-    """((FLOPs, path of the operation of the model), ..) of all products of a fusion's computation."""
+  def products(self, computation: str) -> Products:
+    """All products of a fusion's computation."""
     if computation not in self._products:
-      result = []
+      products: list[tuple[int, str]] = []
       for op in self.module.ops(computation):
-        result += self.products_of(op, computation)
-      self._products[computation] = tuple(result)
+        products.extend(self.products_of(op, computation))
+      self._products[computation] = tuple(products)
     return self._products[computation]
 
-  def products_of(self, op, computation: str) -> list:
-    """Likewise of one instruction."""
+  def products_of(self, op: Op, computation: str) -> Products:
+    """The products of one instruction."""
     if op.kind in PRODUCTS:
-      return [(self.product(op, computation), op.origin)]
+      flops = self.product(op, computation)
+      return ((flops, op.origin),)
     if op.kind == 'fusion':
-      return list(self.products(op.callee))
+      return self.products(op.callee)
     if op.kind not in COLLECTIVES:
       check_kind(op, computation)
-    return []
+    return ()
 
-  def product(self, op, computation: str) -> int:
+  def product(self, op: Op, computation: str) -> int:
     """Multiplications and additions of a dot, or of a convolution, which is how TPUs write products of matrices."""
-    left, right = (operand.arrays[0].dims for operand in self.module.operands(op, computation)[:2])
-    out = op.arrays[0].dims
+    left, right, *_ = self.module.operands(op, computation)
+    left_dims = left.arrays[0].dims
+    out_dims = op.arrays[0].dims
     if op.kind == 'dot':
-      axes = re.search(r'lhs_contracting_dims=\{([0-9,]*)\}', op.attributes)
-      summed = [left[int(axis)] for axis in axes[1].split(',') if axis] if axes else []
-      return 2 * math.prod(out) * math.prod(summed)
-    return convolution(left, right, out, op.attributes)
+      return 2 * math.prod(out_dims) * _contracted(left_dims, op.attributes)
+    right_dims = right.arrays[0].dims
+    return convolution(left_dims, right_dims, out_dims, op.attributes)
 
   # --- Bytes of HBM -----------------------------------------------------------------------------
 
-  def traffic(self, op, computation: str) -> float:
+  def traffic(self, op: Op, computation: str) -> float:
     """Bytes of HBM that an instruction reads and writes; of a slice only the slice counts."""
+    if op.kind == 'fusion':
+      return self._read_by(op, computation) + self._written_by(op)
     operands = self.module.operands(op, computation)
     if op.kind == 'dynamic-slice':
       return 2 * op.hbm
     if op.kind == 'dynamic-update-slice':
       return 2 * operands[1].hbm
-    if op.kind != 'fusion':
-      return op.hbm + sum(operand.hbm for operand in operands)
-    parameters, total = self.module.parameters(op.callee), 0
-    for i, operand in enumerate(operands):
-      full = operand.hbm
-      part = self._read(op.callee, parameters[i]) if full and i in parameters else None
-      total += full if part is None else min(full, part)
-    root = next(o for o in self.module.ops(op.callee) if o.is_root)
-    return total + self._written(op, root, op.callee)
+    return op.hbm + sum(operand.hbm for operand in operands)
 
-  def _read(self, computation, name, depth=0):
-    """Bytes of a fusion's parameter that are read when only slices of it are; None when all of it is."""
-    users = [o for o in self.module.ops(computation) if name in o.args and o.kind not in FREE - {'bitcast'}]
+  def _read_by(self, fusion: Op, computation: str) -> float:
+    """Bytes that a fusion reads."""
+    parameters = self.module.parameters(fusion.callee)
     total = 0
-    for user in users:
-      if user.kind in ('bitcast', 'reshape') and depth < 4:
-        part = self._read(computation, user.name, depth + 1)
-      elif user.kind in ('dynamic-slice', 'slice') or user.kind == 'gather' and user.args[0] == name:
-        part = sum(a.bytes for a in user.arrays)
-      elif user.kind == 'dynamic-update-slice' and user.args[0] == name:
-        part = 0
-      elif user.kind == 'fusion' and depth < 4:
-        inside = self.module.parameters(user.callee)
-        part = self._read(user.callee, inside[user.args.index(name)], depth + 1)
-      else:
-        part = None
-      if part is None:
-        return None
-      total += part
-    return total if users else None
-
-  def _written(self, op, root, computation):
-    if root.kind != 'tuple':
-      part = self._update(root, computation)
-      return op.hbm if part is None else min(op.hbm, part)
-    total = 0
-    for out, result in zip(op.arrays, self.module.operands(root, computation)):
-      part = self._update(result, computation)
-      if out.in_hbm:
-        total += out.bytes if part is None else part
+    for number, operand in enumerate(self.module.operands(fusion, computation)):
+      size = operand.hbm
+      if size and number in parameters:
+        sliced = self._sliced(fusion.callee, parameters[number])
+        size = _smaller(size, sliced)
+      total += size
     return total
 
-  def _update(self, op, computation, depth=0):
-    """Bytes that a result which is updated in place gets anew; None when it is written whole."""
+  def _sliced(self, computation: str, name: str, depth: int = 0) -> float | None:
+    """Bytes of a fusion's parameter that are read when only slices of it are; None when all of it is."""
+    total = 0
+    is_used = False
+    for user in self.module.ops(computation):
+      if name not in user.args or user.kind in FREE - {'bitcast'}:
+        continue
+      is_used = True
+      size = self._sliced_by(user, computation, name, depth)
+      if size is None:
+        return None
+      total += size
+    if not is_used:
+      return None
+    return total
+
+  def _sliced_by(self, user: Op, computation: str, name: str, depth: int) -> float | None:
+    """Bytes of a value that one instruction reads; None when all of them."""
+    is_first = user.args[0] == name
+    if user.kind in ('dynamic-slice', 'slice'):
+      return user.bytes
+    if user.kind == 'gather' and is_first:
+      return user.bytes
+    if user.kind == 'dynamic-update-slice' and is_first:
+      return 0
+    if depth >= DEEPEST:
+      return None
+    if user.kind in ('bitcast', 'reshape'):
+      return self._sliced(computation, user.name, depth + 1)
+    if user.kind == 'fusion':
+      number = user.args.index(name)
+      parameter = self.module.parameters(user.callee)[number]
+      return self._sliced(user.callee, parameter, depth + 1)
+    return None
+
+  def _written_by(self, fusion: Op) -> float:
+    """Bytes that a fusion writes."""
+    root = self.module.root(fusion.callee)
+    if root.kind != 'tuple':
+      updated = self._updated(root, fusion.callee)
+      return _smaller(fusion.hbm, updated)
+    total = 0
+    results = self.module.operands(root, fusion.callee)
+    for array, result in zip(fusion.arrays, results):
+      if not array.in_hbm:
+        continue
+      updated = self._updated(result, fusion.callee)
+      if updated is None:
+        total += array.bytes
+      else:
+        total += updated
+    return total
+
+  def _updated(self, op: Op, computation: str, depth: int = 0) -> float | None:
+    """Bytes that are written of a result that is updated in place; None when it is written whole."""
     if op.kind == 'dynamic-update-slice':
-      return sum(a.bytes for a in self.module.operand(computation, op.args[1]).arrays)
-    if op.kind in ('bitcast', 'copy') and depth < 4:
-      return self._update(self.module.operand(computation, op.args[0]), computation, depth + 1)
+      update = self.module.operand(computation, op.args[1])
+      return update.bytes
+    if op.kind in ('bitcast', 'copy') and depth < DEEPEST:
+      source = self.module.operand(computation, op.args[0])
+      return self._updated(source, computation, depth + 1)
     return None
 
 
+def _smaller(size: float, part: float | None) -> float:
+  """The smaller of a size and of the size of a part of it; None: the part is all of it."""
+  if part is None:
+    return size
+  return min(size, part)
 
-def convolution(left: tuple, right: tuple, out: tuple, attributes: str) -> int:
-  """Multiplications and additions of a convolution of arrays of these sizes.
+
+# --- Dots and convolutions ------------------------------------------------------------------------
+
+
+def _contracted(dims: Sizes, attributes: str) -> int:
+  """Elements of the left operand of a dot that are summed over."""
+  axes = re.search(r'lhs_contracting_dims=\{([0-9,]*)\}', attributes)
+  if not axes:
+    return 1
+  size = 1
+  for axis in re.findall(r'\d+', axes[1]):
+    size *= dims[int(axis)]
+  return size
+
+
+def convolution(left: Sizes, right: Sizes, out: Sizes, attributes: str) -> int:
+  """Multiplications and additions of a convolution.
 
   Dimensions that the labels call numbers are moved over each other: of each, the pairs of an output and an element of
   the kernel that meet a real element of the input count (not padding, nor the holes that dilation makes).
+
+  Args:
+    left: sizes of the input.
+    right: sizes of the kernel.
+    out: sizes of the output.
+    attributes: of the instruction, with labels of all these dimensions.
   """
   labels = re.search(r'dim_labels=([^_,\s]+)_([^-,\s]+)->([^,\s]+)', attributes)
   if not labels:
     raise Unreadable(f'a convolution without labels of its dimensions: {attributes[:120]}')
-  of_left, of_right, of_out = (dict(zip(names, sizes)) for names, sizes in zip(labels.groups(), (left, right, out)))
-  window, moved = _window(attributes), [label for label in of_left if label.isdecimal()]
+  left_labels, right_labels, out_labels = labels.groups()
+  left_sizes = dict(zip(left_labels, left))
+  right_sizes = dict(zip(right_labels, right))
+  out_sizes = dict(zip(out_labels, out))
+  window = _window(attributes)
   pairs = 1
-  for label in moved:
-    at = int(label)
-    of_axis = {key: values[at] for key, values in window.items() if at < len(values)}
-    pairs *= _pairs(of_left[label], of_right[label], of_out[label], **of_axis)
-  rows, features = (_in_group(of_left[label], kind, attributes) for label, kind in (('b', 'batch'), ('f', 'feature')))
-  return 2 * pairs * rows * features * of_out['f']
+  for label in filter(str.isdecimal, left_sizes):
+    along_label = _window_along(window, int(label))
+    pairs *= _pairs(
+        left_sizes[label],
+        right_sizes[label],
+        out_sizes[label],
+        **along_label,
+    )
+  rows = _in_group(left_sizes['b'], 'batch', attributes)
+  features = _in_group(left_sizes['f'], 'feature', attributes)
+  return 2 * pairs * rows * features * out_sizes['f']
 
 
-def _in_group(size, kind, attributes):
-  """Of so many rows or features those that are multiplied with each other."""
+def _in_group(size: int, kind: str, attributes: str) -> int:
+  """Of this number of rows or features those that are multiplied with each other."""
   count = re.search(rf'{kind}_group_count=(\d+)', attributes)
-  return size // int(count[1]) if count else size
+  if not count:
+    return size
+  return size // int(count[1])
 
 
-def _window(attributes):
-  """{what: values along the moved dimensions} of `window={size=1x16 pad=0_0x15_15 rhs_reversal=0x1}`."""
+# Arguments of `_pairs` by what HLO calls them.
+WINDOW = {'stride': 'stride', 'lhs_dilate': 'base', 'rhs_dilate': 'spread', 'pad': 'pad'}
+
+
+def _window(attributes: str) -> dict[str, list[int]]:
+  """{argument of `_pairs`: values along the moved dimensions}, of `window={size=1x16 pad=0_0x15_15}`."""
   text = re.search(r'window=\{([^}]*)\}', attributes)
-  fields = dict(field.split('=') for field in text[1].split()) if text else {}
-  names = dict(stride='stride', lhs_dilate='base', rhs_dilate='spread')
-  result = {names[key]: list(map(int, text.split('x'))) for key, text in fields.items() if key in names}
-  if 'pad' in fields:
-    result['pad'] = [int(pad.split('_')[0]) for pad in fields['pad'].split('x')]
-  return result
+  if not text:
+    return {}
+  window = {}
+  for field in text[1].split():
+    key, _, values = field.partition('=')
+    if key not in WINDOW:
+      continue
+    argument = WINDOW[key]
+    window[argument] = []
+    for value in values.split('x'):
+      before, *_ = value.split('_')  # of padding before and after a dimension, such as 15_15
+      window[argument].append(int(before))
+  return window
 
 
-def _pairs(size, kernel, outputs, stride=1, pad=0, base=1, spread=1):
-  """How many pairs of an output and an element of the kernel meet one of `size` elements along one dimension.
+def _window_along(window: dict[str, list[int]], dimension: int) -> dict[str, int]:
+  """{argument of `_pairs`: value} of one moved dimension."""
+  along = {}
+  for argument, values in window.items():
+    if dimension < len(values):
+      along[argument] = values[dimension]
+  return along
 
-  stride: between outputs; pad: before the first element; base: one more than the holes between elements; spread:
-  likewise of the kernel.
+
+def _pairs(
+    size: int,
+    kernel: int,
+    outputs: int,
+    stride: int = 1,
+    pad: int = 0,
+    base: int = 1,
+    spread: int = 1,
+) -> int:
+  """How many pairs of an output and an element of the kernel meet an element of the input, along one dimension.
+
+  Args:
+    size: elements of the input.
+    kernel: elements of the kernel.
+    outputs: elements of the output.
+    stride: between outputs.
+    pad: before the first element.
+    base: one more than the holes between elements of the input.
+    spread: one more than the holes between elements of the kernel.
   """
   if kernel == 1 and stride == base and pad == 0:
     return min(size, outputs)
   if size == 1 and stride == 1:  # each output meets the one element, or padding
-    return sum(0 <= pad - k * spread < outputs for k in range(kernel))
+    return sum(0 <= pad - element * spread < outputs for element in range(kernel))
   count = 0
-  for k, out in itertools.product(range(kernel), range(outputs)):
-    at = out * stride - pad + k * spread
-    count += at >= 0 and at % base == 0 and at // base < size
+  for element in range(kernel):
+    for output in range(outputs):
+      place = output * stride - pad + element * spread
+      is_hole = place % base != 0
+      count += not is_hole and 0 <= place // base < size
   return count
