@@ -86,6 +86,22 @@ class Normalization:
 NORMALIZATIONS = dict(nmt_nfkc=Normalization(keeps_spaces=False), identity=Normalization(keeps_spaces=True))
 
 
+# --- Objective ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+  """How tokens are masked.
+
+  any_id: random ids that are read in place of tokens are from all of the vocabulary; else special ones are left out.
+  words_alike: all pieces of a whole word are read alike: as the mask, as random ids or as they are.
+  """
+  any_id: bool = True
+  words_alike: bool = False
+
+
+MASKINGS = dict(bert=Masking(), roberta=Masking(any_id=False, words_alike=True), bernoulli=Masking())
+
 # --- Model ----------------------------------------------------------------------------------------
 
 

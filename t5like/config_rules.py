@@ -20,7 +20,7 @@ CHOICES = {
     'vocabulary.algorithm': choices.ALGORITHMS,
     'vocabulary.normalization': choices.NORMALIZATIONS,
     'objective.name': table.OBJECTIVES,
-    'objective.masking': ('bert', 'roberta', 'bernoulli'),
+    'objective.masking': choices.MASKINGS,
     'model.name': choices.ARCHITECTURES,
     'model.block': choices.BLOCKS,
     'model.activation': choices.ACTIVATIONS,

@@ -3,10 +3,23 @@ import importlib.util
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from t5like import choices, config as config_lib, config_rules, loop, optimizer_rules, rate_schedules
+from t5like import (
+  choices,
+  config as config_lib,
+  config_rules,
+  interchange,
+  loop,
+  optimizer_rules,
+  rate_schedules,
+  sharding,
+)
 from t5like.errors import ConfigError
+from t5like.model import attention, layers
 from tests import tiny
 
 UNKNOWN = 'nonesuch'
@@ -25,6 +38,7 @@ IMPLEMENTED_IN = {
     'data.overlong': 'data.shards',
     'data.mixture_rates': 'data.mixing',
     'vocabulary.name': 'data.vocabulary',
+    'objective.masking': 'objectives.functions',
     'model.name': 'model.transformer',
     'model.activation': 'model.layers',
     'model.norm': 'model.layers',
@@ -40,12 +54,12 @@ IMPLEMENTED_IN = {
 FACTS_ALONE = ('model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name')
 # Keys whose values are handed to a library, which refuses what it does not know.
 OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
-# Keys whose choices are looked up by name each time.
-LOOKED_UP = ('objective.name', 'objective.masking')
+# Keys whose table is collected from modules, an entry that lacks a part being an error.
+COLLECTED = ('objective.name',)
 
 
 def test_every_key_is_listed():
-  assert sorted([*IMPLEMENTED_IN, *FACTS_ALONE, *OF_LIBRARIES, *LOOKED_UP]) == sorted(config_rules.CHOICES)
+  assert sorted([*IMPLEMENTED_IN, *FACTS_ALONE, *OF_LIBRARIES, *COLLECTED]) == sorted(config_rules.CHOICES)
 
 
 def register(monkeypatch, key, facts=None):
@@ -133,3 +147,35 @@ def test_a_block_has_its_norms_in_one_place(facts):
 def test_facts_cannot_be_left_out(kind):
   with pytest.raises(TypeError, match='required positional argument'):
     kind()
+
+
+class Alibi(nnx.Module):
+  """Linear biases by distance (Press et al. 2022, arXiv 2108.12409): 2^-1, 2^-2, .. of it for the heads."""
+
+  def __init__(self, c, bidirectional, key):
+    self.c, self.bidirectional = c, bidirectional
+
+  def __call__(self, T, S, at=0):
+    distance_R = S - at - jnp.arange(T + S)  # of key and query
+    slopes_N = 0.5 ** (1 + jnp.arange(self.c.num_heads))
+    bias_NR = slopes_N[:, None] * -jnp.abs(distance_R)[None].astype(jnp.float32)
+    return jax.sharding.reshard(bias_NR, sharding.weights('NR'))
+
+
+def test_a_new_bias_by_distance_is_one_name_and_one_entry(tmp_path, monkeypatch):
+  """As docs/adding.md says of ALiBi: the kernel is chosen, FLOPs are counted, a step is trained, export refuses it."""
+  monkeypatch.setitem(choices.POSITIONS, 'alibi', choices.Position(biased=True))
+  monkeypatch.setitem(layers.POSITIONS, 'alibi', layers.PositionScheme(bias=Alibi))
+  losses = {}
+  for position in ('alibi', 'none'):
+    c = changed(tiny.config(tmp_path, steps=2), {'model.position': position})
+    config_lib.validate(c)
+    loop.train(c, tmp_path / position, 'test', jax.devices()[:1])
+    losses[position] = [line['loss'] for line in tiny.metrics(tmp_path / position)[0]]
+  assert np.isfinite(losses['alibi']).all() and losses['alibi'] != losses['none']
+  with pytest.raises(ConfigError, match="model.position='alibi', which would have to be 'rope'"):
+    interchange.check_export(changed(c, {'model.position': 'alibi'}), tmp_path / 'out')
+  with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])):
+    bias = attention.bias_for('xla', Alibi(tiny.MODEL, False, None)(8, 8), 8, 8)
+  for t in range(8):
+    np.testing.assert_allclose(bias[0, t, :t + 1], -0.5 * np.arange(t, -1, -1))

@@ -7,6 +7,7 @@ are passed in, one per row, so that a row depends on nothing else.
 """
 import numpy as np
 
+from t5like import choices
 from t5like.objectives import spans as spans_lib
 
 PADDING = 0  # where there is no token
@@ -83,6 +84,43 @@ def prefix_lm(tokens_BT, random, *, document_mask, eos_id, bos_id=0):
   return batch
 
 
+# (tokens of each row, a number in [0, 1) for each token, one for each row, density) -> how many of a row are masked
+
+
+def _tokens_of_bert(size_B, keys_BT, chance_B, density):
+  return np.maximum(1, np.round(size_B * density))
+
+
+def _tokens_of_roberta(size_B, keys_BT, chance_B, density):
+  return np.floor(size_B * density + chance_B)
+
+
+def _tokens_of_bernoulli(size_B, keys_BT, chance_B, density):
+  return (keys_BT < density).sum(1)
+
+
+MASKED_TOKENS = choices.implement('objective.masking', choices.MASKINGS, dict(
+    bert=_tokens_of_bert, roberta=_tokens_of_roberta, bernoulli=_tokens_of_bernoulli))
+
+# (tokens of a row, a number for each of its words, one for the row, density) -> (most tokens, most words)
+
+
+def _words_of_bert(size, keys, chance, density):
+  return max(1, round(size * density)), len(keys)
+
+
+def _words_of_roberta(size, keys, chance, density):
+  return size, int(len(keys) * density + chance)
+
+
+def _words_of_bernoulli(size, keys, chance, density):
+  return size, int((keys < density).sum())
+
+
+MASKED_WORDS = choices.implement('objective.masking', choices.MASKINGS, dict(
+    bert=_words_of_bert, roberta=_words_of_roberta, bernoulli=_words_of_bernoulli))
+
+
 def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, cls_sep, document_mask, eos_id,
               mask_id, cls_id, vocab_size, special_ids, begins_word, sep_id=None):
   """Masked language modelling; `targets` and `weights` are [B, P] for the positions `predict` [B, P].
@@ -109,17 +147,14 @@ def masked_lm(tokens_BT, random, *, density, masking, whole_word, predictions, c
     picked = [_pick_words(*row, density, masking, P, allowed, begins_word)
               for row in zip(inputs_BT, candidates, keys_BT, draws[:, -1], size_B)]
     predict_BP, chosen_BP, first_BP = map(np.stack, zip(*picked))
-    if masking == 'roberta':
+    if choices.MASKINGS[masking].words_alike:
       kind_BP = np.take_along_axis(kind_BP, first_BP, 1)
   else:
     keys_BT = np.where(candidates, keys_BT, 2.0)
-    n_B = dict(
-        bert=lambda: np.maximum(1, np.round(size_B * density)),
-        roberta=lambda: np.floor(size_B * density + draws[:, -1]),
-        bernoulli=lambda: (keys_BT < density).sum(1))[masking]()
+    n_B = MASKED_TOKENS[masking](size_B, keys_BT, draws[:, -1], density)
     predict_BP, chosen_BP = _smallest(keys_BT, np.minimum(n_B, P), P)
   targets_BP = np.where(chosen_BP, np.take_along_axis(inputs_BT, predict_BP, 1), 0)
-  others = np.flatnonzero(allowed) if masking == 'roberta' else np.arange(vocab_size)
+  others = np.arange(vocab_size) if choices.MASKINGS[masking].any_id else np.flatnonzero(allowed)
   random_BP = others[(other_BP * len(others)).astype(np.int64)]
   read_BP = np.where(kind_BP < 0.8, mask_id, np.where(kind_BP < 0.9, random_BP, targets_BP))
   rows, at = np.nonzero(chosen_BP)
@@ -164,11 +199,8 @@ def _pick_words(tokens_T, candidates, keys_T, chance, size, density, masking, P,
   begins[1:] &= begins_word[tokens_T[1:]] | ~allowed[tokens_T[:-1]]
   at, keys = np.flatnonzero(candidates).tolist(), keys_T[begins]
   edges = [*np.flatnonzero(begins[candidates]).tolist(), len(at)]
-  if masking == 'bert':
-    room, most = min(P, max(1, round(size * density))), len(keys)
-  else:
-    room = P
-    most = int(len(keys) * density + chance) if masking == 'roberta' else int((keys < density).sum())
+  room, most = MASKED_WORDS[masking](size, keys, chance, density)
+  room = min(P, room)
   taken, origin = [], []
   for w in np.argsort(keys, kind='stable')[:most].tolist():
     word = at[edges[w]:edges[w + 1]]

@@ -1,6 +1,7 @@
 """Objectives of one text in one stack: causal, masked_lm."""
 from typing import Any
 
+from t5like import choices
 from t5like.objectives.spans import likely
 from t5like.objectives.spec import NO_SENTINELS, Lengths, Objective, OneStack, Role, Setting
 
@@ -40,10 +41,22 @@ CAUSAL = Objective(
 # --- masked_lm: tokens that are masked (BERT, RoBERTa) ----------------------------------------------
 
 
+def _most_of_bert(n: int, density: float) -> int:
+  return max(1, round(n * density))
+
+
+def _most_of_roberta(n: int, density: float) -> int:
+  return int(n * density) + 1
+
+
+# (tokens of a row, density) -> the most that are masked
+MOST = choices.implement('objective.masking', choices.MASKINGS, dict(
+    bert=_most_of_bert, roberta=_most_of_roberta, bernoulli=likely))
+
+
 def _masked_lengths(keys: Any, data: Any) -> Lengths:
   T = data.seq_len
-  most = {'bert': max(1, round(T * keys.noise_density)), 'roberta': int(T * keys.noise_density) + 1,
-          'bernoulli': likely(T, keys.noise_density)}[keys.masking]
+  most = MOST[keys.masking](T, keys.noise_density)
   return Lengths(T - 2 * keys.cls_sep, 0, T, min(keys.predictions or most, most))
 
 
