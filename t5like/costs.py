@@ -2,19 +2,19 @@
 
 Kinds of instructions and custom calls are looked up in tables; one that is in none of them is refused (`Unreadable`).
 """
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from t5like.hlo import Module, Op, Unreadable
+from t5like.hlo import Module, Op, Unreadable, part
 
 # Names of values that exist already: no time.
 FREE = frozenset(
     'parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota opt-barrier '
     'add-dependency domain'.split())
 PRODUCTS = ('dot', 'convolution')
-COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all',
-               'collective-broadcast')
 # What costs the bytes that it reads and writes.
 BY_BYTES = frozenset(
     'abs add and atan2 bitcast-convert broadcast cbrt ceil clamp compare complex concatenate convert copy cosine '
@@ -35,9 +35,56 @@ KNOWN_CALLS = FREE_CALLS | CALLS_BY_BYTES
 KNOWN = FREE | BY_BYTES | {*PRODUCTS, 'fusion'}
 DEEPEST = 4  # how far a value is followed through bitcasts and fusions
 
+# Bytes that a device sends between slices, by those of its array and the number of slices n.
+BETWEEN_SLICES: dict[str, Callable[[int], float]] = {
+    'ALL_REDUCE': lambda n: 2 * (n - 1) / n,
+    'ALL_GATHER': lambda n: n - 1,
+    'REDUCE_SCATTER': lambda n: (n - 1) / n,
+    'ALL_TO_ALL': lambda n: (n - 1) / n,
+    'ONE_TO_ONE': lambda n: 1,
+}
 Sizes = Sequence[int]  # of dimensions
 # ((FLOPs, path of the operation of the model), ..)
 Products = tuple[tuple[int, str], ...]
+
+
+# --- Kinds of instructions ------------------------------------------------------------------------
+
+
+# Links that a collective uses at once, by how many a ring along each dimension uses, and by the share of a group that
+# other devices are.
+
+
+def _rings(links: int, share: float) -> float:
+  return links
+
+
+def _all_pairs(links: int, share: float) -> float:
+  return 4 * links * share
+
+
+def _one_link(links: int, share: float) -> float:
+  return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """How a kind of collective sends its array."""
+  passes: int = 1  # how often the array travels
+  sends_result: bool = False  # the array is its result, and not its operands
+  keeps_share: bool = True  # each device's own share of the array stays where it is
+  ways: Callable[[int, float], float] = _rings
+
+
+COLLECTIVES = {
+    'all-gather': Collective(sends_result=True),
+    'all-reduce': Collective(passes=2),
+    'reduce-scatter': Collective(),
+    'all-to-all': Collective(ways=_all_pairs),
+    'ragged-all-to-all': Collective(ways=_all_pairs),
+    'collective-permute': Collective(keeps_share=False, ways=_one_link),
+    'collective-broadcast': Collective(keeps_share=False, ways=_one_link),
+}
 
 
 def check_kind(op: Op, computation: str) -> None:
@@ -306,3 +353,21 @@ def _pairs(
       is_hole = place % base != 0
       count += not is_hole and 0 <= place // base < size
   return count
+
+
+# --- Collectives ----------------------------------------------------------------------------------
+
+
+class Transfer(NamedTuple):
+  """What a collective costs a device."""
+  seconds: float  # over the links of a torus
+  link_bytes: float  # sent over them
+  slice_bytes: float  # sent to other slices
+
+
+def result_bytes(op: Op) -> float:
+  """Of what a collective returns; asynchronous all-gathers and permutes have their operands before it."""
+  result_type = op.type
+  if op.kind in ('all-gather-start', 'collective-permute-start') and op.type.startswith('('):
+    result_type = part(op.type, 1, op.name)
+  return op._replace(type=result_type).bytes

@@ -77,6 +77,14 @@ class Op(NamedTuple):
     return sum(array.bytes for array in self.arrays if array.in_hbm)
 
   @property
+  def first_operand(self) -> str:
+    """The name of the instruction that its first operand is, or is a part of; '' without operands."""
+    if not self.args:
+      return ''
+    name, *_ = self.args[0].split('#')
+    return name
+
+  @property
   def callee(self) -> str:
     """The computation that it calls, '' without one."""
     return self._attribute(r'(?:calls|to_apply)=%?([^\s,}]+)')

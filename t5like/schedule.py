@@ -9,11 +9,22 @@ fitted to any measurement, and what is not understood is refused (`hlo.Unreadabl
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from t5like.costs import COLLECTIVES, FREE, FREE_CALLS, PALLAS, Costs, check_kind
-from t5like.hlo import Module, Op, Unreadable, groups, part
+from t5like.costs import (
+  BETWEEN_SLICES,
+  COLLECTIVES,
+  FREE,
+  FREE_CALLS,
+  PALLAS,
+  Costs,
+  Transfer,
+  check_kind,
+  result_bytes,
+)
+from t5like.hlo import Module, Op, Unreadable, groups
 from t5like.tpu import Topology
 
 MXU = 0.93  # share of peak FLOPs that products of large matrices reach
@@ -21,79 +32,114 @@ MXU = 0.93  # share of peak FLOPs that products of large matrices reach
 # that predictions were compared with published runs by: there 10 of 16 blocks were visited.
 KERNELS = 0.625
 LATENCY = 1e-6  # seconds per collective and dimension of the torus
-# Bytes that a device sends between slices, by those of its array and the number of slices n.
-BETWEEN_SLICES = {'ALL_REDUCE': lambda n: 2 * (n - 1) / n, 'ALL_GATHER': lambda n: n - 1,
-                  'REDUCE_SCATTER': lambda n: (n - 1) / n, 'ALL_TO_ALL': lambda n: (n - 1) / n,
-                  'ONE_TO_ONE': lambda n: 1}
 COPIES = ('copy', 'slice', 'dynamic-slice')  # asynchronous, between HBM and memory on the chip
 OPTIMIZER = '/optimizer/'  # in the path of operations that are not of the model
 
 
-class Sums(dict):
+Collectives = list[tuple[Op, str]]  # (instruction, the computation that it is in)
+
+
+class Sums(dict[str, float]):
   """Sums by name."""
 
-  def add(self, kind, value, times=1):
+  def add(self, kind: str, value: float, times: float = 1) -> None:
     self[kind] = self.get(kind, 0.0) + value * times
+
+  def add_all(self, others: dict[str, float], times: float = 1) -> None:
+    for kind, value in others.items():
+      self.add(kind, value, times)
+
+
+class Wait(NamedTuple):
+  """What the core waits for."""
+  seconds: float
+  name: str  # of the instruction
+  description: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """Of one step: its seconds in all and by kind (matrix, memory, kernel; exposed: waiting for collectives, copies:
-  waiting for these, slices: waiting for other slices; links, network: how long these are busy; synchronous: of
-  collectives that nothing runs beside), `counts` (flops: in all, optimizer_flops and kernel_flops of these; link_bytes
-  and slice_bytes: what a device sends to others of its slice, and to other slices), and `waits`, the longest first:
-  (seconds, name, what) of collectives that the core waits for."""
+  """Of one step, or one run of a computation.
+
+  Attributes:
+    seconds: in all.
+    times: seconds by kind. matrix, memory, kernel: of work; exposed: waiting for collectives; copies: waiting for
+      these; slices: waiting for other slices; links, network: how long these are busy; synchronous: of collectives that
+      nothing runs beside.
+    counts: flops: in all; optimizer_flops and kernel_flops: of these; link_bytes and slice_bytes: what a device sends
+      to others of its slice, and to other slices.
+    waits: for collectives; of a step the longest first.
+  """
   seconds: float
-  times: dict
-  counts: dict
-  waits: list
+  times: dict[str, float]
+  counts: dict[str, float]
+  waits: list[Wait]
+
+
+# --- The whole schedule ---------------------------------------------------------------------------
 
 
 class Schedule:
-  """The schedule of a module on a Topology (tpu.py).
+  """The schedule of a module on a Topology."""
 
-  kernels: FLOPs of a Pallas call, or Unreadable where its kernel is not known. share: of peak that they reach.
-  """
+  def __init__(
+      self,
+      text: str,
+      topology: Topology,
+      kernels: Callable[[Op], float] | None = None,
+      share: float = KERNELS,
+  ):
+    """Reads a module.
 
-  def __init__(self, text: str, topology: Topology, kernels: Callable[[Op], float] | None = None,
-               share: float = KERNELS):
+    Args:
+      text: of the compiled module, HLO.
+      topology: where it runs.
+      kernels: returns the FLOPs of a Pallas call, or raises Unreadable where its kernel is not known; None: none is.
+      share: of peak FLOPs that kernels reach.
+    """
     self.module = Module(text)
     self.costs = Costs(self.module)
-    self.topology, self.generation = topology, topology.generation
-    self.kernels, self.share = kernels or _no_kernels, share
-    self.rings = 2 if all(topology.wrap[:topology.generation.dims]) else 1
+    self.topology = topology
+    self.generation = topology.generation
+    self.kernels = kernels or _no_kernels
+    self.share = share
+    self.rings = 1  # per dimension
+    if all(topology.wrap[:topology.generation.dims]):
+      self.rings = 2
     # A program is that of one slice, which sends to others by itself, or else that of all.
     self.per_slice = topology.devices // topology.slices
     self.slice_of = np.arange(self.module.partitions) // self.per_slice
-    self._walked = {}
+    self._walked: dict[str, Prediction] = {}
 
   def predict(self) -> Prediction:
     """Of the whole module."""
-    seconds, times, counts, waits = self.walk(self.module.entry)
-    return Prediction(seconds, dict(times), dict(counts), sorted(waits, reverse=True))
+    walked = self.walk(self.module.entry)
+    longest_first = sorted(walked.waits, reverse=True)
+    return Prediction(walked.seconds, dict(walked.times), dict(walked.counts), longest_first)
 
-  def walk(self, name):
-    """(seconds, times, counts, waits) of one run of a computation."""
+  def walk(self, name: str) -> Prediction:
+    """Of one run of a computation."""
     if name not in self._walked:
       self._walked[name] = _Walk(self, name).run()
     return self._walked[name]
 
-  def trips(self, op) -> int:
-    """How often a loop runs: the constant in its condition."""
+  def trips(self, op: Op) -> int:
+    """How often a loop runs: the constant in its condition, or in the first few computations that this calls."""
     condition, _ = self.module.loop(op)
-    limits, seen = [], [condition]
-    for computation in seen:
+    limits = []
+    computations = [condition]
+    for computation in computations:
       for inside in self.module.ops(computation):
-        if inside.kind == 'constant' and re.match(r'[su](32|64)\[\]', inside.type) and inside.args[0].isdecimal():
+        if inside.kind == 'constant' and _is_integer(inside):
           limits.append(int(inside.args[0]))
-        if inside.callee and len(seen) < 4:
-          seen.append(inside.callee)
+        if inside.callee and len(computations) < 4:
+          computations.append(inside.callee)
     if not limits:
       raise Unreadable(f'the loop %{op.name} does not say how often it runs')
     return max(limits)
 
-  def collectives_in(self, name) -> list:
-    """[(op, its computation)] of the collectives in a computation and what it calls."""
+  def collectives_in(self, name: str) -> Collectives:
+    """The collectives in a computation and what it calls."""
     result = []
     for op in self.module.ops(name):
       if op.kind in COLLECTIVES:
@@ -102,194 +148,262 @@ class Schedule:
         result += self.collectives_in(op.callee)
     return result
 
-  def collective(self, op, computation, kind=None):
-    """(seconds over the links of a torus, bytes sent over them, bytes sent to other slices) of a collective."""
+  def collective(self, op: Op, computation: str, kind: str = '') -> Transfer:
+    """What a collective costs a device; `kind`: of the collective, where that of the instruction says more."""
     kind = kind or op.kind
+    behaviour = COLLECTIVES[kind]
     group = groups(op.attributes, self.module.partitions)
     if kind == 'collective-permute':  # its groups are pairs
       group = dataclasses.replace(group, ids=group.ids[:, :2])
     slices = group.slices(self.slice_of)
-    size, g = max(1, group.size // slices), self.generation
-    out = sum(a.bytes for a in Op(*op)._replace(type=_result(op, kind)).arrays)
-    sent = sum(a.bytes for operand in self.module.operands(op, computation) for a in operand.arrays)
+    size = max(1, group.size // slices)
     share = (size - 1) / size
-    moved = {'all-gather': out * share, 'all-reduce': 2 * sent * share, 'reduce-scatter': sent * share,
-             'all-to-all': sent * share, 'ragged-all-to-all': sent * share, 'collective-permute': sent,
-             'collective-broadcast': sent}[kind]
+    if behaviour.sends_result:
+      array_bytes = result_bytes(op)
+    else:
+      operands = self.module.operands(op, computation)
+      array_bytes = sum(operand.bytes for operand in operands)
+    array_bytes *= behaviour.passes
+    link_bytes = array_bytes
+    if behaviour.keeps_share:
+      link_bytes *= share
+    dims = self._dimensions(size)
+    seconds = LATENCY * dims
+    if link_bytes:
+      ways = behaviour.ways(dims * self.rings, share)
+      seconds += link_bytes / (self.generation.link * ways)
+    slice_bytes = array_bytes / size * (slices - 1) / slices
+    return Transfer(seconds, link_bytes, slice_bytes)
+
+  def _dimensions(self, size: int) -> int:
+    """Along how many dimensions of the torus a group of this size extends."""
+    dims = self.generation.dims
+    if size >= self.per_slice:
+      return dims
     # A group that is not the whole slice lies along one dimension, or two of three if it is large.
-    partial = max(1, g.dims - 1 if size ** 2 > self.per_slice else 1)
-    dims = g.dims if size >= self.per_slice else partial
-    ways = {'all-to-all': 4 * dims * self.rings * share, 'ragged-all-to-all': 4 * dims * self.rings * share,
-            'collective-permute': 1, 'collective-broadcast': 1}.get(kind, dims * self.rings)
-    between = {'all-gather': out, 'all-reduce': 2 * sent}.get(kind, sent) / size * (slices - 1) / slices
-    return (moved / (g.link * ways) if moved else 0.0) + LATENCY * dims, moved, between
+    if size ** 2 > self.per_slice:
+      return max(1, dims - 1)
+    return 1
 
 
-def _no_kernels(op):
+def _is_integer(op: Op) -> bool:
+  if not re.match(r'[su](32|64)\[\]', op.type):
+    return False
+  return op.args[0].isdecimal()
+
+
+def _no_kernels(op: Op) -> float:
   raise Unreadable(f'the kernel %{op.name} is not known')
 
 
-def _result(op, kind):
-  """The type of what a collective gives; asynchronous all-gathers and permutes have their operands before it."""
-  starts = op.kind in ('all-gather-start', 'collective-permute-start')
-  return part(op.type, 1, op.name) if starts and op.type.startswith('(') else op.type
+# --- The clocks -----------------------------------------------------------------------------------
 
 
 class _Walk:
   """One computation, run through by the clocks."""
 
-  def __init__(self, schedule, name):
-    self.s, self.name, self.ops = schedule, name, schedule.module.ops(name)
-    self.now = self.links_free = self.copies_free = self.network_free = 0.0
-    self.pending, self.queue = {}, []  # (when what was started will be done, kind of waiting); likewise, of fusions
-    self.without_operands = {}  # what was started and waits for these
-    self.transfers = {}  # when those between slices will be done, by their name
-    self.times, self.counts, self.waits = Sums(), Sums(), []
+  def __init__(self, schedule: Schedule, name: str):
+    self.schedule = schedule
+    self.module = schedule.module
+    self.costs = schedule.costs
+    self.generation = schedule.generation
+    self.name = name
+    self.now = 0.0  # the clock of the core
+    self.free = {'links': 0.0, 'copies': 0.0, 'network': 0.0}  # when these have done all that was started
+    self.pending: dict[str, tuple[float, str]] = {}  # {what was started: (when it is done, kind of waiting)}
+    self.fused: list[float] = []  # when collectives that fusions started are done
+    self.without_operands: dict[str, Op] = {}  # what was started and waits for these
+    self.rendezvous: dict[str, str] = {}  # {send or recv: name of its transfer}
+    self.transfers: dict[str, float] = {}  # when those between slices will be done, by their name
+    self.times = Sums()
+    self.counts = Sums()
+    self.waits: list[Wait] = []
 
-  def run(self):
-    steps = (self._calls, self._copies, self._between_slices, self._collective, self._custom_call,
-             self._fused_collective)
-    for op in self.ops:
-      if op.kind not in FREE and not any(step(op) for step in steps):
-        self._compute(op)
-    return self.now, self.times, self.counts, self.waits
+  def run(self) -> Prediction:
+    for op in self.module.ops(self.name):
+      if op.kind not in FREE:
+        self._run(op)
+    return Prediction(self.now, self.times, self.counts, self.waits)
 
-  def _spend(self, kind, seconds):
+  def _run(self, op: Op) -> None:
+    is_handled = (
+        self._calls(op)
+        or self._copies(op)
+        or self._between_slices(op)
+        or self._collective(op)
+        or self._custom_call(op)
+        or self._fused_collective(op)
+    )
+    if not is_handled:
+      self._compute(op)
+
+  def _spend(self, kind: str, seconds: float) -> None:
     self.now += seconds
     self.times.add(kind, seconds)
 
-  def _wait(self, until, kind, op):
-    if until > self.now:
-      if kind in ('exposed', 'slices'):
-        self.waits.append((until - self.now, op.name, _described(op)))
-      self._spend(kind, until - self.now)
+  def _wait(self, until: float, kind: str, op: Op) -> None:
+    seconds = until - self.now
+    if until <= self.now:
+      return
+    if kind in ('exposed', 'slices'):
+      self.waits.append(Wait(seconds, op.name, _description(op)))
+    self._spend(kind, seconds)
 
   # --- What runs other computations -------------------------------------------------------------
 
-  def _calls(self, op):
+  def _calls(self, op: Op) -> bool:
     if op.kind == 'conditional':
-      branches = [self.s.walk(branch) for branch in self.s.module.branches(op)]
-      self._add(max(branches, key=lambda walked: walked[0]), 1)
+      branches = map(self.schedule.walk, self.module.branches(op))
+      slowest = max(branches, key=lambda walked: walked.seconds)
+      self._add(slowest, 1)
     elif op.kind == 'while':
-      self._add(self.s.walk(self.s.module.loop(op)[1]), self.s.trips(op))
+      _, body = self.module.loop(op)
+      walked = self.schedule.walk(body)
+      self._add(walked, self.schedule.trips(op))
     elif op.kind == 'call':
-      self._add(self.s.walk(op.callee), 1)
+      walked = self.schedule.walk(op.callee)
+      self._add(walked, 1)
     else:
       return False
     return True
 
-  def _add(self, walked, times):
-    seconds, spent, counts, waits = walked
-    self.now += times * seconds
-    for sums, added in ((self.times, spent), (self.counts, counts)):
-      for kind, value in added.items():
-        sums.add(kind, value, times)
-    self.waits += [(times * t, name, f'{what} x {times}' if times > 1 else what) for t, name, what in waits]
+  def _add(self, walked: Prediction, times: int) -> None:
+    """Adds what was predicted of a computation that runs this many times."""
+    self.now += times * walked.seconds
+    self.times.add_all(walked.times, times)
+    self.counts.add_all(walked.counts, times)
+    for seconds, name, description in walked.waits:
+      if times > 1:
+        description = f'{description} x {times}'
+      self.waits.append(Wait(times * seconds, name, description))
 
   # --- What runs beside the core ----------------------------------------------------------------
 
-  def _begin(self, op, seconds, clock, kind):
-    """Starts what takes so long on a clock that works off one thing after another."""
-    until = max(self.now, getattr(self, clock)) + seconds
-    setattr(self, clock, until)
-    self.pending[op.name] = (until, kind)
+  def _begin(self, op: Op, seconds: float, clock: str, kind: str) -> None:
+    """Starts what takes this long on a clock that works off one thing after another."""
+    self.free[clock] = max(self.now, self.free[clock]) + seconds
+    self.pending[op.name] = (self.free[clock], kind)
 
-  def _end(self, op):
-    start = op.args[0].split('#')[0] if op.args else ''
+  def _end(self, op: Op) -> None:
+    start = op.first_operand
     if start not in self.pending:
       raise Unreadable(f'%{op.name} ends something that was not started in {self.name}')
     until, kind = self.pending[start]
     self._wait(until, kind, op)
 
-  def _copies(self, op):
-    """Copies, and all other that is asynchronous and no collective."""
+  def _copies(self, op: Op) -> bool:
+    """Copies, and everything else that is asynchronous and not a collective."""
     base, _, step = op.kind.rpartition('-')
     if base not in (*COPIES, 'async') or step not in ('start', 'update', 'done'):
       return False
-    start = op.args[0].split('#')[0] if op.args else ''
     if step == 'done':
       self._end(op)
-    elif step == 'start' and base != 'async':
-      self._begin(op, min(a.bytes for a in op.arrays[:2]) / self.s.generation.bandwidth, 'copies_free', 'copies')
-    elif step == 'start' and not op.args and self.s.module.parameters(op.callee):
-      self.without_operands[op.name] = op  # they come with an update, which really starts it
-    elif step == 'update' and start in self.pending:
-      self.pending[op.name] = self.pending[start]
-    elif step == 'update' and start not in self.without_operands:
-      raise Unreadable(f'%{op.name} continues something that was not started in {self.name}')
+    elif step == 'update':
+      self._update(op)
+    elif base == 'async':
+      self._start_async(op)
     else:
-      self._beside(op, self.without_operands.pop(start).callee if step == 'update' else op.callee)
+      self._start_copy(op)
     return True
 
-  def _beside(self, op, callee):
-    """Starts a computation that runs beside the core."""
-    if inner := self.s.collectives_in(callee):
-      self._start(op, inner)
+  def _start_copy(self, op: Op) -> None:
+    copied = min(array.bytes for array in op.arrays[:2])
+    seconds = copied / self.generation.bandwidth
+    self._begin(op, seconds, 'copies', 'copies')
+
+  def _start_async(self, op: Op) -> None:
+    if not op.args and self.module.parameters(op.callee):
+      self.without_operands[op.name] = op  # they come with an update, which really starts it
+      return
+    self._beside(op, op.callee)
+
+  def _update(self, op: Op) -> None:
+    start = op.first_operand
+    if start in self.pending:
+      self.pending[op.name] = self.pending[start]
+    elif start in self.without_operands:
+      started = self.without_operands.pop(start)
+      self._beside(op, started.callee)
     else:
-      self._begin(op, self._time_beside(callee), 'copies_free', 'copies')
+      raise Unreadable(f'%{op.name} continues something that was not started in {self.name}')
 
-  def _time_beside(self, name):
+  def _beside(self, op: Op, callee: str) -> None:
+    """Starts a computation that runs beside the core."""
+    collectives = self.schedule.collectives_in(callee)
+    if collectives:
+      self._start(op, collectives)
+    else:
+      seconds = self._time_beside(callee)
+      self._begin(op, seconds, 'copies', 'copies')
+
+  def _time_beside(self, name: str) -> float:
     """Seconds of a computation that runs beside the core: of a slice what it copies, else its bytes or FLOPs."""
-    root = next(o for o in self.s.module.ops(name) if o.is_root)
+    bandwidth = self.generation.bandwidth
+    root = self.module.root(name)
     if root.kind in COPIES:
-      return sum(a.bytes for a in root.arrays) / self.s.generation.bandwidth
+      return root.bytes / bandwidth
     if root.kind == 'dynamic-update-slice':
-      update = self.s.module.operand(name, root.args[1])
-      return sum(a.bytes for a in update.arrays) / self.s.generation.bandwidth
-    seconds, _, counts, _ = self.s.walk(name)
-    for kind, value in counts.items():
-      self.counts.add(kind, value)
-    return seconds
+      update = self.module.operand(name, root.args[1])
+      return update.bytes / bandwidth
+    walked = self.schedule.walk(name)
+    self.counts.add_all(walked.counts)
+    return walked.seconds
 
-  def _between_slices(self, op):
+  def _between_slices(self, op: Op) -> bool:
     """Transfers to and from other slices, which the program hands to its host."""
     if op.kind in ('send', 'recv'):
-      key = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', op.attributes)
-      kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', op.attributes)
-      if not key or not kind or kind[1] not in BETWEEN_SLICES:
-        raise Unreadable(f'%{op.name} in {self.name} sends to where nothing is known of: {op.attributes[:160]}')
-      if op.kind == 'send':
-        self._send(op, key[1], kind[1])
-      self.pending[op.name] = key[1]
+      self._start_transfer(op)
     elif op.kind in ('send-done', 'recv-done'):
-      key = self.pending.get(op.args[0].split('#')[0])
-      if key not in self.transfers:
+      transfer = self.rendezvous.get(op.first_operand)
+      if transfer not in self.transfers:
         raise Unreadable(f'%{op.name} ends a transfer that was not started in {self.name}')
       if op.kind == 'recv-done':
-        self._wait(self.transfers[key], 'slices', op)
-    return op.kind in ('send', 'recv', 'send-done', 'recv-done')
+        self._wait(self.transfers[transfer], 'slices', op)
+    else:
+      return False
+    return True
 
-  def _send(self, op, key, kind):
-    sent = sum(a.bytes for a in self.s.module.operand(self.name, op.args[0]).arrays)
-    moved = sent * BETWEEN_SLICES[kind](self.s.topology.slices)
-    self.transfers[key] = self._over_network(moved)
+  def _start_transfer(self, op: Op) -> None:
+    key = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', op.attributes)
+    kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', op.attributes)
+    if not key or not kind or kind[1] not in BETWEEN_SLICES:
+      raise Unreadable(f'%{op.name} in {self.name} sends to an unknown place: {op.attributes[:160]}')
+    self.rendezvous[op.name] = key[1]
+    if op.kind == 'send':
+      array = self.module.operand(self.name, op.args[0])
+      times = BETWEEN_SLICES[kind[1]](self.schedule.topology.slices)
+      self.transfers[key[1]] = self._over_network(array.bytes * times)
 
-  def _over_network(self, moved):
-    """When so many bytes to other slices will have gone; at once where the network's speed is not known."""
-    speed = self.s.generation.network
-    seconds = moved / speed if speed else 0.0
-    self.network_free = max(self.now, self.network_free) + seconds
+  def _over_network(self, size: float) -> float:
+    """When this many bytes to other slices will have gone; at once where the network's speed is not known."""
+    speed = self.generation.network
+    seconds = 0.0
+    if speed:
+      seconds = size / speed
+    self.free['network'] = max(self.now, self.free['network']) + seconds
     self.times.add('network', seconds)
-    self.counts.add('slice_bytes', moved)
-    return self.network_free
+    self.counts.add('slice_bytes', size)
+    return self.free['network']
 
   # --- Collectives ------------------------------------------------------------------------------
 
-  def _cost(self, inner, kind=None, times=1.0):
-    """Seconds of collectives, their bytes counted. times: 1/2 where an all-reduce is used as a reduce-scatter."""
+  def _cost(self, collectives: Collectives, kind: str = '', times: float = 1.0) -> float:
+    """Seconds of collectives, their bytes counted; `times`: 1/2 where an all-reduce is used as a reduce-scatter."""
     total = 0.0
-    for op, computation in inner:
-      seconds, moved, between = self.s.collective(op, computation, kind)
-      self.counts.add('link_bytes', moved * times)
-      if between:
-        self.links_free = max(self.links_free, self._over_network(between * times))
-      total += seconds * times
+    for op, computation in collectives:
+      transfer = self.schedule.collective(op, computation, kind)
+      self.counts.add('link_bytes', transfer.link_bytes * times)
+      if transfer.slice_bytes:
+        sent = self._over_network(transfer.slice_bytes * times)
+        self.free['links'] = max(self.free['links'], sent)
+      total += transfer.seconds * times
     return total
 
-  def _collective(self, op):
+  def _collective(self, op: Op) -> bool:
     base, _, step = op.kind.rpartition('-')
     if op.kind in COLLECTIVES:
-      self._alone(op, self._cost([(op, self.name)]))
+      seconds = self._cost([(op, self.name)])
+      self._alone(op, seconds)
     elif base in COLLECTIVES and step == 'start':
       self._start(op, [(op, self.name)], base)
     elif base in COLLECTIVES and step == 'done':
@@ -298,72 +412,88 @@ class _Walk:
       return False
     return True
 
-  def _start(self, op, inner, kind=None):
-    seconds = self._cost(inner, kind)
+  def _start(self, op: Op, collectives: Collectives, kind: str = '') -> None:
+    seconds = self._cost(collectives, kind)
     self.times.add('links', seconds)
-    self._begin(op, seconds, 'links_free', 'exposed')
+    self._begin(op, seconds, 'links', 'exposed')
 
-  def _alone(self, op, seconds):
+  def _alone(self, op: Op, seconds: float) -> None:
     """A collective that the core waits for from beginning to end."""
     self.times.add('links', seconds)
-    self._wait(max(self.now, self.links_free) + seconds, 'exposed', op)
+    start = max(self.now, self.free['links'])
+    self._wait(start + seconds, 'exposed', op)
     self.times.add('synchronous', seconds)
-    self.links_free = self.now
+    self.free['links'] = self.now
 
-  def _fused_collective(self, op):
+  def _fused_collective(self, op: Op) -> bool:
     """Fusions that start, finish, or are a collective."""
-    inner = self.s.collectives_in(op.callee) if op.kind == 'fusion' else []
-    if not inner:
+    if op.kind != 'fusion':
       return False
-    targets = {o.target for o in self.s.module.ops(op.callee) if o.kind == 'custom-call'}
+    collectives = self.schedule.collectives_in(op.callee)
+    if not collectives:
+      return False
+    targets = {inside.target for inside in self.module.ops(op.callee)}
     if 'AsyncCollectiveStart' in targets:
-      seconds = self._cost(inner)
-      self.links_free = max(self.now, self.links_free) + seconds
+      seconds = self._cost(collectives)
+      self.free['links'] = max(self.now, self.free['links']) + seconds
       self.times.add('links', seconds)
-      self.queue.append(self.links_free)
+      self.fused.append(self.free['links'])
       return False  # there is work in it, too
     if 'AsyncCollectiveDone' in targets:
-      if not self.queue:
+      if not self.fused:
         raise Unreadable(f'%{op.name} ends a collective that was not started in {self.name}')
-      self._wait(self.queue.pop(0), 'exposed', op)
+      self._wait(self.fused.pop(0), 'exposed', op)
       return True
     if 'continuation_config' in op.attributes:
       return False  # in the middle of one: the work beside it
-    # An all-reduce of which each keeps a slice costs as much as a reduce-scatter: half.
-    scattered = 'all-reduce-scatter' in op.callee
-    self._alone(op, self._cost(inner, times=0.5 if scattered or inner[0][0].kind == 'all-reduce' else 1.0))
+    first, _ = collectives[0]
+    times = 1.0
+    if 'all-reduce-scatter' in op.callee or first.kind == 'all-reduce':
+      times = 0.5  # an all-reduce of which each keeps a slice costs as much as a reduce-scatter: half
+    seconds = self._cost(collectives, times=times)
+    self._alone(op, seconds)
     return True
 
   # --- Work of the core -------------------------------------------------------------------------
 
-  def _custom_call(self, op):
+  def _memory_seconds(self, op: Op) -> float:
+    traffic = self.costs.traffic(op, self.name)
+    return traffic / self.generation.bandwidth
+
+  def _custom_call(self, op: Op) -> bool:
     if op.kind != 'custom-call':
       return False
-    if op.target == PALLAS:
-      flops, g = self.s.kernels(op), self.s.generation
-      self.counts.add('flops', flops)
-      self.counts.add('kernel_flops', flops)
-      memory = self.s.costs.traffic(op, self.name) / g.bandwidth
-      self._spend('kernel', max(flops / g.flops / self.s.share, memory))
-      return True
-    check_kind(op, self.name)
-    return op.target in FREE_CALLS
-
-  def _compute(self, op):
-    check_kind(op, self.name)
-    g, flops = self.s.generation, 0
-    for count, origin in self.s.costs.products_of(op, self.name):
-      flops += count
-      if OPTIMIZER in origin:
-        self.counts.add('optimizer_flops', count)
+    if op.target != PALLAS:
+      check_kind(op, self.name)
+      return op.target in FREE_CALLS
+    flops = self.schedule.kernels(op)
     self.counts.add('flops', flops)
-    memory = self.s.costs.traffic(op, self.name) / g.bandwidth
-    matrix = flops / g.flops / MXU
-    self._spend('matrix' if matrix > memory / 2 else 'memory', max(matrix, memory))
+    self.counts.add('kernel_flops', flops)
+    matrix = flops / self.generation.flops / self.schedule.share
+    self._spend('kernel', max(matrix, self._memory_seconds(op)))
+    return True
+
+  def _compute(self, op: Op) -> None:
+    check_kind(op, self.name)
+    total = 0
+    for flops, origin in self.costs.products_of(op, self.name):
+      total += flops
+      if OPTIMIZER in origin:
+        self.counts.add('optimizer_flops', flops)
+    self.counts.add('flops', total)
+    memory = self._memory_seconds(op)
+    matrix = total / self.generation.flops / MXU
+    kind = 'memory'
+    if matrix > memory / 2:
+      kind = 'matrix'
+    self._spend(kind, max(matrix, memory))
 
 
-def _described(op):
+def _description(op: Op) -> str:
   """What a collective is about: its kind, its arrays, and the operation of the model that it comes from."""
   shapes = re.sub(r'\{[^}]*\}', '', op.type)
-  origin = op.origin.rpartition('jit(train_step)/')[2][-60:]
-  return f'{op.kind} {shapes[:60]}' + (f' ({origin})' if origin else '')
+  _, _, origin = op.origin.rpartition('jit(train_step)/')
+  description = f'{op.kind} {shapes[:60]}'
+  if origin:
+    description += f' ({origin[-60:]})'
+  return description

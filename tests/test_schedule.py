@@ -116,7 +116,7 @@ def test_a_schedule_by_hand(text):
     ('%a = bf16[1024,512] conditional(%x, %x, %w)', 'does not name the computations'),
     ('%a = float128[1024,512] add(%x, %x)', 'float128'),
     ('%a = bf16[1024,<=512] infeed(%x)', "kind 'infeed'"),
-    ('%a = (bf16[8], u32[], token[]) send(%x, %x), channel_id=1', 'sends to where')])
+    ('%a = (bf16[8], u32[], token[]) send(%x, %x), channel_id=1', 'sends to an unknown place')])
 def test_what_is_not_understood_is_refused(line, words):
   with pytest.raises(hlo.Unreadable, match=re.escape(words)):
     predicted(entry(f'  {line}'))
