@@ -27,6 +27,7 @@ def lower(config, devices):
   from t5like import build, choices, config as config_lib, lengths, sharding, step as step_lib
   from t5like.data import pipeline
   from t5like.model import attention, attention_kernels, flops
+  from t5like.parameters import LOOKED_UP
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = build.build_model(config)
@@ -50,8 +51,7 @@ def lower(config, devices):
                    batch=per_device(batch)),
         checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         kernel=kernel, replicated=sharding.replicated(state['params'], mesh),
-        tables=sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(state['params'])
-                   if path[0].key in ('embed', 'positions', 'types')))
+        tables=sum(param.size for param in model.parameters.values() if param.role in LOOKED_UP))
     return train_step.lower(state, batch), facts
 
 

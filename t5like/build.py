@@ -54,14 +54,9 @@ def build_model(config):
   return model, count
 
 
-def parameter_shapes(model):
-  """The parameters of a model, as shapes."""
-  return jax.eval_shape(lambda: model.init(jax.random.key(0)))
-
-
 def flops_per_row(config, model):
   """Multiplications and additions of one row of training, of what has gradients (`model/flops.py`)."""
-  rates = optim.rates(config.optimizer, parameter_shapes(model))
+  rates = optim.rates(config.optimizer, model.parameters)
   return transformer.flops_per_row(model, lengths.shapes(config), rates)
 
 
@@ -69,10 +64,9 @@ def parameters(config):
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
   with no_devices():
-    shapes = parameter_shapes(transformer.build(transformer.ModelConfig(**config.model)))
-  rates = optim.rates(config.optimizer, shapes)
-  return {path: (x.shape, rates[path]) for path, x in
-          ((optim.path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(shapes))}
+    model = transformer.build(transformer.ModelConfig(**config.model))
+  rates = optim.rates(config.optimizer, model.parameters)
+  return {path: (param.shape, rates[path]) for path, param in model.parameters.items()}
 
 
 def merged(config, params):
@@ -80,10 +74,12 @@ def merged(config, params):
   c = transformer.ModelConfig(**config.model)
   if not c.lora_rank:
     return config, params
+  with no_devices():
+    declared = transformer.build(c).parameters
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.model.lora_rank = 0
-  return config, jax.jit(lambda params: layers.merged(params, c))(params)
+  return config, jax.jit(lambda params: layers.merged(params, declared, c))(params)
 
 
 def rows_per_device(config, mesh):
@@ -98,8 +94,8 @@ def rows_per_device(config, mesh):
 def build_optimizer(config, model, total_steps):
   """(tx, rates) of a resolved config whose schedule ends at total_steps; rates: of each parameter, `optim.rates`."""
   learning_rate = optim.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
-  rates = optim.rates(config.optimizer, parameter_shapes(model))
-  return optim.at_rates(optim.build(config.optimizer, learning_rate), rates), rates
+  rates = optim.rates(config.optimizer, model.parameters)
+  return optim.at_rates(optim.build(config.optimizer, learning_rate, model.parameters), rates), rates
 
 
 def build_step(config, model, total_steps, mesh):
@@ -123,7 +119,7 @@ def build_step(config, model, total_steps, mesh):
                                         spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
   options = config.compile.options.to_dict() or None
   return (tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums),
-          jax.jit(histograms.make(gradients)))
+          jax.jit(histograms.make(gradients, model.parameters)))
 
 
 def no_devices():

@@ -1,4 +1,5 @@
 """How the numbers of each parameter and its gradient are spread, layer by layer; counted on the devices."""
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5like.optimizers import path_name
+from t5like.parameters import Param
 
 BINS = 64
 
@@ -18,18 +20,25 @@ class Histogram(NamedTuple):
   square: float  # mean square
 
 
-def make(gradients):
+def make(gradients: Callable, parameters: Mapping[str, Param]) -> Callable:
   """Returns histograms(params, batch, key) -> counts on the device of all parameters and gradients, for `named`.
 
-  gradients: as of `step.make_gradients`. The gradients are those of the mean loss of the batch. One axis in front,
-  that of layers, is kept where parameters are in layers.
+  The gradients are those of the mean loss of the batch. One axis in front, that of layers, is kept where parameters
+  are in layers.
+
+  Args:
+    gradients: as of `step.make_gradients`.
+    parameters: `model.parameters`.
   """
   def histograms(params, batch, key):
     grads, sums = gradients(params, batch, key)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums['weights'], 1).astype(g.dtype), grads)
-    return {f'{kind}/{path_name(path)}': _count(x, 'blocks' in path_name(path).split('/'))
-            for kind, tree in (('parameters', params), ('gradients', grads))
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    counted = {}
+    for kind, tree in (('parameters', params), ('gradients', grads)):
+      for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        counted[f'{kind}/{name}'] = _count(x, parameters[name].is_stacked)
+    return counted
   return histograms
 
 

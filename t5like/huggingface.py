@@ -22,9 +22,11 @@ from t5like.data import special_tokens, tokenizer_export, vocabulary as vocabula
 from t5like.data.vocabulary_kinds import Bytes
 from t5like.errors import ConfigError, DataError
 from t5like.huggingface_config import (
+  check_parameters,
   differing,
   family_of,  # noqa: F401 (found here)
   layers_of,
+  places,
   rows,
   shape_of,
   sizes_of,
@@ -64,6 +66,10 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
   Biases that a family has and the model lacks are zeros. ConfigError when no family computes this.
   """
   hf, sizes, out = to_hf(model, vocabulary, length), sizes_of(model), {}
+  has = places(model)
+  for path, _ in jax.tree_util.tree_leaves_with_path(params):
+    if path_name(path) not in has:
+      raise ConfigError(f'{path_name(path)} has no place in the weights of {hf["model_type"]} models.')
   for path, dims, name, axes in rows(model):
     found = [_find(params, path.replace('*', part)) for part in ('qkv' if '*' in path else ' ')]
     keys = layers_of(model, path, name)
@@ -139,6 +145,8 @@ def initial(config, abstract, vocabulary=None):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
     check_same_vocabulary(config, vocabulary, *find_vocabulary(folder, config.vocabulary.special.to_dict()))
+    plain = transformer.ModelConfig(**dict(config.model, lora_rank=0))
+    check_parameters(model, transformer.build(plain).parameters)
     params = {}
     for path, x in leaves(model, tensor, size):
       _put(params, path, _place(x, _find(abstract, path)))

@@ -9,6 +9,7 @@ from t5like.config_values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.families import FAMILIES, FREE, PLAIN
 from t5like.nearest import suggestion
+from t5like.parameters import Param
 from t5like.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
 
 # What sizes and numbers may be, by our names: above what is built, and below what takes all memory.
@@ -298,6 +299,38 @@ def names(model):
   """{their name: shape} of all weights of a model."""
   sizes = sizes_of(model)
   return {one: shape_of(axes, sizes) for path, _, name, axes in rows(model) for one in layers_of(model, path, name)}
+
+
+def places(model: Mapping[str, Any]) -> dict[str, str]:
+  """{path: dims} of all parameters, ours, for which the family of a model has a place."""
+  out = {}
+  for path, dims, _, _ in rows(model):
+    for part in 'qkv' if '*' in path else ' ':
+      out[path.replace('*', part)] = dims
+  return out
+
+
+def check_parameters(model: Mapping[str, Any], declared: Mapping[str, Param]) -> None:
+  """ConfigError where the parameters of a model are not those that its family has.
+
+  Args:
+    model: config.model of a family, every size known.
+    declared: `model.parameters` of the same model, without adapters.
+  """
+  family, has = family_of_any(model), places(model)
+  for path, param in declared.items():
+    own = param.dims[param.is_stacked:]
+    if not FAMILIES[family].grouped:  # N is also the number of heads of keys and values
+      own = own.replace('K', 'N')
+    if path not in has:
+      raise ConfigError(f'{path} has no place in the weights of {family} models: a model that has it cannot be read '
+                        'from a Hugging Face folder, nor written into one.')
+    if has[path] != own:
+      raise ConfigError(f'{path} has the dimensions {own}, and in the weights of {family} models {has[path]}: a model '
+                        'that has it cannot be read from a Hugging Face folder, nor written into one.')
+  missing = [path for path in has if path not in declared]
+  if missing and model['use_bias']:  # without biases, a family that has them gets zeros
+    raise ConfigError(f'{missing[0]}, which {family} models have, is no parameter of this model.')
 
 
 def to_ours(x, dims, axes, sizes):

@@ -42,6 +42,7 @@ def check_export(config, out):
 def export_run(workdir, out):
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people, [text]."""
   run = loaded.load(workdir)
+  huggingface.check_parameters(run.config.model.to_dict(), run.model.parameters)
   notes = huggingface.write(out, run.config.model.to_dict(), run.params, run.vocabulary,
                             style=run.style, length=run.config.data.seq_len)
   if run.style in ('prefix', 'pair') and run.model.config.prefix_mask:

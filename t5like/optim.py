@@ -2,6 +2,8 @@
 they leave as it is."""
 import inspect
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import optax
 from t5like import config_rules, optimizer_rules, optimizers, rate_schedules, trained
 from t5like.errors import ConfigError
 from t5like.optimizers import map_with_path, path_name
+from t5like.parameters import Param
 
 
 def schedule(spec, learning_rate, total_steps):
@@ -44,8 +47,14 @@ def decay_mask(pattern):
   return mask
 
 
-def build(spec, learning_rate):
-  """optax transformation of `config.optimizer`; `learning_rate` is a number or a schedule.
+def build(spec: Any, learning_rate: Any, parameters: Mapping[str, Param] | None = None
+          ) -> optax.GradientTransformationExtraArgs:
+  """optax transformation of `config.optimizer`.
+
+  Args:
+    spec: config.optimizer.
+    learning_rate: a number or a schedule, a function of the step.
+    parameters: `model.parameters`, what each array is, for optimizers to which that matters.
 
   A name means what `t5like/optimizers.py` makes of it, else what optax does. weight_decay is handed on to
   optimizers that take it, b1, b2 and eps to those of Adam's kind (which take b1; eps means other things to
@@ -53,15 +62,20 @@ def build(spec, learning_rate):
   Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
 
   update(grads, state, params, step=n) takes the learning rate of step n. An optimizer's own count is not the number
-  of steps: it stands still where a step is bad and changes nothing. ConfigError for what `optimizer_rules` refuses.
+  of steps: it stands still where a step is bad and changes nothing.
+
+  Raises:
+    ConfigError: for what `optimizer_rules` refuses, and where an optimizer needs `parameters` and they are missing.
   """
   for problem in optimizer_rules.problems(spec):
     raise ConfigError(problem)
-  named, arguments = _named(spec)
+  named, arguments = _named(spec, parameters)
 
   def make(rate):
     tx = named(rate, **arguments)
-    return optimizers.layer_by_layer(tx) if spec.name in optimizer_rules.LAYER_BY_LAYER else tx
+    if spec.name in optimizer_rules.LAYER_BY_LAYER:
+      return optimizers.layer_by_layer(tx, parameters, spec.name)
+    return tx
 
   def at_rate(grads, state, params=None, *, rate=None):
     tx = make(learning_rate) if rate is None else make(lambda count: rate)
@@ -89,7 +103,7 @@ def _function(name):
 FUNCTIONS = {name: _function(name) for name in optimizer_rules.OPTIMIZERS}
 
 
-def _named(spec):
+def _named(spec, parameters):
   """(function of the learning rate that makes the optimizer of a spec, its other arguments)."""
   named = FUNCTIONS[spec.name]
   takes = inspect.signature(named).parameters
@@ -103,16 +117,17 @@ def _named(spec):
   for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
     if key in takes:
       arguments[key] = decay_mask(spec.decay_mask)
+  if 'parameters' in takes:
+    arguments['parameters'] = parameters
   return named, {**arguments, **extra}
 
 
 # --- Parameters that are frozen, or learn at a rate of their own ----------------------------------
 
 
-def rates(spec, params):
-  """`trained.rates` of a tree of parameters (or of their shapes), as fp32 arrays; `spec` is config.optimizer."""
-  shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
-  return {path: np.float32(rate) for path, rate in trained.rates(spec, shapes).items()}
+def rates(spec: Any, parameters: Mapping[str, Param]) -> dict[str, np.ndarray]:
+  """`trained.rates` of `model.parameters` as fp32 arrays; `spec` is config.optimizer."""
+  return {path: np.float32(rate) for path, rate in trained.rates(spec, parameters).items()}
 
 
 def at_rates(tx, rates):

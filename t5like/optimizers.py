@@ -1,14 +1,15 @@
 """Optimizers that optax lacks, or has for lone matrices on single devices only.
 
-Parameters are a nested dict. Those under a key `blocks` are L layers on a leading axis, and every layer
-counts as a parameter of its own: its statistics, root mean squares and matrices are what they would be
-if it stood alone. A parameter called `w` is a matrix, its axes first the inputs, then the outputs
-([D, N, H] is D x NH); all others (`scale`, `b`) are vectors, whatever their rank. No axes are merged
-where that would move arrays between devices.
+Parameters are a nested dict, and `parameters`, the `model.parameters` of `transformer.build`, says what each of them
+is. Every layer of a stack counts as a parameter of its own, and so does every expert: its statistics, root mean squares
+and matrices are what they would be if it stood alone. The axes of a matrix are inputs or outputs as its Param says
+([D, N, H] is D x NH); all others are vectors, whatever their rank. No axes are merged where that would move arrays
+between devices.
 
 All take `learning_rate`, a number or a schedule, and `mask`, a function of params that marks which decay.
 """
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,40 +17,44 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-# Matrices that are looked up, or that predict: what Muon is for are those in between.
-TABLES = {'embed', 'head', 'positions', 'types', 'relative'}
+from t5like.errors import ConfigError
+from t5like.parameters import Param, with_path_of
+
+# Roles of matrices that are looked up, or that predict: what Muon is for are those in between.
+TABLES = ('embed', 'head', 'positions', 'types', 'relative')
 
 map_with_path = jax.tree_util.tree_map_with_path
 
 
-def path_name(path):
+def path_name(path: tuple) -> str:
   """'stack/blocks/attention/q/w' from a key path of jax.tree_util."""
   return '/'.join(str(k.key if hasattr(k, 'key') else k) for k in path)
 
 
-def own_axes(path, x):
-  """Axes of a parameter other than L."""
-  return tuple(range('blocks' in path_name(path).split('/'), x.ndim))
+def map_with_param(fn: Callable, parameters: Mapping[str, Param], tree: Any, *rest: Any) -> Any:
+  """fn(its Param, array, ..) of each array of a tree of parameters, and of trees like it."""
+  def of_path(path, x, *others):
+    return fn(parameters[path_name(path)], x, *others)
+  return map_with_path(of_path, tree, *rest)
 
 
-def sides(path, x):
-  """(axes of the inputs, axes of the outputs) of a matrix; None for a vector."""
-  keys, axes = path_name(path).split('/'), own_axes(path, x)
-  if keys[-1] != 'w' or len(axes) < 2:
-    return None
-  inputs = len(axes) - 1 if keys[-2:-1] == ['o'] else 1  # o alone reads several axes: N and H
-  return axes[:inputs], axes[inputs:]
+def _required(parameters: Mapping[str, Param] | None, name: str) -> Mapping[str, Param]:
+  if parameters is None:
+    raise ConfigError(f'{name} treats each layer, and matrices and vectors apart, and has to know which array is what: '
+                      'give it parameters=model.parameters, of the model that `transformer.build` returned.')
+  return parameters
 
 
-def _rms(path, x):
-  """Root mean square of each layer, in axes of size 1."""
-  return jnp.sqrt(jnp.mean(jnp.square(x), own_axes(path, x), keepdims=True))
+def _rms(param, x):
+  """Root mean square of each layer and expert, in axes of size 1."""
+  return jnp.sqrt(jnp.mean(jnp.square(x), param.own_axes, keepdims=True))
 
 
-def _times_parameter_rms(least=1e-3):
+def _times_parameter_rms(parameters, least=1e-3):
   """Scales updates with the parameter they change, so that steps are relative."""
-  return optax.stateless(lambda updates, params: map_with_path(
-      lambda path, u, p: u * jnp.maximum(_rms(path, p), least), updates, params))
+  def scaled(param, u, p):
+    return u * jnp.maximum(_rms(param, p), least)
+  return optax.stateless(lambda updates, params: map_with_param(scaled, parameters, updates, params))
 
 
 # --- Adafactor ----------------------------------------------------------------------------------
@@ -63,7 +68,7 @@ class AdafactorState(NamedTuple):
 
 
 def adafactor(learning_rate, weight_decay=0.0, mask=None, decay_rate=0.8, clip_threshold=1.0,
-              min_dim_size_to_factor=128, eps=1e-30, multiply_by_parameter_scale=True):
+              min_dim_size_to_factor=128, eps=1e-30, multiply_by_parameter_scale=True, parameters=None):
   """Adafactor without momentum (Shazeer & Stern 2018, arXiv 1804.04235, algorithm 4), as T5X runs it.
 
   At step t, from 0, v is the mean of g^2 + eps with weight (t + 1)^-decay_rate on the newest; of a
@@ -72,53 +77,62 @@ def adafactor(learning_rate, weight_decay=0.0, mask=None, decay_rate=0.8, clip_t
   max(1, RMS(u) / clip_threshold) (0: not), times max(RMS(p), 1e-3) and the learning rate.
   weight_decay p is added before the learning rate.
   """
-  parts = [_by_factored_rms(decay_rate, min_dim_size_to_factor, eps)]
+  parameters = _required(parameters, 'adafactor')
+
+  def clipped(param, u):
+    return u / jnp.maximum(1, _rms(param, u) / clip_threshold)
+  parts = [_by_factored_rms(parameters, decay_rate, min_dim_size_to_factor, eps)]
   if clip_threshold:
-    parts.append(optax.stateless(lambda updates, _: map_with_path(
-        lambda path, u: u / jnp.maximum(1, _rms(path, u) / clip_threshold), updates)))
+    parts.append(optax.stateless(lambda updates, _: map_with_param(clipped, parameters, updates)))
   if multiply_by_parameter_scale:
-    parts.append(_times_parameter_rms())
+    parts.append(_times_parameter_rms(parameters))
   return optax.chain(*parts, optax.add_decayed_weights(weight_decay, mask),
                      optax.scale_by_learning_rate(learning_rate))
 
 
-def _by_factored_rms(decay_rate, min_dim_size_to_factor, eps):
-  def means(path, x):
+def _by_factored_rms(parameters, decay_rate, min_dim_size_to_factor, eps):
+  def means(param, x):
     """What is kept of x, an array in the place of g^2."""
-    axes = sides(path, x)
-    if axes is None or min(math.prod(x.shape[a] for a in side) for side in axes) < min_dim_size_to_factor:
+    if param.sides is None or min(_sizes(param, x)) < min_dim_size_to_factor:
       return dict(full=x)
-    inputs, outputs = axes
+    inputs, outputs = param.sides
     return dict(inputs=jnp.mean(x, outputs, keepdims=True), outputs=jnp.mean(x, inputs, keepdims=True))
 
-  def scaled(path, g, v):
+  def scaled(param, g, v):
     if 'full' in v:
       return g * jax.lax.rsqrt(v['full'])
     # Root by root: the product of two means of 1e-30 is 0 in fp32.
-    mean = jnp.mean(v['inputs'], own_axes(path, g), keepdims=True)
+    mean = jnp.mean(v['inputs'], param.own_axes, keepdims=True)
     return g * jax.lax.rsqrt(v['inputs'] / mean) * jax.lax.rsqrt(v['outputs'])
 
   def init(params):
     # Zeros of the means, not of their shapes: so they lie on the devices on which means will lie.
-    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, map_with_path(means, params)))
+    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, map_with_param(means, parameters, params)))
 
   def update(grads, state, params=None):
     newest = (state.count + 1).astype(jnp.float32) ** -decay_rate  # not 1 - beta2, which would round it
-    now = map_with_path(lambda path, g: means(path, jnp.square(g) + eps), grads)
+    now = map_with_param(lambda param, g: means(param, jnp.square(g) + eps), parameters, grads)
     v = jax.tree.map(lambda old, new: (1 - newest) * old + newest * new, state.v, now)
-    return map_with_path(scaled, grads, v), AdafactorState(optax.safe_increment(state.count), v)
+    return map_with_param(scaled, parameters, grads, v), AdafactorState(optax.safe_increment(state.count), v)
   return optax.GradientTransformation(init, update)
+
+
+def _sizes(param, x):
+  """(number of inputs, number of outputs) of a matrix."""
+  inputs, outputs = param.sides
+  return math.prod(x.shape[axis] for axis in inputs), math.prod(x.shape[axis] for axis in outputs)
 
 
 # --- Adam's kind --------------------------------------------------------------------------------
 
 
-def adamw_rms(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None):
+def adamw_rms(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None, parameters=None):
   """AdamW whose step is multiplied by max(RMS(p), 1e-3), which lets Adam train T5 (nanoT5's AdamWScale).
 
   Weight decay is not multiplied by it. eps is added to sqrt(v) as it is, before bias correction.
   """
-  return optax.chain(_by_adam(b1, b2, eps, bias_correction=True), _times_parameter_rms(),
+  parameters = _required(parameters, 'adamw_rms')
+  return optax.chain(_by_adam(b1, b2, eps, bias_correction=True), _times_parameter_rms(parameters),
                      optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
@@ -155,7 +169,7 @@ def _by_adam(b1, b2, eps, bias_correction):
 
 
 def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None, beta=0.95, ns_steps=5,
-         nesterov=True, preconditioning='frobenius', consistent_rms=None, adam_scale=1.0):
+         nesterov=True, preconditioning='frobenius', consistent_rms=None, adam_scale=1.0, parameters=None):
   """Muon (Jordan et al. 2024) for the matrices of blocks, AdamW for tables, heads and vectors.
 
   Momentum (`beta`) of a matrix is made orthogonal by Newton-Schulz steps, all in optax, and multiplied by
@@ -169,15 +183,17 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
   both, from step 2 on optax's leans more on the newest gradient (at first nearly twice as much), and after about
   3 / (1 - beta) steps they agree.
   """
-  def kind(path, x):
-    is_table = TABLES.intersection(path_name(path).split('/'))
-    return 'adam' if is_table or sides(path, x) is None else 'muon'
+  parameters = _required(parameters, 'muon')
+
+  def kind(param, x):
+    is_between = param.sides is not None and param.role not in TABLES
+    return 'muon' if is_between else 'adam'
 
   def dimension_numbers(tree):
-    return map_with_path(lambda path, x: contrib.MuonDimensionNumbers(*sides(path, x)), tree)
+    return map_with_param(lambda param, x: contrib.MuonDimensionNumbers(*param.sides), parameters, tree)
 
-  def shape_scale(path, u):
-    inputs, outputs = (math.prod(u.shape[a] for a in axes) for axes in sides(path, u))
+  def shape_scale(param, u):
+    inputs, outputs = _sizes(param, u)
     if consistent_rms is None:
       return u * math.sqrt(max(1, outputs / inputs))
     return u * consistent_rms * math.sqrt(max(outputs, inputs))
@@ -188,9 +204,9 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
           anywhere(contrib.scale_by_muon(beta=beta, ns_steps=ns_steps, nesterov=nesterov,
                                           preconditioning=preconditioning,
                                           weight_dimension_numbers=dimension_numbers)),
-          optax.stateless(lambda updates, _: map_with_path(shape_scale, updates)), decay),
+          optax.stateless(lambda updates, _: map_with_param(shape_scale, parameters, updates)), decay),
       adam=optax.chain(optax.scale_by_adam(b1, b2, eps), decay, optax.scale(adam_scale)))
-  return optax.chain(optax.partition(by_kind, lambda tree: map_with_path(kind, tree)),
+  return optax.chain(optax.partition(by_kind, lambda tree: map_with_param(kind, parameters, tree)),
                      optax.scale_by_learning_rate(learning_rate))
 
 
@@ -211,45 +227,49 @@ def anywhere(tx):
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def layer_by_layer(tx):
+def layer_by_layer(tx: optax.GradientTransformation, parameters: Mapping[str, Param] | None, name: str = 'It'
+                   ) -> optax.GradientTransformation:
   """tx, which takes the norm or another number of each array, with every layer of a stack as an array of its own.
 
   What it keeps of a stack is kept of each layer, on a leading axis. It must not mix arrays with one another.
+  ConfigError for arrays that hold more than one matrix in a layer: `name`, which is tx's, would mix them.
   """
+  parameters = _required(parameters, name)
+  for path, param in parameters.items():
+    if param.batch:
+      raise ConfigError(f'optimizer.name={name!r} takes one norm of {path}, which has a matrix for each of the axes '
+                        f'{param.batch!r} in each layer. adamw, adafactor and muon treat each by itself.')
+
   def init(params):
     make, trees = tx.init, (params,)
-    for stack in _stacks(params):
-      make = _mapped(make, stack, jax.eval_shape(tx.init, params))
+    for stack in _stacks(params, parameters):
+      make = _mapped(make, stack, jax.eval_shape(tx.init, params), parameters)
     return make(*trees)
 
   def update(updates, state, params):
     def one(updates, state, params):
       return tx.update(updates, state, params)
-    for stack in _stacks(params):
-      one = _mapped(one, stack, (updates, state))
+    for stack in _stacks(params, parameters):
+      one = _mapped(one, stack, (updates, state), parameters)
     return one(updates, state, params)
   return optax.GradientTransformation(init, update)
 
 
-def _stacks(params):
-  """Names of the stacks of layers, such as 'encoder/blocks': each may have another number of layers."""
-  paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  return sorted({_stack_of(path) for path in paths} - {''})
+def _stacks(params, parameters):
+  """Names of the stacks whose layers are in a tree of parameters: each may have another number of layers."""
+  present = [parameters[path_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  return sorted({param.stack for param in present if param.is_stacked})
 
 
-def _stack_of(path):
-  """'encoder/blocks' of a parameter's path, or '' outside of stacks."""
-  folder, blocks, _ = f'/{path}'.rpartition('/blocks/')
-  return f'{folder}{blocks}'.strip('/')
-
-
-def _mapped(fn, stack, like):
+def _mapped(fn, stack, like, parameters):
   """fn of trees, done for each layer of one stack; `like` has the structure of what it returns."""
+  def axis(path, _):
+    param = with_path_of(path_name(path), parameters)
+    is_layered = param is not None and param.is_stacked and param.stack == stack
+    return 0 if is_layered else None
+
   def axes(tree):
-    def of_stack(path):
-      name = path_name(path)
-      return 0 if f'/{stack}/' in f'/{name}/' else None
-    return map_with_path(lambda path, _: of_stack(path), tree)
+    return map_with_path(axis, tree)
 
   def mapped(*trees):
     return jax.vmap(fn, in_axes=tuple(axes(tree) for tree in trees), out_axes=axes(like))(*trees)

@@ -146,10 +146,10 @@ def introduction(plan: Plan, params: dict[str, Any], progress: Progress, rows: p
 
 def _about_parameters(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
   """How many are trained, if not all, and which lie on every device, if these are many."""
-  rates = optim.rates(plan.config.optimizer, params)
+  rates = optim.rates(plan.config.optimizer, plan.model.parameters)
   trained = 0
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
-    trained += round(x.size * (rates[optim.path_name(path)] > 0).mean())
+  for path, param in plan.model.parameters.items():
+    trained += round(param.size * (rates[path] > 0).mean())
   if trained < plan.num_params:
     yield f'{trained:,} of them are trained, the others frozen'
   whole = sharding.replicated(params, plan.mesh)

@@ -9,11 +9,13 @@ layers of the stacks alone. Later patterns overrule earlier ones; ! in front tak
 import difflib
 import fnmatch
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from t5like import choices
 from t5like.config_values import either, show
 from t5like.errors import ConfigError
+from t5like.parameters import ADAPTERS, Param
 
 PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
 LAYERS = re.compile(r'\[([^\[\]]*)\]')
@@ -79,26 +81,34 @@ def _pattern(asked, text, value):
   return Pattern(asked, glob, layers, value)
 
 
-def rates(optimizer, shapes):
-  """{path: [float]}: what the updates of a parameter, layer by layer if it is in layers, are multiplied by; 0: frozen.
+def rates(optimizer: Any, parameters: Mapping[str, Param]) -> dict[str, list[float]]:
+  """What the updates of each parameter, layer by layer if it is in layers, are multiplied by; 0: frozen.
 
-  optimizer: config.optimizer; shapes: {path: shape}. Where there are adapters (LoRA) all else is frozen, unless
-  `freeze` takes it out. ConfigError for patterns that match nothing, or if nothing were trained.
+  Where there are adapters (LoRA) all else is frozen, unless `freeze` takes it out.
+
+  Args:
+    optimizer: config.optimizer.
+    parameters: `model.parameters`.
+
+  Raises:
+    ConfigError: for patterns that match nothing, or if nothing were trained.
   """
-  num_layers = lambda path: shapes[path][0] if 'blocks' in path.split('/') else 1
-  adapted = any(path.endswith('/lora_a') for path in shapes)
-  trained = {path: [float(not adapted or path.endswith(('/lora_a', '/lora_b')))] * num_layers(path) for path in shapes}
-  factors = {path: [1.0] * num_layers(path) for path in shapes}
+  has_adapters = any(param.kind in ADAPTERS for param in parameters.values())
+  trained = {}
+  for path, param in parameters.items():
+    is_trained = param.kind in ADAPTERS or not has_adapters
+    trained[path] = [float(is_trained)] * param.num_layers
+  factors = {path: [1.0] * param.num_layers for path, param in parameters.items()}
   for values, patterns in ((trained, map(_freeze, optimizer.freeze)),
                            (factors, map(_multiplier, optimizer.multipliers))):
     for pattern in patterns:
-      for path in _matching(pattern, shapes):
-        for layer in range(num_layers(path))[pattern.layers or slice(None)]:
+      for path in _matching(pattern, parameters):
+        for layer in range(len(values[path]))[pattern.layers or slice(None)]:
           values[path][layer] = pattern.value
   if not any(map(any, trained.values())):
     raise ConfigError(f'optimizer.freeze={show(optimizer.freeze)}: leaves nothing to be trained. Take something out '
                       "again, such as ('*', '!head').")
-  return {path: [a * b for a, b in zip(trained[path], factors[path])] for path in shapes}
+  return {path: [a * b for a, b in zip(trained[path], factors[path])] for path in parameters}
 
 
 def in_words(rates):
@@ -107,25 +117,35 @@ def in_words(rates):
   return words[0] if len(set(words)) == 1 else ' '.join(words)
 
 
-def _matching(pattern, shapes):
+def _matching(pattern: Pattern, parameters: Mapping[str, Param]) -> list[str]:
   """Paths that a pattern stands for; ConfigError where there are none."""
-  folders = {path: [path[:m.start()] for m in re.finditer('/|$', path)] for path in shapes}
-  found = [path for path in shapes if any(fnmatch.fnmatchcase(f, pattern.glob) for f in folders[path])]
-  if pattern.layers is None and found:
-    return found
-  stacked = [path for path in found if 'blocks' in path.split('/')]
-  chosen = [path for path in stacked if len(range(shapes[path][0])[pattern.layers])] if stacked else []
-  if chosen:
-    return chosen
-  if stacked:
-    raise ConfigError(f'{pattern.asked}: {pattern.glob} has {shapes[stacked[0]][0]} layers, counted from 0, and none '
-                      'of them is meant.')
-  if found:
+  folders = {path: _folders(path) for path in parameters}
+  matches = [path for path in parameters if any(fnmatch.fnmatchcase(f, pattern.glob) for f in folders[path])]
+  if not matches:
+    raise ConfigError(_no_match(pattern, list(dict.fromkeys(f for names in folders.values() for f in names))))
+  if pattern.layers is None:
+    return matches
+  stacked = [path for path in matches if parameters[path].is_stacked]
+  if not stacked:
     raise ConfigError(f'{pattern.asked}: {pattern.glob} is in no stack of layers. Leave the brackets out.')
-  every = list(dict.fromkeys(f for paths in folders.values() for f in paths))
+  chosen = [path for path in stacked if range(parameters[path].num_layers)[pattern.layers]]
+  if not chosen:
+    count = parameters[stacked[0]].num_layers
+    raise ConfigError(f'{pattern.asked}: {pattern.glob} has {count} layers, counted from 0, and none of them is meant.')
+  return chosen
+
+
+def _folders(path: str) -> list[str]:
+  """A path and all folders that it is in."""
+  return [path[:m.start()] for m in re.finditer('/|$', path)]
+
+
+def _no_match(pattern: Pattern, names: list[str]) -> str:
   last = pattern.glob.rpartition('/')[2]
-  near = [f for f in every if last and f.rpartition('/')[2] == last] or difflib.get_close_matches(
-      pattern.glob, every, 3, 0.5) or difflib.get_close_matches(last, every, 3, 0.3)
-  raise ConfigError(f'{pattern.asked}, which matches no parameter. ' + (
-      f'The nearest {"are" if near[1:] else "is"} {", ".join(near[:4])}. ' if near else '')
-      + '--print_config lists them all.')
+  near = [name for name in names if last and name.rpartition('/')[2] == last]
+  near = near or difflib.get_close_matches(pattern.glob, names, 3, 0.5)
+  near = near or difflib.get_close_matches(last, names, 3, 0.3)
+  text = f'{pattern.asked}, which matches no parameter. '
+  if near:
+    text += f'The nearest {"are" if near[1:] else "is"} {", ".join(near[:4])}. '
+  return text + '--print_config lists them all.'

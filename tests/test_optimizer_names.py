@@ -13,6 +13,7 @@ from configs.base import base
 from t5like import config as config_lib, optim, optimizer_rules, optimizers, sharding
 from t5like.errors import ConfigError
 from t5like.optimizer_rules import LAYER_BY_LAYER, LAYOUTS_BY_XLA, OPTIMIZERS
+from tests import tables
 from tests.conftest import ROOT
 from tests.test_config import TINY, message
 
@@ -52,10 +53,10 @@ def unstacked(params):
   return out
 
 
-def build(name):
+def build(name, params):
   spec = base().optimizer
   spec.update(name=name, learning_rate=0.03, extra=EXTRA.get(name, {}))
-  return optim.build(spec, lambda step: 0.03 / (1 + step))
+  return optim.build(spec, lambda step: 0.03 / (1 + step), tables.declared(params))
 
 
 def trained(tx, params, form, steps=3):
@@ -75,9 +76,10 @@ def as_it_is(params):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_trains_and_a_layer_in_a_stack_is_an_array_of_its_own(name):
-  tx, params = build(name), tree(0, scale=0.1)
-  stacked = unstacked(trained(tx, params, as_it_is))
-  before, alone = unstacked(params), trained(tx, params, unstacked)
+  params = tree(0, scale=0.1)
+  stacked = unstacked(trained(build(name, params), params, as_it_is))
+  before = unstacked(params)
+  alone = trained(build(name, before), params, unstacked)
   for path, _ in jax.tree_util.tree_leaves_with_path(alone):
     def at(tree):
       for key in path:
@@ -101,7 +103,8 @@ SPECIAL = {'adafactor', 'adamw', 'dog', 'dowg', 'muon', 'schedule_free_adamw', *
 @pytest.mark.parametrize('name', [
     name if name in SPECIAL else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS])
 def test_eight_devices_do_what_one_does(name):
-  tx, params = build(name), tree(0, scale=0.1)
+  params = tree(0, scale=0.1)
+  tx = build(name, params)
   expected = trained(tx, params, as_it_is)
   with jax.set_mesh(sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))):
     def put(params):
@@ -117,7 +120,8 @@ def test_what_lamb_does_to_layers_of_different_sizes():
   """You et al. 2020 (arXiv 1904.00962), algorithm 2: a layer moves by the learning rate times its own norm."""
   spec = base().optimizer
   spec.update(name='lamb', weight_decay=0.0)
-  tx, params = optim.build(spec, 0.01), tree(0)
+  params = tree(0)
+  tx = optim.build(spec, 0.01, tables.declared(params))
   updates, _ = jax.jit(tx.update)(tree(1), tx.init(params), params)
   for stack, count in (('decoder', L), ('encoder', 2)):
     for i in range(count):

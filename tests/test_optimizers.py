@@ -10,7 +10,9 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs.base import base
-from t5like import optim, optimizers, sharding
+from t5like import optim, optimizer_rules, parameters, sharding
+from t5like.errors import ConfigError
+from tests import tables
 
 L = 3
 DIMS = dict(q='LDNH', o='LNHD', up='LDF', attention_norm='LD', q_norm='LNH')
@@ -49,7 +51,7 @@ def run(tx, params, steps=3, seed=100, grads=None):
 def build(name, rate=0.03, **changes):
   spec = base().optimizer
   spec.update(name=name, **changes)
-  return optim.build(spec, rate)
+  return tables.for_trees(lambda parameters: optim.build(spec, rate, parameters))
 
 
 @functools.cache
@@ -134,14 +136,70 @@ def test_state_of_a_factored_matrix_is_two_small_arrays_laid_out_alike():
   assert by_side['outputs'].sharding.spec == P(None, None, 'tensor', None)
 
 
-@pytest.mark.parametrize('path, shape, expected', [
-    ('embed/w', (9, 8), ((0,), (1,))), ('stack/blocks/attention/q/w', (3, 8, 2, 4), ((1,), (2, 3))),
-    ('decoder/blocks/cross/o/w', (3, 2, 4, 8), ((1, 2), (3,))), ('o/w', (2, 4, 8), ((0, 1), (2,))),
-    ('encoder/blocks/mlp/down/w', (3, 8, 4), ((1,), (2,))), ('stack/blocks/attention/q/b', (3, 2, 4), None),
-    ('stack/blocks/attention/q_norm/scale', (3, 2, 4), None), ('w', (3,), None), ('blocks/w', (3, 4), None)])
-def test_sides(path, shape, expected):
-  keys = [jax.tree_util.DictKey(k) for k in path.split('/')]
-  assert optimizers.sides(keys, np.zeros(shape)) == expected
+# --- Experts --------------------------------------------------------------------------------------
+
+E = 2
+EXPERTS = {'stack/blocks/experts/w': parameters.Param('LEDF', 'up', 'matrix', 'D', 'F', 'mlp', 'stack', (L, E, 12, 20)),
+           'stack/blocks/experts/b': parameters.Param('LEF', 'up', 'bias', '', 'F', 'mlp', 'stack', (L, E, 20))}
+
+
+def experts(seed):
+  """Parameters, or gradients, of experts of very different sizes: what mixes them shows."""
+  rng = np.random.default_rng(seed)
+  sizes = 10.0 ** -np.arange(L * E, dtype=np.float32).reshape(L, E)
+  w, b = (normal(rng, *declared.shape) for declared in EXPERTS.values())
+  return dict(stack=dict(blocks=dict(experts=dict(w=sizes[:, :, None, None] * w, b=sizes[:, :, None] * b))))
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'adamw_rms', 'bert_adamw', 'muon'])
+def test_an_expert_is_a_matrix_of_its_own(name):
+  spec = base().optimizer
+  spec.update(name=name, extra=dict(min_dim_size_to_factor=8) if name == 'adafactor' else {})
+  single = {path: parameters.Param(declared.dims[2:], 'up', declared.kind, declared.inputs, declared.outputs)
+            for path, declared in EXPERTS.items()}
+  together = leaves(run(optim.build(spec, 0.03, EXPERTS), experts(0), grads=lambda i: experts(1 + i)))
+  for layer, expert in np.ndindex(L, E):
+    def own(tree, at=(layer, expert)):
+      return jax.tree.map(lambda x: x[at], tree)
+    alone = leaves(run(optim.build(spec, 0.03, single), own(experts(0)), grads=lambda i: own(experts(1 + i))))
+    for path, x in alone.items():
+      moved = np.abs(x - leaves(own(experts(0)))[path]).max()
+      assert moved > 0
+      np.testing.assert_allclose(together[path][layer, expert], x, rtol=1e-6,
+                                 atol=(1e-4 if name == 'muon' else 3e-6) * moved, err_msg=path)
+
+
+def test_adafactor_keeps_means_of_each_expert():
+  spec = base().optimizer
+  spec.update(name='adafactor', extra=dict(min_dim_size_to_factor=8))
+  kept = leaves(jax.eval_shape(optim.build(spec, 0.03, EXPERTS).init, experts(0)))
+  by_side = {path.rpartition('experts/')[2]: x.shape for path, x in kept.items() if 'experts' in path}
+  assert by_side == {'w/inputs': (L, E, 12, 1), 'w/outputs': (L, E, 1, 20), 'b/full': (L, E, 20)}
+
+
+def test_muon_makes_each_expert_orthogonal():
+  spec = base().optimizer
+  spec.update(name='muon', weight_decay=0.0)
+  u = leaves(step_of(optim.build(spec, 1.0, EXPERTS), experts(0), experts(1)))['stack/blocks/experts/w']
+  for one in u.reshape(-1, 12, 20) / np.sqrt(20 / 12):
+    values = np.linalg.svd(one, compute_uv=False)
+    assert (values > 0.2).all() and (values < 1.4).all(), values
+
+
+@pytest.mark.parametrize('name', optimizer_rules.LAYER_BY_LAYER)
+def test_what_takes_one_norm_of_an_array_refuses_experts(name):
+  spec = base().optimizer
+  spec.update(name=name)
+  with pytest.raises(ConfigError, match=f"optimizer.name='{name}' takes one norm of stack/blocks/experts/w"):
+    optim.build(spec, 0.1, EXPERTS).init(experts(0))
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'adamw_rms', 'muon', *optimizer_rules.LAYER_BY_LAYER])
+def test_an_optimizer_that_has_to_know_what_arrays_are_says_so(name):
+  spec = base().optimizer
+  spec.update(name=name)
+  with pytest.raises(ConfigError, match=f'{name} treats each layer.*parameters=model.parameters'):
+    optim.build(spec, 0.1).init(tree(0))
 
 
 # --- Adafactor ----------------------------------------------------------------------------------

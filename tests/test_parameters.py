@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from t5like import build, parameters
-from t5like.model import layers, stack, transformer
+from t5like import build, huggingface, parameters
+from t5like.errors import ConfigError
+from t5like.lengths import Lengths
+from t5like.model import flops, layers, stack, transformer
 from t5like.optimizers import path_name
 from tests import tiny
 from tests.model.test_architectures import KINDS
@@ -76,6 +78,44 @@ def test_declarations_that_contradict_themselves_are_refused(fields, words):
 def test_experts_are_matrices_of_their_own():
   experts = parameters.of_layers(parameters.Param('EDF', 'up', 'matrix', 'D', 'F'))
   assert (experts.dims, experts.batch, experts.own_axes, experts.sides) == ('LEDF', 'E', (2, 3), ((2,), (3,)))
+
+
+EXPERTS = parameters.Param('LEDF', 'up', 'matrix', 'D', 'F', 'mlp', 'stack', (3, 2, 32, 48))
+
+
+def with_experts(model, path):
+  return dataclasses.replace(model, parameters={**model.parameters, path: EXPERTS})
+
+
+def test_flops_of_experts_are_refused_for_it_is_not_known_which_a_token_multiplies():
+  model = with_experts(model_of()[0], 'stack/blocks/mlp/experts/w')
+  with pytest.raises(NotImplementedError, match="mlp/experts/w has matrices of its own along the axes 'E' of LEDF"):
+    flops.per_row(model, Lengths(8, 0, 8))
+
+
+@pytest.mark.parametrize('place, words', [
+    (dict(layer='mlp', role='q'), 'where in a block'), (dict(layer='conv'), 'where in a block'),
+    (dict(layer='adapter', dims='DF', shape=(32, 48)), 'where it multiplies')], ids=str)
+def test_flops_of_what_is_nowhere_are_refused(place, words):
+  fields = dict(dims='LDF', role='up', kind='matrix', inputs='D', outputs='F', layer='mlp', shape=(3, 32, 48))
+  model, _ = model_of()
+  strange = dataclasses.replace(model, parameters={'stack/strange/w': parameters.Param(**{**fields, **place})})
+  with pytest.raises(NotImplementedError, match=words):
+    flops.per_row(strange, Lengths(8, 0, 8))
+
+
+def test_export_and_import_refuse_parameters_that_their_family_does_not_have(tmp_path):
+  model, arrays = model_of()
+  values = dataclasses.asdict(model.config)
+  huggingface.check_parameters(values, model.parameters)
+  for path, words in (('stack/blocks/mlp/experts/w', 'has no place in the weights of llama models'),
+                      ('stack/blocks/mlp/up/w', 'has the dimensions EDF, and in the weights of llama models DF')):
+    with pytest.raises(ConfigError, match=f'{path} {words}'):
+      huggingface.check_parameters(values, with_experts(model, path).parameters)
+  arrays['stack']['blocks']['mlp']['experts'] = dict(w=jnp.zeros(EXPERTS.shape))
+  with pytest.raises(ConfigError, match='mlp/experts/w has no place in the weights of llama models'):
+    huggingface.write(tmp_path / 'out', values, arrays)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_an_array_of_an_optimizers_state_is_of_the_parameter_that_ends_its_path():

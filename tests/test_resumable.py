@@ -50,8 +50,8 @@ def state_of(config):
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model, _ = build.build_model(config)
-    tx = optim.at_rates(optim.build(config.optimizer, lambda step: 0.0 * step),
-                        optim.rates(config.optimizer, build.parameter_shapes(model)))
+    tx = optim.at_rates(optim.build(config.optimizer, lambda step: 0.0 * step, model.parameters),
+                        optim.rates(config.optimizer, model.parameters))
     state = jax.eval_shape(lambda: step_lib.init_state(model, tx, 0))
   return {optim.path_name(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 

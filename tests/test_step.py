@@ -32,7 +32,7 @@ def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=
   c.optimizer.update(learning_rate=1e-2, **optimizer)
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
-    tx = optim.build(c.optimizer, c.optimizer.learning_rate)
+    tx = optim.build(c.optimizer, c.optimizer.learning_rate, model.parameters)
     gradients = step.make_gradients(step.make_sums(model, c.loss, chunks), microbatches)
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0, clip_norm=clip_norm), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
@@ -185,7 +185,7 @@ def test_the_learning_rate_applied_is_that_of_the_step_whatever_steps_were_bad(b
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
-    tx = optim.build(c.optimizer, rate)
+    tx = optim.build(c.optimizer, rate, model.parameters)
     gradients = step.make_gradients(step.make_sums(model, c.loss))
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0))
     state = jax.jit(lambda: step.init_state(model, tx, 0))()

@@ -11,7 +11,7 @@ from configs.base import base
 from t5like import config as config_lib, loaded, loop, optim, preconditions, trained
 from t5like.checkpoint import Checkpoints
 from t5like.errors import ConfigError
-from tests import tiny
+from tests import tables, tiny
 
 SHAPES = {'embed/w': (64, 8), 'head/out/w': (8, 64), 'stack/blocks/attention/q/w': (6, 8, 2, 4),
           'stack/blocks/attention_norm/scale': (6, 8), 'stack/blocks/mlp/up/w': (6, 8, 16), 'stack/norm/scale': (8,)}
@@ -21,7 +21,8 @@ ADAPTED = {**SHAPES, 'stack/blocks/attention/q/lora_a': (6, 8, 2), 'stack/blocks
 def rates(freeze=(), multipliers=(), shapes=SHAPES):
   spec = base().optimizer
   spec.update(freeze=freeze, multipliers=multipliers)
-  return {path: rate for path, rate in trained.rates(spec, shapes).items() if set(rate) != {1}}
+  parameters = {path: tables.of(path, shape) for path, shape in shapes.items()}
+  return {path: rate for path, rate in trained.rates(spec, parameters).items() if set(rate) != {1}}
 
 
 def test_patterns():
@@ -116,8 +117,8 @@ def test_updates_are_the_optimizers_times_the_rate_and_frozen_arrays_have_no_sta
   spec.update(name=name, weight_decay=0.1, freeze=('embed', 'stack/blocks[0]'),
               multipliers=('stack/blocks[1]=0.5', 'head=3'), **OPTIMIZERS[name])
   params = tree(0)
-  plain = optim.build(spec, 0.1)
-  tx = optim.at_rates(plain, optim.rates(spec, params))
+  plain = optim.build(spec, 0.1, tables.declared(params))
+  tx = optim.at_rates(plain, optim.rates(spec, tables.declared(params)))
   states = [plain.init(params), tx.init(params)]
   for seed in (1, 2):
     (a, states[0]), (b, states[1]) = (t.update(tree(seed), s, params) for t, s in zip((plain, tx), states))
@@ -137,7 +138,7 @@ def test_updates_are_the_optimizers_times_the_rate_and_frozen_arrays_have_no_sta
 def test_without_patterns_nothing_is_different():
   spec = base().optimizer
   tx = optim.build(spec, 0.1)
-  plain = optim.rates(spec, tree(0))
+  plain = optim.rates(spec, tables.declared(tree(0)))
   assert optim.at_rates(tx, plain) is tx and optim.without_frozen(len, plain) is len
 
 
@@ -158,7 +159,7 @@ def test_global_optimizers_see_what_is_trained_only():
   """The norm by which gradients are clipped is that of what is trained."""
   params, spec = tree(0), base().optimizer
   spec.freeze = ('embed', 'head', 'stack/blocks[:2]')
-  found = optim.rates(spec, params)
+  found = optim.rates(spec, tables.declared(params))
   sums = optim.without_frozen(lambda p: sum(map(jnp.sum, jax.tree.leaves(p))), found)
   assert optax.global_norm(jax.grad(sums)(params)) == pytest.approx((130 * 140 + 130) ** 0.5)
 

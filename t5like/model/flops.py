@@ -8,23 +8,29 @@ and biases by distance, multiply nothing.
 """
 import dataclasses
 import math
-
-import jax
+from collections.abc import Mapping
+from typing import Any
 
 from t5like import choices
+from t5like.parameters import LOOKED_UP, Param
 
-LOOKED_UP = ('embed', 'embed_norm', 'positions', 'types')  # where rows enter: before all layers
-GROUPS = {**dict.fromkeys(LOOKED_UP, 'looked_up'), 'encoder': 'encoder'}  # of parameters; all others: the decoder
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
 ORDER = ('attention_norm', 'attention/in', 'attention/pairs', 'attention/o', 'cross_norm', 'cross/in', 'cross/pairs',
          'cross/o', 'mlp_norm', 'mlp/in', 'mlp/down')
+# (layer, role) -> the part of a block
+PARTS = {(layer, role): f'{layer}/in' for layer in ('attention', 'cross') for role in ('q', 'k', 'v', 'norm')}
+PARTS |= {('attention', 'o'): 'attention/o', ('cross', 'o'): 'cross/o'}
+PARTS |= {('mlp', 'up'): 'mlp/in', ('mlp', 'gate'): 'mlp/in', ('mlp', 'down'): 'mlp/down'}
 # Where norms come after what they stand beside, they are like the part before them.
 NORMS_AFTER = dict(attention_norm='attention/o', cross_norm='cross/o', mlp_norm='mlp/down')
 EARLY, LATE = -1, math.inf  # layers before and after all others
+# layer -> its place, outside of blocks; relative: made for all layers, added where the first compares tokens
+OUTSIDE = dict(positions=(EARLY, 0), types=(EARLY, 0), embed_norm=(EARLY, 1), relative=(0, ORDER.index('attention/in')),
+               last_norm=(LATE, 0), head=(LATE, 1), embed=(LATE, 2))  # a tied table multiplies last
 NEVER = (math.inf, math.inf)  # a place after everything
 
 
-def per_row(model, lengths, rates=None) -> int:
+def per_row(model: Any, lengths: Any, rates: Mapping[str, Any] | None = None) -> int:
   """Of one row, forward and backward.
 
   Args:
@@ -32,96 +38,102 @@ def per_row(model, lengths, rates=None) -> int:
     lengths: see `t5like/lengths.py`.
     rates: {path: [rate of each layer, 0 if it is frozen]}, as of `optim.rates`; None: everything is trained. What is
       frozen in some layers only has gradients in all.
+
+  Raises:
+    NotImplementedError: for parameters of which a token multiplies some, and it is not known which.
   """
-  c, T, S = model.config, lengths.targets, lengths.inputs
-  predictions, total = lengths.predictions or T, 0
-  shapes = _shapes(model)
-  trained = {path: rates is None or any(rates[path]) for path in shapes}
-  first = _first(c, trained)
-  for path, x in shapes.items():
-    parts = path.split('/')
-    if parts[0] in ('positions', 'types') or 'relative' in parts or parts[0] == 'embed' and not c.tie_embeddings:
-      continue
-    tokens = T
-    if parts[0] in ('embed', 'head'):
-      tokens = predictions
-    elif parts[0] == 'encoder' or 'cross' in parts and parts[-2] in 'kv':
-      tokens = S
-    layers = x.shape[0] if 'blocks' in parts else 1
-    for layer in range(layers):
-      gradients = int(trained[path]) + int(first(path) < _place(c, path, layer))
-      total += 2 * (1 + gradients) * (x.size // layers) * tokens
+  c, total = model.config, 0
+  trained = {path: rates is None or any(rates[path]) for path in model.parameters}
+  first = _first(c, [param for path, param in model.parameters.items() if trained[path]])
+  for path, param in model.parameters.items():
+    if param.batch:
+      raise NotImplementedError(f'{path} has matrices of its own along the axes {param.batch!r} of {param.dims}: '
+                                't5like/model/flops.py does not know which of them a token multiplies.')
+    tokens = _tokens(c, param, lengths)
+    for layer in range(param.num_layers if tokens else 0):
+      gradients = int(trained[path]) + int(first[_reads(param)] < _place(c, param, layer))
+      total += 2 * (1 + gradients) * (param.size // param.num_layers) * tokens
   return total + _attention(c, lengths, first)
 
 
-def attention(c, lengths) -> int:
+def _tokens(c: Any, param: Param, lengths: Any) -> int:
+  """How many tokens of a row a parameter multiplies; 0 where it is looked up."""
+  is_table = param.role in LOOKED_UP or param.role == 'relative'
+  if param.role == 'embed' and c.tie_embeddings or param.layer == 'head':
+    return lengths.predictions or lengths.targets
+  if is_table:
+    return 0
+  return lengths.targets if _reads(param) == 'decoder' else lengths.inputs
+
+
+def _reads(param: Param) -> str:
+  """What a parameter multiplies: activations of the 'encoder', of the 'decoder', or the encoder's output, 'memory'."""
+  if param.stack == 'encoder':
+    return 'encoder'
+  return 'memory' if param.layer == 'cross' and param.role in ('k', 'v') else 'decoder'
+
+
+def attention(c: Any, lengths: Any) -> int:
   """Of the products of queries, keys and values alone, when everything is trained. c: a ModelConfig."""
-  return _attention(c, lengths, lambda path: (EARLY, 0))
-
-
-def _shapes(model):
-  leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: model.init(jax.random.key(0))))
-  return {'/'.join(key.key for key in path): x for path, x in leaves}
+  return _attention(c, lengths, dict.fromkeys(('encoder', 'decoder'), (EARLY, 0)))
 
 
 def _attention(c, lengths, first):
   _refuse_unknown(c)
   T, S = lengths.targets, lengths.inputs
-  stack = 'decoder' if S else 'stack'
-  kinds = [(f'{stack}/blocks/attention/pairs', c.num_layers, T * T)]
+  kinds = [('decoder', 'attention', c.num_layers, T * T)]
   if S:
-    kinds += [('encoder/blocks/attention/pairs', c.num_encoder_layers, S * S),
-              ('decoder/blocks/cross/pairs', c.num_layers, T * S)]
+    kinds += [('encoder', 'attention', c.num_encoder_layers, S * S), ('decoder', 'cross', c.num_layers, T * S)]
   total = 0
-  for path, layers, pairs in kinds:
+  for stack, name, layers, pairs in kinds:
     for layer in range(layers):
-      is_trained = first(path) < _place(c, path, layer)
+      is_trained = first[stack] < (layer, ORDER.index(f'{name}/pairs'))
       total += (12 if is_trained else 4) * c.num_heads * c.head_dim * pairs
   return total
 
 
-def _place(c, path, layer=0):
+def _place(c: Any, param: Param, layer: int = 0) -> tuple[float, float]:
   """Where a parameter is in its stack: (layer, part of the block)."""
-  parts = path.split('/')
-  if parts[0] in ('embed', 'head'):  # a tied table multiplies last
-    return LATE, 1 + (parts[0] == 'embed')
-  if parts[0] in LOOKED_UP:
-    return EARLY, int(parts[0] == 'embed_norm')
-  if 'relative' in parts:  # made for all layers, added where the first compares tokens
-    return 0, ORDER.index('attention/in')
-  if 'blocks' not in parts:
-    return LATE, 0
-  at = parts.index('blocks') + 1
-  name = parts[at]
-  if name in NORMS_AFTER:
-    part = name if choices.BLOCKS[c.block].norm_input else NORMS_AFTER[name]
-  else:
-    inner = parts[at + 1]
-    part = f'{name}/{inner}' if f'{name}/{inner}' in ORDER else f'{name}/in'
+  if not param.is_stacked:
+    if param.layer not in OUTSIDE:
+      raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where it multiplies; OUTSIDE says it.')
+    return OUTSIDE[param.layer]
+  part = _part(c, param)
   # The second factor of an adapter multiplies what the first has made.
-  return layer, ORDER.index(part) + (0.5 if parts[-1] == 'lora_b' else 0)
+  return layer, ORDER.index(part) + (0.5 if param.kind == 'lora_b' else 0)
 
 
-def _first(c, trained):
-  """A function: the place from which on gradients of activations are asked for, as the parameter at a path sees it."""
+def _part(c: Any, param: Param) -> str:
+  """The entry of ORDER that a parameter of a block belongs to."""
+  if param.layer in NORMS_AFTER:
+    is_before = choices.BLOCKS[c.block].norm_input
+    return param.layer if is_before else NORMS_AFTER[param.layer]
+  if (param.layer, param.role) not in PARTS:
+    raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where in a block it multiplies; PARTS '
+                              'says it.')
+  return PARTS[param.layer, param.role]
+
+
+def _group(param: Param) -> str:
+  """'looked_up' where rows enter, before all layers, else 'encoder' or 'decoder'."""
+  if param.role in LOOKED_UP or param.layer == 'embed_norm':
+    return 'looked_up'
+  return 'encoder' if param.stack == 'encoder' else 'decoder'
+
+
+def _first(c: Any, trained: list[Param]) -> dict[str, tuple[float, float]]:
+  """The places from which on gradients of activations are asked for, by what a parameter reads (`_reads`)."""
   earliest = dict(looked_up=NEVER, encoder=NEVER, decoder=NEVER)
-  for path in filter(trained.get, trained):
-    top = path.split('/')[0]
-    group = GROUPS[top] if top in GROUPS else 'decoder'
-    earliest[group] = min(earliest[group], (EARLY, 0) if top == 'embed' else _place(c, path))
+  for param in trained:
+    group = _group(param)
+    place = (EARLY, 0) if param.role == 'embed' else _place(c, param)
+    earliest[group] = min(earliest[group], place)
   encoder = min(earliest['looked_up'], earliest['encoder'])
+  memory = NEVER if encoder == NEVER else (EARLY, 0)
   # The encoder's output reaches the decoder in its first layer's cross-attention.
   from_encoder = NEVER if earliest['encoder'] == NEVER else (0, ORDER.index('cross/in') - 0.5)
   decoder = min(earliest['looked_up'], earliest['decoder'], from_encoder)
-
-  def first(path):
-    parts = path.split('/')
-    if parts[0] == 'encoder':
-      return encoder
-    if 'cross' in parts and parts[-2] in 'kv':  # they multiply the encoder's output
-      return NEVER if encoder == NEVER else (EARLY, 0)
-    return decoder
-  return first
+  return dict(encoder=encoder, memory=memory, decoder=decoder)
 
 
 # Keys of config.model whose products are counted: by the shapes of parameters, or here.

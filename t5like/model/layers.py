@@ -4,7 +4,7 @@ Suffixes and einsum letters: see `t5like/sharding.py`.
 """
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -151,15 +151,35 @@ class Dense(nnx.Module):
     return y
 
 
-def merged(params, c):
-  """Parameters of the same model without adapters: each W with what its A and B add to it."""
-  if not isinstance(params, dict):
-    return params
-  rest = {key: merged(x, c) for key, x in params.items() if key not in ('lora_a', 'lora_b')}
-  if len(rest) < len(params):
-    product = lambda a, b: jnp.tensordot(a, b, 1)  # R is the last axis of A and the first of B
-    rest['w'] += c.lora_alpha / c.lora_rank * jax.vmap(product)(params['lora_a'], params['lora_b'])
-  return rest
+def merged(params: dict, declared: Mapping[str, Param], c) -> dict:
+  """Parameters of the same model without adapters: each W with what its A and B add to it.
+
+  Args:
+    params: nested dict of arrays.
+    declared: `model.parameters` of the model with adapters.
+    c: its ModelConfig.
+  """
+  arrays = {'/'.join(str(key.key) for key in keys): x for keys, x in jax.tree_util.tree_leaves_with_path(params)}
+  in_folder = {(path.rpartition('/')[0], param.kind): path for path, param in declared.items()}
+  out: dict = {}
+  for path, param in declared.items():
+    if param.kind in parameters.ADAPTERS:
+      continue
+    folder, _, name = path.rpartition('/')
+    x = arrays[path]
+    if param.kind == 'matrix' and (folder, 'lora_a') in in_folder:
+      a, b = arrays[in_folder[folder, 'lora_a']], arrays[in_folder[folder, 'lora_b']]
+      x += c.lora_alpha / c.lora_rank * jax.vmap(_product)(a, b)
+    inner = out
+    for key in folder.split('/'):
+      inner = inner.setdefault(key, {})
+    inner[name] = x
+  return out
+
+
+def _product(a, b):
+  """R is the last axis of A and the first of B."""
+  return jnp.tensordot(a, b, 1)
 
 
 def _as_it_is(y, axes):

@@ -47,7 +47,7 @@ def counted(kind, freeze=(), **changes):
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
   optimizer = base().optimizer
   optimizer.freeze = freeze
-  rates = optim.rates(optimizer, shapes)
+  rates = optim.rates(optimizer, model.parameters)
   pair = model.config.name == 'encoder_decoder'
   row = lambda n: {name: jnp.ones((1, n), jnp.int32) for name in ('inputs', 'positions', 'segments')}
   batch = dict(row(T), encoder=row(S)) if pair else row(T)
