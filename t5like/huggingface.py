@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, decode, paths, plain_json, sharding, workdir as workdir_lib
+from t5like import build, choices, decode, paths, plain_json, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import special_tokens, tokenizer_export, vocabulary as vocabulary_lib
@@ -85,7 +85,7 @@ def write(folder, model, params, vocabulary=None, style='', length=0):
     notes.append('RoBERTa counts positions by tokens that are not 1: give position_ids to transformers yourself '
                  '(2, 3, ...), for this vocabulary pads with another.')
   files['config.json'] = _text(hf)
-  if model['name'] != 'encoder':
+  if choices.ARCHITECTURES[model['name']].causal:
     generation = {k: v for k, v in hf.items() if k.endswith('_token_id')}
     never = decode.banned(hf['vocab_size'], vocabulary) if vocabulary else ()
     if never:

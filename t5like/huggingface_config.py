@@ -246,12 +246,13 @@ def token_ids(model, vocabulary):
   stops = of('stop_ids') or ()
   ids = dict(bos_token_id=None, eos_token_id=list(stops) if len(stops) > 1 else next(iter(stops), None),
              pad_token_id=of('pad_id'))
-  if model['name'] == 'encoder_decoder':
+  architecture = choices.ARCHITECTURES[model['name']]
+  if architecture.has_encoder:
     start = 0 if of('start_id') is None else vocabulary.start_id
     ids.update(decoder_start_token_id=start)
     if not of('is_imported') or ids['pad_token_id'] is None:
       ids.update(pad_token_id=start)
-  elif of('is_imported') or (model['name'] == 'decoder' and of('pad_id') is not None):
+  elif of('is_imported') or (architecture.causal and of('pad_id') is not None):
     ids.update(bos_token_id=vocabulary.bos_id)
   return ids
 
@@ -273,7 +274,7 @@ def rows(model):
 def family_of_any(model):
   """As `family_of`, also for what T5 v1.1 is in transformers 5 before it is trained: tied, yet not scaled."""
   m = dict(model)
-  if m['name'] == 'encoder_decoder' and m['tie_embeddings'] and not choices.HEADS[m['head']].scaled:
+  if choices.ARCHITECTURES[m['name']].has_encoder and m['tie_embeddings'] and not choices.HEADS[m['head']].scaled:
     m['tie_embeddings'] = False
   return family_of(m)
 

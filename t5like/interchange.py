@@ -104,13 +104,14 @@ def _config_text(folder, found):
   model, vocabulary = huggingface.model_of(folder), found.vocabulary
   seq_len = model['max_positions'] - choices.POSITIONS[model['position']].first_row
   sections = dict(vocabulary=found.spec, model=dict(model, dtype='float32'), data=dict(seq_len=seq_len))
-  if model['name'] == 'decoder':
-    sections['data']['document_mask'] = found.begins and vocabulary.eos_id is not None
-  elif model['name'] == 'encoder':
-    sections['objective'] = dict(name='masked_lm', cls_sep=None not in (vocabulary.cls_id, vocabulary.sep_id))
-  else:
+  architecture = choices.ARCHITECTURES[model['name']]
+  if architecture.has_encoder:
     enough = vocabulary.num_sentinels >= spans.span_counts(seq_len, 0.15, 3.0)[1]
     sections['objective'] = dict(name='span_corruption' if enough else 'prefix_lm')
+  elif architecture.causal:
+    sections['data']['document_mask'] = found.begins and vocabulary.eos_id is not None
+  else:
+    sections['objective'] = dict(name='masked_lm', cls_sep=None not in (vocabulary.cls_id, vocabulary.sep_id))
   if found.spec['special'].get('eos') == '':  # it has none, as was said
     sections['data']['append_eos'] = False
   sections['sample'] = dict(prompts=())

@@ -1,11 +1,10 @@
 """Which objectives, architectures, vocabularies and lengths go together, and by which numbers not."""
-import difflib
-
 from t5like import choices, lengths
 from t5like.config_values import DEFAULTS, SECTIONS, divisors, either, show, unknown
 from t5like.data import templates
 from t5like.errors import ConfigError
 from t5like.evals import task as task_lib
+from t5like.nearest import suggestion
 from t5like.objectives import table
 from t5like.objectives.asking import CannotBeAsked
 from t5like.objectives.spec import Objective, OneStack, Pair
@@ -71,9 +70,8 @@ def stages(flat):
     found[name] = dict(stage, tokens=int(tokens))
     for component, weight in weights.items():
       if component not in names:
-        near = difflib.get_close_matches(component, names, 1)
-        yield (f'{where}.weights.{component}: is no component of data.mixture. ' + (
-            f'Did you mean {near[0]!r}?' if near else f'There is {either(sorted(names))}.'))
+        meant = suggestion(component, names, 'Did you mean {!r}?') or f'There is {either(sorted(names))}.'
+        yield f'{where}.weights.{component}: is no component of data.mixture. {meant}'
       elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e12:
         yield f'{where}.weights.{component}={show(weight)}: must be a number, 0 or above.'
   flat['data.stages'] = found
@@ -216,7 +214,7 @@ def _lengths(component):
            f': leaves no room for 2 tokens of text under objective.name={component.objective.name!r}. Use more.')
     return
   layout = component.layout
-  if c.model.name == 'encoder_decoder' and layout.filled is not None and d.target_len:
+  if choices.ARCHITECTURES[c.model.name].has_encoder and layout.filled is not None and d.target_len:
     filled = layout.filled(component.objective.read(o), d.seq_len, n.raw)
     if filled.inputs < d.seq_len - 4:
       yield (f'data.target_len={d.target_len}: {filled.text} tokens of text, which fill data.seq_len={d.seq_len}, have '
@@ -233,10 +231,10 @@ def _positions(config, shapes):
     yield (f'data.seq_len={config.data.seq_len}: rows of {longest} tokens are longer than the table of learned '
            f'positions, which holds {rows}. Use at most that, or model.max_positions='
            f'{longest + m.max_positions - rows}.')
-  if m.name != 'encoder' and choices.HEADS[m.head].transformed:
+  if choices.ARCHITECTURES[m.name].causal and choices.HEADS[m.head].transformed:
     yield f"model.head={m.head!r}: belongs to model.name='encoder', this is {m.name!r}. Use 'linear'."
   for prompt in config.sample.prompts:
-    if m.name == 'encoder' and '<mask>' not in prompt:
+    if not choices.ARCHITECTURES[m.name].causal and '<mask>' not in prompt:
       yield (f'sample.prompts={show(config.sample.prompts)}: an encoder fills in what is masked, and '
              f"{show(prompt)} has no '<mask>'. Write ('def <mask>(self):',), or () for none.")
       break

@@ -47,7 +47,8 @@ FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nea
           ['loop', 'loaded', 'aot'], ['answering'],
           ['preflight'], ['preflight_report'], ['interchange', 'report', 'selftest', 'replay'], ['commands'],
           ['__main__']]
-HOMES = {'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
+HOMES = {'difflib': ['nearest', 'trained'],
+         'flax': ['model'], 'grain': ['data'], 'tensorflow_datasets': ['data'], 'sentencepiece': ['data'],
          'tokenizers': ['data'], 'array_record': ['data'], 'orbax': ['checkpoint'], 'tensorboardX': ['trackers'],
          'wandb': ['trackers'], 'mlflow': ['trackers'],
          'lm_eval': ['evals'], 'sacrebleu': ['evals'], 'rouge_score': ['evals']}

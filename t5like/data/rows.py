@@ -23,7 +23,7 @@ class Rows:
     self.seed, self.stream = seed, stream
     self.mode = vocabulary.encode(component.mode) if component.mode else np.zeros(0, np.int32)
     self.lengths = lengths.of(component, len(self.mode))
-    self.has_encoder = c.model.name == 'encoder_decoder'
+    self.has_encoder = choices.ARCHITECTURES[c.model.name].has_encoder
     self.is_pairs = isinstance(self.layout, Pair)
     self.is_given = component.objective.given
     self.setting = Setting(keys=component.objective.read(c.objective), ids=_ids(vocabulary, self.has_encoder),

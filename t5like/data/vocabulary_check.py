@@ -80,7 +80,7 @@ def _lacking(component: lengths.Component, vocabulary: Any) -> Iterator[str]:
     reason = _needs_an_end(named, c.data, pairs, vocabulary)
     if reason:
       yield f'{reason} needs a token that ends a document, and {_name(c)} {_says_none(vocabulary, "eos")}'
-  if architecture == 'encoder_decoder' and vocabulary.start_id is None:
+  if choices.ARCHITECTURES[architecture].has_encoder and vocabulary.start_id is None:
     yield (f"model.name='encoder_decoder' needs a token that the decoder begins with, and {_name(c)} "
            + _says_none(vocabulary, 'start'))
   # Streams of text have no beginnings; all other rows of a decoder do.

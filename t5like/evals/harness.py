@@ -11,7 +11,6 @@ says, whole texts into windows that do not overlap, and what is too long loses t
 token first. For models of other objectives the harness has no way of its own, and they are asked as ask.py says.
 """
 import collections
-import difflib
 import functools
 import re
 
@@ -19,6 +18,7 @@ from t5like import choices
 from t5like.errors import ConfigError, DataError
 from t5like.evals import ask
 from t5like.evals.evaluate import attempt, ended, finished
+from t5like.nearest import suggestion
 
 # Names of one limit, of which the first counts.
 TOKENS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
@@ -260,10 +260,9 @@ def check(names, path=None):
   known = set(_manager(path).all_tasks)
   for name in names:
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      raise ConfigError(f'--tasks=harness:{name}: the harness has no such task. '
-                        + (f'Did you mean harness:{near[0]}? ' if near else '')
-                        + '--harness_path adds a folder of task files.')
+      meant = suggestion(name, known, 'Did you mean harness:{}? ')
+      raise ConfigError(f'--tasks=harness:{name}: the harness has no such task. {meant}--harness_path adds a folder of '
+                        'task files.')
 
 
 def jobs(subject, names, path=None, shots=-1, limit=0):
