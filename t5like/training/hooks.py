@@ -4,11 +4,11 @@ A hook is a class with a method for each moment at which it has something to do.
 their order, each with the config key that says how often it acts. The loop knows none of them.
 """
 import dataclasses
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from t5like.config_values import DEFAULTS
+from t5like.nearest import suggestion
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
 from t5like.training.trainer import Batch, Metrics
@@ -151,8 +151,7 @@ def _check_class(entry: Entry) -> None:
 
 def _check_key(entry: Entry) -> None:
   if entry.every not in DEFAULTS:
-    near = difflib.get_close_matches(entry.every, DEFAULTS, 1)
-    advice = f' Did you mean {near[0]!r}?' if near else ''
+    advice = suggestion(entry.every, DEFAULTS, ' Did you mean {!r}?')
     raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no key of configs/base.py.{advice}')
   if type(DEFAULTS[entry.every]) is not int:
     raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no number of steps, its default being '
