@@ -15,12 +15,16 @@ import functools
 import math
 import os
 import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src import distributed
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from t5like.errors import ConfigError, Failure, PeerLost
 
@@ -33,172 +37,292 @@ ROWS = ('slice', 'data', 'fsdp')
 STORED = ('fsdp', 'context')
 
 # The mesh axis of each dimension; a letter that is not listed is on every device in full.
-WEIGHTS = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
-AT_REST = {**WEIGHTS, 'D': STORED}
-IN_USE = {**WEIGHTS, 'B': ROWS, 'T': 'context', 'S': 'context'}
+WEIGHTS = {
+    'N': 'tensor',
+    'K': 'tensor',
+    'F': 'tensor',
+    'V': 'tensor',
+}
+AT_REST = {
+    **WEIGHTS,
+    'D': STORED,
+}
+IN_USE = {
+    **WEIGHTS,
+    'B': ROWS,
+    'T': 'context',
+    'S': 'context',
+}
 
 
-def at_rest(dims):
+def at_rest(dims: str) -> P:
   """PartitionSpec of stored parameters and optimizer state: spread over fsdp and context too."""
   return P(*map(AT_REST.get, dims))
 
 
-def in_use(dims):
+def in_use(dims: str) -> P:
   """PartitionSpec of activations."""
   return P(*map(IN_USE.get, dims))
 
 
-def weights(dims):
+def weights(dims: str) -> P:
   """PartitionSpec of parameters while a layer works with them."""
   return P(*map(WEIGHTS.get, dims))
 
 
-def gather(w, dims, dtype):
+def gather(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   """A stored parameter as its layer needs it: cast first, so that fewer bytes travel."""
   return jax.sharding.reshard(w.astype(dtype), weights(dims))
 
 
-def gather_factor(w, dims, dtype):
+def gather_factor(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   """`gather` for a factor of a product over positions: its gradient stays in partial sums until it is stored.
 
   P's `reduced` says so. The sums are first spread over the axes that store the parameter and then added over the
   others; without it every device would get the whole gradient, to keep a piece of it.
   """
-  summed = {*ROWS, 'context'}
-  w = jax.sharding.reshard(w.astype(dtype), P(*map(AT_REST.get, dims), reduced=summed - {*STORED}))
-  return jax.sharding.reshard(w, P(*map(WEIGHTS.get, dims), reduced=summed))
+  summed = frozenset(ROWS) | {'context'}
+  stored = P(*at_rest(dims), reduced=summed.difference(STORED))
+  gathered = P(*weights(dims), reduced=summed)
+  w = jax.sharding.reshard(w.astype(dtype), stored)
+  return jax.sharding.reshard(w, gathered)
 
 
-def everywhere(x, dims):
+def everywhere(x: jax.Array, dims: str) -> jax.Array:
   """An activation whose letters that are '_' in `dims` are on every device in full: keys and values, say."""
   return jax.sharding.reshard(x, in_use(dims))
 
 
-def einsum(equation, x, w, **kwargs):
+def einsum(equation: str, x: jax.Array, w: jax.Array, **kwargs: Any) -> jax.Array:
   """`jnp.einsum` whose result is laid out as the letters after `->` say."""
   # jnp.einsum sums over letters in alphabetical order, for which a CPU turns weights [N, H, D] round every time.
-  found = dict.fromkeys(c for c in equation if c.isalpha())
-  renamed = equation.translate({ord(c): chr(ord('a') + i) for i, c in enumerate(found)})
-  return jnp.einsum(renamed, x, w, out_sharding=in_use(equation.split('->')[1]), **kwargs)
+  letters = dict.fromkeys(filter(str.isalpha, equation))
+  alphabetical = dict(zip(letters, string.ascii_lowercase))
+  renamed = equation.translate(str.maketrans(alphabetical))
+  _, _, out_dims = equation.partition('->')
+  return jnp.einsum(renamed, x, w, out_sharding=in_use(out_dims), **kwargs)
 
 
-def spread_rows(batch):
-  """A batch whose rows (and positions) are spread as in use, wherever they came from."""
+def spread_rows(batch: Any) -> Any:
+  """A batch (tree of arrays [B, ..]) whose rows (and positions) are spread as in use, wherever they came from."""
   pieces = jax.sharding.get_abstract_mesh().shape['context']
-  return jax.tree.map(lambda x: jax.sharding.reshard(x, row_spec(x, pieces)), batch)
+
+  def spread(x: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(x, row_spec(x, pieces))
+
+  return jax.tree.map(spread, batch)
 
 
-def row_spec(x, pieces):
+def row_spec(x: Any, pieces: int) -> P:
   """PartitionSpec of an array [B, ..] or [B, T] of a batch; `pieces`: the size of the axis context.
 
   What context cannot cut evenly, as the predictions of a masked LM, of which there may be any number, is on all of its
   devices in full.
   """
-  is_cut = x.ndim > 1 and x.shape[1] % pieces == 0
-  return P(ROWS, 'context') if is_cut else P(ROWS)
+  if x.ndim > 1 and x.shape[1] % pieces == 0:
+    return P(ROWS, 'context')
+  return P(ROWS)
 
 
-def make_mesh(mesh, devices=None):
-  """Mesh of the sizes in `config.mesh`, an axis that it lacks being 1. ConfigError when they do not fit the devices."""
-  devices = jax.devices() if devices is None else devices
-  sizes = [mesh[axis] if axis in mesh else 1 for axis in AXES]
-  given = math.prod(s for s in sizes if s != -1)
-  asked = ' '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
-  if -1 in sizes:
-    if len(devices) % given:
-      raise ConfigError(f'{asked}: {len(devices)} devices are present, which {given} does not '
-                        f'divide. Give sizes whose product divides {len(devices)}.')
-    sizes[sizes.index(-1)] = len(devices) // given
-  elif given != len(devices):
-    raise ConfigError(f'{asked} makes {given} devices, but {len(devices)} are present '
-                      f'({jax.process_count()} processes). Set one of them to -1 to use them all.')
-  slices = len({d.slice_index if hasattr(d, 'slice_index') else 0 for d in devices})
+# --- Meshes ---------------------------------------------------------------------------------------
+
+
+def make_mesh(mesh: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+  """The mesh of a config.
+
+  Args:
+    mesh: {axis: size}, as `config.mesh`; an axis that it lacks is 1, and one may be -1, for all devices that are left.
+    devices: None for all of them.
+
+  Raises:
+    ConfigError: the sizes do not fit the devices.
+  """
+  if devices is None:
+    devices = jax.devices()
+  sizes = _sizes(mesh, len(devices))
+  slices = _count_slices(devices)
   if slices > 1 and sizes[0] not in (1, slices):
-    raise ConfigError(f'{asked}: the devices are in {slices} slices. Set mesh.slice={slices}.')
+    raise ConfigError(f'{_flags(mesh)}: the devices are in {slices} slices. Set mesh.slice={slices}.')
   # An axis may have a part of a side of the slice, which jax.make_mesh allows on some TPUs only.
-  split = dict(allow_split_physical_axes=True)
   if slices > 1 and sizes[0] == slices:
-    array = mesh_utils.create_hybrid_device_mesh((1, *sizes[1:]), (slices, *[1] * len(sizes[1:])), devices, **split)
+    per_slice = [1, *sizes[1:]]
+    between = [slices, 1, 1, 1, 1]
+    array = mesh_utils.create_hybrid_device_mesh(per_slice, between, devices, allow_split_physical_axes=True)
   else:
-    array = mesh_utils.create_device_mesh(sizes, devices, **split)
-  return jax.sharding.Mesh(array, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return _mesh(array)
 
 
-def without_context(mesh):
-  """A mesh of the same devices for rows that cannot be cut: those of context go to fsdp, so parameters stay where
-  they are (AT_REST spreads them over both)."""
+def _mesh(devices: np.ndarray) -> Mesh:
+  """Of an array of devices, [size of each of AXES]."""
+  explicit = (AxisType.Explicit,) * len(AXES)
+  return Mesh(devices, AXES, axis_types=explicit)
+
+
+def _flags(mesh: Mapping[str, int]) -> str:
+  """'mesh.slice=1 mesh.data=2 ..', for errors."""
+  return ' '.join(f'mesh.{axis}={mesh.get(axis, 1)}' for axis in AXES)
+
+
+def _sizes(mesh: Mapping[str, int], devices: int) -> list[int]:
+  """The sizes of AXES on this number of devices, -1 resolved."""
+  sizes = [mesh.get(axis, 1) for axis in AXES]
+  product = math.prod(size for size in sizes if size != -1)
+  if -1 not in sizes:
+    if product != devices:
+      raise ConfigError(f'{_flags(mesh)} makes {product} devices, but {devices} are present '
+                        f'({jax.process_count()} processes). Set one of them to -1 to use them all.')
+    return sizes
+  if devices % product:
+    raise ConfigError(f'{_flags(mesh)}: {devices} devices are present, which {product} does not '
+                      f'divide. Give sizes whose product divides {devices}.')
+  sizes[sizes.index(-1)] = devices // product
+  return sizes
+
+
+def _count_slices(devices: Sequence[Any]) -> int:
+  slices = {getattr(device, 'slice_index', 0) for device in devices}
+  return len(slices)
+
+
+def without_context(mesh: Mesh) -> Mesh:
+  """A mesh of the same devices for rows that cannot be cut.
+
+  The devices of context go to fsdp, so parameters stay where they are (AT_REST spreads them over both).
+  """
   if mesh.shape['context'] == 1:
     return mesh
-  sizes = [mesh.shape[axis] for axis in AXES]
-  sizes[2:4] = [sizes[2] * sizes[3], 1]
-  return jax.sharding.Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+  sizes = dict(mesh.shape)
+  sizes['fsdp'] *= sizes['context']
+  sizes['context'] = 1
+  shape = [sizes[axis] for axis in AXES]
+  return _mesh(mesh.devices.reshape(shape))
 
 
-def batch_shards(mesh):
+def batch_shards(mesh: Mesh) -> int:
   """Number of pieces that the batch dimension is cut into."""
-  return math.prod(mesh.shape[axis] for axis in ROWS)
+  size = 1
+  for axis in ROWS:
+    size *= mesh.shape[axis]
+  return size
 
 
 MOST_REPLICATED = 0.02  # share of parameter bytes that may be, without a word
 
 
-def replicated(params, mesh):
-  """[(path, bytes)] of abstract parameters that lie on every device of fsdp and context in full; [] without these."""
+def replicated(params: Any, mesh: Mesh) -> list[tuple[str, int]]:
+  """[(path, bytes)] of abstract parameters that lie on every device of fsdp and context in full.
+
+  [] on meshes where these axes are 1.
+  """
   spread = {axis for axis in ('fsdp', 'context') if mesh.shape[axis] > 1}
-  named = jax.tree_util.tree_leaves_with_path(params)
-  axes_of = lambda x: {a for part in x.sharding.spec for a in (part if isinstance(part, tuple) else (part,))}
-  return [(jax.tree_util.keystr(path, simple=True, separator='/'), x.size * x.dtype.itemsize)
-          for path, x in named if spread and not spread & axes_of(x)]
+  if not spread:
+    return []
+  result = []
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if not spread & _axes_of(x.sharding.spec):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      result.append((name, x.size * x.dtype.itemsize))
+  return result
+
+
+def _axes_of(spec: P) -> set[str]:
+  """The axes that an array is spread over."""
+  axes = set()
+  for part in spec:
+    if isinstance(part, tuple):
+      axes.update(part)
+    elif part is not None:
+      axes.add(part)
+  return axes
+
+
+# --- Batches --------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8)
-def _shards_of_host(mesh):
+def _shards_of_host(mesh: Mesh) -> list[int]:
   """Which of the `batch_shards` pieces of the rows lie on devices of this process, in order."""
-  pieces = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((batch_shards(mesh),))
-  return sorted({index[0].indices(batch_shards(mesh))[0] for index in pieces.values()})
+  shards = batch_shards(mesh)
+  by_rows = NamedSharding(mesh, P(ROWS))
+  pieces: Mapping[Any, Any] = by_rows.addressable_devices_indices_map((shards,))
+  numbers = set()
+  for rows, *_ in pieces.values():
+    first, _, _ = rows.indices(shards)
+    numbers.add(first)
+  return sorted(numbers)
 
 
-def rows_of_host(mesh, batch_size):
+def rows_of_host(mesh: Mesh, batch_size: int) -> list[int]:
   """Which rows of a batch this process has to read, in order: those that its devices hold, or hold pieces of.
 
   Hosts read the same rows where context or tensor spread a row over devices of several hosts.
   """
   size = batch_size // batch_shards(mesh)
-  return [row for shard in _shards_of_host(mesh) for row in range(shard * size, (shard + 1) * size)]
+  rows = []
+  for shard in _shards_of_host(mesh):
+    rows += range(shard * size, (shard + 1) * size)
+  return rows
 
 
-def to_global(mesh, batch):
-  """The rows of `rows_of_host` (numpy, in full) to global arrays [B, ...] on the mesh."""
-  pieces, shards = mesh.shape['context'], _shards_of_host(mesh)
+def to_global(mesh: Mesh, batch: Any) -> Any:
+  """The rows of `rows_of_host` (tree of numpy arrays, in full) as global arrays [B, ...] on the mesh."""
+  pieces = mesh.shape['context']
+  shards = _shards_of_host(mesh)
 
-  def spread(x):
+  def spread(x: np.ndarray) -> jax.Array:
     size = len(x) // len(shards)
+    rows = size * batch_shards(mesh)
 
-    def piece(index):
-      start, stop, _ = index[0].indices(size * batch_shards(mesh))
+    def piece(index: Any) -> np.ndarray:  # a tuple of slices
+      rows_of_piece, *others = index
+      start, stop, _ = rows_of_piece.indices(rows)
       first = shards.index(start // size) * size
-      return x[(slice(first, first + stop - start), *index[1:])]
-    shape = (size * batch_shards(mesh), *x.shape[1:])
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, row_spec(x, pieces)), piece)
+      here = slice(first, first + stop - start)
+      return x[(here, *others)]
+
+    shape = (rows, *x.shape[1:])
+    sharding = NamedSharding(mesh, row_spec(x, pieces))
+    return jax.make_array_from_callback(shape, sharding, piece)
+
   return jax.tree.map(spread, batch)
 
 
-def place(mesh, batch):
-  """A batch (numpy, [B, ...]) that all processes have in full, as global arrays on the mesh."""
+def place(mesh: Mesh, batch: Any) -> Any:
+  """A batch (tree of numpy arrays [B, ...]) that all processes have in full, as global arrays on the mesh."""
   pieces = mesh.shape['context']
-  return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, row_spec(x, pieces))), batch)
+
+  def put(x: np.ndarray) -> jax.Array:
+    sharding = NamedSharding(mesh, row_spec(x, pieces))
+    return jax.device_put(x, sharding)
+
+  return jax.tree.map(put, batch)
 
 
-def start_processes(coordinator='', num_processes=0, process_id=0, heartbeat=HEARTBEAT):
+# --- Processes ------------------------------------------------------------------------------------
+
+
+def start_processes(
+    coordinator: str = '',
+    num_processes: int = 0,
+    process_id: int = 0,
+    heartbeat: float = HEARTBEAT,
+) -> None:
   """Joins the processes of this run; call before anything touches a device.
 
-  TPU pods and SLURM describe themselves; elsewhere give coordinator='host:port', num_processes and process_id. A
-  single process stays out of JAX's coordination service: by the wall clock it aborts whoever gave no sign of life
-  for `heartbeat` seconds, which a suspended process did not, nor one whose clock was set.
+  TPU pods and SLURM describe themselves; elsewhere set the first three arguments. A single process stays out of JAX's
+  coordination service: by the wall clock this aborts a process that gave no sign of life for `heartbeat` seconds, which
+  a suspended process did not, nor one whose clock was set.
+
+  Args:
+    coordinator: 'host:port' of process 0.
+    num_processes: of the run.
+    process_id: of this process.
+    heartbeat: seconds without a sign of life after which a process counts as gone.
   """
   if jax.distributed.is_initialized() or num_processes == 1:
     return
-  # Peers of a process that is gone are ended after so long, by JAX and not by Python; its default is 100 s.
+  # Peers of a process that is gone are ended after this time, by JAX and not by Python; its default is 100 s.
   initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=math.ceil(heartbeat))
   if coordinator:
     initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
@@ -215,18 +339,24 @@ def start_processes(coordinator='', num_processes=0, process_id=0, heartbeat=HEA
     jax.distributed.shutdown()
 
 
-def blame_peers(error):
-  """PeerLost if an error, or what is behind it, is how a process finds that another of its run is gone."""
-  seen = 'gloo|connection (reset|closed|refused)|unavailable|deadline.exceeded|heartbeat|barrier'
-  while error and jax.process_count() > 1:
-    if re.search(seen, str(error), re.I):
-      raise PeerLost(f'another process of this run is gone or cannot be reached ({" ".join(str(error).split())[:200]}).'
-                     ' Start all of them again: the same command goes on from the newest checkpoint.') from error
+# What the runtime says when another process is gone.
+GONE = re.compile('gloo|connection (reset|closed|refused)|unavailable|deadline.exceeded|heartbeat|barrier', re.I)
+
+
+def blame_peers(error: BaseException | None) -> None:
+  """Raises PeerLost if an error, or its cause, is how a process finds that another of its run is gone."""
+  if jax.process_count() == 1:
+    return
+  while error:
+    text = ' '.join(str(error).split())
+    if GONE.search(str(error)):
+      raise PeerLost(f'another process of this run is gone or cannot be reached ({text[:200]}).'
+                     ' Start all of them again: the same command resumes from the newest checkpoint.') from error
     error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
-def peers_blamed():
+def peers_blamed() -> Iterator[None]:
   """Errors of the runtime inside become PeerLost where that is what they are."""
   try:
     yield
@@ -237,15 +367,20 @@ def peers_blamed():
     raise
 
 
-def virtual_devices(n):
+def virtual_devices(n: int) -> None:
   """Lets this process see n CPU devices; call before JAX is imported by anyone (tests, notebooks)."""
   flags = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={n}'.strip()
 
 
-def abstract(fn, mesh):
+def abstract(fn: Callable[[], Any], mesh: Mesh) -> Any:
   """What `fn()` would return, as shapes, dtypes and shardings; nothing is computed."""
-  def with_mesh(x):
-    spec = x.sharding.spec if x.sharding is not None else P()  # scalars carry none
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+  def with_mesh(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    spec = P()
+    if x.sharding is not None:  # scalars do not carry one
+      spec = x.sharding.spec
+    sharding = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
   return jax.tree.map(with_mesh, jax.eval_shape(fn))
