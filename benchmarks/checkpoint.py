@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from configs.base import base
-from t5like import build, sharding, step as step_lib
+from t5like import build, models, sharding, step as step_lib
 from t5like.checkpoint import Checkpoints
 
 SEQ, MINUTE = 64, 60.0
@@ -41,8 +41,8 @@ def prepare(millions):
   c = config(millions)
   mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    sized = build.with_vocabulary(c, argparse.Namespace(size=1000))
-    model, _ = build.build_model(sized)
+    sized = models.with_vocabulary(c, argparse.Namespace(size=1000))
+    model, _ = models.build_model(sized)
     tx, train_step, *_ = build.build_step(sized, model, 1000, mesh)
     init = lambda: step_lib.init_state(model, tx, 0)
     return mesh, train_step, init, sharding.abstract(init, mesh)

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from t5like import build, config as config_lib
+from t5like import config as config_lib, opening
 from t5like.data import pipeline
 from t5like.objectives import table
 from t5like.objectives.spec import Mixture
@@ -69,7 +69,7 @@ def tokens_per_cpu_second(work, tokens):
 
 
 def measure(config):
-  store = build.open_data(config)
+  store = opening.open_data(config)
   rows, B = pipeline.TrainRows(store, config), config.batch_size
   part = rows.parts[0]
   some = [rows.component(i) for i in range(1000)]

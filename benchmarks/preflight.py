@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from t5like import config as config_lib, hlo, preflight, tpu  # noqa: E402 (run from anywhere)
-from t5like.kernels import calls  # noqa: E402
+from t5like.kernels import calls, visits as visits_lib  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ ROWS = (
 
 def half_of_the_square(op):
   """FLOPs of a call of splash as MaxText's were read: of a causal mask one half, whatever blocks are visited."""
-  visits, flops = calls.read(op.origin), calls.flops(op)
+  visits, flops = visits_lib.read(op.origin), calls.flops(op)
   if visits is None or visits.block_q != visits.block_k:
     raise hlo.Unreadable(f'%{op.name}: this ruler is for splash attention of a row to itself')
   if visits.mask != 'causal':

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from benchmarks import plain_jax
-from t5like import build, config as config_lib, lengths, loop, metrics, sharding, step as step_lib
+from t5like import build, config as config_lib, lengths, loop, metrics, models, opening, sharding, step as step_lib
 from t5like.data import pipeline
 from t5like.training import parts
 
@@ -69,7 +69,7 @@ def one_config(config):
     raise SystemExit('give --config.model.vocab_size: the vocabulary of this config is not made yet')
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
-    model, count = build.build_model(config)
+    model, count = models.build_model(config)
     tx, train_step, *_ = build.build_step(config, model, 1000, mesh)
     state = jax.jit(lambda: step_lib.init_state(model, tx, 0))()
     batch = sharding.to_global(mesh, random_batch(config, len(sharding.rows_of_host(mesh, config.batch_size))))
@@ -84,7 +84,7 @@ def one_config(config):
     timed(run)
     seconds = [timed(run) for _ in range(ROUNDS)]
   tokens = config.batch_size * config.data.seq_len
-  flops = build.flops_per_row(config, model) / config.data.seq_len
+  flops = models.flops_per_row(config, model) / config.data.seq_len
   peak, source = metrics.peak_flops(mesh, config.model.dtype)
   for name, s in (('median', statistics.median(seconds)), ('best', min(seconds))):
     rate = tokens / s
@@ -109,7 +109,7 @@ def small_decoder():
 
 def compare():
   config = small_decoder()
-  store = build.open_data(config, say=lambda _: None)
+  store = opening.open_data(config, say=lambda _: None)
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   with contextlib.ExitStack() as ends:
     folder = ends.enter_context(tempfile.TemporaryDirectory())

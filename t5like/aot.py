@@ -24,13 +24,13 @@ def lower(config, devices):
   """(lowered train step, facts as a dict for JSON) of a resolved config on `devices`, real or not."""
   import jax
 
-  from t5like import build, choices, config as config_lib, lengths, sharding, step as step_lib
+  from t5like import build, choices, config as config_lib, lengths, models, sharding, step as step_lib
   from t5like.data import pipeline
   from t5like.model import attention, attention_kernels, flops
   from t5like.parameters import LOOKED_UP
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
-    model, count = build.build_model(config)
+    model, count = models.build_model(config)
     tx, train_step, *_ = build.build_step(config, model, config_lib.derived(config)['steps'], mesh)
     state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
     shapes = lengths.shapes(config)
@@ -45,7 +45,7 @@ def lower(config, devices):
         bias=choices.POSITIONS[config.model.position].biased, dropout=bool(config.model.dropout))
     kernel = attention_kernels.choose_kernel(config.model.attention, attention.platform(), spec)
     facts = dict(
-        mesh=dict(mesh.shape), parameters=count, flops_per_row=build.flops_per_row(config, model),
+        mesh=dict(mesh.shape), parameters=count, flops_per_row=models.flops_per_row(config, model),
         flops_per_row_untouched=flops.per_row(model, shapes), attention_per_row=flops.attention(model.config, shapes),
         bytes=dict(parameters=per_device(state['params']), optimizer=per_device(state['opt_state']),
                    batch=per_device(batch)),

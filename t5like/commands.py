@@ -85,14 +85,14 @@ def _leave():
 
 def _prepare(config, flags):
   writing.steady_streams()
-  from t5like import build
+  from t5like import opening
   from t5like.data import pipeline, prepare
   _check(config, flags.workdir)
   prepare.prepare(config)
   # Rows of whole documents need a plan, which is kept beside the tokens: better now than on a pod.
   steps = config_lib.derived(config)['steps']
   print(f'All {steps:,} steps of this config:')
-  for line in pipeline.TrainRows(build.open_data(config), config).describe(steps * config.batch_size):
+  for line in pipeline.TrainRows(opening.open_data(config), config).describe(steps * config.batch_size):
     print(f'  {line}')
 
 
@@ -120,7 +120,7 @@ def _preflight(config, flags):
 
 
 def _inspect(config, flags):
-  from t5like import build
+  from t5like import opening
   from t5like.data import inspect, kept
   if flags.batch:
     kept.read(flags.batch)
@@ -128,8 +128,8 @@ def _inspect(config, flags):
     inspect.check_row(config, flags.row)
   _check(config, flags.workdir)
   if flags.batch:
-    return inspect.show_kept(build.open_data(config), flags.batch, flags.rows, flags.row)
-  inspect.show(build.open_data(config), config, flags.step, flags.rows, flags.row)
+    return inspect.show_kept(opening.open_data(config), flags.batch, flags.rows, flags.row)
+  inspect.show(opening.open_data(config), config, flags.step, flags.rows, flags.row)
 
 
 def _generate(flags, overrides):
@@ -242,7 +242,7 @@ def _import(flags, overrides):
 def _print_config(config):
   from rich.console import Console
 
-  from t5like import build, metrics, trained
+  from t5like import metrics, models, trained
   from t5like.data import mirror
   from t5like.data.vocabulary_check import check_vocabulary
   console = Console(highlight=False, soft_wrap=True)
@@ -255,9 +255,9 @@ def _print_config(config):
     _print_special(console, vocabulary)
   console.print('\nDerived', style='bold underline')
   derived = config_lib.derived(config)
-  parameters = build.parameters(config)
+  parameters = models.parameters(config)
   if config.model.vocab_size:
-    derived.update(build.sizes(config), trained=sum(
+    derived.update(models.sizes(config), trained=sum(
         round(math.prod(shape) * (rates > 0).mean()) for shape, rates in parameters.values()))
   for key, value in derived.items():
     text = f'{value:,} ({metrics.short(value)})' if isinstance(value, int) else f'{value:.4g}'

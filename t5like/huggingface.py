@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5like import build, choices, decode, paths, plain_json, sharding, workdir as workdir_lib
+from t5like import choices, decode, models, paths, plain_json, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.config_values import base, either, show
 from t5like.data import special_tokens, tokenizer_export, vocabulary as vocabulary_lib
@@ -157,7 +157,7 @@ def _from_run(config, workdir, step, vocabulary):
   theirs = workdir_lib.read_config(workdir)
   path = workdir_lib.vocabulary_path(workdir)
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
-  sized = build.with_vocabulary(theirs, their_vocabulary)
+  sized = models.with_vocabulary(theirs, their_vocabulary)
   check_fits(config, sized.model.to_dict())
   check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
@@ -168,7 +168,7 @@ def _from_run(config, workdir, step, vocabulary):
                         + (f'; there are those of {either(steps)}.' if steps else '.'))
     init = transformer.build(transformer.ModelConfig(**sized.model)).init
     abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
-    return build.merged(sized, checkpoints.params(steps[-1] if step is None else step, abstract))[1]
+    return models.merged(sized, checkpoints.params(steps[-1] if step is None else step, abstract))[1]
 
 
 def _with_adapters(config, abstract, params):

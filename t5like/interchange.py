@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5like import (
-  build,
   choices,
   config as config_lib,
   guard,
   huggingface,
   huggingface_weights,
   loaded,
+  models,
   sharding,
   workdir as workdir_lib,
 )
@@ -84,8 +84,8 @@ def _save(config, vocabulary, workdir):
   """Leaves a checkpoint of step 0 with the weights of config.init_from in a workdir."""
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):
-    sized = build.with_vocabulary(config, vocabulary)
-    model, _ = build.build_model(sized)
+    sized = models.with_vocabulary(config, vocabulary)
+    model, _ = models.build_model(sized)
     abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
     # Orbax wants something in all parts; no run goes on from here, one begins with config.init_from.
     state = dict(params=huggingface.initial(sized, abstract, vocabulary), opt_state=dict(none=jnp.int32(0)),

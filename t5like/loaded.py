@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from t5like import build, decode, lengths, sharding, workdir as workdir_lib
+from t5like import decode, lengths, models, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.errors import CheckpointError, ConfigError
@@ -48,16 +48,16 @@ def load(workdir, step=None, devices=None):
   (one device of this machine). Adapters (LoRA) are merged into the weights."""
   config = workdir_lib.read_config(workdir)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
-  config = build.with_vocabulary(config, vocabulary)
+  config = models.with_vocabulary(config, vocabulary)
   mesh = sharding.make_mesh(dict(fsdp=-1), devices or jax.local_devices()[:1])
   with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
     steps = checkpoints.steps
     if not steps or (step is not None and step not in steps):
       raise CheckpointError(f'--workdir={workdir} has no checkpoint{"" if step is None else f" of {step}"}'
                             f' yet; it has {steps or "none"}.')
-    trained, _ = build.build_model(config)
+    trained, _ = models.build_model(config)
     abstract = sharding.abstract(lambda: trained.init(jax.random.key(0)), mesh)
     step = steps[-1] if step is None else step
-    config, params = build.merged(config, checkpoints.params(step, abstract))
+    config, params = models.merged(config, checkpoints.params(step, abstract))
     model = transformer.build(transformer.ModelConfig(**config.model))
     return Loaded(config, mesh, model, params, vocabulary, step)

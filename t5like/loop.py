@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from t5like import build, preconditions, profiling, recovery, saving, sharding, signals
+from t5like import build, opening, preconditions, profiling, recovery, saving, sharding, signals
 from t5like.data import pipeline
 from t5like.errors import BadSteps, Failure
 from t5like.training import actions, endings
@@ -30,7 +30,7 @@ def train(config: Any, workdir: str, name: str, devices: Any = None, profile_ste
   profiling.compile_cache(config.compile.cache)
   mesh = sharding.make_mesh(config.mesh, devices)
   build.rows_per_device(config, mesh)  # before data is prepared for a batch that cannot be divided
-  store = build.open_data(config)
+  store = opening.open_data(config)
   preconditions.check_prompts(config, store.vocabulary)
   with contextlib.ExitStack() as ends:
     run = Run(*open_parts(Request(config, workdir, name, profile_steps, watch, leave), store, mesh, ends))

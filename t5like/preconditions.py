@@ -74,11 +74,11 @@ def _parameters(config):
   counted = config.params_expected and resolved.model.vocab_size
   if not patterns and not counted:
     return
-  from t5like import build
+  from t5like import models
   if patterns:
-    build.parameters(resolved)
+    models.parameters(resolved)
   if counted:
-    build.sizes(resolved)
+    models.sizes(resolved)
 
 
 def _shares(config):
@@ -96,8 +96,8 @@ def _vocabulary(config):
     return  # of the machine, see _vocabulary_file
   vocabulary = vocabulary_check.check_vocabulary(config)
   if isinstance(vocabulary, vocabulary_kinds.Vocabulary):  # else it depends on the text
-    from t5like import build
-    build.with_vocabulary(config, vocabulary)
+    from t5like import models
+    models.with_vocabulary(config, vocabulary)
     check_prompts(config, vocabulary)
   else:
     _marks(config, vocabulary)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from t5like import build, checksums, resume, rewinds, sharding, workdir as workdir_lib
+from t5like import checksums, opening, resume, rewinds, sharding, workdir as workdir_lib
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import CheckpointError, ConfigError, NumericsError
@@ -27,7 +27,7 @@ def replay(workdir: str, steps: int = 10, devices: Any = None, say: Callable[[st
   arrays; CheckpointError when there is no checkpoint. On a pod, all hosts call it.
   """
   config = workdir_lib.read_config(workdir)
-  store = build.open_data(config, say)
+  store = opening.open_data(config, say)
   mesh = sharding.make_mesh(config.mesh, devices)
   if steps < 1:
     raise ConfigError(f'--steps={steps}: at least one.')

@@ -9,6 +9,7 @@ from t5like import (
   config as config_lib,
   huggingface,
   metrics,
+  models,
   optim,
   resumable,
   rewinds as rewinds_lib,
@@ -117,7 +118,7 @@ def _shapes_of(before: Any, config: Any) -> dict[str, tuple[int, ...]]:
   before = config_lib.resolve(before)
   with before.unlocked():
     before.model.vocab_size = before.model.vocab_size or config.model.vocab_size
-  model, _ = build.build_model(before)
+  model, _ = models.build_model(before)
   tx, _ = build.build_optimizer(before, model, 1)
   return _shapes(jax.eval_shape(lambda: step_lib.init_state(model, tx, before.seed)))
 

@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import pytest
 
-from t5like import build, config as config_lib, lengths, loop
+from t5like import config as config_lib, lengths, loop, models
 from tests.conftest import ROOT
 
 FILES = sorted(f.stem for f in (ROOT / 'configs').glob('*.py') if f.stem not in ('base', '__init__'))
@@ -63,7 +63,7 @@ def load(name, variant):
 def test_params_are_those_expected(name, variant):
   """By shapes alone: build_model compares with params_expected, whose figures test_published_counts knows."""
   c = load(name, variant)
-  assert build.sizes(config_lib.resolve(c))['parameters'] == c.params_expected
+  assert models.sizes(config_lib.resolve(c))['parameters'] == c.params_expected
 
 
 @pytest.mark.parametrize('name, params', [  # published, or counted in released checkpoints

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import build, ledger, loop, metrics, plain_json, report, rewinds, validation
+from t5like import ledger, loop, metrics, opening, plain_json, report, rewinds, validation
 from t5like.checkpoint import Checkpoints, _Best
 from t5like.data import pipeline
 from t5like.errors import NumericsError
@@ -170,7 +170,7 @@ def test_progress_stays_within_100_percent(monkeypatch, terminal):
 @pytest.mark.parametrize('data', [dict(), dict(packing='best_fit')], ids=str)
 def test_rows_beyond_32_bits_can_be_read(tmp_path, data):
   c = tiny.config(tmp_path, data=data, stop=dict(tokens=2 ** 63 - 1))
-  rows = pipeline.TrainRows(build.open_data(c, say=lambda _: None), c)
+  rows = pipeline.TrainRows(opening.open_data(c, say=lambda _: None), c)
   assert 'epochs of' in ' '.join(rows.describe(2 ** 63 // 32))
   for at in (2 ** 31 + 5, 2 ** 40):
     batch = rows.batch(range(at, at + 4))

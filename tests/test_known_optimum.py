@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from t5like import build, config as config_lib, loaded
+from t5like import config as config_lib, loaded, opening
 from t5like.data import pipeline, sources
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ def masked_optimum(config):
   probability 0.85 + 0.015, the mask with 0.12, any of the V ids with 0.015 / V. Of a token that is to be
   predicted the reader knows that it was chosen: 0.1, 0.8 and 0.1 / V.
   """
-  store = build.open_data(config, say=lambda _: None)
+  store = opening.open_data(config, say=lambda _: None)
   V, first, mask = store.vocabulary.size, 3, store.vocabulary.mask_id
   P = sources.markov_transitions(8)
   values, vectors = np.linalg.eig(P.T)
@@ -93,7 +93,7 @@ def test_copy_and_reverse(task, tmp_path):
   """At least 99 % of held-out strings come out exactly right, generated without the answer in sight."""
   _, c = run('seq2seq_copy.py' + (':reverse' if task == 'reverse' else ''), tmp_path)
   model = loaded.load(tmp_path / 'run')
-  examples = build.open_data(c, say=lambda _: None).examples('validation')
+  examples = opening.open_data(c, say=lambda _: None).examples('validation')
   decode = model.vocabulary.decode
   inputs, targets = zip(*[[decode(t) for t in examples[i]] for i in range(min(400, len(examples)))])
   step = -1 if task == 'reverse' else 1

@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from t5like import build, config_rules, decode, lengths, loaded, loop
+from t5like import config_rules, decode, lengths, loaded, loop, opening
 from t5like.data import pipeline
 from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import ConfigError
@@ -62,7 +62,7 @@ def middle_put_back(ids, prefix, vocabulary):
 @pytest.mark.parametrize('packing', ['concat_split', 'best_fit', 'none'])
 def test_its_rows_are_full_and_hold_the_text(packing, entry, tmp_path):
   c = config(tmp_path, data=dict(packing=packing))
-  store = build.open_data(c, say=lambda _: None)
+  store = opening.open_data(c, say=lambda _: None)
   part = pipeline.TrainRows(store, c).parts[0]
   assert lengths.shapes(c) == spec.Lengths(raw=59, inputs=0, targets=64, spans=3)
   batch = part.batch(list(range(16)), [0] * 16)
@@ -105,7 +105,7 @@ def test_it_trains_and_answers_and_is_asked(entry, tmp_path):
 
 def test_questions_stand_as_rows_do(entry, tmp_path):
   c = config(tmp_path)
-  vocabulary = build.open_data(c, say=lambda _: None).vocabulary
+  vocabulary = opening.open_data(c, say=lambda _: None).vocabulary
   asker = ask.Asker(c, vocabulary)
   a, b, c_ = (vocabulary.sentinel(k) for k in range(3))
   (row,) = asker.rows_of_ids([10, 11], [20, 21], [30])

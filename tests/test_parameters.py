@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from t5like import build, huggingface, parameters
+from t5like import huggingface, models, parameters
 from t5like.errors import ConfigError
 from t5like.lengths import Lengths
 from t5like.model import flops, layers, stack, transformer
@@ -16,7 +16,7 @@ from tests.model.test_architectures import KINDS
 
 
 def model_of(**changes):
-  with build.no_devices():
+  with models.no_devices():
     model = transformer.build(dataclasses.replace(tiny.MODEL, **changes))
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0)))
 

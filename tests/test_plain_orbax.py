@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import build, config as config_lib, loop
+from t5like import config as config_lib, loop, models
 from t5like.checkpoint import Checkpoints
 from tests import tiny
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
   with Checkpoints(folder / 'run') as checkpoints:
     [step] = checkpoints.steps
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = {path: shape for path, (shape, _) in build.parameters(config_lib.resolve(c)).items()}
+    shapes = {path: shape for path, (shape, _) in models.parameters(config_lib.resolve(c)).items()}
     abstract = {}
     for path, shape in shapes.items():
       *parents, last = path.split('/')

@@ -113,12 +113,12 @@ def test_a_bad_batch_is_kept_and_can_be_inspected(tmp_path, monkeypatch, capsys,
   batch, about = kept.read(path)
   assert about['step'] == 3 and about['first_row'] == 32 and np.isnan(about['loss']) and about['bad_steps'] == 1
   assert np.isnan(batch['weights'][5]).all() and np.isfinite(np.delete(batch['weights'], 5, 0)).all()
-  from t5like import build
-  inspect.show_kept(build.open_data(c), path, 1, 5)
+  from t5like import opening
+  inspect.show_kept(opening.open_data(c), path, 1, 5)
   shown = capsys.readouterr().out
   assert 'Step 3' in shown and 'began with row 32' in shown and 'nan' in shown
   with pytest.raises(ConfigError, match='--row=99'):
-    inspect.show_kept(build.open_data(c), path, 1, 99)
+    inspect.show_kept(opening.open_data(c), path, 1, 99)
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 and then nothing', b'text'])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import build, config as config_lib, loop, optim, resumable, sharding, step as step_lib
+from t5like import config as config_lib, loop, models, optim, resumable, sharding, step as step_lib
 from t5like.config_values import DEFAULTS
 from t5like.errors import ConfigError
 from tests import tiny
@@ -49,7 +49,7 @@ def state_of(config):
   config = config_lib.resolve(config)
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model, _ = build.build_model(config)
+    model, _ = models.build_model(config)
     tx = optim.at_rates(optim.build(config.optimizer, lambda step: 0.0 * step, model.parameters),
                         optim.rates(config.optimizer, model.parameters))
     state = jax.eval_shape(lambda: step_lib.init_state(model, tx, 0))

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from t5like import config as config_lib, costs, hlo, plausible, schedule, tpu
 from t5like.errors import ConfigError
-from t5like.kernels import calls
+from t5like.kernels import calls, visits as visits_lib
 from tests.conftest import ROOT
 
 PROGRAMS = ROOT / 'tests' / 'programs'
@@ -285,10 +285,10 @@ def kernel(name, origin='', cost=''):
 
 
 def test_kernels_are_priced_by_the_blocks_that_they_visit():
-  visits = calls.Visits('causal', 4, 16, 128, 512, 512, 10)
+  visits = visits_lib.Visits('causal', 4, 16, 128, 512, 512, 10)
   path = f'jit(train_step)/transpose(jvp())/attention/shard_map/{visits.label}/vmap(x)/splash_mha_'
   pair = 2 * 4 * 16 * 512 * 512 * 128
-  assert calls.read(path) == visits
+  assert visits_lib.read(path) == visits
   assert calls.flops(kernel('splash_mha_fwd_residuals.1', path + 'fwd_residuals')) == 10 * 2 * pair
   assert calls.flops(kernel('custom-call.7', path + 'dkv_no_residuals')) == 10 * 5 * pair
   cost = '"custom_call_config":{"cost_estimate":{"bytes_accessed":"1","flops":"123"}}'

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import build, metrics, sharding
+from t5like import build, metrics, models, sharding
 from t5like.errors import ConfigError
 from tests import tiny
 
@@ -38,7 +38,7 @@ def test_batches_that_do_not_divide(tmp_path):
   c.batch_size = 6
   m = mesh(4, 2, 1)
   with jax.set_mesh(m):
-    model, _ = build.build_model(build.with_vocabulary(c, type('V', (), dict(size=259))))
+    model, _ = models.build_model(models.with_vocabulary(c, type('V', (), dict(size=259))))
     with pytest.raises(ConfigError, match='batch_size=6 is not divisible .* = 8'):
       build.build_step(c, model, 10, m)
 

@@ -55,9 +55,9 @@ def test_bits_per_byte_and_nll_agree_with_a_hand_computation(tmp_path):
   c = tiny.config(tmp_path, evaluate=dict(batches=0))
   result = run(c, tmp_path / 'run')
   model = loaded.load(tmp_path / 'run')
-  from t5like import build
+  from t5like import opening
   from t5like.objectives import functions
-  store = build.open_data(c)
+  store = opening.open_data(c)
   windows = store.windows('validation', c.data.seq_len, stride=c.data.seq_len, tail=True)
   batch = functions.causal(np.stack([windows[i] for i in range(len(windows))]), document_mask=True, eos_id=1)
   with jax.set_mesh(model.mesh):

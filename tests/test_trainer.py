@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import build, loop, plain_json, resume, sharding
+from t5like import loop, opening, plain_json, resume, sharding
 from t5like.checkpoint import Checkpoints
 from t5like.data import pipeline
 from t5like.errors import BadSteps
@@ -22,7 +22,7 @@ from tests import tiny
 def alone(tmp_path):
   """(trainer, its config, iterator of batches) of a fresh start in a folder without a run."""
   c = tiny.config(tmp_path, steps=4)
-  store = build.open_data(c)
+  store = opening.open_data(c)
   mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh), Checkpoints(tmp_path / 'none') as checkpoints:
     plan = plan_lib.make(c, store.vocabulary, mesh)

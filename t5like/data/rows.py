@@ -17,7 +17,7 @@ class Rows:
   """Rows of a `lengths.Component`; `len` of them in an epoch. Pickles small, is safe in threads."""
 
   def __init__(self, store, component, split, seed, stream):
-    """`seed` and `stream` (ints) choose the random numbers. `store`: what `build.open_data` returns."""
+    """`seed` and `stream` (ints) choose the random numbers. `store`: what `opening.open_data` returns."""
     c, vocabulary = component.config, store.vocabulary
     self.store, self.layout = store.of(component), component.layout
     self.seed, self.stream = seed, stream

@@ -4,46 +4,16 @@ Kernels are known by their names, and what they compute by what is written with 
 its work, a label in the path of its operation; for the kernel with a bias the cost that it states. Both count the
 blocks that a mask leaves to be visited. Shapes of operands are never asked.
 """
-import dataclasses
 import re
 
 from t5like.hlo import Op, Unreadable
+from t5like.kernels.visits import read
 
 # Products of matrices for each pair of blocks that a kernel of the splash library visits. Its backward pass is fused:
 # all gradients in one kernel (`use_fused_bwd_kernel`), so that there is no other by the name of dq.
 SPLASH = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5}
 WITH_COST = ('relative_bias_forward', 'relative_bias_causal_forward', 'relative_bias_backward',
              'relative_bias_causal_backward')
-LABEL = re.compile(r'splash_(\w+?)_b(\d+)_n(\d+)_h(\d+)_q(\d+)_k(\d+)_v(\d+)')
-
-
-@dataclasses.dataclass(frozen=True)
-class Visits:
-  """Of one call on one device: `pairs` of blocks are visited for each of `heads` heads of `rows` rows."""
-  mask: str  # 'causal' or 'full'
-  rows: int
-  heads: int
-  head_dim: int
-  block_q: int
-  block_k: int
-  pairs: int
-
-  @property
-  def label(self) -> str:
-    """For `jax.named_scope`."""
-    numbers = zip('bnhqkv', (self.rows, self.heads, self.head_dim, self.block_q, self.block_k, self.pairs))
-    return f'splash_{self.mask}_' + '_'.join(f'{letter}{n}' for letter, n in numbers)
-
-  @property
-  def product(self) -> int:
-    """FLOPs of one product of matrices over all the blocks that are visited."""
-    return 2 * self.rows * self.heads * self.pairs * self.block_q * self.block_k * self.head_dim
-
-
-def read(path: str) -> Visits | None:
-  """The Visits whose label is in the path of an operation."""
-  match = LABEL.search(path)
-  return Visits(match[1], *map(int, match.groups()[1:])) if match else None
 
 
 def flops(op: Op) -> float:

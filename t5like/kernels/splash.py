@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library, splash_attention_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t5like.kernels import calls
+from t5like.kernels.visits import Visits
 
 LANES = 128  # lengths are padded to a multiple of it
 PADDING = -1  # segment of padding among keys: no query is in it
@@ -54,7 +54,7 @@ def attention(kernels, q_BTNH, k_BSKH, v_BSKH, query, key, scale):
 
   def under(mask, key):
     # Readers of compiled programs know by the label what the call computes.
-    label = calls.Visits(mask, B, N, H, *visits(T, S, mask == 'causal')).label
+    label = Visits(mask, B, N, H, *visits(T, S, mask == 'causal')).label
     with jax.named_scope(label):
       return _call(kernels[mask], q_BTNH * scale, k_BSKH, v_BSKH, query, key)
   if 'causal' not in kernels:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from t5like import build, lengths, optim
+from t5like import lengths, models, optim
 from t5like.data.vocabulary_kinds import Vocabulary
 from t5like.lengths import Lengths
 from t5like.training.progress import Progress
@@ -52,15 +52,15 @@ class Plan:
 
 
 def make(config: Any, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
-  """The plan of a run that starts at step 0. ConfigError as of `build.with_vocabulary` and `build.build_model`.
+  """The plan of a run that starts at step 0. ConfigError as of `models.with_vocabulary` and `models.build_model`.
 
   Args:
     config: validated, as the user wrote it.
     vocabulary: of the prepared dataset.
     mesh: in force.
   """
-  resolved = build.with_vocabulary(config, vocabulary)
-  model, num_params = build.build_model(resolved)
+  resolved = models.with_vocabulary(config, vocabulary)
+  model, num_params = models.build_model(resolved)
   tokens_per_step = resolved.batch_size * resolved.data.seq_len
   return Plan(
       requested=config,
@@ -70,5 +70,5 @@ def make(config: Any, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
       num_params=num_params,
       shapes=lengths.shapes(resolved),
       tokens_per_step=tokens_per_step,
-      flops_per_token=build.flops_per_row(resolved, model) / resolved.data.seq_len,
+      flops_per_token=models.flops_per_row(resolved, model) / resolved.data.seq_len,
       total_steps=-(-resolved.stop.tokens // tokens_per_step))

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from t5like import build, config as config_lib
+from t5like import config as config_lib, opening
 from t5like.data import corpora, prepare, sources, templates, tfds_source
 from t5like.errors import DataError
 from tests import hub, tiny
@@ -125,7 +125,7 @@ def test_tokens_of_the_hub_are_prepared(monkeypatch, tmp_path):
       'realnewslike/c4-validation.00000-of-00001.json.gz': file_content('x.gz', words[36:])}}, monkeypatch):
     config = tiny.config(tmp_path, data=dict(corpus.data, prepare_workers=2))
     prepare.prepare(config)
-    data = build.open_data(config)
+    data = opening.open_data(config)
   splits = data.manifest['splits']
   assert splits['train']['documents'] == 36 and splits['validation']['documents'] == 4
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
-from t5like import build
+from t5like import opening
 from t5like.data import inspect, pipeline
 from t5like.objectives import functions
 from tests import tiny
@@ -47,7 +47,7 @@ def test_causal_properties(tokens, padding):
 def prepared(tmp_path_factory):
   folder = tmp_path_factory.mktemp('rows')
   config = tiny.config(folder, batch_size=8)
-  return config, build.open_data(config, say=lambda _: None)
+  return config, opening.open_data(config, say=lambda _: None)
 
 
 def part(config, host, hosts):

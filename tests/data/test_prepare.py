@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like import build, config as config_lib, lengths
+from t5like import config as config_lib, lengths, opening
 from t5like.data import datasets, duplicates, parts, prepare, shards, sources, store, vocabulary
 from t5like.errors import ConfigError, DataError
 
@@ -451,7 +451,7 @@ def test_an_interrupted_mixture_goes_on(mixed, make, tmp_path):
 
 def test_a_mixture_is_opened_as_one(mixed):
   c = mixed('characters')
-  data = build.open_data(c, lambda line: None)
+  data = opening.open_data(c, lambda line: None)
   folders = prepare.prepare(c, **QUIET)
   alone = [store.open_store(f) for f in folders]
   for component, own in zip(lengths.components(c), (*alone, alone[0])):
@@ -463,7 +463,7 @@ def test_a_mixture_is_opened_as_one(mixed):
       assert data.manifest['splits'][split][key] == sum(s.manifest['splits'][split][key] for s in alone)
   assert data.fingerprint not in [s.fingerprint for s in alone]
   c.data.mixture.words.weight = 5  # other shares of the same tokens
-  assert build.open_data(c).fingerprint == data.fingerprint
+  assert opening.open_data(c).fingerprint == data.fingerprint
   other = store.open_store(folders[1])
   other.manifest['vocabulary'] = dict(other.manifest['vocabulary'], fingerprint='x')
   with pytest.raises(DataError, match=f'different vocabularies: delete .*{folders[1]}'):
@@ -474,7 +474,7 @@ def test_one_dataset_in_many_objectives_is_a_plain_store(make):
   causal, c = make(), make()
   causal.vocabulary.sentinels = c.vocabulary.sentinels = 128  # as many as corrupted spans of data.seq_len
   c.objective.name = 'ul2'
-  data = build.open_data(c, lambda line: None)
+  data = opening.open_data(c, lambda line: None)
   assert isinstance(data, store.Store) and data.folder == prepare.folder(causal) == prepare.prepare(c, **QUIET)
 
 
@@ -657,7 +657,7 @@ def test_folders_on_object_stores(kind, make, tmp_path):
   for source in tmp_path.glob('*.jsonl'):
     source.rename(source.with_suffix('.away'))
   said = []
-  opened = build.open_data(there, said.append)
+  opened = opening.open_data(there, said.append)
   assert opened.folder.parent == tmp_path / 'there' and said[0].startswith(f'Copying {url}')
   assert without_marks(opened.folder) == without_marks(folder)
   assert opened.windows('train', 16)[5].tolist() == store.open_store(folder).windows('train', 16)[5].tolist()
@@ -667,10 +667,10 @@ def test_folders_on_object_stores(kind, make, tmp_path):
   third.vocabulary.size = 320
   memory.pipe_file(f'{datasets.remote(c)}/{lost}', content[:-1])
   with pytest.raises(DataError, match=f'{lost} has {len(content) - 1} bytes instead of {len(content)}: delete it'):
-    build.open_data(third, lambda line: None)
+    opening.open_data(third, lambda line: None)
   memory.rm_file(f'{datasets.remote(c)}/{lost}')
   with pytest.raises(DataError, match=f'lacks {lost}: run prepare again'):
-    build.open_data(third, lambda line: None)
+    opening.open_data(third, lambda line: None)
 
 
 def test_an_object_store_that_is_interrupted_goes_on(make, tmp_path):
@@ -696,14 +696,14 @@ def test_an_object_store_that_is_interrupted_goes_on(make, tmp_path):
 
 def test_stores_that_nothing_reads(make, tmp_path):
   with pytest.raises(DataError, match='nosuch://bucket/.* cannot be opened .*gs://, s3:// and others'):
-    build.open_data(make(directory='nosuch://bucket', cache=str(tmp_path)), lambda line: None)
+    opening.open_data(make(directory='nosuch://bucket', cache=str(tmp_path)), lambda line: None)
 
 
 def test_a_mixture_on_an_object_store(mixed, tmp_path):
   c = mixed('characters')
   c.data.update(directory=f'memory://mixed-{tmp_path.name}', cache=str(tmp_path / 'here'))
   folders = prepare.prepare(c, **QUIET)
-  data = build.open_data(c, lambda line: None)
+  data = opening.open_data(c, lambda line: None)
   assert [data.of(part).folder for part in lengths.components(c)] == [folders[0], folders[1], folders[0]]
   c.data.cache = str(tmp_path / 'there')
-  assert build.open_data(c, lambda line: None).fingerprint == data.fingerprint
+  assert opening.open_data(c, lambda line: None).fingerprint == data.fingerprint

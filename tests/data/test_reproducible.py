@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import build, lengths
+from t5like import lengths, opening
 from t5like.data import pipeline, plans
 from t5like.errors import ConfigError, DataError
 from tests import tiny
@@ -30,7 +30,7 @@ def opened(request, tmp_path_factory):
   changes = {k: dict(v) for k, v in KINDS[request.param].items()}
   changes['model'] = dict(changes['model'] if 'model' in changes else {}, vocab_size=304)
   config = tiny.config(tmp_path_factory.mktemp('rows'), batch_size=16, **changes)
-  return config, build.open_data(config, say=lambda _: None)
+  return config, opening.open_data(config, say=lambda _: None)
 
 
 def flat(batches):
@@ -79,7 +79,7 @@ def test_killed_workers_lose_nothing(tmp_path):
   """A worker that is killed ends the reading with an error; a new start goes on with the same rows."""
   import psutil
   config = tiny.config(tmp_path, batch_size=8, data=dict(workers=2))
-  store = build.open_data(config, say=lambda _: None)
+  store = opening.open_data(config, say=lambda _: None)
   rows = pipeline.TrainRows(store, config)
   before, seen = {p.pid for p in psutil.Process().children(recursive=True)}, 0
   found = []
@@ -164,7 +164,7 @@ def mixed(folder, documents, **data):
     folder.mkdir(exist_ok=True)
     parts[name] = dict(data=dict(source=tiny.write_text(folder / f'{name}.jsonl', count, seed=count)))
   config = tiny.config(folder, data=dict(mixture=parts, validation_fraction=0.05, **data))
-  return config, build.open_data(config, say=lambda _: None)
+  return config, opening.open_data(config, say=lambda _: None)
 
 
 @pytest.mark.parametrize('cap, temperature', [(0, 1.0), (150, 1.0), (0, 2.0), (150, 4.0)])
@@ -209,7 +209,7 @@ def test_plans_on_disk_are_those_in_memory(kind, tmp_path, monkeypatch):
   changes = {k: dict(v) for k, v in KINDS[kind].items()}
   changes['model']['vocab_size'] = 304
   config = tiny.config(tmp_path, batch_size=16, **changes)
-  store = build.open_data(config, say=lambda _: None)
+  store = opening.open_data(config, say=lambda _: None)
   whole = flat(first(config, store, 3))
   monkeypatch.setattr(plans, 'KEPT', 0)
   equal(flat(first(config, store, 3)), whole)
@@ -245,7 +245,7 @@ def test_inspect_names_the_documents_of_a_row(tmp_path):
 
   from t5like.data import inspect
   config = tiny.config(tmp_path, batch_size=8, data=dict(shards=2))
-  store = build.open_data(config, say=lambda _: None)
+  store = opening.open_data(config, say=lambda _: None)
   rows = pipeline.TrainRows(store, config)
   text = {i: json.loads(line)['text'] for i, line in enumerate((tmp_path / 'text.jsonl').read_text().splitlines(), 1)}
   offsets = np.cumsum([0] + [len(line) + 1 for line in (tmp_path / 'text.jsonl').read_text().splitlines()])

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from t5like import build, lengths
+from t5like import lengths, opening
 from t5like.data import inspect, pipeline
 from tests import tiny
 from tests.data.test_pipeline import equal, first
@@ -48,7 +48,7 @@ def opened(tmp_path_factory):
       changes['model'] = dict(changes['model'] if 'model' in changes else {}, vocab_size=304)
       (folder / kind).mkdir()
       config = tiny.config(folder / kind, batch_size=8, **changes)
-      made[kind] = config, build.open_data(config, say=lambda _: None)
+      made[kind] = config, opening.open_data(config, say=lambda _: None)
     return made[kind]
   return open_kind
 
@@ -203,7 +203,7 @@ def test_packing_of_real_documents_is_dense(tmp_path):
   """At least 98 % of the positions of rows planned for Python's own documentation are used."""
   c = tiny.config(tmp_path, data=dict(source='python_docs', max_documents=600, packing='best_fit', seq_len=1024),
                   stop=dict(tokens=10 ** 6))
-  store = build.open_data(c, say=lambda _: None)
+  store = opening.open_data(c, say=lambda _: None)
   part = pipeline.TrainRows(store, c).parts[0]
   assert part.plan.fill[0] >= 0.98
   batch = part.batch(list(range(len(part))), [0] * len(part))
@@ -229,7 +229,7 @@ def test_documents_of_any_length_are_planned(tmp_path):
   texts = [''.join(rng.choices('abc', k=k)) for k in (1, 2, 3, 31, 32, 33, 63, 64, 65, 200, 7, 7, 7)]
   (tmp_path / 'd.jsonl').write_text(''.join(json.dumps(dict(text=t)) + '\n' for t in texts * 4))
   c = tiny.config(tmp_path, data=dict(source=f'jsonl:{tmp_path}/d.jsonl', packing='best_fit', validation='tail'))
-  store = build.open_data(c, say=lambda _: None)
+  store = opening.open_data(c, say=lambda _: None)
   part = pipeline.TrainRows(store, c).parts[0]
   batch = part.batch(list(range(len(part))), [0] * len(part))
   assert int(batch['weights'].sum()) == store.manifest['splits']['train']['tokens']

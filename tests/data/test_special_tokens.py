@@ -398,11 +398,11 @@ def test_kinds_of_our_own(tmp_path):
 
 
 def test_prepare_print_config_and_train_refuse_before_a_document_is_read(bare, tmp_path, monkeypatch):
-  from t5like import build, commands
+  from t5like import commands, opening
   from t5like.data import prepare, sources
   c = config(tmp_path, dict(name='causal'), 'decoder', bare['huggingface'])
   monkeypatch.setattr(sources, 'open_source', lambda *a, **k: pytest.fail('the text was opened'))
-  for act in (lambda: prepare.prepare(c), lambda: commands._print_config(c), lambda: build.open_data(c)):
+  for act in (lambda: prepare.prepare(c), lambda: commands._print_config(c), lambda: opening.open_data(c)):
     with pytest.raises(ConfigError, match='--config.vocabulary.special.eos='):
       act()
   assert not (tmp_path / 'prepared').exists()
@@ -462,14 +462,14 @@ def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
   """Prepared through the whole pipeline: every segment's first input is <s>, every document's last token </s>."""
   from rich.console import Console
 
-  from t5like import build
+  from t5like import opening
   from t5like.data import inspect, pipeline, prepare
   made = folders.around(folders.byte_level(['<s>', '</s>']), ['<s>'])
   folder = folders.folder(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<s>', eos_token='</s>'))
   c = tiny.config(tmp_path, vocabulary=dict(name='huggingface', path=str(folder / 'tokenizer.json')),
                   model=dict(vocab_size=0))
   prepare.prepare(c, say=lambda _: None)
-  store = build.open_data(c, say=lambda _: None)
+  store = opening.open_data(c, say=lambda _: None)
   batch = pipeline.TrainRows(store, c).batch(range(8))
   s, e = made.token_to_id('<s>'), made.token_to_id('</s>')
   begins = (batch['positions'] == 0) & (batch['segments'] > 0)
@@ -487,7 +487,7 @@ def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
 
 def test_data_of_older_versions_stays_valid(tmp_path):
   """A manifest that does not know of special tokens, with a bare tokenizer.json: prepared already, and says so."""
-  from t5like import build
+  from t5like import opening
   from t5like.data import manifests, prepare
   made = folders.byte_level(['<s>', '</s>'])
   folder = folders.folder(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<s>', eos_token='</s>'))
@@ -503,7 +503,7 @@ def test_data_of_older_versions_stays_valid(tmp_path):
   said = []
   assert prepare.prepare(c, say=said.append) == target
   assert 'prepared already' in said[-1] and 'took special tokens by their names' in said[0]
-  assert build.open_data(c, say=said.append).vocabulary.bos_id == 0
+  assert opening.open_data(c, say=said.append).vocabulary.bos_id == 0
 
 
 def test_sums_over_beginnings_of_packed_pairs():

@@ -10,7 +10,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings, strategies as st
 
-from t5like import build, sharding
+from t5like import models, sharding
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import SentencePiece
 from t5like.errors import DataError
@@ -154,10 +154,10 @@ def coder(tmp_path_factory):
       bos_id=-1, minloglevel=4, byte_fallback=True, normalization_rule_name='identity', hard_vocab_limit=False,
       user_defined_symbols=['\n'], remove_extra_whitespaces=False, add_dummy_prefix=False)
   v = SentencePiece(model.getvalue())
-  c = build.with_vocabulary(tiny.config(folder, model=dict(vocab_size=704), data=dict(seq_len=128)), v)
+  c = models.with_vocabulary(tiny.config(folder, model=dict(vocab_size=704), data=dict(seq_len=128)), v)
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    network, _ = build.build_model(c)
+    network, _ = models.build_model(c)
     params = jax.jit(network.init)(jax.random.key(1))
   return evaluate.Subject(network, jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, params), v, c, mesh)
 

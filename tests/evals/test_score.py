@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import build, sharding
+from t5like import models, sharding
 from t5like.data import vocabulary as vocabulary_lib
 from t5like.errors import ConfigError
 from t5like.evals import ask, score
@@ -41,10 +41,10 @@ def made(options, folder, vocabulary, devices=1, **mesh):
   options = {k: dict(v) for k, v in options.items()}
   options['model'] = dict(dict(vocab_size=304), **options.get('model', {}))
   c = tiny.config(folder, steps=100, vocabulary=dict(sentinels=40), **options)
-  c = build.with_vocabulary(c, vocabulary)
+  c = models.with_vocabulary(c, vocabulary)
   mesh = sharding.make_mesh(dict(mesh) or {'fsdp': devices}, jax.devices()[:devices])
   with jax.set_mesh(mesh):
-    model, _ = build.build_model(c)
+    model, _ = models.build_model(c)
     layout = jax.tree.map(lambda x: x.sharding, sharding.abstract(lambda: model.init(jax.random.key(1)), mesh))
     params = jax.jit(model.init, out_shardings=layout)(jax.random.key(1))
   # Off their initial values, so that nothing is nearly uniform.

@@ -138,7 +138,7 @@ def read_checkpoint(kind, workdir):
   import jax
   import numpy as np
 
-  from t5like import build, config as config_lib, sharding, step as step_lib
+  from t5like import build, config as config_lib, models, sharding, step as step_lib
   from t5like.checkpoint import Checkpoints
   from t5like.data import vocabulary as vocabulary_lib
   flags = {a.partition('=')[0]: a.partition('=')[2] for a in kind.argv('unused')}
@@ -153,10 +153,10 @@ def read_checkpoint(kind, workdir):
 
   def read():
     vocabulary = vocabulary_lib.load(config.vocabulary, kind.folder / 'straight/vocabulary')
-    sized, said = build.with_vocabulary(config, vocabulary), []
+    sized, said = models.with_vocabulary(config, vocabulary), []
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
-      model, _ = build.build_model(sized)
+      model, _ = models.build_model(sized)
       tx = build.build_step(sized, model, runs.STEPS, mesh)[0]
       abstract = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
       found = checkpoints.restore(abstract, said.append)

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import tempfile
 
-from t5like import build, decode, lengths
+from t5like import decode, lengths, opening
 from t5like.data import pipeline
 from t5like.errors import ConfigError
 from t5like.evals import ask
@@ -75,7 +75,7 @@ def combination(folder: pathlib.Path, label: str, architecture: str, packing: st
     c = config(folder, label, architecture, packing)
   except ConfigError:
     return None
-  store = build.open_data(c, say=lambda _: None)
+  store = opening.open_data(c, say=lambda _: None)
   rows = pipeline.TrainRows(store, c)
   count = len(rows.parts[0])
   batches = [rows.batch(range(16)), rows.batch(range(count, count + 8))]  # the second epoch too

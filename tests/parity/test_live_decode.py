@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import beam, build, decode, huggingface, sampling, sharding
+from t5like import beam, decode, huggingface, models, sampling, sharding
 from t5like.data.vocabulary import Bytes
 from t5like.evals import score
 from t5like.model import transformer
@@ -105,10 +105,10 @@ def test_log_likelihoods_of_exported_models(kind, tmp_path):
       objective=dict(name='seq2seq'), data=dict(inputs='{text}', targets='{text}', target_len=32, packing='best_fit')))
   c = tiny.config(tmp_path, vocabulary=dict(sentinels=40), **{**dict(model=dict(vocab_size=304)), **changes[kind]})
   v = Bytes(40)
-  c = build.with_vocabulary(c, v)
+  c = models.with_vocabulary(c, v)
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model, _ = build.build_model(c)
+    model, _ = models.build_model(c)
     params = jax.jit(model.init)(jax.random.key(2))
   huggingface.write(tmp_path / 'out', c.model.to_dict(), params)
   got = score.Scorer(model, params, v, c, mesh).score(QUESTIONS)

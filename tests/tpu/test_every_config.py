@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from t5like import build, config as config_lib, preflight, tpu
+from t5like import config as config_lib, models, preflight, tpu
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
 
@@ -33,7 +33,7 @@ def topology(name, variant):
 @pytest.mark.parametrize('name, variant', EVERY, ids=':'.join)
 def test_compiles_and_fits(name, variant):
   config = load(name, variant)
-  if build.sizes(config_lib.resolve(config))['parameters'] < 100e6:
+  if models.sizes(config_lib.resolve(config))['parameters'] < 100e6:
     pytest.skip('smaller')
   where = tpu.parse(topology(name, variant))
   report = preflight.predict(config, where)

@@ -124,7 +124,7 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
   import jax
   import numpy as np
 
-  from t5like import build, lengths, sampling, sharding
+  from t5like import build, lengths, models, sampling, sharding
   from t5like.data import pipeline
   from t5like.evals import score
   axes, slices = MESHES['context2']
@@ -137,7 +137,7 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
         mesh, sharding.row_spec(x, mesh.shape['context']))), batch)
   rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(resolved)), 16)
   with jax.set_mesh(mesh):
-    model, _ = build.build_model(resolved)
+    model, _ = models.build_model(resolved)
     eval_step = build.build_step(resolved, model, 100, mesh)[2]
     params = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
     asked = {name: x for name, x in rows.items() if name != 'weights'}

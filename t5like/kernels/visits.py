@@ -1,0 +1,34 @@
+"""The label that a call of splash attention carries: which blocks it visits, for those who price it (calls.py)."""
+import dataclasses
+import re
+
+LABEL = re.compile(r'splash_(\w+?)_b(\d+)_n(\d+)_h(\d+)_q(\d+)_k(\d+)_v(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+  """Of one call on one device: `pairs` of blocks are visited for each of `heads` heads of `rows` rows."""
+  mask: str  # 'causal' or 'full'
+  rows: int
+  heads: int
+  head_dim: int
+  block_q: int
+  block_k: int
+  pairs: int
+
+  @property
+  def label(self) -> str:
+    """For `jax.named_scope`."""
+    numbers = zip('bnhqkv', (self.rows, self.heads, self.head_dim, self.block_q, self.block_k, self.pairs))
+    return f'splash_{self.mask}_' + '_'.join(f'{letter}{n}' for letter, n in numbers)
+
+  @property
+  def product(self) -> int:
+    """FLOPs of one product of matrices over all the blocks that are visited."""
+    return 2 * self.rows * self.heads * self.pairs * self.block_q * self.block_k * self.head_dim
+
+
+def read(path: str) -> Visits | None:
+  """The Visits whose label is in the path of an operation."""
+  match = LABEL.search(path)
+  return Visits(match[1], *map(int, match.groups()[1:])) if match else None
