@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5like import guard as guard_lib
+from t5like import guard as guard_lib, side_values
 from t5like.sharding import everywhere
 
 # Of fp32 logits per device; larger ones are made in pieces. Accelerators lose more by pieces than by size.
@@ -55,9 +55,10 @@ def num_chunks(asked, seq_len, rows, vocab_size, platform='cpu'):
 
 
 def make_sums(model, loss, chunks=1):
-  """Returns sums(params, batch, key) -> dict of fp32 scalars: loss, nll, hits, weights.
+  """Returns sums(params, batch, key) -> dict of fp32 scalars: loss, nll, hits, weights, and those of side values.
 
-  All are sums over the batch's predictions, each times its weight (weights: the plain sum). A batch
+  All are sums over the batch's predictions, each times its weight (weights: the plain sum); the loss has what side
+  values add to it (`side_values.py`), which are sums over all tokens. A batch
   with `predict`, positions [B, P], has targets and weights for these alone, and only they reach the
   vocabulary (BERT's gather_indexes).
   """
@@ -69,7 +70,7 @@ def make_sums(model, loss, chunks=1):
                 hits=jnp.sum(hit_BT * weights_BT), weights=jnp.sum(weights_BT))
 
   def sums(params, batch, key=None):
-    x_BTD = model.hidden(params, batch, key)
+    x_BTD, side = model.hidden(params, batch, key)
     targets_BT, weights_BT = batch['targets'], batch['weights']
     if 'predict' in batch:
       # Positions may be anywhere in a row, pieces of which are on different devices; what is predicted is spread anew.
@@ -78,14 +79,14 @@ def make_sums(model, loss, chunks=1):
       x_BTD, targets_BT, weights_BT = (everywhere(x, dims) for x, dims in (
           (x_BPD, 'BTD'), (targets_BT, 'BT'), (weights_BT, 'BT')))
     if chunks == 1:
-      return of_hidden(params, x_BTD, targets_BT, weights_BT)
+      return side_values.with_side(of_hidden(params, x_BTD, targets_BT, weights_BT), side)
 
     @jax.checkpoint  # logits are made again in the backward pass, so only one piece exists at a time
     def add_chunk(total, chunk):
       return jax.tree.map(jnp.add, total, of_hidden(params, *chunk)), None
     zero = dict.fromkeys(('loss', 'nll', 'hits', 'weights'), jnp.float32(0))
     pieces = tuple(split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
-    return jax.lax.scan(add_chunk, zero, pieces)[0]
+    return side_values.with_side(jax.lax.scan(add_chunk, zero, pieces)[0], side)
   return sums
 
 
@@ -143,7 +144,7 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
 
   A step whose loss, gradient, update or parameters after it are not finite, or that is a spike (guard.judge), changes
   nothing but `guard`. metrics: loss, nll (nats per token), accuracy, weights, grad_norm (before clipping), update_norm,
-  param_norm (after the update) and the guard's counters, fp32 or int32 scalars.
+  param_norm (after the update), means of side values and the guard's counters, fp32 or int32 scalars.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -170,6 +171,6 @@ def make_train_step(gradients, tx, *, seed, clip_norm=0.0, spike_loss=0.0, spike
                        opt_state=keep(new_opt_state, opt_state), step=state['step'] + 1, guard=guard)
     metrics = dict(loss=s['loss'] / count, nll=s['nll'] / count, accuracy=s['hits'] / count,
                    weights=s['weights'], grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm,
-                   **guard_lib.counters(guard))
+                   **side_values.means(s), **guard_lib.counters(guard))
     return new_state, metrics
   return train_step

@@ -19,7 +19,7 @@ FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nea
           ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'], ['resumable'],
           ['config_rules'], ['config'], ['command_line'], ['hlo', 'tpu'], ['costs'],
           ['compared', 'schedule', 'kernels.visits'], ['kernels.calls', 'plausible'],
-          ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums'],
+          ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums', 'side_values'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],
           ['model.layers', 'model.attention_kernels'], ['model.attention'], ['model.stack'], ['model.flops'],
           ['model.transformer'], ['data.special_tokens'],

@@ -33,7 +33,8 @@ def _predictions(model, chunks, params, batch):
   """(nll_BP, hit_BP) at positions `predict` [B, P] of a batch, on every device: nats, and whether likeliest."""
   batch = dict(batch)
   at_BP, targets_BP = (batch.pop(name) for name in ('predict', 'targets'))
-  x_BTD = everywhere(model.hidden(params, batch), 'B_D')
+  x_BTD, _ = model.hidden(params, batch)
+  x_BTD = everywhere(x_BTD, 'B_D')
   x_BPD = everywhere(jnp.take_along_axis(x_BTD, everywhere(at_BP, 'B_')[:, :, None], axis=1), 'BTD')
 
   def some(_, piece):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like import choices
+from t5like import choices, side_values
 from t5like.model.attention import Attention, bias_for, platform
 from t5like.model.attention_kernels import AttentionSpec, choose_kernel
 from t5like.model.layers import MLP, POSITIONS, Norm, declare, dropout, place
@@ -26,8 +26,9 @@ class Block(nnx.Module):
     self.mlp = place(MLP(c, k_mlp), layer='mlp')
 
   def __call__(self, x_BTD, view, random=None, cache=None, at=0):
-    """Returns (x_BTD, cache). `view`: see Stack. With a cache (self_kv, cross_kv), pairs of [B, K, S, H], x sees what
-    is there and its own keys and values, which are put in it at slot `at`; else it is None."""
+    """Returns (x_BTD, cache, side values by name: see `side_values.py`). `view`: see Stack. With a cache (self_kv,
+    cross_kv), pairs of [B, K, S, H], x sees what is there and its own keys and values, which are put in it at slot
+    `at`; else it is None."""
     decoding = cache is not None
     r = [None] * 6 if random is None else jax.random.split(random, 6)
     y = self._before(x_BTD, self.attention_norm)
@@ -36,16 +37,18 @@ class Block(nnx.Module):
       kv = tuple(jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, at, 0))
                  for old, x in zip(cache[0], heads_first(kv)))
       cache = (kv, cache[1])
-    y = self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0], decoding)
+    side = side_values.Collector(view['query']['segments'])
+    y = side.take(self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0], decoding))
     after = self._add(x_BTD, y, self.attention_norm, r[1])
     if self.is_crossed:
       kv = cache[1] if decoding else self.remember(view['memory'])
-      y = self.cross(self._before(after, self.cross_norm), kv, view['query'], view['memory'], None, r[2], decoding)
+      read = self._before(after, self.cross_norm)
+      y = side.take(self.cross(read, kv, view['query'], view['memory'], None, r[2], decoding))
       after = self._add(after, y, self.cross_norm, r[3])
     after = checkpoint_name(after, 'middle')
     read = x_BTD if self.kind.parallel else after
-    y = self.mlp(self._before(read, self.mlp_norm), r[4])
-    return self._add(after, y, self.mlp_norm, r[5]), cache
+    y = side.take(self.mlp(self._before(read, self.mlp_norm), r[4]))
+    return self._add(after, y, self.mlp_norm, r[5]), cache, side.sums
 
   def _before(self, x, norm):
     """What attention or the MLP reads of x."""
@@ -100,23 +103,27 @@ class Stack(nnx.Module):
     place(self, stack=name)
 
   def __call__(self, x_BTD, query, memory=None, random=None):
-    """x_BTD. `query`: positions and segments of x; `memory`: those of the encoder's output, and x, that output
-    [B, S, D]."""
+    """(x_BTD, side values by name, {} where no layer has any). `query`: positions and segments of x; `memory`: those of
+    the encoder's output, and x, that output [B, S, D]."""
     c = self.c
     view = self._view(x_BTD, query, query, memory, random is not None and c.dropout)
 
     def body(x, block_random):
-      return block_random[0](x, view, block_random[1])
+      block, random = block_random
+      x, _, side = block(x, view, random)
+      return x, side
     policy = REMAT[c.remat]
     if policy is not None:
       body = jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
     r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=1 if c.scan_layers else self.num_layers)
+    x_BTD, side_L = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=1 if c.scan_layers else self.num_layers)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
-    return dropout(x_BTD, c, r_last) if choices.DROPOUT_STYLES[c.dropout_style].everywhere else x_BTD
+    if choices.DROPOUT_STYLES[c.dropout_style].everywhere:
+      x_BTD = dropout(x_BTD, c, r_last)
+    return x_BTD, side_values.over_layers(side_L)
 
   def layers(self):
     """[Block], L of them, each with its part of the parameters."""
@@ -127,7 +134,7 @@ class Stack(nnx.Module):
     the cache, whose parts are those of `Block`, one for each layer; `memory`: see __call__, x is not needed."""
     view, new = self._view(x_BTD, query, keys, memory, False, at), []
     for block, part in zip(layers, cache):
-      x_BTD, part = block(x_BTD, view, None, part, at)
+      x_BTD, part, _ = block(x_BTD, view, None, part, at)
       new.append(part)
     return self.norm(x_BTD) if self.has_norm else x_BTD, tuple(new)
 

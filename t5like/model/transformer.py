@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5like import choices
+from t5like import choices, side_values
 from t5like.model import flops
 from t5like.model.layers import ACTIVATIONS, POSITIONS, Dense, Embed, Norm, Table, constant, dropout, expand, place
 from t5like.model.stack import Stack, heads_first
@@ -172,19 +172,20 @@ class EncoderDecoder(Transformer):
 
   def encode(self, batch, random=None):
     r_start, r_stack = (None, None) if random is None else jax.random.split(random)
-    x_BSD = self.encoder(self.start(batch, r_start), batch, random=r_stack)
-    return dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
+    x_BSD, side = self.encoder(self.start(batch, r_start), batch, random=r_stack)
+    return dict(x=x_BSD, positions=batch['positions'], segments=batch['segments']), side
 
   def hidden(self, batch, random=None):
     r = [None] * 3 if random is None else jax.random.split(random, 3)
-    memory = self.encode(batch['encoder'], r[0])
-    return self.decoder(self.start(batch, r[1]), batch, memory, r[2])
+    memory, of_encoder = self.encode(batch['encoder'], r[0])
+    x_BTD, of_decoder = self.decoder(self.start(batch, r[1]), batch, memory, r[2])
+    return x_BTD, side_values.added(of_encoder, of_decoder)
 
   def layers(self):
     return self.decoder.layers()
 
   def cache(self, batch, slots):
-    memory = self.encode(batch['encoder'])
+    memory, _ = self.encode(batch['encoder'])
     own = _empty(self.c, memory['x'].shape[0], slots)
     parts = tuple((own, heads_first(block.remember(memory))) for block in self.layers())
     return dict(layers=parts, memory={k: memory[k] for k in ('positions', 'segments')})
@@ -210,7 +211,8 @@ class Model:
   """An architecture as functions of `params`, a nested dict of arrays. Call them inside `jit`.
 
   init(key) -> params
-  hidden(params, batch, key) -> x_BTD, the last layer's output; key None: no dropout
+  hidden(params, batch, key) -> (x_BTD, the last layer's output; side values by name, {} where no layer has any: see
+    `side_values.py`); key None: no dropout
   logits(params, x_BTD) -> logits_BTV, fp32
   cache(params, batch, slots) -> cache with room for so many tokens of each row; of `batch` only the
     number of rows counts, and `encoder`, which is encoded
@@ -231,7 +233,8 @@ class Model:
 
   def apply(self, params, batch, key=None):
     """logits_BTV, fp32."""
-    return self.logits(params, self.hidden(params, batch, key))
+    x_BTD, _ = self.hidden(params, batch, key)
+    return self.logits(params, x_BTD)
 
 
 def build(c):

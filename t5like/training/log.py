@@ -2,7 +2,7 @@
 import collections
 import time
 
-from t5like import environment, metrics, profiling
+from t5like import environment, metrics, profiling, side_values
 from t5like.training.hooks import Hook, Step, Turn
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
@@ -15,8 +15,8 @@ UNWRITTEN = ('weights', 'bad_in_a_row')
 class Log(Hook):
   """A line every so many steps, of means since the one before, and one for the rest where the run ends between two.
 
-  Steps that changed nothing are in no mean. Metrics that a step has beyond those that every step has (side values of
-  layers) are written as means too.
+  Steps that changed nothing are in no mean. Side values of layers are written as means over the tokens that they are of,
+  metrics that a step has beyond those that every step has as means over its predictions.
   """
 
   def __init__(self, parts: Parts, every: int):
@@ -46,6 +46,7 @@ class Log(Hook):
       self.window['weights'] += weights
       for name in self._averaged(values):
         self.window[name] += weights * values[name]
+      self.window.update(side_values.weighted(values))
     if self.is_due(step.progress.step):
       self._write()
     if self.first_step:
@@ -65,7 +66,8 @@ class Log(Hook):
     self._write()
 
   def _averaged(self, values: dict[str, float]) -> list[str]:
-    return [name for name in values if name not in NEWEST and name not in UNWRITTEN]
+    others = {*NEWEST, *UNWRITTEN, *side_values.keys(values)}
+    return [name for name in values if name not in others]
 
   def _write(self) -> None:
     """A line for the steps since the one before, if one of them counted."""
@@ -80,6 +82,7 @@ class Log(Hook):
     rows = self.parts.rows.used(progress.examples_seen, progress.skipped)
     usual = {name: means[name] for name in MEANS}
     side = {name: value for name, value in means.items() if name not in MEANS}
+    side |= side_values.logged(self.window)
     self.parts.output.write(progress.step, dict(
         tokens=progress.tokens, examples_seen=progress.examples_seen, **rows, **usual, **speed,
         grad_norm=values['grad_norm'], update_norm=values['update_norm'], param_norm=values['param_norm'],

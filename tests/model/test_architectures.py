@@ -184,7 +184,7 @@ def test_no_gradient_crosses_documents(kind):
   b = pack(kind, [[first, second]])
 
   def loss(params):
-    hidden_BTD = model.hidden(params, b)  # a tied head would give gradients to all tokens
+    hidden_BTD, _ = model.hidden(params, b)  # a tied head would give gradients to all tokens
     return jnp.sum(jnp.square(hidden_BTD[:, 7:15] @ np.random.default_rng(0).normal(size=(32, 5))))
   gradient = np.asarray(compiled(jax.grad(loss))(params)['embed']['w'])
   assert not gradient[:30].any()

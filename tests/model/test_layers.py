@@ -364,8 +364,8 @@ def test_blocks_by_hand(kind, cross):
     block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
     memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NR'), block.attention
-    got, cache = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
-    assert cache is None
+    got, cache, side = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
+    assert cache is None and side == {}
     attend = lambda y: own(y, own.keys_values(y, rows['positions']), rows, rows, bias)
     parts = [attend, block.mlp]
     if cross:

@@ -1,0 +1,121 @@
+"""Values that layers return beside their output: auxiliary losses and metrics, as sums with their weights.
+
+    return With(y_BTD, dict(router_z=Value(jnp.square(log_z_BT), coefficient=1e-3)))
+
+A layer of a block may return this instead of y_BTD alone. Values are of tokens, so that they add up: over the layers
+of a stack, over stacks, micro-batches and devices; padding does not count. The loss of a step is the sum over predicted
+tokens of their loss, plus each coefficient times the sum of its values, divided once by the number of predicted tokens.
+The log has their means, `side/router_z`. What decodes ignores them.
+"""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5like.sharding import everywhere
+
+MEAN, WEIGHT = 'side/', 'side_weight/'  # of a name: what it is called among sums and metrics
+
+
+class Value(NamedTuple):
+  """What a layer says of each token.
+
+  Attributes:
+    values_BT: any float dtype. What is of a whole row is given to each of its tokens.
+    coefficient: what the loss counts it times; 0: a metric alone.
+  """
+  values_BT: jax.Array
+  coefficient: float = 0.0
+
+
+class With(NamedTuple):
+  """A layer's output, and its side values by name."""
+  output: jax.Array
+  values: dict[str, Value]
+
+
+class Sums(NamedTuple):
+  """fp32 scalars: the sum of values, how many there are, and what they add to the summed loss."""
+  total: jax.Array
+  weight: jax.Array
+  loss: jax.Array
+
+
+class Collector:
+  """Gathers the side values of the layers of one block.
+
+  segments_BT: of the tokens that they are of, 0 for padding.
+  """
+
+  def __init__(self, segments_BT: jax.Array) -> None:
+    self.segments_BT, self.sums = segments_BT, {}
+
+  def take(self, result: Any) -> jax.Array:
+    """The output of a layer, whose side values are added to `sums`."""
+    if not isinstance(result, With):
+      return result
+    for name, value in result.values.items():
+      self.sums = added(self.sums, {name: _summed(value, self.segments_BT)})
+    return result.output
+
+
+def _summed(value: Value, segments_BT: jax.Array) -> Sums:
+  real_BT = segments_BT > 0
+  values_BT = everywhere(value.values_BT.astype(jnp.float32), 'BT')
+  total = jnp.sum(jnp.where(real_BT, values_BT, 0))
+  return Sums(total, jnp.sum(real_BT.astype(jnp.float32)), value.coefficient * total)
+
+
+def added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:
+  """Side values of two parts of a model: those of one name are added up."""
+  out = dict(a)
+  for name, sums in b.items():
+    out[name] = jax.tree.map(jnp.add, a[name], sums) if name in a else sums
+  return out
+
+
+def over_layers(stacked: dict[str, Sums]) -> dict[str, Sums]:
+  """Sums over the axis of layers, [L]."""
+  return jax.tree.map(lambda x_L: jnp.sum(x_L, 0), stacked)
+
+
+def with_side(sums: dict[str, jax.Array], side: dict[str, Sums]) -> dict[str, jax.Array]:
+  """The sums of `step.make_sums` with what side values add to the loss, and their sums and weights by name."""
+  out = dict(sums)
+  for name, value in side.items():
+    out['loss'] += value.loss
+    out[MEAN + name], out[WEIGHT + name] = value.total, value.weight
+  return out
+
+
+def means(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The side values among the sums of a step as metrics: {'side/NAME': mean, 'side_weight/NAME': of how many}."""
+  out = {}
+  for name in _names(sums):
+    weight = sums[WEIGHT + name]
+    out[MEAN + name], out[WEIGHT + name] = sums[MEAN + name] / jnp.maximum(weight, 1), weight
+  return out
+
+
+def weighted(metrics: Mapping[str, float]) -> dict[str, float]:
+  """Of a step's metrics what adds up over steps, again as sums: the reverse of `means`."""
+  out = {}
+  for name in _names(metrics):
+    weight = metrics[WEIGHT + name]
+    out[MEAN + name], out[WEIGHT + name] = metrics[MEAN + name] * weight, weight
+  return out
+
+
+def logged(window: Mapping[str, float]) -> dict[str, float]:
+  """{'side/NAME': mean} over several steps, of sums of `weighted`."""
+  return {MEAN + name: window[MEAN + name] / max(window[WEIGHT + name], 1.0) for name in _names(window)}
+
+
+def keys(values: Mapping[str, Any]) -> set[str]:
+  """The keys of side values among metrics or sums."""
+  return {prefix + name for name in _names(values) for prefix in (MEAN, WEIGHT)}
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+  return [key.removeprefix(WEIGHT) for key in values if key.startswith(WEIGHT)]
