@@ -64,7 +64,10 @@ def _summed(value: Value, segments_BT: jax.Array) -> Sums:
   real_BT = segments_BT > 0
   values_BT = everywhere(value.values_BT.astype(jnp.float32), 'BT')
   total = jnp.sum(jnp.where(real_BT, values_BT, 0))
-  return Sums(total, jnp.sum(real_BT.astype(jnp.float32)), value.coefficient * total)
+  weight = jnp.sum(real_BT.astype(jnp.float32))
+  if not value.coefficient:  # not 0 times a metric, which need not be finite
+    return Sums(total, weight, jnp.zeros_like(weight))
+  return Sums(total, weight, value.coefficient * total)
 
 
 def added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:

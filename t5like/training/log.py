@@ -15,8 +15,8 @@ UNWRITTEN = ('weights', 'bad_in_a_row')
 class Log(Hook):
   """A line every so many steps, of means since the one before, and one for the rest where the run ends between two.
 
-  Steps that changed nothing are in no mean. Side values of layers are written as means over the tokens that they are of,
-  metrics that a step has beyond those that every step has as means over its predictions.
+  Steps that changed nothing are in no mean. Side values of layers are written as means over the tokens that they are
+  of, metrics that a step has beyond those that every step has as means over its predictions.
   """
 
   def __init__(self, parts: Parts, every: int):
