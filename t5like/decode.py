@@ -11,6 +11,7 @@ import numpy as np
 from t5like import beam, sampling
 from t5like.errors import ConfigError
 from t5like.objectives import table
+from t5like.objectives.prompts import STYLES
 from t5like.sharding import batch_shards, place
 
 PIECE = 16  # tokens between two looks at the text that is being made
@@ -72,13 +73,8 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   Yields lists of strings, one for each prompt: all the text so far, every few tokens. Prompts are texts, or lists
   of ids. Works on the mesh in force, whose axis context is 1; any number of prompts.
 
-  style: what the model was trained on, which is how it finds prompts
-    document  documents that begin with a token, vocabulary.bos_id; so do prompts
-    stream    text without beginnings
-    prefix    as document, the prompt being a prefix             pair    inputs, their end, then targets
-    encoder   inputs in an encoder, of at most `context` tokens; `targets` is the longest answer
-    fill      text with <mask>, which comes back filled in (sampling does not apply)
-    fill_row  likewise, between <cls> and <sep> (the end-of-document token where a vocabulary has no other)
+  style: what the model was trained on, which is how it finds prompts: a key of `prompts.STYLES`. An encoder reads at
+  most `context` tokens, and `targets` is the longest answer; sampling does not apply where masks are filled in.
   `context` is the length the model was trained on; documents and streams that grow beyond it go on from
   its last half. beams above 1: beam search with the length penalty `alpha` (see beam.py), which does not sample
   and stops at `context`. `seeds`: an int for each prompt, beside `seed`; what a prompt gives depends on these two
@@ -89,20 +85,19 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
   if not prompts:
     yield []
     return
-  if style.startswith('fill'):
-    ends = style == 'fill_row'
-    rows = [_ids(vocabulary.encode_marked, prompt)[:context - 2 * ends] for prompt in prompts]
-    yield [vocabulary.decode(row) for row in fill(model, params, vocabulary, rows, ends, prompts)]
+  way = STYLES[style]
+  if way.fills:
+    rows = [_ids(vocabulary.encode_marked, prompt)[:context - 2 * way.framed] for prompt in prompts]
+    yield [vocabulary.decode(row) for row in fill(model, params, vocabulary, rows, way.framed, prompts)]
     return
-  ids = asked_ids = _prompt_ids(vocabulary, prompts, style)
+  ids = asked_ids = _prompt_ids(vocabulary, prompts, way)
   rows = -(-len(prompts) // batch_shards(_mesh())) * batch_shards(_mesh())
   encoder = None
-  if style == 'encoder':
+  if way.in_encoder:
     ids = [[*i[:context - 1], vocabulary.eos_id] for i in ids]
     encoder = place(_mesh(), _padded(ids, False, rows))
     ids, context = [[vocabulary.start_id] for _ in ids], targets + 1
-  slides = style in ('document', 'stream')
-  if not slides or beams > 1:
+  if not way.slides or beams > 1:
     room = context - max(map(len, ids))
     if room < 1:
       raise PromptError(f'a prompt of {max(map(len, ids))} tokens leaves no room for an answer in the {context} '
@@ -113,14 +108,14 @@ def stream(model, params, vocabulary, prompts, *, style, context, targets=0, tok
                      banned(model.config.vocab_size, vocabulary), stops[1:])
   ends = [{*stops, -1}.union(_later_sentinels(vocabulary, asked)) for asked in asked_ids]
   text = functools.partial(_answer, vocabulary)
-  ask = functools.partial(_ask, style=style, encoder=encoder, rows=rows)
+  ask = functools.partial(_ask, style=way, encoder=encoder, rows=rows)
   if beams > 1:
     best, _ = beam.search(model, params, ask(ids), tokens, beams, alpha, how.eos_id, how.banned, how.stops)
     yield [text(out, end) for out, end in zip(np.asarray(best)[:len(prompts), 0].tolist(), ends)]
     return
   seeds = np.resize(np.asarray(range(len(prompts)) if seeds is None else seeds, np.int32), rows)
-  begins = [vocabulary.bos_id] if style == 'document' else []
-  for out in _sampled(model, params, how, ids, ask, tokens, context, jax.random.key(seed), seeds, slides, begins):
+  begins = [vocabulary.bos_id] if way.begins else []
+  for out in _sampled(model, params, how, ids, ask, tokens, context, jax.random.key(seed), seeds, way.slides, begins):
     yield [text(*pair) for pair in zip(out, ends)]
 
 
@@ -162,7 +157,7 @@ def _mesh():
 def _ask(texts, style, encoder, rows):
   """A batch of prompts, on the devices."""
   prompt = _padded(texts, True, rows)
-  if style in ('prefix', 'pair'):
+  if style.sees_itself:
     prompt['prefix'] = prompt['segments'] > 0
   return place(_mesh(), prompt) | (dict(encoder=encoder) if encoder else {})
 
@@ -192,32 +187,34 @@ def _later_sentinels(vocabulary, ids):
 
 
 def _prompt_ids(vocabulary, prompts, style):
-  plain = style in ('stream', 'document')
-  ids = [_ids(vocabulary.encode if plain else vocabulary.encode_marked, prompt) for prompt in prompts]
-  if plain:
+  encode = vocabulary.encode_marked if style.marked else vocabulary.encode
+  ids = [_ids(encode, prompt) for prompt in prompts]
+  if style.slides:
     # Some tokenizers end texts too, and so prompts.
     ids = [i + list(vocabulary.after) for i in ids]
-  if style == 'stream':
+  if style.slides and not style.begins:
     if not all(ids) and vocabulary.begin_id is None:
       raise PromptError('this model knows no beginning of documents: give a prompt.')
     return [i or [vocabulary.begin_id] for i in ids]
-  if style == 'encoder':
+  if style.in_encoder:
     return ids
-  return [[vocabulary.bos_id, *i, *([vocabulary.eos_id] if style == 'pair' else [])] for i in ids]
+  end = [vocabulary.eos_id] if style.ends else []
+  return [[vocabulary.bos_id, *i, *end] for i in ids]
 
 
 def check_prompts(vocabulary, prompts, style, context):
   """PromptError or ConfigError for prompts that `stream` would refuse, as far as a vocabulary shows it; see there."""
-  if style.startswith('fill'):
-    room = context - 2 * (style == 'fill_row')
+  way = STYLES[style]
+  if way.fills:
+    room = context - 2 * way.framed
     for prompt in prompts:
       if vocabulary.mask_id not in _ids(vocabulary.encode_marked, prompt)[:room]:
         raise PromptError(f'this model fills in what is masked, and the first {room} tokens of the prompt {prompt!r} '
                           'have no <mask>.')
     return
-  ids = _prompt_ids(vocabulary, prompts, style)
+  ids = _prompt_ids(vocabulary, prompts, way)
   longest = max(map(len, ids), default=0)
-  if style in ('prefix', 'pair') and longest >= context:
+  if way.sees_itself and longest >= context:
     raise PromptError(f'a prompt of {longest} tokens leaves no room for an answer in the {context} that this model is '
                       'trained on: give a shorter one.')
 

@@ -24,6 +24,7 @@ from t5like.checkpoint import Checkpoints
 from t5like.data.vocabulary_check import check_vocabulary
 from t5like.errors import ConfigError
 from t5like.objectives import spans
+from t5like.objectives.prompts import STYLES
 
 
 def check_export(config, out):
@@ -45,7 +46,7 @@ def export_run(workdir, out):
   huggingface.check_parameters(run.config.model.to_dict(), run.model.parameters)
   notes = huggingface.write(out, run.config.model.to_dict(), run.params, run.vocabulary,
                             style=run.style, length=run.config.data.seq_len)
-  if run.style in ('prefix', 'pair') and run.model.config.prefix_mask:
+  if STYLES[run.style].sees_itself and run.model.config.prefix_mask:
     notes.append('this decoder sees prompts in both directions, those of transformers only what came before: its '
                  'answers will differ. Train with model.prefix_mask=False for answers that are the same.')
   return notes

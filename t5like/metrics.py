@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5like import plain_json, schema, writing
+from t5like.objectives.prompts import STYLES
 
 # A line of metrics.jsonl or of samples.jsonl, as far as all of them are alike.
 LINE = schema.Object(dict(step=schema.Whole()), ('step',))
@@ -186,7 +187,7 @@ class Rate:
 
 def between(style):
   """What stands between a prompt and what a model makes of it: nothing if the one goes on with the other."""
-  return '' if style in ('document', 'stream', 'prefix') else '\n-> '
+  return '' if STYLES[style].continues else '\n-> '
 
 
 class Screen:

@@ -27,9 +27,9 @@ from t5like.data import (
 )
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items, task as task_lib
+from t5like.objectives.prompts import STYLES
 
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
-PLAIN = ('document', 'stream')  # styles of decode.style_of that take prompts as they are
 PEEK = 3  # records of a source that are looked at
 MUCH = 16 << 20  # bytes of a file that is not read just to look
 
@@ -106,7 +106,7 @@ def _vocabulary(config):
 def _marks(config, vocabulary):
   """<mask> and <extra_id_k> in sample.prompts that a vocabulary will not have, whatever the text."""
   from t5like import decode
-  if decode.style_of(config) in PLAIN:
+  if not STYLES[decode.style_of(config)].marked:
     return
   for prompt in config.sample.prompts:
     for mark in vocabulary_kinds.MARK.findall(prompt):

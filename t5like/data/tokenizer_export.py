@@ -15,6 +15,7 @@ from t5like.data import special_tokens
 from t5like.data.tokenizer_json import HuggingFace
 from t5like.data.vocabulary_kinds import SPACE
 from t5like.errors import ConfigError
+from t5like.objectives.prompts import STYLES
 
 TEXTS = (
     'The quick brown fox jumps over the lazy dog.', 'def f(x):\n  return {"a": x[1:], 2: None}\n\n\n',
@@ -85,9 +86,10 @@ def _tokens(vocabulary, style):
   """{bos_token: text, ..} of the special tokens that there are in a run of this style."""
   v = vocabulary
   ids = dict(pad_token=v.pad_id, eos_token=v.eos_id, unk_token=v.unk_id)
-  if style.startswith('fill') or v.is_imported:
+  way = STYLES[style] if style else None
+  if v.is_imported or (way is not None and way.fills):
     ids.update(mask_token=v.mask_id, cls_token=v.cls_id, sep_token=None if v.cls_id is None else v.sep_id)
-  if v.is_imported or style in ('document', 'prefix', 'pair'):
+  if v.is_imported or (way is not None and way.begins):
     ids.update(bos_token=v.bos_id)
   return {name: v.token(i) for name, i in ids.items() if i is not None}
 
@@ -134,11 +136,20 @@ def _post_processor(tokenizers, vocabulary, around):
 
 def _template(vocabulary, style):
   """What a row of training has around its text: ids, and '$A' for the text."""
-  v = vocabulary
-  bos, eos, cls, sep = ([i] if i is not None else [] for i in (v.bos_id, v.eos_id, v.cls_id, v.sep_id))
-  rows = dict(document=[*bos, '$A', *v.after], stream=['$A', *v.after], prefix=[*bos, '$A'], pair=[*bos, '$A', *eos],
-              encoder=['$A', *eos], fill_row=[*cls, '$A', *sep])
-  return rows.get(style, ['$A'])
+  if not style:
+    return ['$A']
+  v, way = vocabulary, STYLES[style]
+  if way.framed:
+    return [*_present(v.cls_id), '$A', *_present(v.sep_id)]
+  before = _present(v.bos_id) if way.begins else []
+  behind = _present(v.eos_id) if way.ends else []
+  if way.slides:
+    behind = list(v.after)
+  return [*before, '$A', *behind]
+
+
+def _present(i):
+  return [] if i is None else [i]
 
 
 def _sentencepiece(tokenizers, vocabulary):

@@ -24,8 +24,7 @@ from t5like import decode, lengths
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import table
 from t5like.objectives.asking import Asking, CannotBeAsked
-
-PAIRS = ('pair', 'encoder')  # styles of prompts of models of inputs and targets
+from t5like.objectives.prompts import STYLES
 
 
 @dataclasses.dataclass
@@ -49,7 +48,8 @@ def way_of(config: Any) -> tuple[Asking | None, str]:
   Raises:
     ConfigError: models of this objective cannot be asked.
   """
-  if decode.style_of(config) not in PAIRS:
+  style = STYLES[decode.style_of(config)]
+  if style.fills or style.continues:
     return None, ''
   entry = table.of(config)
   way, mode = entry.asking(config.objective)

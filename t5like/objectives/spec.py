@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from t5like.objectives.asking import Asking, CannotBeAsked
+from t5like.objectives.prompts import STYLES
 
 ARCHITECTURES = ('decoder', 'encoder', 'encoder_decoder')
-STYLES = ('document', 'stream', 'prefix', 'pair', 'encoder', 'fill', 'fill_row')  # of prompts: see decode.stream
 
 
 class _Missing:
@@ -142,7 +142,7 @@ class OneStack:
     architecture: 'decoder' or 'encoder'.
     lengths: Lengths of (keys, config.data).
     rows: the batch of (tokens int32 [B, T], -1 where there are none, one generator a row, Setting).
-    style: the style of prompts of (keys, config.data).
+    style: the style of prompts of (keys, config.data), a key of prompts.STYLES.
     begins: of config.data, whether rows begin with the token that texts begin with.
     overlap: of config.data, how many tokens a window shares with the next.
     has_prefix: whether batches say which inputs see each other.
@@ -168,7 +168,7 @@ class Pair:
     one_row: the Fit of (keys, tokens that a decoder's row has for inputs and targets, ends included).
     two_rows: the Fit of (keys, tokens of inputs, tokens of targets or 0 for as many as are needed, tokens that a mode
       takes of inputs and is to be left out for each further example).
-    style: how prompts of decoders are written.
+    style: how prompts of decoders are written, a key of prompts.STYLES.
     ask: how answers are asked for.
     given: whether the data has inputs and targets; nothing is made then.
     of_window: [(inputs, targets)] with ends, of (window int32 [n], generator, Setting), where one window gives several;
@@ -235,7 +235,7 @@ class Objective:
     return self.stack
 
   def style(self, config: Any) -> str:
-    """How a model of a config takes prompts: one of STYLES."""
+    """How a model of a config takes prompts: a key of STYLES."""
     layout = self.layout(config.model.name)
     if isinstance(layout, OneStack):
       return layout.style(self.read(config.objective), config.data)
@@ -286,7 +286,7 @@ class Mixture:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
 
   def style(self, config: Any) -> str:
-    """How a model of a config takes prompts: one of STYLES."""
+    """How a model of a config takes prompts: a key of STYLES."""
     return pair_style(config.model.name, self.style_of_pairs)
 
   def asking(self, section: Any) -> tuple[Asking, str]:
