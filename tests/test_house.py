@@ -13,7 +13,8 @@ LINES, FUNCTION = 500, 60
 # A module may import those of lower floors, and of its own only what stands before it there.
 FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nearest'],
           ['schema', 'paths', 'parameters', 'choices'],
-          ['objectives.spans', 'objectives.asking', 'objectives.prompts'], ['objectives.spec'], ['objectives.functions'],
+          ['objectives.spans', 'objectives.asking', 'objectives.prompts'], ['objectives.spec'],
+          ['objectives.functions'],
           ['objectives.one_stack', 'objectives.pairs', 'objectives.mixtures'], ['objectives.table'],
           ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
           ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'], ['resumable'],
