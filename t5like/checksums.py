@@ -1,90 +1,161 @@
-"""Numbers that tell whether arrays are what they were: in a checkpoint, and on devices that hold the same."""
+"""Checksums of arrays: in a checkpoint, and on devices that hold replicas."""
+import collections
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 LARGE = 2 ** 20  # elements
-MIX, SHIFT = 0x9E3779B1, 15  # of an element's place: 2^32 over the golden ratio
+MIX = 0x9E3779B1  # of an element's place: 2^32 over the golden ratio
+SHIFT = 15
+BITS = {  # by the bytes of an element
+    1: jnp.uint8,
+    2: jnp.uint16,
+    4: jnp.uint32,
+}
 
 
-def of_array(x):
+def of_array(x: jax.Array) -> jax.Array:
   """Sum of an array's bits, each element's times an odd number made of its place; uint32 [], modulo 2^32.
 
   It does not depend on how the array is spread. One changed bit always changes it, for an odd factor moves it to
   another multiple of a power of two; two elements that change places nearly always do.
   """
-  x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-  if x.ndim > 1 and x.size > LARGE and not jax.typeof(x).sharding.spec[0]:
-    # Piece by piece: CPUs make a temporary array as large as what is summed.
-    rest = x.size // x.shape[0]
-    add = lambda total, n_row: (total + _sum(n_row[1], n_row[0] * jnp.uint32(rest & 0xFFFFFFFF)), None)
-    return jax.lax.scan(add, jnp.uint32(0), (jnp.arange(x.shape[0], dtype=jnp.uint32), x))[0]
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  is_large = x.ndim > 1 and x.size > LARGE
+  if is_large and not jax.typeof(x).sharding.spec[0]:
+    return _sum_of_rows(x)
   return _sum(x, jnp.uint32(0))
 
 
-def _sum(x, first):
+def _sum_of_rows(x: jax.Array) -> jax.Array:
+  """`of_array` row by row: CPUs make a temporary array as large as what is summed."""
+  size = x.size // x.shape[0]
+  numbers = jnp.arange(x.shape[0], dtype=jnp.uint32)
+
+  def add(total: jax.Array, number_row: Any) -> tuple[jax.Array, None]:
+    number, row = number_row
+    first = number * jnp.uint32(size & 0xFFFFFFFF)
+    return total + _sum(row, first), None
+
+  total, _ = jax.lax.scan(add, jnp.uint32(0), (numbers, x))
+  return total
+
+
+def _sum(x: jax.Array, first: jax.Array) -> jax.Array:
   """Of a piece of an array whose first element has the place `first`."""
-  bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+  bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize])
   place = jnp.zeros_like(bits, jnp.uint32)
   for axis, size in enumerate(x.shape):
-    along = jnp.arange(size, dtype=jnp.uint32)
-    along = jnp.expand_dims(along, tuple(a for a in range(x.ndim) if a != axis))
+    shape = [1] * x.ndim
+    shape[axis] = size
+    along = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
     place = place * jnp.uint32(size) + along
   mixed = (first + place) * jnp.uint32(MIX)
-  return jnp.sum(bits.astype(jnp.uint32) * ((mixed ^ (mixed >> SHIFT)) | 1), dtype=jnp.uint32)
+  factors = (mixed ^ (mixed >> SHIFT)) | 1
+  return jnp.sum(bits.astype(jnp.uint32) * factors, dtype=jnp.uint32)
 
 
 _of_array = jax.jit(of_array)
 
 
-def of_tree(tree):
+def of_tree(tree: Any) -> dict[str, int]:
   """{'params/embed/w': number} of all arrays of a tree on the devices; waits for them.
 
   One after the other, so that the temporary arrays of all do not add up.
   """
-  return {path_name(path): int(jax.device_get(_of_array(x))) for path, x in jax.tree.leaves_with_path(tree)}
+  sums = {}
+  for path, x in jax.tree.leaves_with_path(tree):
+    number = jax.device_get(_of_array(x))
+    sums[path_name(path)] = int(number)
+  return sums
 
 
-def path_name(path):
+def path_name(path: Any) -> str:
+  """'params/embed/w' of a path of JAX's."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def differing_replicas(tree, mesh):
-  """[(array's path, device)] of devices that do not hold what most of those with the same piece hold.
+def differing_replicas(tree: Any, mesh: Mesh) -> list[tuple[str, Any]]:
+  """Devices that do not hold what most of those with the same piece hold; waits for all hosts.
 
-  Where there is no majority, all of them. Arrays of which every device has a piece of its own cannot be judged so.
-  Waits for all hosts.
+  Arrays of which every device has a piece of its own cannot be judged so.
+
+  Returns:
+    [(array's path, device)]; where there is no majority, all devices with that piece.
   """
-  named = jax.tree.leaves_with_path(tree)
-  shared = [(path, x) for path, x in named if not _is_whole(x, mesh)]
+  shared = {}
+  for path, x in jax.tree.leaves_with_path(tree):
+    if not _is_whole(x, mesh):
+      shared[path_name(path)] = x
   if not shared:
     return []
-  sums = _of_pieces(mesh, tuple(x.sharding.spec for _, x in shared))(*[x for _, x in shared])
-  sums = sums if sums.is_fully_addressable else multihost_utils.process_allgather(sums, tiled=True)
-  by_device = dict(zip(mesh.devices.flat, np.asarray(sums)))
+  sums = _sums_of_devices(tuple(shared.values()), mesh)
   wrong = []
-  for n, (path, x) in enumerate(shared):
-    pieces = {}
-    for device, index in x.sharding.devices_indices_map(x.shape).items():
-      pieces.setdefault(str(index), []).append(device)
-    for devices in pieces.values():
-      found = [int(by_device[d][n]) for d in devices]
-      usual = next((value for value in found if 2 * found.count(value) > len(found)), None)
-      wrong += [(path_name(path), device) for device, value in zip(devices, found) if value != usual]
+  for number, (name, x) in enumerate(shared.items()):
+    for devices in _replicas(x):
+      sums_of_piece = {device: int(sums[device][number]) for device in devices}
+      for device in _outliers(sums_of_piece):
+        wrong.append((name, device))
   return wrong
 
 
+def _replicas(x: jax.Array) -> list[list[Any]]:
+  """For each piece of an array the devices that hold it."""
+  devices_of = collections.defaultdict(list)
+  pieces = x.sharding.devices_indices_map(x.shape)
+  for device, index in pieces.items():
+    devices_of[str(index)].append(device)
+  return list(devices_of.values())
+
+
+def _outliers(sums: dict[Any, int]) -> list[Any]:
+  """Devices whose sum is not that of more than half of them."""
+  counts = collections.Counter(sums.values())
+  most_common, count = counts.most_common(1)[0]
+  has_majority = 2 * count > len(sums)
+  if not has_majority:
+    return list(sums)
+  return [device for device, value in sums.items() if value != most_common]
+
+
+def _sums_of_devices(arrays: tuple[Any, ...], mesh: Mesh) -> dict[Any, np.ndarray]:
+  """{device: uint32 [arrays], sums of its own pieces}, of the devices of all hosts."""
+  specs = tuple(x.sharding.spec for x in arrays)
+  sums = _sums_of_pieces(mesh, specs)(*arrays)
+  if not sums.is_fully_addressable:
+    sums = multihost_utils.process_allgather(sums, tiled=True)
+  return dict(zip(mesh.devices.flat, np.asarray(sums)))
+
+
 @functools.cache
-def _of_pieces(mesh, specs):
-  """Function of arrays that are spread so: [devices, arrays], each device's numbers of its own pieces."""
-  local = lambda *arrays: jnp.stack([of_array(x) for x in arrays])[None]
-  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(mesh.axis_names), check_vma=False))
+def _sums_of_pieces(mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., jax.Array]:
+  """Function of arrays that are spread so: uint32 [devices, arrays], each device's sums of its own pieces."""
+
+  def local(*arrays: jax.Array) -> jax.Array:
+    sums = list(map(of_array, arrays))
+    return jnp.stack(sums)[None]
+
+  mapped = jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=specs,
+      out_specs=P(mesh.axis_names),
+      check_vma=False,
+  )
+  return jax.jit(mapped)
 
 
-def _is_whole(x, mesh):
+def _is_whole(x: jax.Array, mesh: Mesh) -> bool:
   """Whether no two devices have the same piece of it."""
-  return np.prod([s // p for s, p in zip(x.shape, x.sharding.shard_shape(x.shape))], dtype=int) == mesh.size
+  pieces = 1
+  shape_of_piece = x.sharding.shard_shape(x.shape)
+  for size, piece in zip(x.shape, shape_of_piece):
+    pieces *= size // piece
+  return pieces == mesh.size
