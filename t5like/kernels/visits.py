@@ -19,16 +19,21 @@ class Visits:
   @property
   def label(self) -> str:
     """For `jax.named_scope`."""
-    numbers = zip('bnhqkv', (self.rows, self.heads, self.head_dim, self.block_q, self.block_k, self.pairs))
-    return f'splash_{self.mask}_' + '_'.join(f'{letter}{n}' for letter, n in numbers)
+    shape = f'b{self.rows}_n{self.heads}_h{self.head_dim}'
+    blocks = f'q{self.block_q}_k{self.block_k}_v{self.pairs}'
+    return f'splash_{self.mask}_{shape}_{blocks}'
 
   @property
   def product(self) -> int:
     """FLOPs of one product of matrices over all the blocks that are visited."""
-    return 2 * self.rows * self.heads * self.pairs * self.block_q * self.block_k * self.head_dim
+    block = self.block_q * self.block_k * self.head_dim
+    return 2 * self.rows * self.heads * self.pairs * block
 
 
 def read(path: str) -> Visits | None:
   """The Visits whose label is in the path of an operation."""
   match = LABEL.search(path)
-  return Visits(match[1], *map(int, match.groups()[1:])) if match else None
+  if not match:
+    return None
+  mask, *numbers = match.groups()
+  return Visits(mask, *map(int, numbers))
