@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from t5like import histograms, lengths, optim, sharding, step as step_lib
+from t5like import histograms, lengths, loss as loss_lib, optim, sharding, step as step_lib
 from t5like.errors import ConfigError
 from t5like.model.transformer import Model
 
@@ -40,8 +40,8 @@ def build_step(config: Any, model: Model, total_steps: int,
       raise ConfigError(f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows '
                         f'of {length} tokens: give mesh.context a number that does, and -1 to another axis.')
   predictions = -(-(shapes.predictions or shapes.targets) // context)
-  chunks = step_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
-  sums = step_lib.make_sums(model, config.loss, chunks)
+  chunks = loss_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
+  sums = loss_lib.make_sums(model, config.loss, chunks)
   gradients = step_lib.make_gradients(optim.without_frozen(sums, rates), config.microbatches)
   train_step = step_lib.make_train_step(gradients, tx, seed=config.seed, clip_norm=config.optimizer.clip_norm,
                                         spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)

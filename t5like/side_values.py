@@ -84,7 +84,7 @@ def over_layers(stacked: dict[str, Sums]) -> dict[str, Sums]:
 
 
 def with_side(sums: dict[str, jax.Array], side: dict[str, Sums]) -> dict[str, jax.Array]:
-  """The sums of `step.make_sums` with what side values add to the loss, and their sums and weights by name."""
+  """The sums of `loss_lib.make_sums` with what side values add to the loss, and their sums and weights by name."""
   out = dict(sums)
   for name, value in side.items():
     out['loss'] += value.loss

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from benchmarks import data, plain_jax, step
-from t5like import sharding, step as step_lib
+from t5like import loss as loss_lib, sharding
 from t5like.model import transformer
 
 
@@ -38,7 +38,7 @@ def test_plain_jax_computes_what_we_compute():
   with jax.set_mesh(mesh):
     model = transformer.build(transformer.ModelConfig(**c.model))
     params = jax.jit(model.init)(jax.random.key(0))
-    sums = jax.jit(step_lib.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
+    sums = jax.jit(loss_lib.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
   blocks = jax.tree.map(np.asarray, params['stack']['blocks'])
   layers = {k: blocks['attention'][k]['w'] for k in 'qkvo'} | {
       k: blocks['mlp'][k]['w'] for k in ('up', 'gate', 'down')} | dict(

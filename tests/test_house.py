@@ -33,7 +33,7 @@ FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nea
           ['data.parts'], ['data.datasets'], ['data.prepare'], ['data.tokenizer_export'],
           ['data.packing'], ['data.plans', 'data.mixing'], ['data.rows'], ['data.pipeline', 'data.kept'],
           ['data.inspect'],
-          ['optimizers', 'guard'], ['step', 'optim'],
+          ['optimizers', 'guard', 'loss'], ['step', 'optim'],
           ['pagecache'],
           ['workdir', 'checkpoint', 'metrics', 'sampling', 'watchdog', 'stop', 'signals', 'profiling', 'lease',
            'ledger', 'histograms'], ['trackers'],

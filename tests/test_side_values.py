@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like import loop, sharding, side_values, step
+from t5like import loop, loss as loss_lib, sharding, side_values, step
 from t5like.model import layers, stack, transformer
 from t5like.side_values import Sums, Value, With
 from tests import tiny
@@ -130,7 +130,7 @@ def test_gradients_and_sums_are_those_of_the_model_by_hand(name, way, expected):
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, name=name, **changes))
     layout = jax.tree.map(lambda x: x.sharding, sharding.abstract(lambda: model.init(jax.random.key(0)), mesh))
-    gradients = jax.jit(step.make_gradients(step.make_sums(model, base().loss, chunks), microbatches))
+    gradients = jax.jit(step.make_gradients(loss_lib.make_sums(model, base().loss, chunks), microbatches))
     got, sums = gradients(jax.device_put(params, layout), sharding.to_global(mesh, batch_of(name)), jax.random.key(0))
   np.testing.assert_allclose(sums['loss'], loss, rtol=1e-5)
   for metric, total in (('activation_z', side[0]), ('activation_size', side[1])):
@@ -169,7 +169,7 @@ def test_without_side_values_there_is_nothing_of_them(monkeypatch):
   with jax.set_mesh(sharding.make_mesh({}, jax.devices()[:1])):
     model = transformer.build(MODEL)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    sums = jax.eval_shape(step.make_sums(model, base().loss), shapes, batch_of('decoder'))
+    sums = jax.eval_shape(loss_lib.make_sums(model, base().loss), shapes, batch_of('decoder'))
   assert set(sums) == {'loss', 'nll', 'hits', 'weights'}
 
 

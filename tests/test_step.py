@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from configs.base import base
-from t5like import optim, sharding, step
+from t5like import loss as loss_lib, optim, sharding, step
 from t5like.model import transformer
 from tests.tiny import MODEL
 
@@ -33,7 +33,7 @@ def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optim.build(c.optimizer, c.optimizer.learning_rate, model.parameters)
-    gradients = step.make_gradients(step.make_sums(model, c.loss, chunks), microbatches)
+    gradients = step.make_gradients(loss_lib.make_sums(model, c.loss, chunks), microbatches)
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0, clip_norm=clip_norm), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
     values = []
@@ -71,7 +71,7 @@ def reference(logits, targets, smoothing=0.0, z=0.0):
 def test_cross_entropy_against_its_definition(smoothing, z):
   rng = np.random.default_rng(0)
   logits, targets = 3 * rng.normal(size=(2, 5, 7)).astype(np.float32), rng.integers(0, 7, (2, 5))
-  nll, loss, hit = step.cross_entropy(jnp.asarray(logits), jnp.asarray(targets), smoothing, z)
+  nll, loss, hit = loss_lib.cross_entropy(jnp.asarray(logits), jnp.asarray(targets), smoothing, z)
   for got, expected in zip((nll, loss), reference(logits, targets, smoothing, z)):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(hit, logits.argmax(-1) == targets)
@@ -82,13 +82,13 @@ def test_cross_entropy_against_its_definition(smoothing, z):
 def test_of_equal_logits_only_the_first_is_hit(rows):
   logits = np.repeat(np.array(rows, np.float32), 5, axis=0)[None]
   targets = np.tile(np.arange(5, dtype=np.int32), 3)[None]
-  *_, hit = step.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+  *_, hit = loss_lib.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
   np.testing.assert_array_equal(hit, logits.argmax(-1) == targets)
 
 
 @pytest.mark.parametrize('value', [0.0, -np.inf, np.inf, np.nan])
 def test_equal_logits_have_the_accuracy_of_one_symbol(value):
-  *_, hit = step.cross_entropy(jnp.full((1, 7, 7), value), jnp.arange(7, dtype=jnp.int32)[None])
+  *_, hit = loss_lib.cross_entropy(jnp.full((1, 7, 7), value), jnp.arange(7, dtype=jnp.int32)[None])
   assert hit.sum() == (0 if np.isnan(value) else 1)
 
 
@@ -100,7 +100,7 @@ def test_accuracy_of_a_model_without_an_opinion():
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     params = jax.tree.map(lambda x: x * 0, jax.jit(model.init)(jax.random.key(0)))
-    sums = jax.jit(step.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
+    sums = jax.jit(loss_lib.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
   assert float(sums['hits'] / sums['weights']) == 1 / T
 
 
@@ -109,25 +109,25 @@ def test_smoothed_loss_is_least_at_zero():
   smoothing, n = 0.1, 7
   p = np.full((1, 1, n), smoothing / (n - 1), np.float32)
   p[0, 0, 3] = 1 - smoothing
-  _, loss, _ = step.cross_entropy(jnp.log(p), jnp.array([[3]]), smoothing)
+  _, loss, _ = loss_lib.cross_entropy(jnp.log(p), jnp.array([[3]]), smoothing)
   assert abs(float(loss[0, 0])) < 1e-6
 
 
 def test_gradient_with_z_loss():
   """(1 + 2 z log Z) softmax - onehot (specs, 1h)."""
   logits, z = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 7)), jnp.float32), 0.05
-  grad = jax.grad(lambda x: step.cross_entropy(x, jnp.array([[2]]), 0.0, z)[1].sum())(logits)
+  grad = jax.grad(lambda x: loss_lib.cross_entropy(x, jnp.array([[2]]), 0.0, z)[1].sum())(logits)
   log_z = jax.nn.logsumexp(logits)
   expected = (1 + 2 * z * log_z) * jax.nn.softmax(logits) - jax.nn.one_hot(jnp.array([[2]]), 7)
   np.testing.assert_allclose(grad, expected, atol=1e-6)
 
 
 def test_chunks_are_chosen_from_sizes():
-  assert step.num_chunks(0, 1024, 4, 1000) == 1
-  assert step.num_chunks(0, 1024, 8, 32_000) == 8  # 8 x 1024 x 32,000 x 4 bytes in pieces of 2^27
-  assert step.num_chunks(0, 96, 10_000, 128) == 4  # a divisor of 96
-  assert step.num_chunks(3, 96, 10_000, 128) == 3
-  assert step.num_chunks(0, 7, 10 ** 6, 10 ** 6) == 7
+  assert loss_lib.num_chunks(0, 1024, 4, 1000) == 1
+  assert loss_lib.num_chunks(0, 1024, 8, 32_000) == 8  # 8 x 1024 x 32,000 x 4 bytes in pieces of 2^27
+  assert loss_lib.num_chunks(0, 96, 10_000, 128) == 4  # a divisor of 96
+  assert loss_lib.num_chunks(3, 96, 10_000, 128) == 3
+  assert loss_lib.num_chunks(0, 7, 10 ** 6, 10 ** 6) == 7
 
 
 # --- The step ---------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_the_learning_rate_applied_is_that_of_the_step_whatever_steps_were_bad(b
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optim.build(c.optimizer, rate, model.parameters)
-    gradients = step.make_gradients(step.make_sums(model, c.loss))
+    gradients = step.make_gradients(loss_lib.make_sums(model, c.loss))
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0))
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
     for i in range(n):
@@ -221,7 +221,7 @@ def test_the_state_is_given_away():
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
     tx = optax.sgd(0.1)
-    gradients = step.make_gradients(step.make_sums(model, base().loss))
+    gradients = step.make_gradients(loss_lib.make_sums(model, base().loss))
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
     train_step(state, sharding.to_global(mesh, data()))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5like import sharding, step as step_lib
+from t5like import loss as loss_lib, sharding
 from t5like.evals import ask
 from t5like.sharding import everywhere
 
@@ -38,12 +38,12 @@ def _predictions(model, chunks, params, batch):
   x_BPD = everywhere(jnp.take_along_axis(x_BTD, everywhere(at_BP, 'B_')[:, :, None], axis=1), 'BTD')
 
   def some(_, piece):
-    nll_BP, _, hit_BP = step_lib.cross_entropy(model.logits(params, piece[0]), piece[1])
+    nll_BP, _, hit_BP = loss_lib.cross_entropy(model.logits(params, piece[0]), piece[1])
     return None, (nll_BP, hit_BP)
   if chunks == 1:
     nll_BP, hit_BP = some(None, (x_BPD, targets_BP))[1]
   else:
-    pieces = tuple(step_lib.split(x, 1, chunks) for x in (x_BPD, targets_BP))
+    pieces = tuple(loss_lib.split(x, 1, chunks) for x in (x_BPD, targets_BP))
     # Piece i has positions i, i + n, ..: back in order, each beside its neighbours.
     nll_BP, hit_BP = (jnp.moveaxis(y, 0, -1).reshape(at_BP.shape, out_sharding=sharding.in_use('BT'))
                       for y in jax.lax.scan(some, None, pieces)[1])
@@ -114,7 +114,7 @@ class Scorer:
     count, width = batch['predict'].shape
     vocab = self.model.config.vocab_size // self.mesh.shape['tensor']
     pieces = width // self.mesh.shape['context']
-    chunks = step_lib.num_chunks(0, pieces, count // self.shards, vocab, self.platform) if pieces > 1 else 1
+    chunks = loss_lib.num_chunks(0, pieces, count // self.shards, vocab, self.platform) if pieces > 1 else 1
     weights = batch.pop('weights') > 0
     with jax.set_mesh(self.mesh):
       nll_BP, hit_BP = jax.device_get(_predictions(self.model, chunks, self.params, sharding.place(self.mesh, batch)))

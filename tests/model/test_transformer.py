@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from t5like import optim, sharding, step
+from t5like import loss as loss_lib, optim, sharding, step
 from t5like.lengths import Lengths
 from t5like.model import transformer
 from tests import tiny
@@ -173,7 +173,7 @@ def test_logits_and_loss_of_bf16_models_are_not_rounded_to_bf16(changes):
     hidden = dataclasses.replace(model, hidden=lambda params, batch, key: (batch['x'], {}))
     batch = dict(x=x, targets=targets, weights=np.ones((2, 8), np.float32))
     for chunks in (1, 4):
-      sums = step.make_sums(hidden, base().loss, chunks)
+      sums = loss_lib.make_sums(hidden, base().loss, chunks)
       put = lambda batch: sharding.place(jax.sharding.get_mesh(), batch)
       np.testing.assert_allclose(jax.jit(sums)(params, put(batch))['nll'], nll.sum(), rtol=1e-5)
 
