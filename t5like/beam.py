@@ -4,6 +4,8 @@ Scores are log p / ((5 + length) / 6) ** alpha, the length penalty of Wu et al. 
 equation 14), the end of text being counted; alpha 0: log p alone.
 """
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,121 +15,206 @@ from t5like import sampling
 from t5like.sharding import IN_USE, ROWS, in_use
 
 LOWEST = -1e9  # a score that no answer has; finite, for infinities minus themselves are no numbers
+SPEC_BK = P(ROWS, None)
+SPEC_BKN = P(ROWS, None, None)
+EACH_BEAM = ('logits', 'keys', 'last', 'done')  # parts of sampling's state with a row per beam, beside the cache
+Carry = tuple[jax.Array, sampling.State, jax.Array, jax.Array, jax.Array, jax.Array]
+CacheFunction = Callable[[jax.Array, str], jax.Array]
 
 
-def penalty(length, alpha):
+def penalty(length: int | jax.Array, alpha: float) -> float | jax.Array:
+  """The divisor of the score of an answer with this many tokens."""
   return ((5.0 + length) / 6.0) ** alpha
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
-def search(model, params, prompt, new_tokens, beams, alpha, eos_id, banned, stops=()):
-  """(tokens [B, K, new_tokens] int32, scores [B, K]) of the K = `beams` best answers, best first.
+def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, beams: int, alpha: float, eos_id: int,
+           banned: tuple[int, ...], stops: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+  """Finds the K = `beams` best answers.
 
-  Answers end with eos_id, which fills up their rows, or one of `stops`, or have new_tokens tokens. Each step keeps
-  the K likeliest beginnings that go on and the K best answers that have ended (which must have been among the K
-  likeliest ways to go on, as fairseq and transformers have it); it stops when no beginning can become better than
-  those, or at new_tokens. Prompts: see `sampling.start`; their number is a multiple of the mesh's pieces.
+  Each step keeps the K likeliest beginnings that continue and the K best answers that have ended (which must have been
+  among the K likeliest continuations, as in fairseq and transformers); it stops when no beginning can become better
+  than those, or at new_tokens. All arguments but params and prompt are static.
+
+  Args:
+    model: a `t5like.model.transformer` model.
+    params: nested dict of arrays.
+    prompt: see `sampling.start`; the number of rows is a multiple of the mesh's pieces.
+    new_tokens: the longest answer.
+    beams: K.
+    alpha: of the length penalty.
+    eos_id: ends an answer, and fills up its row; -1: answers only end at new_tokens.
+    banned: ids that no answer holds.
+    stops: further ids that end an answer.
+
+  Returns:
+    (tokens [B, K, new_tokens] int32, scores [B, K]), best first.
   """
-  K = beams
   ends = (eos_id, *stops) if eos_id >= 0 else ()
-  state = sampling.start(model, params, prompt, new_tokens)
-  B, V = state['logits'].shape
-  state = dict(state, **_repeated({k: state[k] for k in ('logits', 'keys', 'last', 'done')}, K),
-               cache=_each_cache(lambda x, dims: _repeat(x, K, dims.index('B')), state['cache']))
-  rows = P(ROWS, None)
-  put = lambda x: jax.sharding.reshard(x, P(ROWS, *[None] * (x.ndim - 1)))
-  # At first all beams are alike: only one counts.
-  alive_BK = put(jnp.where(jnp.arange(K)[None] > 0, LOWEST, jnp.zeros((B, K), jnp.float32)))
-  blank_BKN = put(jnp.full((B, K, new_tokens), eos_id, jnp.int32))
-  carry = (jnp.int32(0), state, alive_BK, blank_BKN, put(jnp.full((B, K), LOWEST, jnp.float32)), blank_BKN)
+  carry = _start(model, params, prompt, new_tokens, beams, eos_id)
 
-  def goes_on(carry):
+  def continues(carry: Carry) -> jax.Array:
     i, _, alive_BK, _, ended_BK, _ = carry
-    best_B = alive_BK[:, 0] / penalty(new_tokens, alpha)  # of what can still come: longer is never worse
+    best_B = alive_BK[:, 0] / penalty(new_tokens, alpha)  # of the answers still to come: longer is never worse
     return (i < new_tokens) & jnp.any(best_B > ended_BK[:, -1])
 
-  def one(carry):
+  def one_token(carry: Carry) -> Carry:
     i, state, alive_BK, said_BKN, ended_BK, answers_BKN = carry
-    logits = sampling.allowed(state['logits'], banned)
-    logp_BKV = jax.nn.log_softmax(logits, axis=-1).reshape(B, K, V, out_sharding=P(ROWS, None, None))
-    logp_BKV = jnp.maximum(logp_BKV, LOWEST)
-    # Answers that end here, if they are among the K likeliest ways to go on at all (else, with a small alpha, ends
-    # that nobody would say win by being short); and the K best beginnings that do not end.
-    goes_BKV = alive_BK[:, :, None] + logp_BKV
-    scores, answers = [ended_BK], [answers_BKN]
-    # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
-    best_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)[1] if ends else None
-    for end in ends:
-      ends_K = jnp.arange(K) * V + end
-      among_BK = jnp.any(best_BK[:, :, None] == ends_K[None, None, :], axis=1)
-      scores.append(jnp.where(among_BK, goes_BKV[:, :, end] / penalty(i + 1, alpha), LOWEST))
-      answers.append(_ended(said_BKN, i, end, eos_id))
-      goes_BKV = jnp.where(jnp.arange(V)[None, None] == end, 2 * LOWEST, goes_BKV)
-    alive_BK, flat_BK = _top(goes_BKV.reshape(B, K * V, out_sharding=rows), K)
-    parent_BK, token_BK = flat_BK // V, flat_BK % V
-    # The answers so far and those that end now; the best K of all.
-    ended_BK, which_BK = _top(jnp.concatenate(scores, axis=1), K)
-    answers_BKN = _choose(jnp.concatenate(answers, axis=1), which_BK)
-    said_BKN = jax.lax.dynamic_update_slice(_choose(said_BKN, parent_BK), token_BK[:, :, None], (0, 0, i))
-    cache = _each_cache(lambda x, dims: _reorder(x, parent_BK, dims), state['cache'], own=True)
-    token = token_BK.reshape(B * K, out_sharding=in_use('B'))
-    state = sampling.step(model, params, dict(state, cache=cache), token)
+    next_BKV = alive_BK[:, :, None] + _logp(state, banned, alive_BK.shape)
+    ended_BK, answers_BKN, next_BKV = _end(next_BKV, i, said_BKN, ended_BK, answers_BKN, ends, alpha)
+    V = next_BKV.shape[-1]
+    alive_BK, flat_BK = _top(_flat(next_BKV), beams)
+    parent_BK = flat_BK // V
+    token_BK = flat_BK % V
+    said_BKN = _choose(said_BKN, parent_BK)
+    said_BKN = jax.lax.dynamic_update_slice(said_BKN, token_BK[:, :, None], (0, 0, i))
+    state = _advance(model, params, state, parent_BK, token_BK)
     return i + 1, state, alive_BK, said_BKN, ended_BK, answers_BKN
-  i, _, alive_BK, said_BKN, ended_BK, answers_BKN = jax.lax.while_loop(goes_on, one, carry)
+
+  i, _, alive_BK, said_BKN, ended_BK, answers_BKN = jax.lax.while_loop(continues, one_token, carry)
   # Beginnings that were cut off at new_tokens are answers too.
   cut_BK = jnp.where(i == new_tokens, alive_BK / penalty(new_tokens, alpha), LOWEST)
-  scores_BK, which_BK = _top(jnp.concatenate([ended_BK, cut_BK], axis=1), K)
+  scores_BK, which_BK = _top(jnp.concatenate([ended_BK, cut_BK], axis=1), beams)
   tokens_BKN = _choose(jnp.concatenate([answers_BKN, said_BKN], axis=1), which_BK)
   return jax.sharding.reshard(tokens_BKN, P()), jax.sharding.reshard(scores_BK, P())
 
 
-def _ended(said_BKN, i, end, eos_id):
-  """What was said, with an end as its token i; eos_id fills up what was said, so that one is there already."""
+def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: int, eos_id: int) -> Carry:
+  """(token number, state with K beams per row, scores of beginnings, their tokens, scores of answers, their tokens)."""
+  state = sampling.start(model, params, prompt, new_tokens)
+  B = state['done'].shape[0]
+
+  def repeat_cache(array: jax.Array, dims: str) -> jax.Array:
+    return _repeat(array, K, dims.index('B'))
+
+  for name in EACH_BEAM:
+    state[name] = jax.tree.map(lambda array: _repeat(array, K, 0), state[name])
+  state['cache'] = _each_cache(repeat_cache, state['cache'])
+  # At first all beams are alike: only one counts.
+  alive_BK = jnp.where(jnp.arange(K)[None] > 0, LOWEST, jnp.zeros((B, K), jnp.float32))
+  blank_BKN = jax.sharding.reshard(jnp.full((B, K, new_tokens), eos_id, jnp.int32), SPEC_BKN)
+  lowest_BK = jax.sharding.reshard(jnp.full((B, K), LOWEST, jnp.float32), SPEC_BK)
+  return jnp.int32(0), state, jax.sharding.reshard(alive_BK, SPEC_BK), blank_BKN, lowest_BK, blank_BKN
+
+
+def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+  """Log-probabilities [B, K, V] of the next token."""
+  logits = sampling.allowed(state['logits'], banned)
+  logp = jax.nn.log_softmax(logits, axis=-1)
+  logp_BKV = logp.reshape(*shape, logits.shape[-1], out_sharding=SPEC_BKN)
+  return jnp.maximum(logp_BKV, LOWEST)
+
+
+def _end(next_BKV: jax.Array, i: jax.Array, said_BKN: jax.Array, ended_BK: jax.Array, answers_BKN: jax.Array,
+         ends: tuple[int, ...], alpha: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Takes the answers that end with token i among the K best, and those ends out of the continuations.
+
+  Only ends that are among the K likeliest continuations count: else, with a small alpha, ends that are never likely
+  would win by being short.
+  """
+  K = ended_BK.shape[1]
+  V = next_BKV.shape[-1]
+  scores = [ended_BK]
+  answers = [answers_BKN]
+  # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
+  _, best_BK = _top(_flat(next_BKV), K)
+  for end in ends:
+    ends_K = jnp.arange(K) * V + end
+    among_BK = jnp.any(best_BK[:, :, None] == ends_K[None, None, :], axis=1)
+    scores.append(jnp.where(among_BK, next_BKV[:, :, end] / penalty(i + 1, alpha), LOWEST))
+    answers.append(_ended(said_BKN, i, end, ends[0]))
+    is_end_V = jnp.arange(V)[None, None] == end
+    next_BKV = jnp.where(is_end_V, 2 * LOWEST, next_BKV)
+  ended_BK, which_BK = _top(jnp.concatenate(scores, axis=1), K)
+  answers_BKN = _choose(jnp.concatenate(answers, axis=1), which_BK)
+  return ended_BK, answers_BKN, next_BKV
+
+
+def _ended(said_BKN: jax.Array, i: jax.Array, end: int, eos_id: int) -> jax.Array:
+  """The tokens so far with an end as token i; eos_id fills up rows, so that one is there already."""
   if end == eos_id:
     return said_BKN
   return jax.lax.dynamic_update_slice(said_BKN, jnp.full_like(said_BKN[:, :, :1], end), (0, 0, i))
 
 
-def _top(x_BM, k):
-  """The k largest of each row and where they are; ties go to the first."""
-  spec = P(ROWS, None)
-  top = lambda x: tuple(jax.lax.top_k(x, k))
-  return jax.shard_map(top, in_specs=spec, out_specs=(spec, spec), check_vma=False)(x_BM)
+def _advance(model: Any, params: Any, state: sampling.State, parent_BK: jax.Array,
+             token_BK: jax.Array) -> sampling.State:
+  """The state after one more token of each beam, which continues that of its parent."""
+  def reorder(array: jax.Array, dims: str) -> jax.Array:
+    return _reorder(array, parent_BK, dims)
+
+  cache = _each_own_cache(reorder, state['cache'])
+  token = token_BK.reshape(token_BK.size, out_sharding=in_use('B'))
+  return sampling.step(model, params, dict(state, cache=cache), token)
 
 
-def _choose(x_BMN, which_BK):
+def _flat(x_BKV: jax.Array) -> jax.Array:
+  B, K, V = x_BKV.shape
+  return x_BKV.reshape(B, K * V, out_sharding=SPEC_BK)
+
+
+def _top(x_BM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """The k largest of each row and their indices; ties go to the first."""
+  def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, indices = jax.lax.top_k(x, k)
+    return values, indices
+
+  return jax.shard_map(top, in_specs=SPEC_BK, out_specs=(SPEC_BK, SPEC_BK), check_vma=False)(x_BM)
+
+
+def _choose(x_BMN: jax.Array, which_BK: jax.Array) -> jax.Array:
   """x[b, which[b, k]], [B, K, N]."""
-  specs = (P(ROWS, None, None), P(ROWS, None))
-  take = lambda x, which: jnp.take_along_axis(x, which[:, :, None], axis=1)
-  return jax.shard_map(take, in_specs=specs, out_specs=specs[0], check_vma=False)(x_BMN, which_BK)
+  def take(x: jax.Array, which: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, which[:, :, None], axis=1)
+
+  return jax.shard_map(take, in_specs=(SPEC_BKN, SPEC_BK), out_specs=SPEC_BKN, check_vma=False)(x_BMN, which_BK)
 
 
-def _repeated(tree, K):
-  return jax.tree.map(lambda x: _repeat(x, K, 0), tree)
+def _repeat(array: jax.Array, K: int, axis: int) -> jax.Array:
+  """Each row K times, one after another; each device repeats its own."""
+  spec = jax.typeof(array).sharding.spec
+
+  def repeat(x: jax.Array) -> jax.Array:
+    return jnp.repeat(x, K, axis)
+
+  return jax.shard_map(repeat, in_specs=spec, out_specs=spec, check_vma=False)(array)
 
 
-def _repeat(x, K, axis):
-  """Each row K times in a row, each device those that it has."""
-  spec = jax.typeof(x).sharding.spec
-  return jax.shard_map(lambda x: jnp.repeat(x, K, axis), in_specs=spec, out_specs=spec, check_vma=False)(x)
+def _reorder(array: jax.Array, parent_BK: jax.Array, dims: str) -> jax.Array:
+  """A cache whose beams are those of `parent` [B, K]; each device reorders its own rows."""
+  axis = dims.index('B')
+  spec = P(*map(IN_USE.get, dims))
 
-
-def _reorder(x, parent_BK, dims):
-  """A cache whose beams are those of `parent` [B, K], each device turning its own rows round."""
-  axis, spec = dims.index('B'), P(*map(IN_USE.get, dims))
-
-  def local(x, parent):
-    rows = jnp.arange(parent.shape[0])[:, None] * parent.shape[1] + parent
+  def local(x: jax.Array, parent: jax.Array) -> jax.Array:
+    first_of_row = jnp.arange(parent.shape[0])[:, None] * parent.shape[1]
+    rows = first_of_row + parent
     return jnp.take(x, rows.reshape(-1), axis=axis)
-  return jax.shard_map(local, in_specs=(spec, P(ROWS, None)), out_specs=spec, check_vma=False)(x, parent_BK)
+
+  return jax.shard_map(local, in_specs=(spec, SPEC_BK), out_specs=spec, check_vma=False)(array, parent_BK)
 
 
-def _each_cache(fn, cache, own=False):
-  """fn(array, dims) of a cache's arrays; `own`: only of those that differ between the beams of a row."""
-  pair = lambda kv: kv and tuple(fn(x, 'BKSH') for x in kv)
-  if own:
-    return dict(cache, layers=tuple((pair(mine), cross) for mine, cross in cache['layers']))
-  found = dict(layers=tuple((pair(mine), pair(cross)) for mine, cross in cache['layers']))
+def _each_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
+  """function(array, dims) of all arrays of a cache."""
+  layers = []
+  for own, cross in cache['layers']:
+    layers.append((_pair(function, own), _pair(function, cross)))
+  changed: dict[str, Any] = dict(layers=tuple(layers))
   if 'memory' in cache:
-    found['memory'] = {k: fn(x, 'BS') for k, x in cache['memory'].items()}
-  return found
+    changed['memory'] = {name: function(array, 'BS') for name, array in cache['memory'].items()}
+  return changed
+
+
+def _each_own_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
+  """function(array, dims) of those arrays of a cache that differ between the beams of a row."""
+  layers = []
+  for own, cross in cache['layers']:
+    layers.append((_pair(function, own), cross))
+  return dict(cache, layers=tuple(layers))
+
+
+def _pair(function: CacheFunction, keys_values: Any) -> Any:
+  """function of keys and values [B, K, S, H]; falsy where a layer has none."""
+  if not keys_values:
+    return keys_values
+  keys, values = keys_values
+  return function(keys, 'BKSH'), function(values, 'BKSH')

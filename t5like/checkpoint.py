@@ -1,4 +1,4 @@
-"""Checkpoints: what is in one, when it counts, and where a run starts from.
+"""Checkpoints: their content, when they count, and where a run starts from.
 
 A run starts from, in this order:
   1. the newest checkpoint in workdir/checkpoints that can be read;
@@ -17,6 +17,8 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,18 +32,32 @@ from t5like.schema import List, Maybe, Object, Text, Whole
 
 _KEEP = ocp.training.preservation_policies
 COMMITTED = 'commit_success.txt'  # Orbax's, written last
-# What a checkpoint says of itself, beyond what is needed to read its arrays.
-META = Object(dict(
-    step=Whole(), tokens=Whole(), examples_seen=Whole(), rewinds=Whole(), skipped=List(List(Whole(), 2, 2)),
-    validation=Maybe(Object(dict(step=Whole()), ('step',))), stopper=Object(dict(waited=Whole()), ('waited',)),
-    config=Text(), data=Text(), vocabulary=Text(), checksums=Object()), ('checksums',))
+VALIDATION = Object(dict(step=Whole()), ('step',))
+STOPPER = Object(dict(waited=Whole()), ('waited',))
+# A checkpoint's facts about itself, beyond what is needed to read its arrays.
+FACTS = dict(
+    step=Whole(),
+    tokens=Whole(),
+    examples_seen=Whole(),
+    rewinds=Whole(),
+    skipped=List(List(Whole(), 2, 2)),
+    validation=Maybe(VALIDATION),
+    stopper=STOPPER,
+    config=Text(),
+    data=Text(),
+    vocabulary=Text(),
+    checksums=Object())
+META = Object(FACTS, ('checksums',))
 REMINDER = 300.0  # seconds between warnings that saves still fail
+READS = 10  # that the arrays of a checkpoint are restored in: read all at once, the host holds much of them twice
+State = dict[str, Any]  # params, opt_state, step, guard: arrays, or jax.ShapeDtypeStruct with shardings
+Meta = dict[str, Any]
 
 
 logging.getLogger('absl').addFilter(lambda record: 'Skipping merge of OCDBT' not in record.getMessage())
 
 
-def _context(directory):
+def _context(directory: Any) -> ocp.Context:
   context = ocp.Context()
   registry = ocp.handlers.local_registry()
   registry.add(ocp.handlers.JsonHandler, checkpointable_name='meta')
@@ -54,10 +70,10 @@ def _context(directory):
   return context
 
 
-def _translated(method):
-  """Orbax's errors (of this call or of a save that failed behind it) as one CheckpointError."""
+def _translated(method: Callable) -> Callable:
+  """Turns Orbax's errors (of this call or of a save that failed in the background) into one CheckpointError."""
   @functools.wraps(method)
-  def wrapped(self, *args, **kwargs):
+  def wrapped(self: 'Checkpoints', *args: Any, **kwargs: Any) -> Any:
     try:
       return method(self, *args, **kwargs)
     except CheckpointError:
@@ -69,35 +85,54 @@ def _translated(method):
   return wrapped
 
 
-def _cause(e):
+def _cause(e: BaseException) -> str:
   """The error at the root, on one line: Orbax wraps it in ones that name the wrong thing."""
-  while e.__cause__ or e.__context__:
-    e = e.__cause__ or e.__context__
-  return f'{type(e).__name__}: {" ".join(str(e).split())[:500]}'
+  root = e
+  while inner := root.__cause__ or root.__context__:
+    root = inner
+  return f'{type(root).__name__}: {" ".join(str(root).split())[:500]}'
 
 
-def _check(parts, meta):
-  """CheckpointError when arrays are not those that were saved: Orbax notices only some of what disks do to them."""
-  wrong = [path for path, found in checksums.of_tree(parts).items() if found != meta['checksums'][path]]
-  if wrong:
-    more = f' and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
-    raise CheckpointError(f'{wrong[0]}{more}: the values read are not those that were saved (their checksum differs).')
+def _check(parts: dict[str, Any], meta: Meta) -> None:
+  """CheckpointError when arrays are not those that were saved: Orbax notices only some damage of disks."""
+  saved = meta['checksums']
+  wrong = [path for path, checksum in checksums.of_tree(parts).items() if checksum != saved[path]]
+  if not wrong:
+    return
+  more = ''
+  if len(wrong) > 1:
+    more = f' and {len(wrong) - 1} more arrays'
+  raise CheckpointError(f'{wrong[0]}{more}: the values read are not those that were saved (their checksum differs).')
 
 
-def _sealed(meta):
+def _sealed(meta: Meta) -> Meta:
   """`meta` as it comes back from JSON, with a digest of itself."""
-  rest = json.loads(plain_json.dumps({key: value for key, value in meta.items() if key != 'digest'}))
+  rest = json.loads(plain_json.dumps(_without_digest(meta)))
   return dict(rest, digest=_digest(rest))
 
 
-def _digest(meta):
+def _digest(meta: Meta) -> str:
   """Of all but the digest itself. Of NaN too, which checkpoints of older versions may hold."""
-  rest = {key: value for key, value in meta.items() if key != 'digest'}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+  text = json.dumps(_without_digest(meta), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _trim():
-  """Gives memory back that was freed: glibc keeps it, for each thread that reads a part of its own."""
+def _without_digest(meta: Meta) -> Meta:
+  return {key: value for key, value in meta.items() if key != 'digest'}
+
+
+def _parts_of(state: State) -> dict[str, Any]:
+  """{part of a checkpoint: its tree} of a state."""
+  train = dict(step=state['step'], guard=state['guard'])
+  return dict(params=state['params'], opt_state=state['opt_state'], train=train)
+
+
+def _state_of(parts: dict[str, Any]) -> State:
+  return dict(params=parts['params'], opt_state=parts['opt_state'], **parts['train'])
+
+
+def _trim() -> None:
+  """Returns freed memory to the system: glibc keeps it, for each thread that reads a part of its own."""
   with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -105,15 +140,17 @@ def _trim():
 class _Best:
   """Orbax's policy of keeping the n steps with the least of `nlls`, {step: nats}.
 
-  Its own would write each number to a file without which, or if it is damaged, no checkpoint could be read.
+  Orbax's own would write each number to a file without which, or if it is damaged, no checkpoint could be read.
   """
 
-  def __init__(self, nlls, n):
-    self.nlls, self.n = nlls, n
+  def __init__(self, nlls: dict[int, float], n: int) -> None:
+    self.nlls = nlls
+    self.n = n
 
-  def should_preserve(self, checkpoints, *, context):
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Whether to keep each of the checkpoints."""
     known = sorted((self.nlls[c.step], c.step) for c in checkpoints if c.step in self.nlls)
-    best = [step for _, step in known[:self.n]]
+    best = {step for _, step in known[:self.n]}
     return [c.step in best for c in checkpoints]
 
 
@@ -121,53 +158,72 @@ class Checkpoints:
   """The checkpoints of one run. Use as a context manager: leaving waits for saves under way.
 
   Args:
-    keep, keep_every, keep_best: see config.checkpoint.
+    workdir: of the run.
+    keep: see config.checkpoint.
+    keep_every: see config.checkpoint.
+    keep_best: see config.checkpoint.
     say: called with lines for people.
-    attempts, patience: a save that fails costs nothing but itself. It is reported, what it left on the disk is taken
-      away, and the next one is tried; CheckpointError when `attempts` in a row have failed, over at least `patience`
-      seconds.
-    tidy: take away what saves that were killed have left; only for the one who trains there, for to others a save
-      under way looks the same.
+    attempts: a save that fails costs nothing but itself. It is reported, its remains are deleted, and the next one is
+      tried; CheckpointError when this many consecutive ones have failed, over at least `patience` seconds.
+    patience: see attempts.
+    tidy: delete the remains of saves that were killed; only for the one who trains there, for to others a save under
+      way looks the same.
   """
 
-  def __init__(self, workdir, keep=2, keep_every=0, keep_best=0, say=print, attempts=1, patience=0.0, tidy=False):
-    self.directory, self.say, self.tidy = epath.Path(workdir).absolute() / 'checkpoints', say, tidy
-    self.attempts, self.patience, self.failures, self.failing_since, self.said = attempts, patience, 0, None, -math.inf
+  def __init__(self, workdir: Any, keep: int = 2, keep_every: int = 0, keep_best: int = 0,
+               say: Callable[[str], None] = print, attempts: int = 1, patience: float = 0.0,
+               tidy: bool = False) -> None:
+    self.directory = epath.Path(workdir).absolute() / 'checkpoints'
+    self.say = say
+    self.tidy = tidy
+    self.attempts = attempts
+    self.patience = patience
+    self._forget_failures()
     self.error = ''  # why the newest save failed
-    self.under_way = None  # the step that is being saved
-    self.response = None  # Orbax's, of that save
-    self.dropping = None
-    self.policies, self.nlls = [_KEEP.LatestN(keep)], {}
+    self.under_way: int | None = None  # the step that is being saved
+    self.response: Any = None  # Orbax's, of that save
+    self.dropping: pagecache.Dropping | None = None
+    self.nlls: dict[int, float] = {}  # {step: validation nll in nats}
+    self.policies: list[Any] = [_KEEP.LatestN(keep)]
     if keep_every:
       self.policies.append(_KEEP.EveryNSteps(keep_every))
     if keep_best:
       self.policies.append(_Best(self.nlls, keep_best))
     self._open()
-    for step in self.steps if keep_best else ():
-      with contextlib.suppress(CheckpointError):  # a damaged one is not the best
-        self._note(self.meta(step))
+    if keep_best:
+      self._note_all()
 
-  def _open(self):
+  def _forget_failures(self) -> None:
+    self.failures = 0  # consecutive ones
+    self.failing_since: float | None = None  # monotonic seconds
+    self.warned_at = -math.inf  # monotonic seconds
+
+  def _open(self) -> None:
     try:
       if self.tidy and jax.process_index() == 0:
         self._tidy()
+      policy: Any = _KEEP.AnyPreservationPolicy(self.policies)
       self._orbax = ocp.training.Checkpointer(
-          self.directory, context=_context(self.directory), cleanup_tmp_directories=False,
-          preservation_policy=_KEEP.AnyPreservationPolicy(self.policies))
+          self.directory,
+          context=_context(self.directory),
+          cleanup_tmp_directories=False,
+          preservation_policy=policy)
     except OSError as e:
       raise CheckpointError(f'cannot write checkpoints to {self.directory}: {_cause(e)}. Give another '
                             '--workdir.') from e
 
-  def _tidy(self):
-    """Takes away what saves that failed or were killed have left: it would keep a full disk full."""
-    for folder in self.directory.iterdir() if self.directory.exists() else ():
+  def _tidy(self) -> None:
+    """Deletes the remains of saves that failed or were killed: they would keep a full disk full."""
+    if not self.directory.exists():
+      return
+    for folder in self.directory.iterdir():
       if folder.is_dir() and not (folder / COMMITTED).exists():
         folder.rmtree()
 
-  def __enter__(self):
+  def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, kind, *_):
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     if kind is None:
       self.close()
       return
@@ -176,22 +232,27 @@ class Checkpoints:
     self._ended()
 
   @property
-  def steps(self):
+  def steps(self) -> list[int]:
     """Steps of the committed checkpoints, oldest first."""
     return sorted(c.step for c in self._orbax.checkpoints)
 
-  def save(self, step, state, meta):
+  def save(self, step: int, state: State, meta: Meta) -> bool:
     """Starts saving, once the save before is done; blocks only while arrays are copied to the host.
 
-    `meta` must be JSON, `validation` in it what is known of {step, nll}. Returns whether it was started.
+    Args:
+      step: of the checkpoint.
+      state: all arrays.
+      meta: JSON; its `validation` is the newest {step, nll}.
+
+    Returns:
+      Whether the save was started.
     """
     self.wait()
     try:
       self._check_space(state)
-      parts = dict(params=state['params'], opt_state=state['opt_state'],
-                   train=dict(step=state['step'], guard=state['guard']))
+      parts = _parts_of(state)
       parts['meta'] = _sealed(dict(meta, checksums=checksums.of_tree(parts)))
-      # A step that exists already is one that could not be read, or that a run has gone back behind.
+      # A step that exists already is one that could not be read, or one after the target of a rewind.
       self._note(parts['meta'])
       self._start(step, parts)
     except CheckpointError as error:
@@ -200,32 +261,43 @@ class Checkpoints:
     return True
 
   @_translated
-  def _start(self, step, parts):
+  def _start(self, step: int, parts: dict[str, Any]) -> None:
     self.under_way = step
-    self.dropping = pagecache.Dropping(self.directory / str(step), self.directory / str(step) / COMMITTED)
+    folder = self.directory / str(step)
+    self.dropping = pagecache.Dropping(folder, folder / COMMITTED)
     self.response = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
 
-  def _note(self, meta):
-    validation = meta.get('validation')
-    if validation and validation['step'] == meta['step']:
-      nll = plain_json.number(validation['nll'])
-      self.nlls[meta['step']] = math.inf if math.isnan(nll) else nll  # the worst there is
+  def _note_all(self) -> None:
+    """Notes the validations of the checkpoints that exist."""
+    for step in self.steps:
+      with contextlib.suppress(CheckpointError):  # a damaged one is not the best
+        self._note(self.meta(step))
 
-  def _check_space(self, state):
-    """CheckpointError if the disk is seen to be too full."""
+  def _note(self, meta: Meta) -> None:
+    validation = meta.get('validation')
+    if not validation or validation['step'] != meta['step']:
+      return
+    nll = plain_json.number(validation['nll'])
+    if math.isnan(nll):
+      nll = math.inf  # the worst there is
+    self.nlls[meta['step']] = nll
+
+  def _check_space(self, state: State) -> None:
+    """CheckpointError if the disk is known to be too full."""
     if '://' in str(self.directory):
       return
-    size, free = sum(x.nbytes for x in jax.tree.leaves(state)), math.inf
+    size = sum(array.nbytes for array in jax.tree.leaves(state))
+    free = math.inf
     if jax.process_index() == 0:
-      with contextlib.suppress(OSError):  # a folder that has gone is found when it is written to
+      with contextlib.suppress(OSError):  # a folder that has gone is noticed when it is written to
         free = shutil.disk_usage(self.directory).free
-    if jax.process_count() > 1:  # all go the same way
+    if jax.process_count() > 1:  # all processes decide alike
       free = float(multihost_utils.broadcast_one_to_all(np.float32(free)))
     if free < size:
       raise CheckpointError(f'{self.directory} has {free / 1e9:.3g} GB free, and a checkpoint takes {size / 1e9:.3g} '
                             'GB. Make room there, or set checkpoint.keep and checkpoint.keep_every lower.')
 
-  def _failed(self, error):
+  def _failed(self, error: CheckpointError) -> None:
     """Reports a save that failed; raises CheckpointError if it was the last attempt."""
     now = time.monotonic()
     self.failures += 1
@@ -236,16 +308,18 @@ class Checkpoints:
       self._orbax.close()
     with contextlib.suppress(CheckpointError):  # a folder that has gone, say: the next save fails, and tries again
       self._open()
-    last = f'The newest checkpoint is of step {self.steps[-1]:,}.' if self.steps else 'There is no checkpoint yet.'
+    newest = 'There is no checkpoint yet.'
+    if self.steps:
+      newest = f'The newest checkpoint is of step {self.steps[-1]:,}.'
     if self.failures >= self.attempts and now - self.failing_since >= self.patience:
-      raise CheckpointError(f'{error} {last} (Saves that failed in a row: {self.failures}.)') from error
-    if now - self.said >= REMINDER:
-      self.said = now
+      raise CheckpointError(f'{error} {newest} (Consecutive saves that failed: {self.failures}.)') from error
+    if now - self.warned_at >= REMINDER:
+      self.warned_at = now
       self.say(f'WARNING: a checkpoint could not be saved, training continues, the next save tries again. {error} '
-               f'{last}')
+               f'{newest}')
 
-  def wait(self):
-    """Until the save under way has ended; whether it is there. One that failed is reported, as `save` does."""
+  def wait(self) -> bool:
+    """Waits for the save under way; returns whether it succeeded. One that failed is reported, as `save` does."""
     if self.under_way is None:
       return True
     step = self.under_way
@@ -257,40 +331,42 @@ class Checkpoints:
     self._ended()
     if self.failures:
       self.say(f'Checkpoints can be saved again: step {step:,} is, after {self.failures} saves that failed.')
-    self.failures, self.failing_since, self.said = 0, None, -math.inf
+    self._forget_failures()
     return True
 
-  def _ended(self):
+  def _ended(self) -> None:
     self.under_way = None
     self._release()
     if self.dropping:
       self.dropping.close()
 
-  def _release(self):
-    """Ends the thread of Orbax's response and closes its descriptors: they stay until somebody asks for the result."""
-    response, self.response = self.response, None
+  def _release(self) -> None:
+    """Ends the thread of Orbax's response and closes its descriptors: they stay until its result is read."""
+    response = self.response
+    self.response = None
     if response:
       with contextlib.suppress(Exception):  # `_wait` raises it too
         response.result()
 
   @_translated
-  def _wait(self):
+  def _wait(self) -> None:
     self._release()
     self._orbax.wait()
     if self.under_way not in self.steps or not (self.directory / str(self.under_way)).exists():
-      raise CheckpointError(f'{self.directory}/{self.under_way} is not there after it was saved: was the folder taken '
-                            'away?')
+      raise CheckpointError(f'{self.directory}/{self.under_way} is missing after the save; was the folder deleted?')
 
   @_translated
-  def close(self):
+  def close(self) -> None:
+    """Waits for the save under way and ends."""
     self._orbax.close()
     self._ended()
 
   @_translated
-  def meta(self, step):
+  def meta(self, step: int) -> Meta:
+    """The `meta` of a checkpoint."""
     return self._intact(self._orbax.load_checkpointables(step, dict(meta=None))['meta'])
 
-  def _intact(self, meta):
+  def _intact(self, meta: Any) -> Meta:
     if not isinstance(meta, dict) or meta.get('digest') != _digest(meta):
       raise CheckpointError('meta: the values read are not those that were saved (their digest differs).')
     try:
@@ -300,23 +376,32 @@ class Checkpoints:
     return meta
 
   @_translated
-  def params(self, step, abstract):
+  def params(self, step: int, abstract: Any) -> Any:
     """Parameters alone, in the shapes, dtypes and shardings of `abstract`."""
-    found = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
-    _check(dict(params=found['params']), self._intact(found['meta']))
-    return found['params']
+    parts = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
+    _check(dict(params=parts['params']), self._intact(parts['meta']))
+    return parts['params']
 
-  def restore(self, abstract, say=print, counts=lambda step, meta: True):
-    """(state, meta) of the newest checkpoint that can be read, or None when there is none.
+  def restore(self, abstract: State, say: Callable[[str], None] = print,
+              counts: Callable[[int, Meta], bool] | None = None) -> tuple[State, Meta] | None:
+    """The newest checkpoint that can be read.
 
-    `abstract` is the state's shapes and shardings, of any mesh; `counts`: whether a checkpoint is to be considered.
-    A damaged one is reported and the one before it taken; CheckpointError when none is left.
+    Args:
+      abstract: the state's shapes and shardings, of any mesh.
+      say: called with a line for each damaged checkpoint; the one before it is tried then.
+      counts: whether a checkpoint is to be considered, by its step and meta; None: all are.
+
+    Returns:
+      (state, meta), or None when there is no checkpoint.
+
+    Raises:
+      CheckpointError: when all of them are damaged.
     """
     damaged = []
     for step in reversed(self.steps):
       try:
         meta = self.meta(step)
-        if counts(step, meta):
+        if counts is None or counts(step, meta):
           return self._read(step, abstract, meta), meta
       except Exception as e:
         sharding.blame_peers(e)
@@ -327,18 +412,23 @@ class Checkpoints:
                             'Nothing was changed there; start again with another --workdir.')
     return None
 
-  def _read(self, step, abstract, meta):
-    parts = dict(params=abstract['params'], opt_state=abstract['opt_state'],
-                 train=dict(step=abstract['step'], guard=abstract['guard']))
-    # A tenth at a time: read all at once, the host holds much of it twice.
-    leaves, tree = jax.tree.flatten(parts)
-    group = np.cumsum([x.size * x.dtype.itemsize for x in leaves])
-    group = (10 * group - 1) // group[-1]
-    for n in np.unique(group):
-      wanted = tree.unflatten([x if n == g else ocp.PLACEHOLDER for x, g in zip(leaves, group)])
-      found = jax.block_until_ready(self._orbax.load_checkpointables(step, wanted))
-      leaves = [y if n == g else x for x, y, g in zip(leaves, tree.flatten_up_to(found), group)]
+  def _read(self, step: int, abstract: State, meta: Meta) -> State:
+    """The state of a checkpoint, read in READS parts of about the same number of bytes."""
+    leaves, tree = jax.tree.flatten(_parts_of(abstract))
+    groups = _groups(leaves)
+    for group in np.unique(groups):
+      wanted = [leaf if n == group else ocp.PLACEHOLDER for leaf, n in zip(leaves, groups)]
+      read = jax.block_until_ready(self._orbax.load_checkpointables(step, tree.unflatten(wanted)))
+      for i, leaf in enumerate(tree.flatten_up_to(read)):
+        if groups[i] == group:
+          leaves[i] = leaf
       _trim()
-    found = tree.unflatten(leaves)
-    _check(found, meta)
-    return jax.block_until_ready(dict(params=found['params'], opt_state=found['opt_state'], **found['train']))
+    parts = tree.unflatten(leaves)
+    _check(parts, meta)
+    return jax.block_until_ready(_state_of(parts))
+
+
+def _groups(leaves: Iterable[jax.ShapeDtypeStruct]) -> np.ndarray:
+  """The number, from 0, of the part of a checkpoint that each leaf is read in."""
+  ends = np.cumsum([leaf.size * leaf.dtype.itemsize for leaf in leaves])
+  return (READS * ends - 1) // ends[-1]

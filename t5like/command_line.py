@@ -1,4 +1,4 @@
-"""The command line: which commands there are, which flags each takes, what `--help` says, and what was given.
+"""The command line: the parser, the texts of `--help`, and the messages about mistakes.
 
     python main.py [COMMAND] [--flag=value ..] [--config.key=value ..]
 
@@ -8,11 +8,14 @@ Flags are absl's: --flag=value or --flag value, one dash or two, --yes or --noye
 import dataclasses
 import math
 import textwrap
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from t5like import __version__, lengths, paths
+from t5like.command_table import COMMANDS, EVERYWHERE, FLAGS, TAKES_OVERRIDES, Flag
 from t5like.config_values import DEFAULTS, cut, either, parse, unknown
 from t5like.errors import ConfigError
 from t5like.nearest import nearest, suggestion
@@ -22,35 +25,11 @@ WIDTH = 100
 LONGEST = 4096  # characters of a flag, texts to continue aside
 
 
-@dataclasses.dataclass(frozen=True)
-class Flag:
-  """A flag of one or more commands.
-
-  kind: what its value is, a key of KINDS; default: its value where it is not given; low, high: the least and
-  greatest value that it takes; value: what stands for the value in help, such as FOLDER.
-  """
-  kind: str
-  default: Any = None
-  value: str = ''
-  low: float = -math.inf
-  high: float = math.inf
-  above: float = -math.inf  # greater than this
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-  """What a command does, in a line and in an example, and its flags: {name: what it means there}."""
-  does: str
-  example: str
-  flags: dict
-  takes_config: bool = False
-
-
 class Whole(flags.ArgumentParser):
   """Whole numbers as config keys take them: 12, 1_000, 250K."""
   syntactic_help = 'a whole number, such as 12, 1_000 or 250K'
 
-  def parse(self, argument):
+  def parse(self, argument: str | int) -> int:
     value = lengths.whole_number(argument) if isinstance(argument, str) else argument
     if value is None or abs(value) >= 2 ** 63:
       raise ValueError(self.syntactic_help)
@@ -58,9 +37,10 @@ class Whole(flags.ArgumentParser):
 
 
 class Number(flags.ArgumentParser):
+  """Finite floating-point numbers."""
   syntactic_help = 'a finite number, such as 0.1, 2 or 3e-4'
 
-  def parse(self, argument):
+  def parse(self, argument: str | float) -> float:
     try:
       value = float(argument)
     except ValueError:
@@ -70,171 +50,56 @@ class Number(flags.ArgumentParser):
     return value
 
 
-KINDS = ('text', 'whole', 'number', 'yes', 'list', 'texts')
-
-FLAGS = {
-    'config': Flag('text', value='FILE[:VARIANT]'),
-    'workdir': Flag('text', value='FOLDER'),
-    'print_config': Flag('yes', False),
-    'debug': Flag('yes', False),
-    'step': Flag('whole', 0, low=0),
-    'rows': Flag('whole', 2, low=1),
-    'batch': Flag('text', value='FILE'),
-    'row': Flag('whole', low=0),
-    'topology': Flag('text', value='TPUS'),
-    'search': Flag('yes', False),
-    'full': Flag('yes', False),
-    'json': Flag('yes', False),
-    'price': Flag('number', 0.0, low=0),
-    'profile_steps': Flag('text', '', value='FIRST:STOP'),
-    'dump_xla': Flag('text', value='FOLDER'),
-    'tasks': Flag('list', (), value='NAME,NAME..'),
-    'shots': Flag('whole', -1, low=-1),
-    'limit': Flag('whole', 0, low=0),
-    'harness_path': Flag('text', value='FOLDER'),
-    'input': Flag('text', value='FILE'),
-    'output': Flag('text', value='FILE'),
-    'prompt': Flag('texts', value='TEXT'),
-    'tokens': Flag('whole', 128, low=1),
-    'temperature': Flag('number', 0.8, low=0),
-    'top_k': Flag('whole', 40, low=0),
-    'top_p': Flag('number', 1.0, above=0, high=1),
-    'beams': Flag('whole', 1, low=1),
-    'alpha': Flag('number', 0.6, low=0),
-    'seed': Flag('whole', 0, low=0, high=2 ** 32 - 1),
-    'out': Flag('text', value='FOLDER'),
-    'folder': Flag('text', value='FOLDER'),
-    'compare': Flag('list', (), value='FOLDER,FOLDER..'),
-    'only': Flag('list', (), value='NAME,NAME..'),
-    'steps': Flag('whole', 10, low=1),
-    'coordinator': Flag('text', '', value='HOST:PORT'),
-    'num_processes': Flag('whole', 0, low=0),
-    'process_id': Flag('whole', 0, low=0),
-}
-
-EVERYWHERE = dict(debug='Show where in the program an error was raised.')
-OF_A_CONFIG = dict(
-    config='The config: a file, or its name in configs/; the variant after a colon if it has any. Any of its keys is '
-           'changed by --config.KEY=VALUE.',
-    print_config='Check everything, show every value and every derived number, and end.')
-RUN = 'The folder of the run, on disk or gs://.'
-CLUSTER = dict(
-    coordinator='Address of process 0, where the cluster does not tell processes of each other.',
-    num_processes='With --coordinator: how many processes there are.',
-    process_id='With --coordinator: which of them this is, from 0.')
-CHECKPOINT = 'Which checkpoint; 0: the newest.'
-
-COMMANDS = {
-    'train': Command(
-        'Trains a model, or resumes the run in --workdir. The command when none is named.',
-        '--config=configs/decoder_tiny.py --config.stop.tokens=10M --workdir=runs/mine',
-        dict(OF_A_CONFIG, workdir='Where the run leaves everything. Default: runs/CONFIG.',
-             profile_steps='Trace these steps, such as 10:13, into WORKDIR/profile.',
-             dump_xla='Write what the compiler makes of the steps into this folder.', **CLUSTER), True),
-    'prepare': Command(
-        'Turns text into tokens, once. Training does it by itself on one machine.',
-        '--config=configs/decoder_tiny.py',
-        dict(OF_A_CONFIG, workdir='The folder of the run that will follow, to be checked too.'), True),
-    'inspect': Command(
-        'Shows the batch of any step, and where its text came from.',
-        '--config=configs/decoder_tiny.py --step=100 --rows=1',
-        dict(OF_A_CONFIG, workdir='The folder of the run, to be checked too.', step='Whose batch is shown, from 0.',
-             rows='How many rows of it.', row='Only this row of it, counted from 0.',
-             batch='A file of WORKDIR/bad_steps, in place of the batch of a step.'), True),
-    'preflight': Command(
-        'Compiles for TPUs without having any: whether a run fits, how fast it is and what it costs.',
-        '--config=configs/decoder_1b.py --topology=v5e-64 --price=1.2',
-        dict(OF_A_CONFIG, workdir='The folder of the run that will follow, to be checked too.',
-             topology='Which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.',
-             search='Try meshes, layouts and remat, and show what is fastest.',
-             full='Compile to the end, minutes instead of seconds.', json='Print all results as JSON, for programs.',
-             price='Of a chip for an hour, to compute the cost.'), True),
-    'generate': Command(
-        'Continues, fills in or answers prompts.',
-        "--workdir=runs/decoder_tiny --prompt='def read(' --temperature=0.5",
-        dict(workdir=RUN, step=CHECKPOINT, prompt='Text to continue; may be given several times.',
-             input='JSONL with a prompt on each line, to be answered in --output.',
-             output='Where the answers to --input are written, as JSONL.', tokens='Of an answer, at most.',
-             temperature='Of sampling; 0 takes the likeliest token each time.',
-             top_k='Sample from the k likeliest tokens; 0: from all.',
-             top_p='Sample from the likeliest tokens that hold this share of probability.',
-             beams='Above 1, beam search of so many; temperature does not count.',
-             alpha='Length penalty of beam search (Wu et al. 2016); 0: none.', seed='Another seed gives other text.')),
-    'evaluate': Command(
-        'Asks a trained model questions: built-in tasks, your own, or those of lm-evaluation-harness.',
-        '--workdir=runs/decoder_tiny --tasks=agreement,next_line --limit=8',
-        dict(workdir=RUN, step=CHECKPOINT,
-             tasks='Built-in tasks, paths of task files, harness:NAME. Default: all that are built in.',
-             shots='Worked examples before each question; -1: as many as the task says.',
-             limit='Only so many questions of each task; 0: all.',
-             harness_path='A folder with task files of lm-evaluation-harness.',
-             output='JSON with the results. Default: WORKDIR/evaluation.json.', **CLUSTER)),
-    'report': Command(
-        'Shows where the time of a run went, and writes a page with all its curves.',
-        '--workdir=runs/decoder_tiny',
-        dict(workdir=RUN, output='The page. Default: WORKDIR/report.html.',
-             compare='Folders of further runs, whose curves are drawn beside.')),
-    'export': Command(
-        'Writes a trained model for transformers.',
-        '--workdir=runs/decoder_tiny --out=exported',
-        dict(workdir=RUN, out='A new folder.')),
-    'import': Command(
-        'Makes a run of a model from Hugging Face.',
-        '--folder=some/bert --workdir=runs/bert',
-        dict(workdir='A new folder for the run.',
-             folder='The model: config.json, *.safetensors and a tokenizer. --config.KEY=VALUE changes its config.')),
-    'replay': Command(
-        'Repeats steps from the newest checkpoint and compares every bit.',
-        '--workdir=runs/decoder_tiny --steps=10',
-        dict(workdir=RUN, steps='How many.', **CLUSTER)),
-    'selftest': Command(
-        'Checks this machine and these versions: resuming, meshes, hosts, packing and more.',
-        '',
-        dict(only='Some of its checks.')),
-}
-TAKES_OVERRIDES = (*(name for name, command in COMMANDS.items() if command.takes_config), 'import')
-
-
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a command line asks for: a command with all its flags and changes of the config, or a text to be shown."""
+  """What a command line asks for: a command with all its flags and changes of the config, or a text to be shown.
+
+  Attributes:
+    command: a key of COMMANDS, or ''.
+    flags: the flags of the command, as attributes.
+    overrides: changes of the config, such as 'model.num_layers=6'.
+    help: the text to be shown in place of running the command, or ''.
+  """
   command: str
   flags: Any = None
-  overrides: tuple = ()
+  overrides: tuple[str, ...] = ()
   help: str = ''
 
 
-def read(argv, program='python main.py'):
-  """The Request of a command line without the name of the program. ConfigError for whatever it does not mean."""
+def read(argv: Sequence[str], program: str = 'python main.py') -> Request:
+  """The Request of a command line without the name of the program. ConfigError for any word that it does not know."""
   values, words, overrides = _parse(argv)
   if values['version'].present:
     return Request('', help=f't5like {__version__}')
-  wants_help = any(values[name].present for name in HELP) or words[:1] == ['help']
-  words = words[1:] if words[:1] == ['help'] else words
+  wants_help = any(values[name].present for name in HELP)
+  if words[:1] == ['help']:
+    wants_help = True
+    words = words[1:]
   if wants_help:
-    name = words[0] if words else ''
-    if name and name not in COMMANDS:
-      raise ConfigError(_no_command(name))
-    return Request(name, help=command_help(name, program) if name else overview(program))
+    return _help_request(words, program)
   name, config = _command(words, values['config'].value)
   _check_flags(name, values, overrides)
-  chosen = {flag: _value(flag, values[flag].value) for flag in (*COMMANDS[name].flags, *EVERYWHERE)}
+  chosen = types.SimpleNamespace()
+  for flag in (*COMMANDS[name].flags, *EVERYWHERE):
+    setattr(chosen, flag, _value(flag, values[flag].value))
   if COMMANDS[name].takes_config:
-    chosen['config'] = config
-  return Request(name, _Chosen(chosen), tuple(overrides))
+    chosen.config = config
+  return Request(name, chosen, tuple(overrides))
 
 
-class _Chosen:
-  """The flags of one command as attributes."""
-
-  def __init__(self, values):
-    vars(self).update(values)
+def _help_request(words: list[str], program: str) -> Request:
+  if not words:
+    return Request('', help=overview(program))
+  name = words[0]
+  if name not in COMMANDS:
+    raise ConfigError(_no_command(name))
+  return Request(name, help=command_help(name, program))
 
 
 # --- Reading ----------------------------------------------------------------------------------------
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str], list[str]]:
   """(absl's flags by name, words that are no flags, ['model.num_layers=6', ..])."""
   values = _definitions()
   try:
@@ -246,26 +111,49 @@ def _parse(argv):
   except flags.IllegalFlagValueError as e:
     raise ConfigError(_bad_value(str(e))) from e
   except (flags.Error, OSError, UnicodeDecodeError) as e:
-    said = str(e).removeprefix('ERROR:: ')
-    raise ConfigError(f'{said[:300]} (python main.py help lists commands and flags.)') from e
+    message = str(e).removeprefix('ERROR:: ')
+    raise ConfigError(f'{message[:300]} (python main.py help lists commands and flags.)') from e
   return values, words, overrides
 
 
-def _definitions():
+def _define_bool(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE_bool(name, flag.default, '', values)
+
+
+def _define_list(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE_list(name, list(flag.default), '', values)
+
+
+def _define_texts(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE_multi_string(name, flag.default, '', values)
+
+
+def _define_text(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE_string(name, flag.default, '', values)
+
+
+def _define_whole(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE(Whole(), name, flag.default, '', values)
+
+
+def _define_number(name: str, flag: Flag, values: flags.FlagValues) -> None:
+  flags.DEFINE(Number(), name, flag.default, '', values)
+
+
+DEFINE: dict[str, Callable[[str, Flag, flags.FlagValues], None]] = {  # by Flag.kind
+    'text': _define_text,
+    'whole': _define_whole,
+    'number': _define_number,
+    'yes': _define_bool,
+    'list': _define_list,
+    'texts': _define_texts,
+}
+
+
+def _definitions() -> flags.FlagValues:
   values = flags.FlagValues()
   for name, flag in FLAGS.items():
-    default = list(flag.default) if flag.kind == 'list' else flag.default
-    if flag.kind == 'yes':
-      flags.DEFINE_bool(name, default, '', values)
-    elif flag.kind == 'list':
-      flags.DEFINE_list(name, default, '', values)
-    elif flag.kind == 'texts':
-      flags.DEFINE_multi_string(name, default, '', values)
-    elif flag.kind == 'text':
-      flags.DEFINE_string(name, default, '', values)
-    else:
-      parser = Whole() if flag.kind == 'whole' else Number()
-      flags.DEFINE(parser, name, default, '', values)
+    DEFINE[flag.kind](name, flag, values)
   for name in (*HELP, 'version'):
     flags.DEFINE_bool(name, False, '', values)
   others = {flags.FLAGS[name].name for name in flags.FLAGS}  # absl.logging's, once it is imported
@@ -274,22 +162,24 @@ def _definitions():
   return values
 
 
-def _take_overrides(argv):
+def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """(argv without changes of the config, ['model.num_layers=6', ..]); a value may be a word of its own."""
-  rest, overrides, waiting = [], [], list(argv)
+  rest = []
+  overrides = []
+  waiting = list(argv)
   while waiting:
     word = waiting.pop(0)
-    plain = word.lstrip('-')
-    dashes = len(word) - len(plain)
     if word == '--':
       rest += [word, *waiting]
       break
+    plain = word.lstrip('-')
+    dashes = len(word) - len(plain)
     if dashes not in (1, 2) or not plain.startswith(('config.', 'noconfig.')):
       rest.append(word)
       continue
-    off = plain.startswith('noconfig.')
-    key, equals, text = plain.partition('.')[2].partition('=')
-    if off:
+    section, _, setting = plain.partition('.')
+    key, equals, text = setting.partition('=')
+    if section == 'noconfig':
       overrides.append(_switched_off(key, equals))
     elif equals:
       overrides.append(f'{key}={text}')
@@ -298,17 +188,22 @@ def _take_overrides(argv):
   return rest, overrides
 
 
-def _switched_off(key, equals):
-  if equals or not isinstance(DEFAULTS[key] if key in DEFAULTS else None, bool):
+def _is_switch(key: str) -> bool:
+  """Whether a key of the config is true or false."""
+  return key in DEFAULTS and isinstance(DEFAULTS[key], bool)
+
+
+def _switched_off(key: str, equals: str) -> str:
+  if equals or not _is_switch(key):
     raise ConfigError(f'--noconfig.{cut(key)}: only keys that are true or false are switched off so. Write '
                       f'--config.{cut(key)}=VALUE.')
   return f'{key}=false'
 
 
-def _value_of(key, waiting):
+def _value_of(key: str, waiting: list[str]) -> str:
   """'=VALUE' of a key whose value is the next word, which is taken from `waiting`; '=true' of one that is a switch."""
   following = waiting[0] if waiting else None
-  if isinstance(DEFAULTS[key] if key in DEFAULTS else None, bool):
+  if _is_switch(key):
     if following is not None and parse(key, following) is not None:
       return f'={waiting.pop(0)}'
     return '=true'
@@ -317,13 +212,14 @@ def _value_of(key, waiting):
   return f'={waiting.pop(0)}'
 
 
-def _command(words, config):
+def _command(words: list[str], config: str | None) -> tuple[str, str | None]:
   """(command, config) of the words that are no flags: the command, a config file, or both in this order."""
   name, *extra = words or ['train']
   if name not in COMMANDS:
     if not _names_config(name):
       raise ConfigError(_no_command(name))
-    name, extra = 'train', words
+    name = 'train'
+    extra = words
   if extra and COMMANDS[name].takes_config and config is None and _names_config(extra[0]):
     config, *extra = extra
   if extra:
@@ -331,12 +227,12 @@ def _command(words, config):
   return name, config
 
 
-def _names_config(word):
+def _names_config(word: str) -> bool:
   from t5like import config as config_lib
   return '=' not in word and config_lib.find(word.partition(':')[0]) is not None
 
 
-def _check_flags(name, values, overrides):
+def _check_flags(name: str, values: flags.FlagValues, overrides: list[str]) -> None:
   """ConfigError for flags that the command does not have, and for values that they do not take."""
   takes = (*COMMANDS[name].flags, *EVERYWHERE)
   for flag in FLAGS:
@@ -352,47 +248,69 @@ def _check_flags(name, values, overrides):
                       f'none of its keys. --config.KEY=VALUE belongs to {either(TAKES_OVERRIDES)}.')
 
 
-def _out_of_range(name, value):
+def _out_of_range(name: str, value: Any) -> str:
+  """What is wrong with a flag's value, '' if nothing is."""
   flag = FLAGS[name]
-  if flag.kind == 'list' and not all(text.strip() for text in value):
-    return f'--{name}={",".join(value)}: one of the names is empty. Write NAME,NAME without a comma at the end.'
-  if flag.kind in ('text', 'list') and len(','.join([value] if isinstance(value, str) else value)) > LONGEST:
-    return f'--{name}={cut(str(value))}: must have at most {LONGEST:,} characters.'
-  if flag.kind in ('text', 'texts', 'list', 'yes') or flag.low <= value <= flag.high and value > flag.above:
+  if flag.kind == 'text':
+    return _too_long(name, value, value)
+  if flag.kind == 'list':
+    joined = ','.join(value)
+    if not all(text.strip() for text in value):
+      return f'--{name}={joined}: one of the names is empty. Write NAME,NAME without a comma at the end.'
+    return _too_long(name, value, joined)
+  if flag.kind in ('whole', 'number'):
+    return _beyond_limits(name, value)
+  return ''
+
+
+def _too_long(name: str, value: Any, text: str) -> str:
+  if len(text) <= LONGEST:
     return ''
-  limits = [f'at least {flag.low}'] if math.isfinite(flag.low) else []
-  limits += [f'above {flag.above}'] if math.isfinite(flag.above) else []
-  limits += [f'at most {flag.high}'] if math.isfinite(flag.high) else []
+  return f'--{name}={cut(str(value))}: must have at most {LONGEST:,} characters.'
+
+
+def _beyond_limits(name: str, value: float) -> str:
+  flag = FLAGS[name]
+  if flag.low <= value <= flag.high and value > flag.above:
+    return ''
+  limits = []
+  for words, limit in (('at least', flag.low), ('above', flag.above), ('at most', flag.high)):
+    if math.isfinite(limit):
+      limits.append(f'{words} {limit}')
   return f'--{name}={value}: must be {" and ".join(limits)}.'
 
 
-def _value(name, value):
-  """A flag's value, as paths that are written with ~ or $VARIABLES are meant."""
+def _value(name: str, value: Any) -> Any:
+  """A flag's value; paths with ~ and $VARIABLES replaced."""
   is_path = FLAGS[name].value in ('FILE', 'FOLDER') and name != 'config'
-  return paths.check(f'--{name}', value) if is_path and value else value
+  if is_path and value:
+    return paths.check(f'--{name}', value)
+  return value
 
 
-# --- What is said of mistakes -----------------------------------------------------------------------
+# --- Messages about mistakes ------------------------------------------------------------------------
 
 
-def _no_command(name):
+def _no_command(name: str) -> str:
   key, equals, _ = name.partition('=')
-  more = suggestion(name, COMMANDS, ' Did you mean {}?')
+  hint = suggestion(name, COMMANDS, ' Did you mean {}?')
   if equals and key in DEFAULTS:
-    more = f' A key of the config is changed by --config.{cut(name)}.'
+    hint = f' A key of the config is changed by --config.{cut(name)}.'
   elif name.endswith('.py') or '/' in name:
-    more = ' Nor is there such a config file; --config=FILE says why.'
-  return f'main.py {cut(name)}: no such command.{more} There are {", ".join(COMMANDS)}; python main.py help shows them.'
+    hint = ' Nor is there such a config file; --config=FILE says why.'
+  return f'main.py {cut(name)}: no such command.{hint} There are {", ".join(COMMANDS)}; python main.py help shows them.'
 
 
-def _no_word(name, extra):
-  key = extra[0].partition('=')[0]
-  hint = f' Did you mean --config.{cut(extra[0])}?' if '=' in extra[0] and key in DEFAULTS else ''
+def _no_word(name: str, extra: list[str]) -> str:
+  key, equals, _ = extra[0].partition('=')
+  hint = ''
+  if equals and key in DEFAULTS:
+    hint = f' Did you mean --config.{cut(extra[0])}?'
   return (f'main.py {name} {cut(" ".join(extra))}: what follows the command must be flags, such as '
           f'--config=configs/decoder_tiny.py or --config.batch_size=16.{hint}')
 
 
-def _no_flag(name):
+def _no_flag(name: str) -> str:
   text = f'--{cut(name)}'
   if name in DEFAULTS:
     return f'{text}: keys of the config are written --config.{name}=VALUE.'
@@ -406,17 +324,21 @@ def _no_flag(name):
   return f'{text}: unknown flag. python main.py help lists commands and flags.'
 
 
-def _bad_value(said):
+NEEDS = dict(whole=Whole.syntactic_help, number=Number.syntactic_help, yes='true or false')  # by Flag.kind
+
+
+def _bad_value(message: str) -> str:
   """absl's message 'flag --limit=x: reason' as ours."""
-  flag, _, _ = said.removeprefix('flag ').partition(':')
-  flag = flag.removeprefix('--')
-  name = flag.partition('=')[0]
+  word, _, _ = message.removeprefix('flag ').partition(':')
+  word = word.removeprefix('--')
+  name, _, _ = word.partition('=')
   kind = FLAGS[name].kind if name in FLAGS else ''
-  wants = dict(whole=Whole.syntactic_help, number=Number.syntactic_help, yes='true or false')
-  return f'--{cut(flag)}: needs {wants[kind]}.' if kind in wants else f'{cut(said)}.'
+  if kind not in NEEDS:
+    return f'{cut(message)}.'
+  return f'--{cut(word)}: needs {NEEDS[kind]}.'
 
 
-def _of_another_command(name, flag):
+def _of_another_command(name: str, flag: str) -> str:
   owners = [other for other, command in COMMANDS.items() if flag in command.flags]
   hint = suggestion(flag, COMMANDS[name].flags, ' Did you mean --{}?')
   return (f'--{flag} belongs to main.py {either(owners)}; {name} does not have it.{hint} '
@@ -425,36 +347,50 @@ def _of_another_command(name, flag):
 
 # --- Help -------------------------------------------------------------------------------------------
 
+PLACEHOLDERS = dict(whole='N', number='NUMBER', yes='')  # by Flag.kind; others have Flag.value
 
-def overview(program='python main.py'):
-  """What there is to be called."""
+
+def overview(program: str = 'python main.py') -> str:
+  """All commands in a line each, as `help` prints them."""
   width = max(map(len, COMMANDS))
-  lines = [f'{program} [COMMAND] [--flag=value ..] [--config.KEY=VALUE ..]', '',
-           'Pre-trains transformers in JAX, evaluates them, and samples from them.', '']
+  indent = ' ' * (width + 4)
+  lines = [
+      f'{program} [COMMAND] [--flag=value ..] [--config.KEY=VALUE ..]',
+      '',
+      'Pre-trains transformers in JAX, evaluates them, and samples from them.',
+      '',
+  ]
   for name, command in COMMANDS.items():
-    lines += textwrap.wrap(command.does, WIDTH, initial_indent=f'  {name:{width}}  ',
-                           subsequent_indent=' ' * (width + 4))
-  return '\n'.join([
-      *lines, '', f'{program} COMMAND --help lists the flags of a command; {program} --version names this version.',
+    lines += textwrap.wrap(command.does, WIDTH, initial_indent=f'  {name:{width}}  ', subsequent_indent=indent)
+  lines += [
+      '',
+      f'{program} COMMAND --help lists the flags of a command; {program} --version names this version.',
       f'{program} --config=configs/decoder_tiny.py --print_config lists the keys of a config; configs/base.py says',
-      'what they mean. The first thing to run:', '', f'  {program} --config=configs/decoder_tiny.py'])
+      'what they mean. The first thing to run:',
+      '',
+      f'  {program} --config=configs/decoder_tiny.py',
+  ]
+  return '\n'.join(lines)
 
 
-def command_help(name, program='python main.py'):
-  """What a command does, an example, and its flags with their defaults."""
+def command_help(name: str, program: str = 'python main.py') -> str:
+  """Description of a command, an example, and its flags with their defaults."""
   command = COMMANDS[name]
-  lines = [f'{program} {name} [--flag=value ..]' + ' [--config.KEY=VALUE ..]' * (name in TAKES_OVERRIDES), '',
-           command.does, '', f'  {program} {name} {command.example}'.rstrip(), '', 'Flags:']
+  usage = f'{program} {name} [--flag=value ..]'
+  if name in TAKES_OVERRIDES:
+    usage += ' [--config.KEY=VALUE ..]'
+  example = f'  {program} {name} {command.example}'.rstrip()
+  lines = [usage, '', command.does, '', example, '', 'Flags:']
   for flag, text in {**command.flags, **EVERYWHERE}.items():
     lines += _flag_help(flag, text)
   return '\n'.join(lines)
 
 
-def _flag_help(name, text):
+def _flag_help(name: str, text: str) -> list[str]:
   flag = FLAGS[name]
-  value = {'whole': 'N', 'number': 'NUMBER', 'yes': ''}[flag.kind] if flag.kind in ('whole', 'number', 'yes') else (
-      flag.value)
+  value = PLACEHOLDERS.get(flag.kind, flag.value)
   written = f'--{name}={value}' if value else f'--[no]{name}'
-  silent = flag.default is None or flag.default is False or flag.default in ('', ())
-  default = '' if silent else f' Default: {flag.default}.'
-  return textwrap.wrap(f'{text}{default}', WIDTH, initial_indent=f'  {written:28}  ', subsequent_indent=' ' * 32)
+  has_default = flag.default is not None and flag.default is not False and flag.default not in ('', ())
+  if has_default:
+    text = f'{text} Default: {flag.default}.'
+  return textwrap.wrap(text, WIDTH, initial_indent=f'  {written:28}  ', subsequent_indent=' ' * 32)

@@ -1,69 +1,93 @@
 """What each command of `command_line.py` does. Heavy imports wait until the config is known to be right."""
 import math
+import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from t5like import config as config_lib, plain_json, writing
+from t5like.command_line import Request
 from t5like.errors import ConfigError, Interrupted, NumericsError
 
+Config = Any  # an ml_collections.ConfigDict, whose attributes type checkers do not know
 
-def run(request):
+
+def run(request: Request) -> None:
   """Runs the command of a `command_line.Request`."""
   name = request.command
   flags = request.flags
   if name in WITHOUT_CONFIG:
-    return WITHOUT_CONFIG[name](flags, request.overrides)
+    WITHOUT_CONFIG[name](flags, request.overrides)
+    return
   if not flags.config:
     raise ConfigError(f'--config is missing: try python main.py {name} '
                       '--config=configs/decoder_tiny.py; python main.py help lists all commands.')
   config = config_lib.load(flags.config, request.overrides)
-  if flags.print_config or name != 'train':  # which says it among the run's own lines
-    for warning in config_lib.warnings(config):
-      print(f'WARNING: {warning}', file=sys.stderr)
+  if flags.print_config or name != 'train':  # `train` prints warnings among the lines of the run
+    _show_warnings(config)
   if flags.print_config:
     notes = _check(config, flags.workdir, here=False)
     _print_config(config)
-    return _show_notes(notes)
-  return COMMANDS[name](config, flags)
+    _show_notes(notes)
+    return
+  COMMANDS[name](config, flags)
 
 
-def _check(config, workdir, here=True, create=False):
-  """Everything that can be known before data is prepared or a device is touched; returns notes, [text]."""
+def _show_warnings(config: Config) -> None:
+  for warning in config_lib.warnings(config):
+    print(f'WARNING: {warning}', file=sys.stderr)
+
+
+def _check(config: Config, workdir: str | None, here: bool = True, create: bool = False) -> list[str]:
+  """Checks everything that can be known before data is prepared or a device is touched; returns notes for people."""
   from t5like import preconditions
   return preconditions.check(config, workdir or '', here, create)
 
 
-def _show_notes(notes):
+def _show_notes(notes: list[str]) -> None:
   for note in notes:
     print(f'Note: {note}', file=sys.stderr)
 
 
-def _of_run(flags):
-  """The config of the trained run in --workdir, whose checkpoint is there: known before JAX starts."""
+def _config_of_run(flags: Any) -> Config:
+  """The config of the trained run in --workdir, whose checkpoint exists: checked before JAX starts."""
   from t5like import workdir as workdir_lib
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
-  return workdir_lib.check_trained(flags.workdir, flags.step if hasattr(flags, 'step') else 0)
+  step = getattr(flags, 'step', 0)  # not every command has --step
+  return workdir_lib.check_trained(flags.workdir, step)
 
 
-def _name(flags):
+def _start_processes(flags: Any) -> None:
+  from t5like import sharding
+  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+
+
+def _name(flags: Any) -> str:
   """'decoder_tiny' from configs/decoder_tiny.py, 'decoder_tiny-smoke' from its variant."""
   file, _, variant = flags.config.partition(':')
-  return pathlib.Path(file).stem + (f'-{variant}' if variant else '')
+  name = pathlib.Path(file).stem
+  if variant:
+    name += f'-{variant}'
+  return name
 
 
-def _train(config, flags):
+# --- Commands that take a config ------------------------------------------------------------------
+
+
+def _train(config: Config, flags: Any) -> None:
   writing.steady_streams()
   from t5like import workdir as workdir_lib
   workdir = flags.workdir or f'runs/{_name(flags)}'
   for key, old, new in workdir_lib.check_config(workdir, config):
     print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
-  done = workdir_lib.finished(workdir, config)
-  if done:
-    print(f'{workdir}: {done["reason"]} after {done["step"]:,} steps, {done["tokens"]:,} tokens, with '
-          f'validation nll {done["validation"]["nll"]:.4f}. Nothing left to do; a larger '
-          '--config.stop.tokens goes on, another --workdir starts afresh.')
+  result = workdir_lib.finished(workdir, config)
+  if result:
+    print(f'{workdir}: {result["reason"]} after {result["step"]:,} steps, {result["tokens"]:,} tokens, with '
+          f'validation nll {result["validation"]["nll"]:.4f}. Nothing left to do; a larger '
+          '--config.stop.tokens continues the run, another --workdir starts afresh.')
     return
   from t5like import profiling, sharding
   if flags.profile_steps:
@@ -76,39 +100,39 @@ def _train(config, flags):
   loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps, leave=_leave)
 
 
-def _leave():
-  """What a second Ctrl-C does."""
-  import os
+def _leave() -> None:
+  """Handles a second Ctrl-C: ends the process at once."""
   writing.say('Ended at once (Ctrl-C twice). The same command resumes from the newest checkpoint.')
   os._exit(Interrupted.exit_code)
 
 
-def _prepare(config, flags):
+def _prepare(config: Config, flags: Any) -> None:
   writing.steady_streams()
   from t5like import opening
   from t5like.data import pipeline, prepare
   _check(config, flags.workdir)
   prepare.prepare(config)
-  # Rows of whole documents need a plan, which is kept beside the tokens: better now than on a pod.
+  # Rows of whole documents need a plan, which is kept beside the tokens: better made now than on a pod.
   steps = config_lib.derived(config)['steps']
+  rows = pipeline.TrainRows(opening.open_data(config), config)
   print(f'All {steps:,} steps of this config:')
-  for line in pipeline.TrainRows(opening.open_data(config), config).describe(steps * config.batch_size):
+  for line in rows.describe(steps * config.batch_size):
     print(f'  {line}')
 
 
-def _preflight(config, flags):
+def _preflight(config: Config, flags: Any) -> None:
   from t5like import preflight, preflight_report, tpu
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
   topology = tpu.parse(flags.topology)
   _show_notes(_check(config, flags.workdir, here=False))
   if flags.search:
-    found = preflight.search(config, topology)
-    if not found:
-      raise ConfigError(f'Nothing that was tried fits {topology.name}: give more chips or a smaller batch_size.')
+    candidates: Any = preflight.search(config, topology)
+    if not candidates:
+      raise ConfigError(f'No layout tried fits {topology.name}: give more chips or a smaller batch_size.')
     if not flags.json:
-      preflight_report.show_search(found)
-    report = found[0][1]
+      preflight_report.show_search(candidates)
+    _, report = candidates[0]
   else:
     report = preflight.predict(config, topology, flags.full)
   if flags.json:
@@ -119,7 +143,7 @@ def _preflight(config, flags):
     raise ConfigError(f'This config does not fit {topology.name}; see above, or let --search look for one that does.')
 
 
-def _inspect(config, flags):
+def _inspect(config: Config, flags: Any) -> None:
   from t5like import opening
   from t5like.data import inspect, kept
   if flags.batch:
@@ -127,88 +151,110 @@ def _inspect(config, flags):
   elif flags.row is not None:
     inspect.check_row(config, flags.row)
   _check(config, flags.workdir)
+  data = opening.open_data(config)
   if flags.batch:
-    return inspect.show_kept(opening.open_data(config), flags.batch, flags.rows, flags.row)
-  inspect.show(opening.open_data(config), config, flags.step, flags.rows, flags.row)
+    inspect.show_kept(data, flags.batch, flags.rows, flags.row)
+  else:
+    inspect.show(data, config, flags.step, flags.rows, flags.row)
 
 
-def _generate(flags, overrides):
-  _of_run(flags)
-  if bool(flags.input) != bool(flags.output) or flags.input and flags.prompt:
-    raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
-                      'file (answers go to --output).')
+# --- Commands of a workdir or of this machine -----------------------------------------------------
+
+
+def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
+  _config_of_run(flags)
   from t5like import answering
-  answering.check_prompts(flags.prompt or [])
+  _check_generate_flags(flags)
+  prompts = flags.prompt or []
+  answering.check_prompts(prompts)
   if flags.input:
     answering.check(flags.input, flags.output)
   import jax
 
   from t5like import loaded, metrics
-  model = loaded.load(flags.workdir, flags.step or None, jax.local_devices() if flags.input else None)
-  how = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed,
-             beams=flags.beams, alpha=flags.alpha)
+  devices = jax.local_devices() if flags.input else None
+  model = loaded.load(flags.workdir, flags.step or None, devices)
+  options = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p,
+                 seed=flags.seed, beams=flags.beams, alpha=flags.alpha)
   if flags.input:
-    count = answering.answer_file(model, flags.input, flags.output, **how)
+    count = answering.answer_file(model, flags.input, flags.output, **options)
     print(f'{flags.output} holds all {count:,} answers.')
-  elif len(flags.prompt or ['']) == 1:
-    between = metrics.between(model.style)
-    answering.show_stream(model, (flags.prompt or [''])[0], between, **how)
-  else:
-    for prompt, text in zip(flags.prompt, model.generate(flags.prompt, **how)):
-      metrics.Screen('', 0).sample(prompt, text, model.style)
+    return
+  if len(prompts) <= 1:
+    prompt = prompts[0] if prompts else ''
+    answering.show_stream(model, prompt, metrics.between(model.style), **options)
+    return
+  for prompt, text in zip(prompts, model.generate(prompts, **options)):
+    metrics.Screen('', 0).sample(prompt, text, model.style)
 
 
-def _evaluate(flags, overrides):
-  _of_run(flags)
+def _check_generate_flags(flags: Any) -> None:
+  only_one_file = bool(flags.input) != bool(flags.output)
+  two_sources = bool(flags.input) and bool(flags.prompt)
+  if only_one_file or two_sources:
+    raise ConfigError('generate takes prompts from --prompt (answers go to the terminal), or from --input, a JSONL '
+                      'file (answers go to --output).')
+
+
+def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
+  _config_of_run(flags)
   from t5like.evals import evaluate, plan, results
-  out = flags.output or f'{flags.workdir}/evaluation.json'
-  results.check(out)
-  asked = plan.make(flags.tasks, flags.shots, flags.limit, flags.harness_path)
-  if asked.hopeless:
-    evaluate.finished({}, asked.problems)
+  output = flags.output or f'{flags.workdir}/evaluation.json'
+  results.check(output)
+  tasks = plan.make(flags.tasks, flags.shots, flags.limit, flags.harness_path)
+  if tasks.hopeless:
+    evaluate.finished({}, tasks.problems)
   import jax
 
   import t5like
-  from t5like import sharding
-  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
-  first = jax.process_index() == 0
-  say = print if first else lambda _: None
-  for name, problem in asked.problems.items():
+  _start_processes(flags)
+  is_first = jax.process_index() == 0
+  say = print if is_first else _ignore
+  for name, problem in tasks.problems.items():
     say(f'WARNING: {name} will be left out. {problem}')
   run = t5like.load(flags.workdir, flags.step or None, jax.devices())
   say(f'{flags.workdir}, step {run.step:,}')
   subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
-  kept = results.Kept(out, dict(step=run.step, shots=flags.shots, limit=flags.limit), say)
-  done, errors = asked.run(subject, say, kept.add if first else lambda _: None)
-  if first and done:
+  key = dict(step=run.step, shots=flags.shots, limit=flags.limit)
+  kept = results.Kept(output, key, say)
+  keep = kept.add if is_first else _ignore
+  done, errors = tasks.run(subject, say, keep)
+  if is_first and done:
     kept.close()
-    say(f'{out} has these numbers.')
+    say(f'{output} has these numbers.')
   evaluate.finished(done, errors)
 
 
-def _selftest(flags, overrides):
+def _ignore(value: Any) -> None:
+  """Reports on processes other than the first."""
+
+
+def _selftest(flags: Any, overrides: tuple[str, ...]) -> None:
   from t5like import selftest
-  found = selftest.selftest(flags.only)
-  selftest.show(found)
-  failed = [name for name, *_, problem in found if 'FAILED' in problem]
+  outcomes = selftest.selftest(flags.only)
+  selftest.show(outcomes)
+  failed = [outcome.name for outcome in outcomes if 'FAILED' in outcome.problem]
   if failed:
     raise NumericsError(f'selftest: {", ".join(failed)} failed on this machine with these versions. Do not train here '
-                        'before it is known why; please report the table above.')
+                        'before the cause is known; please report the table above.')
 
 
-def _replay(flags, overrides):
-  if not flags.workdir:
-    raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
-  _of_run(flags)
-  from t5like import replay, sharding
-  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+def _replay(flags: Any, overrides: tuple[str, ...]) -> None:
+  _require_run(flags)
+  _config_of_run(flags)
+  from t5like import replay
+  _start_processes(flags)
   count = replay.replay(flags.workdir, flags.steps)
   print(f'{flags.steps} steps done twice from the newest checkpoint: {count:,} numbers and arrays, all the same.')
 
 
-def _report(flags, overrides):
+def _require_run(flags: Any) -> None:
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a run, such as runs/decoder_tiny.')
+
+
+def _report(flags: Any, overrides: tuple[str, ...]) -> None:
+  _require_run(flags)
   from t5like import report
   path, account = report.write(flags.workdir, flags.output, flags.compare)
   if account['attempts']:
@@ -216,11 +262,11 @@ def _report(flags, overrides):
   print(f'{path} shows it.')
 
 
-def _export(flags, overrides):
+def _export(flags: Any, overrides: tuple[str, ...]) -> None:
   if not flags.workdir or not flags.out:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
                       'transformers to read.')
-  config = _of_run(flags)
+  config = _config_of_run(flags)
   from t5like import interchange
   interchange.check_export(config, flags.out)
   for note in interchange.export_run(flags.workdir, flags.out):
@@ -228,64 +274,105 @@ def _export(flags, overrides):
   print(f'{flags.out} is ready: AutoTokenizer.from_pretrained and AutoModel...from_pretrained read it.')
 
 
-def _import(flags, overrides):
+def _import(flags: Any, overrides: tuple[str, ...]) -> None:
   if not flags.workdir or not flags.folder:
-    raise ConfigError("main.py import needs --folder, a model of Hugging Face's (config.json, *.safetensors and a "
+    raise ConfigError('main.py import needs --folder, a Hugging Face model (config.json, *.safetensors and a '
                       'tokenizer), and --workdir, a new folder.')
   from t5like import interchange, preconditions
   preconditions.check_workdir(flags.workdir)
   interchange.import_folder(flags.folder, flags.workdir, overrides)
   print(f'{flags.workdir} is ready: python main.py generate --workdir={shlex.quote(flags.workdir)} --prompt=...\n'
-        f'To train it on, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another --workdir.')
+        f'To train it further, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another '
+        '--workdir.')
 
 
-def _print_config(config):
+# --- --print_config -------------------------------------------------------------------------------
+
+
+def _print_config(config: Config) -> None:
+  """Prints all keys, special tokens where the vocabulary's file exists, derived numbers and parameters."""
   from rich.console import Console
 
-  from t5like import metrics, models, trained
+  from t5like import models
   from t5like.data import mirror
   from t5like.data.vocabulary_check import check_vocabulary
   console = Console(highlight=False, soft_wrap=True)
-  there = not config.vocabulary.path or mirror.is_file(config.vocabulary.path)
-  vocabulary = check_vocabulary(config) if there else None
+  vocabulary = None
+  if not config.vocabulary.path or mirror.is_file(config.vocabulary.path):
+    vocabulary = check_vocabulary(config)
   config = config_lib.resolve(config)
   for key, value, changed in config_lib.describe(config):
     console.print(f'{key:32} {value!r}', style='bold' if changed else 'dim', markup=False)
   if vocabulary is not None:
     _print_special(console, vocabulary)
-  console.print('\nDerived', style='bold underline')
-  derived = config_lib.derived(config)
   parameters = models.parameters(config)
-  if config.model.vocab_size:
-    derived.update(models.sizes(config), trained=sum(
-        round(math.prod(shape) * (rates > 0).mean()) for shape, rates in parameters.values()))
-  for key, value in derived.items():
-    text = f'{value:,} ({metrics.short(value)})' if isinstance(value, int) else f'{value:.4g}'
-    console.print(f'{key:32} {text}', markup=False)
-  if not config.model.vocab_size:
-    console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
-  console.print('\nParameters, and what their learning rate is multiplied by', style='bold underline')
-  width = max(map(len, parameters)) + 1
-  for path, (shape, rates) in parameters.items():
-    sizes = ' x '.join(str(n or 'V') for n in shape)
-    console.print(f'{path:{width}} {sizes:20} {trained.in_words(rates)}', markup=False)
+  _print_derived(console, config, parameters)
+  _print_parameters(console, parameters)
 
 
-def _print_special(console, vocabulary):
+def _print_special(console: Any, vocabulary: Any) -> None:
   console.print('\nSpecial tokens, and their ids', style='bold underline')
-  for role, i in vocabulary.special().items():
-    console.print(f'{role:32} {_token(vocabulary, i)}', markup=False)
+  for role, ids in vocabulary.special().items():
+    console.print(f'{role:32} {_token(vocabulary, ids)}', markup=False)
   console.print(f'{"sentinels":32} {vocabulary.num_sentinels}', markup=False)
 
 
-def _token(vocabulary, i):
+def _token(vocabulary: Any, ids: int | list[int] | None) -> str:
   """An id, or a list of them, with its text where that is known."""
-  if isinstance(i, list):
-    return ', '.join(_token(vocabulary, one) for one in i)
-  known = isinstance(i, int) and hasattr(vocabulary, 'pieces')
-  return f'{i} {vocabulary.pieces([i])[0]!r}' if known else str(i)
+  if isinstance(ids, list):
+    return ', '.join(_token(vocabulary, one) for one in ids)
+  if isinstance(ids, int) and hasattr(vocabulary, 'pieces'):
+    piece = vocabulary.pieces([ids])[0]
+    return f'{ids} {piece!r}'
+  return str(ids)
 
 
-COMMANDS = dict(train=_train, prepare=_prepare, inspect=_inspect, preflight=_preflight)
-WITHOUT_CONFIG = dict(evaluate=_evaluate, generate=_generate, export=_export, report=_report,
-                      selftest=_selftest, replay=_replay, **{'import': _import})
+def _print_derived(console: Any, config: Config, parameters: dict) -> None:
+  from t5like import metrics, models
+  console.print('\nDerived', style='bold underline')
+  derived = config_lib.derived(config)
+  if config.model.vocab_size:
+    derived.update(models.sizes(config))
+    derived['trained'] = _count_trained(parameters)
+  for key, value in derived.items():
+    text = f'{value:.4g}'
+    if isinstance(value, int):
+      text = f'{value:,} ({metrics.short(value)})'
+    console.print(f'{key:32} {text}', markup=False)
+  if not config.model.vocab_size:
+    console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
+
+
+def _count_trained(parameters: dict) -> int:
+  """How many values have a learning rate above 0."""
+  count = 0
+  for shape, rates in parameters.values():
+    share = (rates > 0).mean()
+    count += round(math.prod(shape) * share)
+  return count
+
+
+def _print_parameters(console: Any, parameters: dict) -> None:
+  from t5like import trained
+  console.print('\nParameters, and the factor of their learning rate', style='bold underline')
+  width = max(map(len, parameters)) + 1
+  for path, (shape, rates) in parameters.items():
+    sizes = ' x '.join(str(size or 'V') for size in shape)
+    console.print(f'{path:{width}} {sizes:20} {trained.in_words(rates)}', markup=False)
+
+
+COMMANDS: dict[str, Callable[[Config, Any], None]] = {
+    'train': _train,
+    'prepare': _prepare,
+    'inspect': _inspect,
+    'preflight': _preflight,
+}
+WITHOUT_CONFIG: dict[str, Callable[[Any, tuple[str, ...]], None]] = {
+    'evaluate': _evaluate,
+    'generate': _generate,
+    'export': _export,
+    'import': _import,
+    'report': _report,
+    'selftest': _selftest,
+    'replay': _replay,
+}

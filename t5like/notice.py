@@ -1,6 +1,6 @@
 """Notices that a TPU's machine will be taken away, turned into the SIGTERM that a run saves at.
 
-Google Cloud tells its virtual machines by their metadata server: `preempted` becomes TRUE, `maintenance-event`
+The metadata server of Google Cloud's virtual machines announces it: `preempted` becomes TRUE, `maintenance-event`
 something other than NONE, before it happens; not every kind of TPU also gets a SIGTERM.
 """
 import os
@@ -8,39 +8,58 @@ import signal
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 SERVER = 'http://metadata.google.internal/computeMetadata/v1/instance/'
-QUIET = {'preempted': 'FALSE', 'maintenance-event': 'NONE'}
+QUIET = {'preempted': 'FALSE', 'maintenance-event': 'NONE'}  # values without a notice
 
 
-def watch(server=SERVER, every=5.0, act=lambda: os.kill(os.getpid(), signal.SIGTERM)):
-  """Asks every few seconds, in a thread, and calls `act` once when there is a notice; returns an Event that ends it.
+def _send_sigterm() -> None:
+  os.kill(os.getpid(), signal.SIGTERM)
 
-  Where there is no such server the thread ends by itself.
+
+def watch(server: str = SERVER, every: float = 5.0, act: Callable[[], None] = _send_sigterm) -> threading.Event:
+  """Asks the server in a thread and calls `act` once when there is a notice.
+
+  Args:
+    server: URL that the names of the values are added to. Where there is no such server the thread ends.
+    every: seconds between requests.
+    act: called in the thread.
+
+  Returns:
+    An event that ends the thread.
   """
   stop = threading.Event()
-
-  def ask():
-    reached = False
-    while not stop.wait(every if reached else 0):
-      try:
-        notices = {name: _get(server + name) for name in QUIET}
-      except OSError:  # also urllib's errors; a server that has answered before may be restarting
-        if not reached:
-          return
-        continue
-      reached = True
-      if any(value not in ('', QUIET[name]) for name, value in notices.items()):
-        act()
-        return
-  threading.Thread(target=ask, daemon=True).start()
+  threading.Thread(target=_ask, args=(server, every, act, stop), daemon=True).start()
   return stop
 
 
-def _get(url):
+def _ask(server: str, every: float, act: Callable[[], None], stop: threading.Event) -> None:
+  reached = False
+  while not stop.wait(every if reached else 0):
+    try:
+      noticed = _is_noticed(server)
+    except OSError:  # also urllib's errors; a server that has answered before may be restarting
+      if not reached:
+        return
+      continue
+    reached = True
+    if noticed:
+      act()
+      return
+
+
+def _is_noticed(server: str) -> bool:
+  for name in QUIET:
+    if _get(server + name) not in ('', QUIET[name]):
+      return True
+  return False
+
+
+def _get(url: str) -> str:
   """The value, or '' where the server does not know it."""
+  request = urllib.request.Request(url, headers={'Metadata-Flavor': 'Google'})
   try:
-    request = urllib.request.Request(url, headers={'Metadata-Flavor': 'Google'})
     with urllib.request.urlopen(request, timeout=5) as answer:
       return answer.read().decode().strip().upper()
   except urllib.error.HTTPError:

@@ -1,13 +1,15 @@
 """Files and streams that may fail to be written: a full disk or a closed pipe costs a line of warning, not the run.
 
-All that a run writes beside its checkpoints goes through here: `write_file` for files that are whole or not at all,
-`Guarded` for what a run adds to while it trains, `Steady` for what people read.
+Everything that a run writes beside its checkpoints goes through here: `write_file` for files that are whole or not at
+all, `Guarded` for files that grow while the run trains, `Steady` for lines for people.
 """
 import collections
 import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from etils import epath
 
@@ -16,16 +18,21 @@ BETWEEN_UPLOADS = 30.0  # seconds, to an object store
 MOST = 20_000  # lines of a file that wait in memory; older ones are lost
 
 
-def is_remote(path) -> bool:
+def is_remote(path: Any) -> bool:
+  """Whether a path is the URL of an object store."""
   return '://' in str(path)
 
 
-def write_file(path, content: bytes | str, suffix: str = 'tmp') -> None:
+def write_file(path: Any, content: bytes | str, suffix: str = 'tmp') -> None:
   """Writes a file so that it is never seen half-written, even after a power cut. OSError leaves the old one.
 
-  suffix: of the name it has meanwhile; for writers that may be at work on the same file at the same time.
+  Args:
+    path: of the file.
+    content: text, or bytes.
+    suffix: of its temporary name; different for processes that may write the same file at the same time.
   """
-  content = content.encode() if isinstance(content, str) else content
+  if isinstance(content, str):
+    content = content.encode()
   if is_remote(path):
     epath.Path(path).write_bytes(content)  # an object is there when it is whole
     return
@@ -42,9 +49,11 @@ def write_file(path, content: bytes | str, suffix: str = 'tmp') -> None:
     raise
 
 
-def append(path, content: bytes) -> None:
+def append(path: str, content: bytes) -> None:
   """Adds to a local file all of `content`, or on OSError nothing."""
-  size = os.path.getsize(path) if os.path.exists(path) else 0
+  size = 0
+  if os.path.exists(path):
+    size = os.path.getsize(path)
   try:
     with open(path, 'ab', buffering=0) as f:
       rest = memoryview(content)
@@ -63,35 +72,42 @@ class Guarded:
   files there are kept in memory and uploaded whole, now and then and by `flush`.
   """
 
-  def __init__(self, say=print):
+  def __init__(self, say: Callable[[str], None] = print) -> None:
     self.say = say
-    self.lines = {}  # {path: deque of bytes} that wait to be added
-    self.files = {}  # {path: bytes} that wait to be written whole
-    self.remote = {}  # {path: bytearray}: the whole files on object stores
-    self.uploaded = {}  # {path: monotonic seconds}
-    self.failed = self.failing_since = None  # monotonic seconds of the newest and the first failure
-    self.lost = 0  # lines that found no room in memory
+    self.lines: dict[str, collections.deque[bytes]] = {}  # by path: wait to be added
+    self.files: dict[str, bytes | str] = {}  # by path: wait to be written whole
+    self.remote: dict[str, bytearray] = {}  # by path: the whole files on object stores
+    self.uploaded: dict[str, float] = {}  # by path: monotonic seconds
+    self.failed: float | None = None  # monotonic seconds of the newest failure
+    self.failing_since: float | None = None  # and of the first one
+    self.lost = 0  # lines that did not fit in memory
 
-  def append(self, path, content: bytes | str) -> None:
+  def append(self, path: Any, content: bytes | str) -> None:
     """Adds `content` to a file; a line when it is text."""
+    if isinstance(content, str):
+      content = f'{content}\n'.encode()
     lines = self.lines.setdefault(str(path), collections.deque(maxlen=MOST))
-    self.lost += len(lines) == MOST
-    lines.append(f'{content}\n'.encode() if isinstance(content, str) else content)
+    if len(lines) == MOST:
+      self.lost += 1
+    lines.append(content)
     self._write(at_once=False)
 
-  def replace(self, path, content: bytes | str) -> None:
+  def replace(self, path: Any, content: bytes | str) -> None:
     """Writes a file whole."""
     self.files[str(path)] = content
     self._write(at_once=False)
 
-  def keep(self, path, wanted=lambda line: True) -> None:
-    """Takes the lines of a file away for which `wanted(line)` is false, and one that a crash has cut off.
+  def keep(self, path: Any, wanted: Callable[[bytes], bool] | None = None) -> None:
+    """Removes the lines of a file for which `wanted(line)` is false (None: none), and one that a crash has cut off.
 
-    They are nearly always the last ones: then the file is only cut, which also works on a full disk.
+    They are nearly always the last ones: then the file is only truncated, which also works on a full disk.
     """
     try:
-      before = epath.Path(path).read_bytes() if epath.Path(path).exists() else b''
-      kept = b''.join(line + b'\n' for line in before.split(b'\n')[:-1] if wanted(line))
+      before = _content(path)
+      lines = before.split(b'\n')[:-1]
+      if wanted is not None:
+        lines = [line for line in lines if wanted(line)]
+      kept = b''.join(line + b'\n' for line in lines)
       if is_remote(path):
         self.remote[str(path)] = bytearray(kept)
       elif kept == before:
@@ -104,13 +120,13 @@ class Guarded:
       self._fails(path, error)
 
   def flush(self) -> None:
-    """Tries to write all that waits."""
+    """Tries to write everything that waits."""
     self._write(at_once=True)
 
-  def _write(self, at_once):
+  def _write(self, at_once: bool) -> None:
     if self.failed is not None and not at_once and time.monotonic() - self.failed < RETRY:
       return
-    path = None
+    path = ''
     try:
       for path in [*self.lines]:
         self._add(path, at_once)
@@ -122,9 +138,10 @@ class Guarded:
       self._fails(path, error)
       return
     if self.failing_since is not None:
-      self._works_again()
+      self._works_again(self.failing_since)
 
-  def _add(self, path, at_once):
+  def _add(self, path: str, at_once: bool) -> None:
+    """Writes the lines that wait for a file."""
     if not is_remote(path):
       _make_folder(path)
       append(path, b''.join(self.lines[path]))
@@ -132,70 +149,91 @@ class Guarded:
       return
     if path not in self.remote:
       self.keep(path)
-    if at_once or time.monotonic() - self.uploaded.get(path, -BETWEEN_UPLOADS) >= BETWEEN_UPLOADS:
+    since_upload = time.monotonic() - self.uploaded.get(path, -BETWEEN_UPLOADS)
+    if at_once or since_upload >= BETWEEN_UPLOADS:
       content = self.remote[path] + b''.join(self.lines[path])
       write_file(path, bytes(content))
-      self.remote[path], self.uploaded[path] = content, time.monotonic()
+      self.remote[path] = content
+      self.uploaded[path] = time.monotonic()
       del self.lines[path]
 
-  def _fails(self, path, error):
+  def _fails(self, path: Any, error: Exception) -> None:
     self.failed = time.monotonic()
-    if self.failing_since is None:
-      self.failing_since = self.failed
-      why = error.strerror if isinstance(error, OSError) and error.strerror else f'{type(error).__name__}: {error}'
-      self.say(f'WARNING: {path} cannot be written ({" ".join(str(why).split())[:300]}). Training continues; what is '
-               'to be written waits in memory.')
+    if self.failing_since is not None:
+      return
+    self.failing_since = self.failed
+    reason = f'{type(error).__name__}: {error}'
+    if isinstance(error, OSError) and error.strerror:
+      reason = str(error.strerror)
+    self.say(f'WARNING: {path} cannot be written ({" ".join(reason.split())[:300]}). Training continues; what is to be '
+             'written waits in memory.')
 
-  def _works_again(self):
-    seconds = time.monotonic() - self.failing_since
-    lost = f' {self.lost} lines are lost, which was more than fits in memory.' if self.lost else ''
-    self.failed = self.failing_since = None
+  def _works_again(self, failing_since: float) -> None:
+    seconds = time.monotonic() - failing_since
+    lost = ''
+    if self.lost:
+      lost = f' {self.lost} lines are lost, which was more than fits in memory.'
+    self.failed = None
+    self.failing_since = None
     self.lost = 0
     self.say(f'Files can be written again, after {seconds:.0f} s; what waited is written.{lost}')
 
 
-def _make_folder(path):
+def _content(path: Any) -> bytes:
+  """The bytes of a file; none where it does not exist."""
+  file = epath.Path(path)
+  if not file.exists():
+    return b''
+  return file.read_bytes()
+
+
+def _make_folder(path: str) -> None:
   if not is_remote(path):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
 
 
 class Steady:
-  """A text stream for people whose disk may be full, or whose reader may have gone: what it cannot take is dropped."""
+  """A text stream for people whose disk may be full or whose reader may have gone: texts that fail are dropped."""
 
-  def __init__(self, stream):
+  def __init__(self, stream: Any) -> None:
     self.stream = stream
 
   def write(self, text: str) -> int:
+    """Writes text, or drops it."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: of a closed file
       self.stream.write(text)
     return len(text)
 
-  def writelines(self, lines) -> None:
+  def writelines(self, lines: Iterable[str]) -> None:
+    """Writes texts, or drops them."""
     for line in lines:
       self.write(line)
 
   def flush(self) -> None:
+    """Flushes the stream, if it can be."""
     with contextlib.suppress(OSError, ValueError):
       self.stream.flush()
 
-  def __getattr__(self, name):
+  def __getattr__(self, name: str) -> Any:
     return getattr(self.stream, name)
 
 
-def steady(stream):
-  """A Steady of a stream; None and what is steady already stay as they are."""
-  return stream if stream is None or isinstance(stream, Steady) else Steady(stream)
+def steady(stream: Any) -> Any:
+  """A Steady of a stream; None and streams that are steady already stay as they are."""
+  if stream is None or isinstance(stream, Steady):
+    return stream
+  return Steady(stream)
 
 
 def steady_streams() -> None:
-  """Puts a Steady in the place of standard output and error: what is said is not what the work is done for."""
-  sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
+  """Replaces standard output and error by a Steady: lines for people are not what the work is done for."""
+  sys.stdout = steady(sys.stdout)
+  sys.stderr = steady(sys.stderr)
 
 
 def say(text: str) -> None:
   """Prints a line; one that cannot be printed is dropped."""
-  stream = steady(sys.stdout)
-  print(text, file=stream, flush=True)
+  print(text, file=steady(sys.stdout), flush=True)
 
 
 def open_streams() -> None:

@@ -18,7 +18,7 @@ FLOORS = [['errors', 'hardware', 'plain_json', 'writing', 'rate_schedules', 'nea
           ['objectives.one_stack', 'objectives.pairs', 'objectives.mixtures'], ['objectives.table'],
           ['lengths', 'data.templates'], ['evals.task', 'evals.tasks.make'], ['config_values'],
           ['objective_rules', 'mesh_rules', 'optimizer_rules', 'trained'], ['resumable'],
-          ['config_rules'], ['config'], ['command_line'], ['hlo', 'tpu'], ['costs'],
+          ['config_rules'], ['config'], ['command_table'], ['command_line'], ['hlo', 'tpu'], ['costs'],
           ['compared', 'schedule', 'kernels.visits'], ['kernels.calls', 'plausible'],
           ['families'], ['huggingface_config'], ['huggingface_weights'], ['sharding'], ['checksums', 'side_values'],
           ['kernels.splash', 'kernels.relative_bias_blocks'], ['kernels.relative_bias_attention'],

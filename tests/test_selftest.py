@@ -12,8 +12,8 @@ from tests import tiny
 
 def test_checks_hold_and_broken_ones_are_found(monkeypatch):
   """Other ways to compute make no difference; another learning rate, and no layers at all, do."""
-  monkeypatch.setitem(selftest.CHECKS, 'rate', ('x', ['optimizer.learning_rate=0.0031'], selftest.LIMIT))
-  monkeypatch.setitem(selftest.CHECKS, 'wrong', ('x', ['model.num_layers=0'], selftest.LIMIT))
+  monkeypatch.setitem(selftest.CHECKS, 'rate', selftest.Check('x', ['optimizer.learning_rate=0.0031'], selftest.LIMIT))
+  monkeypatch.setitem(selftest.CHECKS, 'wrong', selftest.Check('x', ['model.num_layers=0'], selftest.LIMIT))
   holds, differs, ends = selftest.selftest(['scan', 'rate', 'wrong'], say=lambda _: None)
   (name, _, difference, limit, _, problem) = holds
   assert name == 'scan' and problem == '' and difference <= limit
