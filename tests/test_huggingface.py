@@ -466,4 +466,4 @@ def test_a_tokenizer_that_would_differ_is_not_written(pairs, monkeypatch):
   wrong = pairs['bytes'][1].content
   monkeypatch.setattr(tokenizer_export, '_build', lambda *_: wrong)
   files, notes = tokenizer_export.files(pairs['unigram'][0])
-  assert list(files) == ['spiece.model'] and 'No tokenizer.json was written, for in it' in notes[0]
+  assert list(files) == ['spiece.model'] and 'No tokenizer.json was written, because in it' in notes[0]

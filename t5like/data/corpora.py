@@ -1,4 +1,4 @@
-"""Public datasets as files that can be read directly: where they lie, how large they are, under which licence.
+"""Public datasets as files that can be read directly: their addresses, sizes and licences.
 
 The names are those of TFDS, which many configs use. Where the TFDS dataset is not prepared on this machine, the
 values here read the same text from the files of the Hugging Face Hub instead. docs/datasets.md explains each.
@@ -7,6 +7,7 @@ import dataclasses
 import shlex
 
 HUB = 'hf://datasets'
+COMMON_CRAWL = 'ODC-BY, and the terms of Common Crawl'  # licence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,33 +31,34 @@ class Corpus:
 def _c4(language: str, size: str) -> Corpus:
   """One language of mC4."""
   folder = f'{HUB}/allenai/c4/multilingual'
-  return Corpus(f'mC4, {language}', 'allenai/c4', size, 'ODC-BY, and the terms of Common Crawl', dict(
+  data = dict(
       source=f'jsonl:{folder}/c4-{language}.tfrecord-*.json.gz',
-      validation=f'jsonl:{folder}/c4-{language}-validation.tfrecord-*.json.gz'))
+      validation=f'jsonl:{folder}/c4-{language}-validation.tfrecord-*.json.gz')
+  return Corpus(f'mC4, {language}', 'allenai/c4', size, COMMON_CRAWL, data)
 
 
-def _wmt(year: int) -> Corpus:
+def _wmt(year: int, size: str) -> Corpus:
   """German and English of a WMT news task; English to German, with T5's prefix."""
   folder = f'{HUB}/wmt/wmt{year}/de-en'
-  return Corpus(f'WMT {year}, German and English', f'wmt/wmt{year}', '0.8 GB' if year == 14 else '1 GB',
-                'as the task says: for research', dict(
+  data = dict(
       source=f'parquet:{folder}/train-*.parquet', validation=f'parquet:{folder}/validation-*.parquet',
-      inputs='translate English to German: {translation[en]}', targets='{translation[de]}'))
+      inputs='translate English to German: {translation[en]}', targets='{translation[de]}')
+  return Corpus(f'WMT {year}, German and English', f'wmt/wmt{year}', size, 'as the task says: for research', data)
 
 
 CORPORA = {
-    'c4/en': Corpus('C4, English', 'allenai/c4', '305 GB', 'ODC-BY, and the terms of Common Crawl', dict(
+    'c4/en': Corpus('C4, English', 'allenai/c4', '305 GB', COMMON_CRAWL, dict(
         source=f'jsonl:{HUB}/allenai/c4/en/c4-train.*.json.gz',
         validation=f'jsonl:{HUB}/allenai/c4/en/c4-validation.*.json.gz')),
-    'c4/realnewslike': Corpus('C4, news', 'allenai/c4', '15 GB', 'ODC-BY, and the terms of Common Crawl', dict(
+    'c4/realnewslike': Corpus('C4, news', 'allenai/c4', '15 GB', COMMON_CRAWL, dict(
         source=f'jsonl:{HUB}/allenai/c4/realnewslike/c4-train.*.json.gz',
         validation=f'jsonl:{HUB}/allenai/c4/realnewslike/c4-validation.*.json.gz')),
     'c4/multilingual': _c4('de', 'all 108 languages 9.7 TB'),
     'fineweb_edu': Corpus('FineWeb-Edu, 10B tokens', 'HuggingFaceFW/fineweb-edu',
-                          '10B tokens of GPT-2', 'ODC-BY, and the terms of Common Crawl', dict(
+                          '10B tokens of GPT-2', COMMON_CRAWL, dict(
         source=f'parquet:{HUB}/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet', validation='hash')),
     'fineweb': Corpus('FineWeb, 10B tokens', 'HuggingFaceFW/fineweb',
-                      '10B tokens of GPT-2', 'ODC-BY, and the terms of Common Crawl', dict(
+                      '10B tokens of GPT-2', COMMON_CRAWL, dict(
         source=f'parquet:{HUB}/HuggingFaceFW/fineweb/sample/10BT/*.parquet', validation='hash')),
     'openwebtext': Corpus('OpenWebText', 'Skylion007/openwebtext', '24 GB', 'CC0 for the packaging', dict(
         source=f'parquet:{HUB}/Skylion007/openwebtext/**/train-*.parquet', validation='hash')),
@@ -70,8 +72,8 @@ CORPORA = {
         source=f'parquet:{HUB}/abisee/cnn_dailymail/3.0.0/train-*.parquet',
         validation=f'parquet:{HUB}/abisee/cnn_dailymail/3.0.0/validation-*.parquet',
         inputs='summarize: {article}', targets='{highlights}')),
-    'wmt14_translate/de-en': _wmt(14),
-    'wmt17_translate/de-en': _wmt(17),
+    'wmt14_translate/de-en': _wmt(14, '0.8 GB'),
+    'wmt17_translate/de-en': _wmt(17, '1 GB'),
     'glue/sst2': Corpus('SST-2 of GLUE', 'nyu-mll/glue', '5 MB', 'as its authors say: for research', dict(
         source=f'parquet:{HUB}/nyu-mll/glue/sst2/train-*.parquet',
         validation=f'parquet:{HUB}/nyu-mll/glue/sst2/validation-*.parquet')),
@@ -91,4 +93,5 @@ def find(tfds_name: str) -> Corpus | None:
 
 def flags(corpus: Corpus) -> str:
   """'--config.data.source=.. ..', to be added to a command in a shell."""
-  return ' '.join(shlex.quote(f'--config.data.{key}={value}') for key, value in corpus.data.items())
+  words = [f'--config.data.{key}={value}' for key, value in corpus.data.items()]
+  return shlex.join(words)

@@ -1,53 +1,77 @@
-"""Which datasets a config needs, and in which folders they lie."""
+"""Which datasets a config needs, and which folders hold them."""
 import hashlib
 import json
 import pathlib
 import platform
 import re
+from collections.abc import Callable
+from typing import Any
 
 from t5like import lengths, paths
 from t5like.data import manifests, mirror, shards
 from t5like.data.parts import VOCABULARY
 
+Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
+
 CACHE = '~/.cache/t5like'
+# Keys of config.data that change the tokens of a dataset.
+ESSENTIAL = ('source', 'field', 'inputs', 'targets', 'split', 'validation', 'validation_fraction', 'max_documents',
+             'append_eos', 'shards', 'max_document_tokens', 'overlong', 'deduplicate')
+SLUG = 40  # most characters of a folder's name that come from data.source
+DIGITS = 10  # of a digest in the name of a folder
 
 
-def folder(config):
-  """Returns the path of the folder for `config` on this machine: another for any key that changes tokens."""
+def folder(config: Config) -> pathlib.Path:
+  """The folder for `config` on this machine: another one for any key that changes tokens."""
   directory = paths.expand(config.data.directory)
   if mirror.is_remote(directory):
-    return pathlib.Path(paths.expand(config.data.cache or CACHE)) / _name(config)
+    directory = paths.expand(config.data.cache or CACHE)
   return pathlib.Path(directory) / _name(config)
 
 
-def remote(config):
-  """Returns the URL of the folder, '' if data.directory is on this machine."""
+def remote(config: Config) -> str:
+  """The URL of the folder, '' if data.directory is on this machine."""
   directory = paths.expand(config.data.directory)
-  return f'{directory.rstrip("/")}/{_name(config)}' if mirror.is_remote(directory) else ''
+  if not mirror.is_remote(directory):
+    return ''
+  return f'{directory.rstrip("/")}/{_name(config)}'
 
 
-def fetch(config, say=print):
-  """Copies a dataset whose data.directory is remote to this machine, if it is prepared there."""
-  url, target = remote(config), folder(config)
-  if not url or (target / manifests.MANIFEST).exists() or not mirror.is_file(f'{url}/{manifests.MANIFEST}'):
+def fetch(config: Config, say: Callable[[str], None] = print) -> None:
+  """Copies a dataset whose data.directory is remote to this machine, if it is prepared there.
+
+  Args:
+    config: of the dataset.
+    say: called with a line of text before copying.
+
+  Raises:
+    DataError: the remote dataset is damaged, or the store fails.
+  """
+  url = remote(config)
+  target = folder(config)
+  if not url or (target / manifests.MANIFEST).exists():
+    return
+  if not mirror.is_file(f'{url}/{manifests.MANIFEST}'):
     return
   target.mkdir(parents=True, exist_ok=True)
   with mirror.alone(target, say):
     manifest = manifests.load(f'{url}/{manifests.MANIFEST}')
+    if manifest is None:  # deleted meanwhile
+      return
     say(f'Copying {url} to {target}.')
     mirror.pull(url, target, {**manifests.sizes(manifest), manifests.MANIFEST: None})
 
 
-def _name(config):
-  data, spec = config.data, _vocabulary(config)
+def _name(config: Config) -> str:
+  spec = _vocabulary(config)
   # A vocabulary that prepare makes for a mixture lies beside its datasets, wherever that is.
-  spec['path'] = spec['path'].removeprefix(f'{data.directory.rstrip("/")}/')
-  essence = dict(_essence(data), vocabulary=spec)
-  slug = re.sub(r'[^A-Za-z0-9]+', '-', data.source).strip('-')[:40].strip('-')
-  return f'{slug}-{sha256(essence)[:10]}'
+  spec['path'] = spec['path'].removeprefix(f'{config.data.directory.rstrip("/")}/')
+  essence = dict(_essence(config.data), vocabulary=spec)
+  slug = re.sub(r'[^A-Za-z0-9]+', '-', config.data.source).strip('-')[:SLUG].strip('-')
+  return f'{slug}-{sha256(essence)[:DIGITS]}'
 
 
-def _vocabulary(config):
+def _vocabulary(config: Config) -> dict[str, Any]:
   """The vocabulary section for JSON; without keys that older versions did not have, where they have their defaults."""
   spec = config.vocabulary.to_dict()
   if not spec.get('special'):
@@ -55,29 +79,34 @@ def _vocabulary(config):
   return spec
 
 
-def _essence(data):
-  """What the text of a dataset depends on, for JSON."""
-  keys = ('source', 'field', 'inputs', 'targets', 'split', 'validation', 'validation_fraction', 'max_documents',
-          'append_eos', 'shards', 'max_document_tokens', 'overlong', 'deduplicate')
-  essence = dict(format=manifests.FORMAT, block=shards.BLOCK, data={key: data[key] for key in keys})
+def _essence(data: Config) -> dict[str, Any]:
+  """All that the text of a dataset depends on, for JSON."""
+  values = {key: data[key] for key in ESSENTIAL}
+  essence: dict[str, Any] = dict(format=manifests.FORMAT, block=shards.BLOCK, data=values)
   if data.source.startswith('python_'):
     essence['python'] = platform.python_version()
   return essence
 
 
-def datasets(config):
+def datasets(config: Config) -> dict[str, Config]:
   """{component name: config of its dataset}, each with the vocabulary that all of them share."""
-  found = {c.name: c.config for c in lengths.components(config)}
-  v = config.vocabulary
-  essences = sorted({json.dumps(_essence(c.data), sort_keys=True, allow_nan=False) for c in found.values()})
-  if len(essences) > 1 and not v.path and v.name != 'bytes':
-    path = f'{config.data.directory.rstrip("/")}/vocabulary-{sha256([essences, _vocabulary(config)])[:10]}/{VOCABULARY}'
-    for c in found.values():
+  configs = {component.name: component.config for component in lengths.components(config)}
+  distinct = {_to_json(_essence(c.data)) for c in configs.values()}
+  spec = config.vocabulary
+  is_shared = len(distinct) > 1 and not spec.path and spec.name != 'bytes'
+  if is_shared:
+    digest = sha256([sorted(distinct), _vocabulary(config)])[:DIGITS]
+    path = f'{config.data.directory.rstrip("/")}/vocabulary-{digest}/{VOCABULARY}'
+    for c in configs.values():
       with c.unlocked():
         c.vocabulary.path = path
-  return found
+  return configs
 
 
-def sha256(value):
+def _to_json(value: Any) -> str:
+  return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def sha256(value: Any) -> str:
   """Hex digest of a value for JSON."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+  return hashlib.sha256(_to_json(value).encode()).hexdigest()

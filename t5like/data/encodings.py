@@ -1,12 +1,12 @@
 """What files hold, by their names and first bytes: text in UTF-8 or with a mark of UTF-16 or UTF-32, or no text.
 
-What is no text is refused with what it is: advice to convert it would make rubbish that trains.
+A file that is not text is refused with its format: advice to convert it would make rubbish that trains.
 """
 import codecs
 
 from t5like.errors import DataError
 
-HEAD = 1 << 16  # bytes that are looked at
+HEAD = 1 << 16  # bytes of a file that are examined
 # Longest first, for UTF-32's mark begins with UTF-16's.
 MARKS = ((codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'), (codecs.BOM_UTF8, 'utf-8'),
          (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'))
@@ -17,10 +17,10 @@ PACK = 'Pack it as .gz, .bz2, .xz or .zst'
 CONVERT_RECORDS = 'Convert it to Parquet or JSON lines'
 LEAVE_OUT = 'Leave it out of the glob'
 PARQUET = "Read it with data.source='parquet:GLOB'"
-# No encoding is named: the wrong one, too, makes something that trains.
+# No encoding is named: with a wrong one the conversion also succeeds, and trains.
 CONVERT = ('if it is text, find out its encoding (file -i guesses, open it to see) and convert it: '
            'iconv -f ENCODING -t UTF-8.')
-# Endings of what is never text: what it is, and what to do.
+# Endings of names of files that are never text: the kind of file, and what to do.
 ENDINGS = {
     '.zip .7z .rar .tar .tgz .tbz2 .txz .tar.gz .tar.bz2 .tar.xz .tar.zst .jar .whl': ('an archive of files', UNPACK),
     '.docx .odt .xlsx .xls .ods .pptx .ppt .odp': ('an office document', EXPORT),
@@ -31,7 +31,8 @@ ENDINGS = {
     '.parquet': ('a Parquet file', PARQUET),
     '.arrow .feather .avro .orc .tfrecord .array_record': ('a file of records', CONVERT_RECORDS),
 }
-# First bytes of what is no text. Those of compressed files are met where the name does not say so.
+# First bytes of files that are not text: (bytes, kind of file, what to do). Compressed files come here only where
+# their names do not say that they are compressed.
 MAGIC = (
     (b'\x1f\x8b', 'gzip data', 'Let its name end in .gz'),
     (b'BZh', 'bzip2 data', 'Let its name end in .bz2'),
@@ -56,39 +57,51 @@ MAGIC = (
     (b'ID3', 'sound (MP3)', LEAVE_OUT),
     (b'OggS', 'sound', LEAVE_OUT),
 )
-PRINTABLE = (b'%PDF-', b'{\\rtf')  # of formats that may be all ASCII, and still are no text to learn
-MOST_ZEROS = 0.01  # share of bytes that are zero in what may still be text
+PRINTABLE = (b'%PDF-', b'{\\rtf')  # of formats that may be all ASCII, and still are not text to learn from
+MOST_ZEROS = 0.01  # share of zero bytes up to which a file may still be text
 
-
-def refuse_name(path):
+def refuse_name(path: str) -> None:
   """DataError for a file whose name says that it holds no text."""
   name = path.lower().rpartition('/')[2]
-  for endings, (what, fix) in ENDINGS.items():
+  for endings, (kind, fix) in ENDINGS.items():
     if name.endswith(tuple(endings.split())):
-      raise DataError(f'{path} is {what}, not text. {fix}.')
+      raise DataError(f'{path} is {kind}, not text. {fix}.')
 
 
-def refuse_content(head, path):
-  """DataError for a file that is no text by its first bytes (uncompressed)."""
-  for magic, what, fix in MAGIC:
-    # A few letters may begin a text, too.
-    doubtful = magic.isascii() and magic.decode().isprintable() and magic not in PRINTABLE
-    if head.startswith(magic) and not (doubtful and _is_utf8(head)):
-      raise DataError(f'{path} is {what}, not text. {fix}.')
+def refuse_content(head: bytes, path: str) -> None:
+  """DataError for a file that is not text by its first bytes (uncompressed)."""
+  _refuse_magic(head, path)
   if head[257:262] == b'ustar':
     raise DataError(f'{path} is a tar archive, not text. {UNPACK}.')
   zeros = head.count(0)
-  if zeros <= MOST_ZEROS * len(head) or mark_of(head)[1] not in ('', 'utf-8'):
+  _, marked_encoding = mark_of(head)
+  is_wide = marked_encoding not in ('', 'utf-8')  # UTF-16 and UTF-32 are full of zeros
+  if is_wide or zeros <= MOST_ZEROS * len(head):
     return
-  guess = _without_mark(head)
+  guess = _guess_utf16(head)
   if guess:
     raise DataError(f'{path} seems to be in {guess}, without a byte-order mark: convert it, for instance with iconv -f '
                     f'{guess} -t UTF-8.')
   raise DataError(f'{path} is not text: {zeros:,} of its first {len(head):,} bytes are zero. {LEAVE_OUT}.')
 
 
-def _is_utf8(head):
-  """Whether bytes are UTF-8 without zeros, a character that is cut off at their end aside."""
+def _refuse_magic(head: bytes, path: str) -> None:
+  for magic, kind, fix in MAGIC:
+    if not head.startswith(magic):
+      continue
+    if _may_begin_text(magic) and _is_utf8(head):
+      continue
+    raise DataError(f'{path} is {kind}, not text. {fix}.')
+
+
+def _may_begin_text(magic: bytes) -> bool:
+  """Whether the first bytes of a format are a few letters, with which a text may begin too."""
+  is_printable = magic.isascii() and magic.decode().isprintable()
+  return is_printable and magic not in PRINTABLE
+
+
+def _is_utf8(head: bytes) -> bool:
+  """Whether bytes are UTF-8 without zeros; the last character may be cut off."""
   try:
     codecs.getincrementaldecoder('utf-8')().decode(head)
   except UnicodeDecodeError:
@@ -96,32 +109,41 @@ def _is_utf8(head):
   return 0 not in head
 
 
-def mark_of(content):
+def mark_of(content: bytes) -> tuple[bytes, str]:
   """(byte-order mark, encoding) that bytes begin with, (b'', '') for none."""
-  return next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b'', ''))
+  for mark, encoding in MARKS:
+    if content.startswith(mark):
+      return mark, encoding
+  return b'', ''
 
 
-def decode(content, path):
-  """Text of the whole content of a file, without its byte-order mark; DataError for what is no text."""
+def decode(content: bytes, path: str) -> str:
+  """Text of the whole content of a file, without its byte-order mark; DataError for content that is not text."""
   refuse_content(content[:HEAD], path)
   mark, encoding = mark_of(content)
   try:
     return content[len(mark):].decode(encoding or 'utf-8')
   except UnicodeDecodeError as error:
-    at = error.start + len(mark)
-    if mark:
-      name = encoding.upper()
-      raise DataError(f'{path} begins with the byte-order mark of {name}, and is not in {name}: byte '
-                      f'0x{content[at]:02X} at offset {at} of its text. Copy or make that file again.') from error
-    raise DataError(f'{path} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; {CONVERT}') from error
+    offset = error.start + len(mark)
+    place = f'byte 0x{content[offset]:02X} at offset {offset} of its text'
+    if not mark:
+      raise DataError(f'{path} is not UTF-8: {place}; {CONVERT}') from error
+    name = encoding.upper()
+    raise DataError(f'{path} begins with the byte-order mark of {name}, but is not in {name}: {place}. Copy or make '
+                    'that file again.') from error
 
 
-def _without_mark(head):
+def _guess_utf16(head: bytes) -> str:
   """'UTF-16LE' or 'UTF-16BE' for bytes of which every second one is mostly zero, else ''."""
   pairs = len(head) // 2
-  at_even, at_odd = head[0::2].count(0), head[1::2].count(0)
-  if pairs and at_odd > 0.4 * pairs and at_even < 0.1 * pairs:
+  if not pairs:
+    return ''
+  zeros_at_even = head[0::2].count(0)
+  zeros_at_odd = head[1::2].count(0)
+  many = 0.4 * pairs
+  few = 0.1 * pairs
+  if zeros_at_odd > many and zeros_at_even < few:
     return 'UTF-16LE'
-  if pairs and at_even > 0.4 * pairs and at_odd < 0.1 * pairs:
+  if zeros_at_even > many and zeros_at_odd < few:
     return 'UTF-16BE'
   return ''

@@ -1,36 +1,70 @@
-"""Fields of records: are those there that are asked for, and their values as Python's own."""
+"""Fields of records: whether those that the config reads exist, and their values as plain Python values."""
+from collections.abc import Collection
+from typing import Any
 
 from t5like.data import encodings, templates
 from t5like.errors import DataError
 from t5like.nearest import suggestion
 
+Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 
-def require(data, names, where, kind):
-  """Raises DataError if `where` lacks one of the fields that `data` asks for; kind: what fields are called there."""
+
+def require(data: Config, names: Collection[str], where: str, kind: str) -> None:
+  """Raises DataError for a field that the config reads and the records do not have.
+
+  Args:
+    data: the config's section.
+    names: of the fields that the records have.
+    where: the file or folder, for errors.
+    kind: what fields are called there, such as 'column'.
+  """
   for field in templates.fields(data):
     if field not in names:
-      asked = f'The field {field!r} of the templates' if data.targets else f'data.field={field!r}'
-      raise DataError(f'{asked} is not a {kind} of {where}{suggestion(field, names, " (did you mean {!r}?)")}, '
-                      f'which has {", ".join(sorted(names))}.')
+      raise DataError(_missing(data, field, names, where, kind))
 
 
-def plain(value, where):
-  """What libraries decode, as values of JSON: bytes as text, arrays as lists, dates as str. DataError."""
-  value = value.tolist() if hasattr(value, 'tolist') else value  # NumPy's
+def _missing(
+    data: Config,
+    field: str,
+    names: Collection[str],
+    where: str,
+    kind: str,
+) -> str:
+  key = f'data.field={field!r}'
+  if data.targets:
+    key = f'The field {field!r} of the templates'
+  guess = suggestion(field, names, ' (did you mean {!r}?)')
+  return f'{key} is not a {kind} of {where}{guess}, which has {", ".join(sorted(names))}.'
+
+
+def plain(value: Any, where: str) -> Any:
+  """A value that a library decoded, as values of JSON: bytes as text, arrays as lists, dates as str.
+
+  Args:
+    value: of a field, with values inside.
+    where: the record and its field, for errors.
+
+  Raises:
+    DataError: bytes are not UTF-8.
+  """
+  if hasattr(value, 'tolist'):  # NumPy's
+    value = value.tolist()
   if isinstance(value, bytes):
     return decode(value, where)
   if isinstance(value, dict):
     return {name: plain(part, f'{where} field {name},') for name, part in value.items()}
   if isinstance(value, (list, tuple)):
     return [plain(part, where) for part in value]
-  return value if value is None or isinstance(value, (str, int, float)) else str(value)
+  if value is None or isinstance(value, (str, int, float)):
+    return value
+  return str(value)
 
 
-def decode(content, where):
-  """Returns the text of UTF-8 bytes; DataError."""
+def decode(content: bytes, where: str) -> str:
+  """Returns the text of UTF-8 bytes; DataError for other bytes, which names `where` they are."""
   try:
     return content.decode('utf-8')
   except UnicodeDecodeError as error:
-    at = error.start
-    raise DataError(f'{where} is not UTF-8: byte 0x{content[at]:02X} at offset {at} of its text; '
+    offset = error.start
+    raise DataError(f'{where} is not UTF-8: byte 0x{content[offset]:02X} at offset {offset} of its text; '
                     f'{encodings.CONVERT}') from error

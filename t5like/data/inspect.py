@@ -1,4 +1,7 @@
-"""Batches as people can read them: what a model is given at any step, and what it must predict."""
+"""Batches as people can read them: the input of a model at any step, and what it must predict."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -6,137 +9,237 @@ from rich.text import Text
 
 from t5like import lengths
 from t5like.data import kept, pipeline
+from t5like.data.vocabulary_kinds import Vocabulary
 from t5like.errors import ConfigError
+
+Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
+Row = dict[str, Any]  # of a batch: {name: array [T], or a dict of arrays for the encoder}
+Place = tuple[int, int]  # a position, and the number of its target
 
 COLOURS = ('cyan', 'green', 'yellow', 'magenta')
 DOCUMENTS = 12  # of a row that are named
+AROUND = 3  # positions shown on each side of the edge of a segment
 
 
-def show(store, config, step, rows, row=None, console=None):
-  """Prints the first `rows` rows (or only `row`, an int) of the batch of `step`, rebuilt from its index alone.
+def show(
+    store: Any,
+    config: Config,
+    step: int,
+    rows: int,
+    row: int | None = None,
+    console: Console | None = None,
+) -> None:
+  """Prints rows of the batch of a step, rebuilt from its index alone.
 
-  Steps and rows of a batch count from 0; rows that data.skip_rows leaves out do not count.
+  Args:
+    store: of the prepared data, a Store or Stores.
+    config: of the run.
+    step: from 0.
+    rows: how many rows of the batch to print.
+    row: the only row to print, from 0; rows that data.skip_rows leaves out do not count.
+    console: where to print; None: the terminal.
+
+  Raises:
+    ConfigError: the batch does not have that row.
   """
-  console = console or Console(highlight=False)
-  size = config.batch_size
+  console = console or _terminal()
   if row is not None:
     check_row(config, row)
+  size = config.batch_size
   skipped = lengths.skipped(config.data.skip_rows)
-  chosen = [pipeline.after(skipped, 0, step * size + k) for k in (range(min(rows, size)) if row is None else [row])]
+  indices = [pipeline.after(skipped, 0, step * size + k) for k in _shown(rows, size, row)]
   train = pipeline.TrainRows(store, config)
-  batch = train.batch(chosen)
-  first, last = (pipeline.after(skipped, 0, step * size + k) for k in (0, size - 1))
+  batch = train.batch(indices)
+  first = pipeline.after(skipped, 0, step * size)
+  last = pipeline.after(skipped, 0, step * size + size - 1)
   console.print(f'Step {step:,}: rows {first:,} to {last:,} of the endless sequence, '
-                f'{len(chosen)} shown. Colours tell segments apart. So far:')
-  for line in train.describe(chosen[-1] + 1):
+                f'{len(indices)} shown. Colours distinguish segments. So far:')
+  for line in train.describe(indices[-1] + 1):
     console.print(line, markup=False)
   _show_special(console, store.vocabulary)
-  for i, index in enumerate(chosen):
-    content = {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()}
+  for i, index in enumerate(indices):
     component, number, epoch = train.component(index)
-    name = f', {train.names[component]}' if train.names[component] else ''
+    name = ''
+    if train.names[component]:
+      name = f', {train.names[component]}'
     console.rule(f'row {index:,}{name}: number {number:,} of epoch {epoch}')
     _show_documents(console, train.parts[component], number)
-    _show_row(console, store.vocabulary, content)
+    _show_row(console, store.vocabulary, _row(batch, i))
 
 
-def check_row(config, row):
+def _terminal() -> Console:
+  return Console(highlight=False)
+
+
+def _shown(rows: int, size: int, row: int | None) -> Sequence[int]:
+  """Which rows of a batch of `size` rows to print: `row` alone, or the first ones."""
+  if row is not None:
+    return [row]
+  return range(min(rows, size))
+
+
+def _row(batch: Mapping[str, Any], i: int) -> Row:
+  """Row i of a batch."""
+  row = {}
+  for key, value in batch.items():
+    if isinstance(value, dict):
+      row[key] = _row(value, i)
+    else:
+      row[key] = value[i]
+  return row
+
+
+def check_row(config: Config, row: int) -> None:
   """ConfigError for a row that batches of a config do not have."""
   size = config.batch_size
   if not 0 <= row < size:
     raise ConfigError(f'--row={row}: a batch has rows 0 to {size - 1} (batch_size={size}).')
 
 
-def show_kept(store, path, rows, row=None, console=None):
-  """Prints rows of a batch that a run kept because its step went bad: what the devices were given."""
-  console = console or Console(highlight=False)
+def show_kept(
+    store: Any,
+    path: str,
+    rows: int,
+    row: int | None = None,
+    console: Console | None = None,
+) -> None:
+  """Prints rows of a batch that a run kept because its step went bad, as the devices received them.
+
+  Args:
+    store: of the prepared data, a Store or Stores.
+    path: of the file, see kept.py.
+    rows: how many rows to print.
+    row: the only row to print, from 0.
+    console: where to print; None: the terminal.
+
+  Raises:
+    ConfigError: the batch does not have that row.
+    DataError: the file is not a batch.
+  """
+  console = console or _terminal()
   batch, about = kept.read(path)
   size = len(batch['inputs'])
   if row is not None and not 0 <= row < size:
     raise ConfigError(f'--row={row}: {path} holds rows 0 to {size - 1} of its batch.')
-  host = f' (host {about["host"]} of {about["hosts"]})' if about['hosts'] > 1 else ''
+  host = ''
+  if about['hosts'] > 1:
+    host = f' (host {about["host"]} of {about["hosts"]})'
   console.print(f'Step {about["step"]:,}{host}, whose batch began with row {about["first_row"]:,} of the endless '
                 f'sequence: loss {about["loss"]:.6g}, gradient norm {about["grad_norm"]:.6g}, update norm '
                 f'{about["update_norm"]:.6g}.')
-  for i in range(min(rows, size)) if row is None else [row]:
+  for i in _shown(rows, size, row):
     console.rule(f'row {i} of {size}')
-    _show_row(console, store.vocabulary,
-              {k: {n: x[i] for n, x in v.items()} if isinstance(v, dict) else v[i] for k, v in batch.items()})
+    _show_row(console, store.vocabulary, _row(batch, i))
 
 
-def _show_special(console, vocabulary):
+def _show_special(console: Console, vocabulary: Vocabulary) -> None:
   """One line of the special tokens, with their ids."""
-  roles = {role: i for role, i in vocabulary.special().items() if not isinstance(i, list)}
-  words = [f'{role} {vocabulary.pieces([i])[0]} ({i})' for role, i in roles.items()]
-  ends = [str(i) for i in vocabulary.special().get('stops', ())]
-  words += [f'generated text also ends at {", ".join(ends)}'] if ends else []
+  special = vocabulary.special()
+  stops = special.pop('stops', [])
+  words = []
+  for role, i in special.items():
+    words.append(f'{role} {vocabulary.pieces([i])[0]} ({i})')
+  if stops:
+    words.append(f'generated text also ends at {", ".join(map(str, stops))}')
   words.append(f'{vocabulary.num_sentinels} sentinels')
   console.print(f'Special tokens: {", ".join(words)}', style='dim', markup=False)
 
 
-def _show_documents(console, part, number):
-  """Which documents a row was made of."""
-  found = [document for span in part.spans(number) for document in part.store.names('train', *span)]
-  console.print(f'From {len(found)} document{"s" * (len(found) > 1)}:', style='dim')
-  for name, first, count in found[:DOCUMENTS]:
+def _show_documents(console: Console, part: Any, number: int) -> None:
+  """The documents that a row was made of; part: the Rows of its component; number: of the row there."""
+  documents = []
+  for start, size in part.spans(number):
+    documents += part.store.names('train', start, size)
+  plural = 's' * (len(documents) > 1)
+  console.print(f'From {len(documents)} document{plural}:', style='dim')
+  for name, first, count in documents[:DOCUMENTS]:
     console.print(f'  {name}, tokens {first:,} to {first + count - 1:,}', style='dim', markup=False)
-  if len(found) > DOCUMENTS:
-    console.print(f'  and {len(found) - DOCUMENTS} more', style='dim')
+  if len(documents) > DOCUMENTS:
+    console.print(f'  and {len(documents) - DOCUMENTS} more', style='dim')
 
 
-def _show_row(console, vocabulary, row):
+def _show_row(console: Console, vocabulary: Vocabulary, row: Row) -> None:
   if 'encoder' in row:
     console.print('The encoder reads:', style='dim')
     console.print(_text(vocabulary, row['encoder'], row['encoder']['inputs']))
   if 'predict' in row:
-    console.print('The encoder reads:', style='dim')
-    console.print(_text(vocabulary, row, row['inputs']))
-    return _table(console, vocabulary, row, [(t, n) for n, t in enumerate(row['predict']) if row['weights'][n]])
+    _show_predictions(console, vocabulary, row)
+  else:
+    _show_targets(console, vocabulary, row)
+
+
+def _show_predictions(console: Console, vocabulary: Vocabulary, row: Row) -> None:
+  """A row of an encoder, which predicts only some positions."""
+  console.print('The encoder reads:', style='dim')
+  console.print(_text(vocabulary, row, row['inputs']))
+  places = []
+  for number, position in enumerate(row['predict']):
+    if row['weights'][number]:
+      places.append((position, number))
+  console.print(_table(vocabulary, row, places))
+
+
+def _show_targets(console: Console, vocabulary: Vocabulary, row: Row) -> None:
+  """A row of a decoder, which predicts at all positions."""
   segments = row['segments']
-  real = int(np.sum(segments > 0))
-  console.print(f'To predict ({real} of {len(segments)} positions, {row["weights"].sum():g} weighted, '
-                f'{len(set(segments[segments > 0]))} segments):', style='dim')
+  real = segments[segments > 0]
+  console.print(f'To predict ({len(real)} of {len(segments)} positions, {row["weights"].sum():g} weighted, '
+                f'{len(set(real))} segments):', style='dim')
   console.print(_text(vocabulary, row, row['targets']))
-  _table(console, vocabulary, row, [None if t is None else (t, t) for t in _edges(segments)])
+  console.print(_table(vocabulary, row, _edges(segments)))
 
 
-def _text(vocabulary, row, ids):
-  """The text of a row, a colour to each segment."""
-  text, segments = Text(), row['segments']
+def _text(vocabulary: Vocabulary, row: Row, ids: np.ndarray) -> Text:
+  """The text of a row in the colours of its segments; ids: int [T]."""
+  text = Text()
+  segments = row['segments']
   for segment in sorted(set(segments[segments > 0])):
-    own = ids[segments == segment]
+    segment_ids = ids[segments == segment]
     colour = COLOURS[segment % len(COLOURS)]
-    text.append(vocabulary.decode(own), colour)
-    if own[-1] == vocabulary.eos_id:
+    text.append(vocabulary.decode(segment_ids), colour)
+    if segment_ids[-1] == vocabulary.eos_id:
       text.append('<eos>', f'{colour} reverse')
   return text
 
 
-def _table(console, vocabulary, row, places):
-  """A line for each of `places`, pairs (position, number of its target); None where some are left out."""
-  prefix = ['prefix'] * ('prefix' in row)
-  table = Table('position', 'segment', 'input', 'target', 'weight', *prefix, box=None, pad_edge=False)
+def _table(vocabulary: Vocabulary, row: Row, places: Sequence[Place | None]) -> Table:
+  """A line for each place; None where some positions are left out."""
+  has_prefix = 'prefix' in row
+  table = Table('position', 'segment', 'input', 'target', 'weight', box=None, pad_edge=False)
+  if has_prefix:
+    table.add_column('prefix')
   for place in places:
     if place is None:
       table.add_row('...')
       continue
-    t, n = place
-    name = lambda key, i: Text(repr(vocabulary.pieces(row[key][i:i + 1])[0]) + f' {row[key][i]}')
-    table.add_row(str(row['positions'][t]), str(row['segments'][t]), name('inputs', t), name('targets', n),
-                  f'{row["weights"][n]:g}', *(['yes' if row['prefix'][t] else ''] if prefix else []),
-                  style=COLOURS[row['segments'][t] % len(COLOURS)])
-  console.print(table)
+    position, number = place
+    segment = row['segments'][position]
+    cells = [str(row['positions'][position]), str(segment), _token(vocabulary, row['inputs'][position]),
+             _token(vocabulary, row['targets'][number]), f'{row["weights"][number]:g}']
+    if has_prefix:
+      cells.append('yes' * bool(row['prefix'][position]))
+    table.add_row(*cells, style=COLOURS[segment % len(COLOURS)])
+  return table
 
 
-def _edges(segments, around=3):
-  """Positions worth showing: the first and last few of each segment; None where some are left out."""
-  ends = np.flatnonzero(np.diff(segments)) + 1
+def _token(vocabulary: Vocabulary, i: int) -> Text:
+  """A token, and its id."""
+  return Text(f'{vocabulary.pieces([i])[0]!r} {i}')
+
+
+def _edges(segments: np.ndarray) -> list[Place | None]:
+  """Places worth showing, where the segments int [T] change; None where some positions are left out."""
+  changes = np.flatnonzero(np.diff(segments)) + 1
   shown = set()
-  for edge in (0, *ends, len(segments)):
-    shown.update(range(max(0, edge - around), min(len(segments), edge + around)))
+  for edge in (0, *changes, len(segments)):
+    start = max(0, edge - AROUND)
+    stop = min(len(segments), edge + AROUND)
+    shown.update(range(start, stop))
+  places = []
   last = -1
-  for t in sorted(shown):
-    if t != last + 1:
-      yield None
-    yield t
-    last = t
+  for position in sorted(shown):
+    if position != last + 1:
+      places.append(None)
+    places.append((position, position))
+    last = position
+  return places

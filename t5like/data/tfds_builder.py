@@ -6,6 +6,8 @@ import pathlib
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -15,22 +17,32 @@ from t5like.errors import DataError
 NAME = 'python_docs'
 VERSION = '.'.join(map(str, sys.version_info[:3]))  # text differs from one Python to the next
 FIELDS = dict(documents=['text', 'id'], functions=['name', 'kind', 'source', 'docstring', 'text'])
-HELD_OUT = 50  # one module in so many is for validation
+HELD_OUT = 50  # one module in HELD_OUT is for validation
+COMPLETE = 'dataset_info.json'  # written last: a folder that has it is complete
+
+Record = tuple[Mapping[str, Any], str]  # fields, and the id
+Read = Callable[[], Iterable[Record]]
 
 
 class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """`read`, which yields pairs (dict, id), gives the text; modules are wholly in train or in validation."""
+  """Modules are wholly in train or in validation."""
   VERSION = tfds.core.Version(VERSION)
   BUILDER_CONFIGS = [
       tfds.core.BuilderConfig(name='documents', description='Modules, cut before definitions; pydoc\'s topics.'),
       tfds.core.BuilderConfig(name='functions', description='Functions and the first line of their docstrings.')]
 
-  def __init__(self, *, read, **keys):
+  def __init__(self, *, read: Read, **keys: Any):
+    """`read` yields pairs (dict, id), the records; `keys`: of the class above."""
     self._read = read
     super().__init__(**keys)
 
-  def _info(self):
-    features = {field: tfds.features.Text() for field in FIELDS[self.builder_config.name]}
+  def _fields(self) -> list[str]:
+    config = self.builder_config
+    assert config is not None  # TFDS sets it where there are BUILDER_CONFIGS
+    return FIELDS[config.name]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {field: tfds.features.Text() for field in self._fields()}
     return tfds.core.DatasetInfo(
         builder=self, features=tfds.features.FeaturesDict(features), license='PSF-2.0',
         description='Text of the standard library of Python, for pre-training.',
@@ -38,45 +50,65 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, manager):
     records = list(self._read())
-    return {split: self._generate_examples(records, split) for split in ('train', 'validation')}
+    return dict(train=self._generate_examples(records, 'train'),
+                validation=self._generate_examples(records, 'validation'))
 
-  def _generate_examples(self, records, split):
-    fields = FIELDS[self.builder_config.name]
+  def _generate_examples(self, records: Sequence[Record], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    fields = self._fields()
     for record, name in records:
       if split_of(name) == split:
         yield name, {field: record.get(field, name) for field in fields}
 
 
-def split_of(name):
+def split_of(name: str) -> str:
   """Returns the split of a record by its id: MODULE#NUMBER or MODULE:LINE."""
   module = re.split('[#:]', name)[0]
   number = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], 'big')
-  return 'train' if number % HELD_OUT else 'validation'
+  if number % HELD_OUT:
+    return 'train'
+  return 'validation'
 
 
-def make(config, root, read):
-  """Leaves the dataset `config` in the folder or URL `root` unless it is there, whole or not at all. DataError."""
+def make(config: str, root: str, read: Read) -> None:
+  """Makes the dataset in a folder, completely or not at all, unless it is already there.
+
+  Args:
+    config: one of FIELDS.
+    root: folder or URL of the datasets.
+    read: yields pairs (dict, id), the records.
+
+  Raises:
+    DataError: it cannot be written.
+  """
   try:
-    if not mirror.is_remote(root):
+    if mirror.is_remote(root):
+      _make_remote(config, root, read)
+    else:
       _make(config, pathlib.Path(root), read)
-      return
-    url = f'{root.rstrip("/")}/{NAME}/{config}/{VERSION}'
-    with tempfile.TemporaryDirectory() as folder:
-      made = _make(config, pathlib.Path(folder), read)
-      names = sorted(os.listdir(made), key=lambda name: name == 'dataset_info.json')  # last: it marks completeness
-      mirror.push(made, url, names)
   except OSError as error:
     raise DataError(f"data.source='tfds:{NAME}/{config}' could not be written to {root}: {error}. data.tfds_dir sets "
                     'the folder.') from error
 
 
-def _make(config, root, read):
+def _make_remote(config: str, root: str, read: Read) -> None:
+  url = f'{root.rstrip("/")}/{NAME}/{config}/{VERSION}'
+  with tempfile.TemporaryDirectory() as folder:
+    made = _make(config, pathlib.Path(folder), read)
+    names = sorted(os.listdir(made), key=lambda name: name == COMPLETE)  # COMPLETE last
+    mirror.push(made, url, names)
+
+
+def _make(config: str, root: pathlib.Path, read: Read) -> pathlib.Path:
   folder = root / NAME / config
   folder.mkdir(parents=True, exist_ok=True)
-  with mirror.alone(folder, lambda line: print(line, file=sys.stderr, flush=True)):
+  with mirror.alone(folder, _say):
     made = folder / VERSION
-    if not (made / 'dataset_info.json').exists():
-      with contextlib.redirect_stdout(sys.stderr):  # TFDS speaks of a download, which there is none of
+    if not (made / COMPLETE).exists():
+      with contextlib.redirect_stdout(sys.stderr):  # TFDS announces a download, although there is none
         builder = PythonDocs(read=read, config=config, data_dir=root, file_format='array_record')
         builder.download_and_prepare()
   return made
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)

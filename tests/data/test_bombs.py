@@ -28,8 +28,8 @@ def test_bombs(read, ending, tmp_path, monkeypatch):
   bomb(tmp_path / f'x.{ending}', 12)
   parts = read('x', str(tmp_path / '*'))
   with pytest.raises(DataError, match='unpacks to more than 100 times its size'):
-    for item in parts['items']:
-      list(parts['read'](item))
+    for item in parts.items:
+      list(parts.read(item))
 
 
 @pytest.mark.slow
@@ -44,8 +44,8 @@ def test_memory_that_bombs_take(kind, ending, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parts = files.{kind}('x', {str(tmp_path / '*')!r})
     try:
-      for item in parts['items']:
-        list(parts['read'](item))
+      for item in parts.items:
+        list(parts.read(item))
     except DataError as error:
       print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)"""
   kilobytes, _, message = subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True).partition(' ')
@@ -57,7 +57,7 @@ def test_text_that_repeats_itself_is_read(ending, tmp_path):
   lines = ''.join(json.dumps(dict(text=f'{i} the same again and again')) + '\n' for i in range(5_000))
   (tmp_path / f'x.jsonl.{ending}').write_bytes(PACK[ending](lines.encode()))
   parts = files.jsonl('x', str(tmp_path / '*'))
-  records = [record for item in parts['items'] for record, _ in parts['read'](item)]
+  records = [record for item in parts.items for record, _ in parts.read(item)]
   assert len(records) == 5_000 and not any(isinstance(record, DataError) for record in records)
 
 
@@ -69,6 +69,6 @@ def test_text_that_repeats_itself_is_read(ending, tmp_path):
 def test_hostile_lines_are_damaged_records(line, problem, tmp_path):
   (tmp_path / 'x.jsonl').write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "\\ud83d\\ude00"}\n')
   parts = files.jsonl('x', str(tmp_path / '*'))
-  first, damaged, last = [record for item in parts['items'] for record, _ in parts['read'](item)]
+  first, damaged, last = [record for item in parts.items for record, _ in parts.read(item)]
   assert isinstance(damaged, DataError) and 'line 2' in str(damaged) and problem in str(damaged)
   assert (first, last) == (dict(text='a'), dict(text='\U0001f600'))

@@ -351,7 +351,8 @@ def test_two_processes_that_make_it_at_once(tmp_path):
 
 def test_python_docs_on_a_remote_folder_and_its_errors(tmp_path, monkeypatch):
   few = [({'text': f'text {i}'}, f'module_{i}.py#0') for i in range(300)]
-  monkeypatch.setattr(sources, '_python_docs', lambda name, *_: sources.Source(name, [0], lambda item: few, 1, {}))
+  monkeypatch.setattr(sources, '_python_docs',
+                      lambda request: sources.Source(request.name, [0], lambda item: few, 1, {}))
   remote = fsspec.filesystem('memory')
   try:
     found = records('tfds:python_docs', 'memory://made')
