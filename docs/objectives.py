@@ -20,7 +20,7 @@ from docs.drawing import Grid, Line, picture
 from docs.objectives_text import HEAD, SECTIONS
 from t5like import config as config_lib, lengths
 from t5like.data import rows as rows_lib, store as store_lib, templates
-from t5like.data.vocabulary_kinds import Vocabulary
+from t5like.data.vocabulary_kinds import Table, Vocabulary
 from t5like.model import attention
 from t5like.objectives import asking
 from t5like.objectives.spec import Pair
@@ -43,7 +43,8 @@ class Words(Vocabulary):
     self._ids = {name: i for i, name in enumerate(names)}
     sentinels = [len(names) + k for k in range(num_sentinels)]
     names += [''] * num_sentinels
-    self._fill(names, [b''] * len(names), (0, 1, None), sentinels, b'', [name[:1] != '+' for name in names])
+    begins_word = [name[:1] != '+' for name in names]
+    super().__init__(Table(names, [b''] * len(names), begins_word, pad=0, eos=1, unk=None, sentinels=sentinels), b'')
 
   def encode_batch(self, texts):
     split = [' '.join(PIECES.get(word, word) for word in text.split()).split() for text in texts]
