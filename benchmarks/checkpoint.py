@@ -19,9 +19,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import jax
 import numpy as np
 
-from configs.base import base
-from t5like import build, models, sharding, step as step_lib
-from t5like.checkpoint import Checkpoints
+from t5like import sharding
+from t5like.config import base
+from t5like.model import models
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import build, step as step_lib
 
 SEQ, MINUTE = 64, 60.0
 

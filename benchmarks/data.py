@@ -19,17 +19,18 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from t5like import config as config_lib, opening
-from t5like.data import pipeline
+from t5like import config as config_lib
+from t5like.batches import pipeline
 from t5like.objectives import table
 from t5like.objectives.spec import Mixture
+from t5like.prepared import opening
 
 SECONDS = 3.0
 
 
 def default_config(objective, document_mask=False):
   """Bytes of random text in documents of about 2,000 characters, written once."""
-  from configs.base import base
+  from t5like.config import base
   folder = os.path.join(tempfile.gettempdir(), 't5like-benchmark')
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, 'random.jsonl')
@@ -90,11 +91,12 @@ def measure(config):
 
 def text_on_the_fly(copies=16):
   """Python's own source through SentencePiece, some copies of it so that processes have time to start."""
-  from configs.base import base
-  from t5like.data import parts, prepare, sources
+  from t5like.config import base
+  from t5like.prepared import parts, prepare
+  from t5like.sources import registry
   with tempfile.TemporaryDirectory() as folder:
     c = base()
-    documents = [record['text'] for record, _ in sources.open_source(c).documents()]
+    documents = [record['text'] for record, _ in registry.open_source(c).documents()]
     for i in range(copies):
       with open(f'{folder}/{i}.jsonl', 'w', encoding='utf-8') as f:
         f.writelines(json.dumps(dict(text=text), allow_nan=False) + '\n' for text in documents)

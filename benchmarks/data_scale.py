@@ -28,8 +28,9 @@ def one_shard(folder):
   """A prepared dataset of one shard of random tokens."""
   import numpy as np
 
-  from configs.base import base
-  from t5like.data import prepare, sources
+  from t5like.config import base
+  from t5like.prepared import prepare
+  from t5like.sources import registry
   rng, documents = np.random.default_rng(0), SHARD_TOKENS // DOCUMENT
   sizes = rng.geometric(1 / DOCUMENT, documents).tolist()
   letters = rng.integers(97, 123, max(sizes) + 10 ** 6, np.uint8).tobytes().decode()
@@ -38,15 +39,15 @@ def one_shard(folder):
     for i, size in enumerate(sizes):
       at = i * 997 % 10 ** 6
       yield dict(text=letters[at:at + size]), f'{item}:{i}'
-  source = sources.Source('random', ['random'], read, sum(sizes), dict(bytes=sum(sizes)))
-  opened, sources.open_source = sources.open_source, lambda config, split=None: source
+  source = registry.Source('random', ['random'], read, sum(sizes), dict(bytes=sum(sizes)))
+  opened, registry.open_source = registry.open_source, lambda config, split=None: source
   c = base()
   c.data.update(source='text:random', directory=str(folder), shards=1, validation_fraction=0.0005)
   c.vocabulary.update(name='bytes', sentinels=100)
   try:
     return prepare.prepare(c, lambda line: None)
   finally:
-    sources.open_source = opened
+    registry.open_source = opened
 
 
 def copies(made, target, count):
@@ -70,8 +71,9 @@ def copies(made, target, count):
 
 def read(folder, packing):
   """Opens a dataset as training does; prints what it took, as JSON."""
-  from configs.base import base
-  from t5like.data import pipeline, store as store_lib
+  from t5like.batches import pipeline
+  from t5like.config import base
+  from t5like.prepared import store as store_lib
   c = base()
   c.data.update(seq_len=1024, packing=packing)
   c.model.name, c.batch_size, c.vocabulary.name = 'decoder', 64, 'bytes'

@@ -19,11 +19,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import jax
 import numpy as np
 
-from t5like import beam, decode, huggingface, sampling, sharding
+from t5like import sharding
+from t5like.decoding import beam, decode, sampling
+from t5like.huggingface import model_folders
 from t5like.model import transformer
 
 PROMPT, NEW, ROUNDS = 64, 64, 7
-SIZES = dict(  # as configs/decoder_tiny.py, the default of configs/base.py, and GPT-2's smallest
+SIZES = dict(  # as configs/decoder_tiny.py, the default of t5like/config/base.py, and GPT-2's smallest
     tiny=dict(d_model=192, num_layers=4, num_heads=3, num_kv_heads=3, d_ff=512, vocab_size=2048),
     small=dict(d_model=512, num_layers=8, num_heads=8, num_kv_heads=8, d_ff=1408, vocab_size=8192),
     base=dict(d_model=768, num_layers=12, num_heads=12, num_kv_heads=12, d_ff=2048, vocab_size=32_000))
@@ -74,7 +76,7 @@ def compare(size, batch_sizes=(1, 8), beams=1, rounds=ROUNDS):
     config = model_config(**SIZES[size])
     model = transformer.build(config)
     params = jax.jit(model.init)(jax.random.key(0))
-    huggingface.write(f'{folder}/out', config.__dict__, params)
+    model_folders.write(f'{folder}/out', config.__dict__, params)
     other = transformers.AutoModelForCausalLM.from_pretrained(f'{folder}/out').eval()
     print(f'{transformer.count_params(model):,} parameters ({size}); {jax.devices()[0].device_kind}, '
           f'{len(os.sched_getaffinity(0))} cores, jax {jax.__version__}, torch {torch.__version__}, '

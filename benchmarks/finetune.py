@@ -17,9 +17,10 @@ import zlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from configs.base import base  # noqa: E402
-from t5like import config as config_lib, loop  # noqa: E402
-from t5like.data import sources  # noqa: E402
+from t5like import config as config_lib  # noqa: E402
+from t5like.config import base  # noqa: E402
+from t5like.sources import registry  # noqa: E402
+from t5like.training import loop  # noqa: E402
 
 WAYS = {  # name: (begins with the pre-trained weights?, changes of the config)
     'from scratch': (False, {}), 'fine-tuned': (True, {}),
@@ -31,7 +32,7 @@ def write_halves(folder, most=2500):
   """JSONL files of functions: those of one half of all modules, and at most `most` of the other half."""
   config, halves = base(), ([], [])
   config.data.source = 'python_functions'
-  for record, name in sources.open_source(config).documents():
+  for record, name in registry.open_source(config).documents():
     halves[zlib.crc32(name.partition(':')[0].encode()) % 2].append(record)
   for half, name in zip((halves[0], halves[1][:most]), ('before', 'task')):
     (folder / f'{name}.jsonl').write_text(''.join(f'{json.dumps(record, allow_nan=False)}\n' for record in half))

@@ -18,8 +18,14 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from t5like import config as config_lib, hlo, preflight, tpu  # noqa: E402 (run from anywhere)
-from t5like.kernels import calls, visits as visits_lib  # noqa: E402
+from t5like import config as config_lib  # noqa: E402
+from t5like.model.kernels import visits as visits_lib  # noqa: E402
+from t5like.preflight import (  # noqa: E402 (run from anywhere)
+  hlo,
+  kernel_calls,
+  prediction,
+  topologies,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Row:
   note: str = ''
 
 
-RSF = f'compile.options={preflight.FUSED_REDUCE_SCATTER}'  # as search finds it
+RSF = f'compile.options={prediction.FUSED_REDUCE_SCATTER}'  # as search finds it
 # MaxText 0.2.5, compiled by jax 0.12.0.1 and libtpu 0.0.50.1 with the same rows per chip, remat and split of devices.
 ROWS = (
     Row('yardstick_1b', 'v5e-256', 1024, 389.1),
@@ -47,7 +53,7 @@ ROWS = (
 
 def half_of_the_square(op):
   """FLOPs of a call of splash as MaxText's were read: of a causal mask one half, whatever blocks are visited."""
-  visits, flops = visits_lib.read(op.origin), calls.flops(op)
+  visits, flops = visits_lib.read(op.origin), kernel_calls.flops(op)
   if visits is None or visits.block_q != visits.block_k:
     raise hlo.Unreadable(f'%{op.name}: this ruler is for splash attention of a row to itself')
   if visits.mask != 'causal':
@@ -62,20 +68,20 @@ RULER = dict(half=(half_of_the_square, 0.5))
 
 
 def cell(report, overrides=None):
-  how = '' if overrides is None else ' ' + (preflight.flags(overrides).replace('--config.', '') or 'as it is')
+  how = '' if overrides is None else ' ' + (prediction.flags(overrides).replace('--config.', '') or 'as it is')
   if not report['fits']:
-    return f'does not fit ({report["hbm"]["used"] / preflight.GIB:.1f} GiB){how}'
+    return f'does not fit ({report["hbm"]["used"] / prediction.GIB:.1f} GiB){how}'
   milliseconds, waiting = (1e3 * x for x in (report['step_seconds'], report['times'].get('exposed', 0)))
-  return (f'{milliseconds:.1f} ms, {report["mfu"]:.1%}, {report["hbm"]["used"] / preflight.GIB:.1f} GiB, '
+  return (f'{milliseconds:.1f} ms, {report["mfu"]:.1%}, {report["hbm"]["used"] / prediction.GIB:.1f} GiB, '
           f'{waiting:.1f} ms exposed{how}')
 
 
 def line(row, search):
   file, _, variant = row.config.partition(':')
   path = f'{ROOT}/configs/{file}.py' + (f':{variant}' if variant else '')
-  config, topology = config_lib.load(path, [f'batch_size={row.batch}', *row.overrides]), tpu.parse(row.topology)
-  default = preflight.predict(config, topology, readings=RULER if row.maxtext else None)
-  found = preflight.search(config, topology, lambda text: print(text, file=sys.stderr)) if search else []
+  config, topology = config_lib.load(path, [f'batch_size={row.batch}', *row.overrides]), topologies.parse(row.topology)
+  default = prediction.predict(config, topology, readings=RULER if row.maxtext else None)
+  found = prediction.search(config, topology, lambda text: print(text, file=sys.stderr)) if search else []
   best = cell(found[0][1], found[0][0]) if found else ''
   theirs = f'{row.maxtext:,.1f}' if row.maxtext else ''
   same_ruler = f'{1e3 * default["readings"]["half"]:,.1f}' if row.maxtext and default['fits'] else ''

@@ -3,7 +3,7 @@
     python benchmarks/relative_bias.py [--only=kernels|steps|cycles]      # pip install -e '.[tpu]'; 10 minutes
 
 kernels: HBM of attention and all its gradients, the table's too, compiled in full. steps: train
-steps by preflight.py, which prices kernels by the blocks that they visit, with their FLOPs and HBM. cycles: how long
+steps by preflight, which prices kernels by the blocks that they visit, with their FLOPs and HBM. cycles: how long
 one visit to a pair of blocks is in the compiler's own schedule for v5e, from the first product of matrices to the
 last; loads from HBM and what a step of the grid costs are not in it.
 """
@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from configs import t5_1_1, yardstick_1b
-from t5like import aot, costs, hlo, preflight, sharding, tpu
+from t5like import sharding
 from t5like.errors import ConfigError
-from t5like.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model import attention
+from t5like.model.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model.layers import RelativeBias
+from t5like.preflight import compile_ahead, costs, hlo, prediction, topologies as tpu
 
 
 def attend(kind, q_BTNH, k_BTNH, v_BTNH, table_NE, segments_BT, causal):
@@ -105,7 +106,7 @@ def steps():
         row = (f'| {name} | {model} | {T:,} | {config.batch_size / topology.devices:g} | {config.model.remat} | '
                f'{kind} | ')
         try:
-          report = preflight.predict(preflight.changed(config, changes), topology)
+          report = prediction.predict(prediction.changed(config, changes), topology)
         except ConfigError as e:
           print(row + f'{str(e)[:120]} |')
           continue
@@ -148,7 +149,7 @@ def _busy(path):
 
 
 def main(args):
-  os.environ.update({k: v for k, v in aot.QUIET.items() if k not in os.environ})
+  os.environ.update({k: v for k, v in compile_ahead.QUIET.items() if k not in os.environ})
   if args and args[0].startswith('--schedule='):
     kind, T = args[0].partition('=')[2].split(',')
     compiled(kind, 'v5e', int(T), True)

@@ -21,9 +21,13 @@ import numpy as np
 import optax
 
 from benchmarks import plain_jax
-from t5like import build, config as config_lib, lengths, loop, metrics, models, opening, sharding, step as step_lib
-from t5like.data import pipeline
-from t5like.training import parts
+from t5like import config as config_lib, sharding
+from t5like.batches import pipeline
+from t5like.model import models
+from t5like.objectives import lengths
+from t5like.observe import metrics
+from t5like.prepared import opening
+from t5like.training import build, loop, parts, step as step_lib
 
 STEPS, ROUNDS = 3, 7  # steps timed at a time, times
 
@@ -93,7 +97,7 @@ def one_config(config):
 
 
 def small_decoder():
-  from configs.base import base
+  from t5like.config import base
   c = base()
   c.data.update(source='markov:26', validation='tail', seq_len=256, document_mask=False,
                 directory=os.path.join(tempfile.gettempdir(), 't5like-benchmark'))

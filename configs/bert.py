@@ -11,7 +11,7 @@ Hardware: a TPU v5e-16 or larger, days. The first run is 900,000 steps on 128 to
 84.6 / 83.4; large 86.7 / 85.9 (Devlin et al. 2018, table 1, as quoted by others); whole words 87.07 on MNLI (README).
 Not verified here; our data is Wikipedia alone, and next-sentence prediction is left out, as RoBERTa found it should be.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 WARMUP = 10_000  # steps
 SHORT = 900_000  # steps on 128 tokens

@@ -8,7 +8,7 @@ the day, ours are 4,096 throughout; its learning rate begins at a quarter of the
 begins at 0 and follows steps: set stop.tokens to what your GPU sees in a day, schedule.warmup_steps to 3/4 of
 its steps. Its LayerNorms have biases (26,112 in all); without biases elsewhere ours have none.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

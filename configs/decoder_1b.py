@@ -7,7 +7,7 @@ Hardware: a TPU v5e-64 or larger. Expected: loss near 2.5 after 20,400 steps (Ma
 test_convergence_1b_params.sh, same shape and data, its own vocabulary of 32,000); the law of
 Hoffmann et al. 2022 gives 2.58 for 1B parameters and 20B tokens. Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

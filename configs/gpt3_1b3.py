@@ -6,7 +6,7 @@ Hardware: a TPU v5e-128 or larger, days. Expected: no loss was published. Shape,
 those of Brown et al. 2020, table 2.1 (as quoted by others), with 16 heads of 128: the table's 24 do not divide
 the width. The warm-up is our choice. Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

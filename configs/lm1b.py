@@ -7,7 +7,7 @@ Hardware and time: 13 h 18 min on a TPU v3-8. Expected: loss 3.127 (README of fl
 SentencePiece vocabulary being of the same size as ours. Not verified here. Differences: its attention has no biases
 and its head has one, and its initial scales are Xavier's (its models.py).
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

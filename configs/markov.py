@@ -7,7 +7,7 @@ Hardware: a laptop. Time: a minute or two. Expected: validation nll within 0.02 
 which is sources.markov_entropy(8) (Shannon 1948, section 7); masked: within 0.03 nats of the posterior of
 a hidden Markov model, which tests/test_known_optimum.py computes by the forward-backward algorithm.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

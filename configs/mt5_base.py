@@ -6,7 +6,7 @@ Hardware: a TPU v5e-128, weeks. Expected: no loss was published. Lengths of 1,02
 the size of the vocabulary and the number of steps were not looked up. Not verified here. It samples languages
 by count^0.3, this config takes mC4 as it comes.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

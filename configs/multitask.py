@@ -6,7 +6,7 @@
 Hardware: a TPU v5e-32, days. Expected: no figure; an example of data.mixture (Raffel et al. 2020, section 3.5.2;
 the texts are those of its appendix D). The weights are ours. Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

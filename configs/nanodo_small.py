@@ -7,7 +7,7 @@ configs/default.py and optimizer.py (github.com/google-deepmind/nanodo). Not ver
 token before each document, we only one after it; positions and outputs of blocks start larger there, and its
 warm-up begins at a tenth of the rate.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

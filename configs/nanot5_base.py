@@ -8,7 +8,7 @@ one A100, 10 h. Expected: held-out loss of 1.953, 2.040, 1.993 and 1.995 in that
 github.com/PiotrNawrot/nanoT5). Not verified here. Differences: its head starts at a standard deviation of 1
 (losses near 60 at first), ours as T5X's; its cosine warms up from half the rate, ours from 0.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 LOSSES = dict(adamw_rms_cosine=1.953, adamw_rms_rsqrt=2.040, adafactor_cosine=1.993, adafactor_rsqrt=1.995)
 

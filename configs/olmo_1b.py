@@ -5,7 +5,7 @@
 Hardware: a TPU v5e-256 or larger, weeks. Expected: its scores were not read; settings are those of its released
 config. Not verified here; our data is C4, not Dolma, and the initial scale of 0.02 is our choice.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

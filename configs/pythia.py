@@ -7,7 +7,7 @@ zero-shot LAMBADA perplexity 142.4, 38.1, 10.8, 7.92 and 6.09 in the order of th
 Not verified here; our data is C4, for The Pile is not in TFDS. At 1b its config says a learning rate of 2.5e-4
 and its README 3.0e-4: this is the README's.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 SIZES = {  # layers, width, heads, learning rate, parameters, LAMBADA perplexity
     '70m': (6, 512, 8, 1e-3, 70_426_624, 142.4), '160m': (12, 768, 12, 6e-4, 162_322_944, 38.1),

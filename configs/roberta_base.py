@@ -7,7 +7,7 @@ RoBERTa). Not verified here; our data is C4, not the original 160 GB. Batch, ste
 Adam's settings are those of the model card of FacebookAI/roberta-base (500,000 steps of 8,000 rows, 6e-4, 24,000 steps
 of warm-up, linear decay, 0.9, 0.98, 1e-6, weight decay 0.01); no clipping, as in fairseq's config.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

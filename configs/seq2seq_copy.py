@@ -6,7 +6,7 @@
 Hardware: a laptop. Time: a few minutes. Expected: at least 99 % of held-out strings exactly right
 (tests/test_known_optimum.py counts them).
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -6,7 +6,7 @@ Hardware: a TPU v5e-32 for the smaller, v5e-64 (large), v5e-256 (3b), v5p-512 (1
 published models were trained on supervised tasks too, so only the 11b's GLUE of 90.3 is given here (Raffel et al.
 2020, table 14, as quoted by others). Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 SIZES = {  # layers of each stack, width, heads, head size, feed-forward, parameters
     'small': (6, 512, 8, 64, 2048, 60_506_624), 'base': (12, 768, 12, 64, 3072, 222_903_552),

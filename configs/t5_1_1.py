@@ -8,7 +8,7 @@ those of T5 (Raffel et al. 2020, section 3.7) and of mT5, which has this archite
 tokens_per_batch 1,048,576, train_steps 1,000,000); T5X's example for this model, base_c4_pretrain.gin, has 256 rows
 and 100,000 steps.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 SIZES = dict(  # layers of each stack, width, heads, feed-forward, parameters
     small=(8, 512, 6, 1024, 76_961_152), base=(12, 768, 12, 2048, 247_577_856),

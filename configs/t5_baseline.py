@@ -8,7 +8,7 @@ sections. Hardware: a TPU v5e-32, days: 2^19 steps of 128 x 512 tokens, 34B in a
 fine-tuning for the baseline (iid; standard deviation 0.235), 79.56 for its language modelling, which splits a text
 in two as prefix_lm does (Raffel et al. 2020, tables 1 and 2, as quoted by others). Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

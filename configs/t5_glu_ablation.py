@@ -6,7 +6,7 @@ Hardware and time: a TPU v5e-16, hours per variant. Expected: log perplexity on 
 1.997, 1.983, 1.994, 1.982, 1.960, 1.942, 1.944 and 1.953 in that order (its table 1, as quoted by others; standard
 deviation of four runs about 0.005). Not verified here. The batch of 128 is nanoT5's.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 LOSSES = dict(relu=1.997, gelu=1.983, swish=1.994, glu=1.982, bilinear=1.960, geglu=1.942, swiglu=1.944, reglu=1.953)
 

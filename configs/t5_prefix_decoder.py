@@ -7,7 +7,7 @@ Variants: denoising (T5's baseline objective, its inputs being the prefix), caus
 Expected: GLUE 81.82 after fine-tuning for denoising (Raffel et al. 2020, table 2, as quoted by others); the others'
 figures were not read. Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

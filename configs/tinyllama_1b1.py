@@ -7,7 +7,7 @@ Hardware: its README plans 90 days on 16 A100 GPUs; a TPU v5e-256 or larger. Exp
 is C4, not SlimPajama and StarCoder. Its README says batches of 2M tokens, its code 512 sequences per 8 devices:
 this is the README's.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

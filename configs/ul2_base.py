@@ -6,7 +6,7 @@ Hardware: a TPU v5e-32, days. Expected: no comparable figure was found. The deno
 rates are those of a public run. Not verified here: the number of steps. 128 sentinels, for the densest
 denoiser cuts 766 tokens into so many spans: with T5's 100 the published code takes words for sentinels.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

@@ -8,7 +8,7 @@ beams (README of flax/examples/wmt), which is from German to English, whatever i
 reads the languages of de-en in that order. Not verified here. Ours begins with T5's initial scales, and has biases
 in attention too, which its models.py leaves out.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

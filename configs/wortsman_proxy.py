@@ -10,7 +10,7 @@ learning rate, without them (--config.model.qk_norm=none --config.loss.z_loss=0)
 is 1e-4 and not multiplied by the peak learning rate, and the last rate is 1e-5; ours are relative to the peak, so
 change all three keys together.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

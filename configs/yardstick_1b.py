@@ -5,7 +5,7 @@
 Hardware: none, it is for preflight; batch_size is 4 sequences per chip of a v5e-256. Trains like
 configs/decoder_1b.py where it is run.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 
 def get_config(arg=''):

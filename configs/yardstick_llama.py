@@ -7,7 +7,7 @@ Hardware: none, they are for preflight (benchmarks/preflight.py, with MaxText be
 published for these settings: shapes and context are those of the released models (Llama 3 Herd of Models, table 3;
 Llama 2, table 1), data and optimizer those of configs/yardstick_1b.py. Not verified here.
 """
-from configs.base import base, smoke
+from t5like.config import base, smoke
 
 SIZES = {  # context, vocabulary, width, layers, heads, feed-forward, rope_theta, rows, parameters
     '8b': (8192, 128_256, 4096, 32, 32, 14_336, 500_000.0, 256, 8_030_261_248),

@@ -16,8 +16,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from t5like import config as config_lib, lengths, metrics
+from t5like import config as config_lib
+from t5like.objectives import lengths
 from t5like.objectives.table import OBJECTIVES
+from t5like.observe import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPRODUCED = ROOT / 'docs' / 'reproduced.json'

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MILLION = 1e6
 sys.path.insert(0, str(ROOT))
 
-from t5like import workdir as workdir_lib  # noqa: E402 (from a checkout that is not installed)
+from t5like.storage import workdir as workdir_lib  # noqa: E402 (from a checkout that is not installed)
 
 plt.rcParams.update({'svg.hashsalt': 't5like', 'font.size': 10})  # the same file for the same run
 

@@ -1,4 +1,4 @@
-"""Writes docs/keys.md, a table of all keys with their defaults and what configs/base.py says of them.
+"""Writes docs/keys.md, a table of all keys with their defaults and what t5like/config/base.py says of them.
 
     python docs/keys.py
 
@@ -13,18 +13,18 @@ import tokenize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from t5like.config_values import DEFAULTS
+from t5like.config.values import DEFAULTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAD = '''# Every key
 
-Written by `python docs/keys.py` from `configs/base.py`, which is the reference; a test keeps it up to date. How to
-set keys, and what is said when one is wrong: [configs.md](configs.md).
+Written by `python docs/keys.py` from `t5like/config/base.py`, which is the reference; a test keeps it up to date. How
+to set keys, and what is said when one is wrong: [configs.md](configs.md).
 '''
 
 
 def keys(source):
-  """[(key, what its comments say)] of the source of configs/base.py, text; sections too, by their names."""
+  """[(key, what its comments say)] of the source of t5like/config/base.py, text; sections too, by their names."""
   function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == 'base')
   said, alone = {}, set()
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -54,7 +54,7 @@ def keys(source):
 
 def table():
   """The whole file, text."""
-  found = keys((ROOT / 'configs' / 'base.py').read_text(encoding='utf-8'))
+  found = keys((ROOT / 't5like' / 'config' / 'base.py').read_text(encoding='utf-8'))
   cell = lambda text: text.replace('|', '\\|')
   # No HTML, emphasis or links.
   plain = lambda text: cell(text).replace('<', '&lt;').replace('*', '\\*').replace('[', '\\[')
@@ -67,7 +67,7 @@ def table():
                  + '| key | default | |\n|---|---|---|')
     lines += [row(*pair) for pair in found if pair[0].startswith(f'{section}.')]
   missing = set(DEFAULTS) - {key for key, _ in found}
-  assert not missing, f'configs/base.py is not read right: {missing}'
+  assert not missing, f't5like/config/base.py is not read right: {missing}'
   return '\n'.join(lines) + '\n'
 
 

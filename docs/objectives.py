@@ -1,5 +1,5 @@
 """Writes docs/objectives.md and the pictures it shows: what each objective makes of one sentence, by the code that
-training runs (`t5like/data/rows.py` and what it calls, `make_mask` of `t5like/model/attention.py`).
+training runs (`t5like/batches/rows.py` and what it calls, `make_mask` of `t5like/model/attention.py`).
 
     python docs/objectives.py
 
@@ -15,15 +15,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from configs.base import base
 from docs.drawing import Grid, Line, picture
 from docs.objectives_text import HEAD, SECTIONS
-from t5like import config as config_lib, lengths
-from t5like.data import rows as rows_lib, store as store_lib, templates
-from t5like.data.vocabulary_kinds import Table, Vocabulary
+from t5like import config as config_lib
+from t5like.batches import rows as rows_lib
+from t5like.config import base, templates
 from t5like.model import attention
-from t5like.objectives import asking
+from t5like.objectives import asking, lengths
 from t5like.objectives.spec import Pair
+from t5like.prepared import store as store_lib
+from t5like.vocabulary.kinds import Table, Vocabulary
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = dict(text='A squirrel hides more acorns than it finds .', short='Squirrels forget .')

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/RESULTS.md', 'docs/*.md', 'docs/pictures/*.svg',
          'docs/images/*', 'docs/site.css', 'notebooks/*.ipynb')
 # Besides what `t5like` exports: what `load` returns.
-ALSO = ['t5like.loaded.Loaded']
+ALSO = ['t5like.decoding.trained_model.Loaded']
 SECTION = re.compile(r'(Args|Returns|Raises):')
 
 

@@ -23,9 +23,10 @@ def main(argv):
   from absl import flags
   from apache_beam.options.pipeline_options import PipelineOptions
 
-  from t5like import config as config_lib, preconditions
-  from t5like.data import prepare
+  from t5like import config as config_lib
   from t5like.errors import Failure
+  from t5like.prepared import prepare
+  from t5like.training import preconditions
   flags.DEFINE_string('config', None, 'Config file, with a variant after a colon if it has any.', required=True)
   overrides = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
   rest = flags.FLAGS([a for a in argv if not a.startswith('--config.')], known_only=True)[1:]

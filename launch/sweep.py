@@ -32,8 +32,9 @@ sys.path.insert(0, str(ROOT))
 
 from etils import epath  # noqa: E402 (the repository need not be installed)
 
-from t5like import config as config_lib, workdir as workdir_lib  # noqa: E402
+from t5like import config as config_lib  # noqa: E402
 from t5like.errors import ConfigError  # noqa: E402
+from t5like.storage import workdir as workdir_lib  # noqa: E402
 
 
 def parse(argv):

@@ -18,7 +18,7 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   """Trains until a target of `config.stop` is reached, or resumes where a run in `workdir` was interrupted.
 
   Args:
-    config: path of a config file, 'configs/decoder_tiny.py' or 'FILE:VARIANT', or a config as `configs.base.base()`
+    config: path of a config file, 'configs/decoder_tiny.py' or 'FILE:VARIANT', or a config as `t5like.config.base()`
       returns it, changed.
     workdir: the folder of the run, local or gs://; what `load` takes. Checkpoints, metrics.jsonl and so on.
     overrides: changes of a config file, such as ['batch_size=16', 'stop.tokens=10M'].
@@ -35,7 +35,9 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   """
   import pathlib
 
-  from t5like import config as config_lib, hardware, paths, workdir as workdir_lib
+  from t5like import config as config_lib, hardware
+  from t5like.files import paths
+  from t5like.storage import workdir as workdir_lib
   hardware.choose_platform()
   workdir = paths.expand(str(workdir))
   if isinstance(config, (str, pathlib.Path)):
@@ -47,7 +49,7 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
   done = workdir_lib.finished(workdir, config)
   if done:
     return {key: value for key, value in done.items() if key != 'stop'}
-  from t5like import loop, preconditions
+  from t5like.training import loop, preconditions
   preconditions.check(config, workdir, create=True)
   return loop.train(config, str(workdir), pathlib.Path(str(workdir)).name, devices, watch=watch)
 
@@ -61,17 +63,18 @@ def load(workdir, step=None, devices=None):
     devices: over which parameters and rows are spread; one of this machine by default.
 
   Returns:
-    A `t5like.loaded.Loaded` with `config`, `mesh`, `model`, `params`, `vocabulary`, `step`: give it to `generate` and
-    `evaluate`, or call `model.apply(params, batch)` under `jax.set_mesh(mesh)` for logits [B, T, V]. Adapters (LoRA)
-    are merged into the weights.
+    A `t5like.decoding.trained_model.Loaded` with `config`, `mesh`, `model`, `params`, `vocabulary`, `step`: give it to
+    `generate` and `evaluate`, or call `model.apply(params, batch)` under `jax.set_mesh(mesh)` for logits [B, T, V].
+    Adapters (LoRA) are merged into the weights.
 
   Raises:
     ConfigError if there is no run, CheckpointError if it has no such checkpoint or none that can be read.
   """
-  from t5like import hardware, paths
+  from t5like import hardware
+  from t5like.files import paths
   hardware.choose_platform()
-  from t5like import loaded
-  return loaded.load(paths.expand(str(workdir)), step, devices)
+  from t5like.decoding import trained_model
+  return trained_model.load(paths.expand(str(workdir)), step, devices)
 
 
 def generate(model, prompts, tokens=128, temperature=0.8, top_k=40, top_p=1.0, seed=0, beams=1, alpha=0.6):

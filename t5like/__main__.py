@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from t5like import command_line, hardware, writing
+from t5like import command_line, hardware
 from t5like.errors import Failure, Interrupted
+from t5like.files import writing
 
 PREEMPTED = 75  # exit code of a Failure that is no error: the same command continues
 CTRL_C = 130  # exit code, as shells have it

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from t5like import config as config_lib, plain_json, writing
+from t5like import config as config_lib
 from t5like.command_line import Request
 from t5like.errors import ConfigError, Interrupted, NumericsError
+from t5like.files import plain_json, writing
 
 Config = Any  # an ml_collections.ConfigDict, whose attributes type checkers do not know
 
@@ -42,7 +43,7 @@ def _show_warnings(config: Config) -> None:
 
 def _check(config: Config, workdir: str | None, here: bool = True, create: bool = False) -> list[str]:
   """Checks everything that can be known before data is prepared or a device is touched; returns notes for people."""
-  from t5like import preconditions
+  from t5like.training import preconditions
   return preconditions.check(config, workdir or '', here, create)
 
 
@@ -53,7 +54,7 @@ def _show_notes(notes: list[str]) -> None:
 
 def _config_of_run(flags: Any) -> Config:
   """The config of the trained run in --workdir, whose checkpoint exists: checked before JAX starts."""
-  from t5like import workdir as workdir_lib
+  from t5like.storage import workdir as workdir_lib
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
   step = getattr(flags, 'step', 0)  # not every command has --step
@@ -79,7 +80,7 @@ def _name(flags: Any) -> str:
 
 def _train(config: Config, flags: Any) -> None:
   writing.steady_streams()
-  from t5like import workdir as workdir_lib
+  from t5like.storage import workdir as workdir_lib
   workdir = flags.workdir or f'runs/{_name(flags)}'
   for key, old, new in workdir_lib.check_config(workdir, config):
     print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
@@ -89,14 +90,15 @@ def _train(config: Config, flags: Any) -> None:
           f'validation nll {result["validation"]["nll"]:.4f}. Nothing left to do; a larger '
           '--config.stop.tokens continues the run, another --workdir starts afresh.')
     return
-  from t5like import profiling, sharding
+  from t5like import sharding
+  from t5like.observe import profiling
   if flags.profile_steps:
     profiling.parse(flags.profile_steps)
   _check(config, workdir, create=True)
   if flags.dump_xla:
     profiling.dump_xla(flags.dump_xla)
   sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id, config.watchdog.peers)
-  from t5like import loop
+  from t5like.training import loop
   loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps, leave=_leave)
 
 
@@ -108,8 +110,8 @@ def _leave() -> None:
 
 def _prepare(config: Config, flags: Any) -> None:
   writing.steady_streams()
-  from t5like import opening
-  from t5like.data import pipeline, prepare
+  from t5like.batches import pipeline
+  from t5like.prepared import opening, prepare
   _check(config, flags.workdir)
   prepare.prepare(config)
   # Rows of whole documents need a plan, which is kept beside the tokens: better made now than on a pod.
@@ -121,33 +123,33 @@ def _prepare(config: Config, flags: Any) -> None:
 
 
 def _preflight(config: Config, flags: Any) -> None:
-  from t5like import preflight, preflight_report, tpu
+  from t5like.preflight import page, prediction, topologies
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
-  topology = tpu.parse(flags.topology)
+  topology = topologies.parse(flags.topology)
   _show_notes(_check(config, flags.workdir, here=False))
   if flags.search:
-    candidates: Any = preflight.search(config, topology)
+    candidates: Any = prediction.search(config, topology)
     if not candidates:
       raise ConfigError(f'No layout tried fits {topology.name}: give more chips or a smaller batch_size.')
     if not flags.json:
-      preflight_report.show_search(candidates)
+      page.show_search(candidates)
     _, report = candidates[0]
   else:
-    report = preflight.predict(config, topology, flags.full)
+    report = prediction.predict(config, topology, flags.full)
   if flags.json:
     print(plain_json.dumps(report, indent=1))
   else:
-    preflight_report.show(report, flags.price)
+    page.show(report, flags.price)
   if not report['fits']:
     raise ConfigError(f'This config does not fit {topology.name}; see above, or let --search look for one that does.')
 
 
 def _inspect(config: Config, flags: Any) -> None:
-  from t5like import opening
-  from t5like.data import inspect, kept
+  from t5like.batches import bad_batches, inspect
+  from t5like.prepared import opening
   if flags.batch:
-    kept.read(flags.batch)
+    bad_batches.read(flags.batch)
   elif flags.row is not None:
     inspect.check_row(config, flags.row)
   _check(config, flags.workdir)
@@ -163,26 +165,27 @@ def _inspect(config: Config, flags: Any) -> None:
 
 def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
   _config_of_run(flags)
-  from t5like import answering
+  from t5like.decoding import prompt_files
   _check_generate_flags(flags)
   prompts = flags.prompt or []
-  answering.check_prompts(prompts)
+  prompt_files.check_prompts(prompts)
   if flags.input:
-    answering.check(flags.input, flags.output)
+    prompt_files.check(flags.input, flags.output)
   import jax
 
-  from t5like import loaded, metrics
+  from t5like.decoding import trained_model
+  from t5like.observe import metrics
   devices = jax.local_devices() if flags.input else None
-  model = loaded.load(flags.workdir, flags.step or None, devices)
+  model = trained_model.load(flags.workdir, flags.step or None, devices)
   options = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p,
                  seed=flags.seed, beams=flags.beams, alpha=flags.alpha)
   if flags.input:
-    count = answering.answer_file(model, flags.input, flags.output, **options)
+    count = prompt_files.answer_file(model, flags.input, flags.output, **options)
     print(f'{flags.output} holds all {count:,} answers.')
     return
   if len(prompts) <= 1:
     prompt = prompts[0] if prompts else ''
-    answering.show_stream(model, prompt, metrics.between(model.style), **options)
+    prompt_files.show_stream(model, prompt, metrics.between(model.style), **options)
     return
   for prompt, text in zip(prompts, model.generate(prompts, **options)):
     metrics.Screen('', 0).sample(prompt, text, model.style)
@@ -216,11 +219,11 @@ def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
   say(f'{flags.workdir}, step {run.step:,}')
   subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
   key = dict(step=run.step, shots=flags.shots, limit=flags.limit)
-  kept = results.Kept(output, key, say)
-  keep = kept.add if is_first else _ignore
+  bad_batches = results.Kept(output, key, say)
+  keep = bad_batches.add if is_first else _ignore
   done, errors = tasks.run(subject, say, keep)
   if is_first and done:
-    kept.close()
+    bad_batches.close()
     say(f'{output} has these numbers.')
   evaluate.finished(done, errors)
 
@@ -242,7 +245,7 @@ def _selftest(flags: Any, overrides: tuple[str, ...]) -> None:
 def _replay(flags: Any, overrides: tuple[str, ...]) -> None:
   _require_run(flags)
   _config_of_run(flags)
-  from t5like import replay
+  from t5like.training import replay
   _start_processes(flags)
   count = replay.replay(flags.workdir, flags.steps)
   print(f'{flags.steps} steps done twice from the newest checkpoint: {count:,} numbers and arrays, all the same.')
@@ -255,7 +258,7 @@ def _require_run(flags: Any) -> None:
 
 def _report(flags: Any, overrides: tuple[str, ...]) -> None:
   _require_run(flags)
-  from t5like import report
+  from t5like.observe import report
   path, account = report.write(flags.workdir, flags.output, flags.compare)
   if account['attempts']:
     report.show(account)
@@ -267,9 +270,9 @@ def _export(flags: Any, overrides: tuple[str, ...]) -> None:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
                       'transformers to read.')
   config = _config_of_run(flags)
-  from t5like import interchange
-  interchange.check_export(config, flags.out)
-  for note in interchange.export_run(flags.workdir, flags.out):
+  from t5like.huggingface import runs
+  runs.check_export(config, flags.out)
+  for note in runs.export_run(flags.workdir, flags.out):
     print(f'Note: {note}')
   print(f'{flags.out} is ready: AutoTokenizer.from_pretrained and AutoModel...from_pretrained read it.')
 
@@ -278,9 +281,10 @@ def _import(flags: Any, overrides: tuple[str, ...]) -> None:
   if not flags.workdir or not flags.folder:
     raise ConfigError('main.py import needs --folder, a Hugging Face model (config.json, *.safetensors and a '
                       'tokenizer), and --workdir, a new folder.')
-  from t5like import interchange, preconditions
+  from t5like.huggingface import runs
+  from t5like.training import preconditions
   preconditions.check_workdir(flags.workdir)
-  interchange.import_folder(flags.folder, flags.workdir, overrides)
+  runs.import_folder(flags.folder, flags.workdir, overrides)
   print(f'{flags.workdir} is ready: python main.py generate --workdir={shlex.quote(flags.workdir)} --prompt=...\n'
         f'To train it further, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another '
         '--workdir.')
@@ -293,9 +297,9 @@ def _print_config(config: Config) -> None:
   """Prints all keys, special tokens where the vocabulary's file exists, derived numbers and parameters."""
   from rich.console import Console
 
-  from t5like import models
-  from t5like.data import mirror
-  from t5like.data.vocabulary_check import check_vocabulary
+  from t5like.files import mirror
+  from t5like.model import models
+  from t5like.vocabulary.requirements import check_vocabulary
   console = Console(highlight=False, soft_wrap=True)
   vocabulary = None
   if not config.vocabulary.path or mirror.is_file(config.vocabulary.path):
@@ -328,7 +332,8 @@ def _token(vocabulary: Any, ids: int | list[int] | None) -> str:
 
 
 def _print_derived(console: Any, config: Config, parameters: dict) -> None:
-  from t5like import metrics, models
+  from t5like.model import models
+  from t5like.observe import metrics
   console.print('\nDerived', style='bold underline')
   derived = config_lib.derived(config)
   if config.model.vocab_size:
@@ -353,12 +358,12 @@ def _count_trained(parameters: dict) -> int:
 
 
 def _print_parameters(console: Any, parameters: dict) -> None:
-  from t5like import trained
+  from t5like.config import trainable
   console.print('\nParameters, and the factor of their learning rate', style='bold underline')
   width = max(map(len, parameters)) + 1
   for path, (shape, rates) in parameters.items():
     sizes = ' x '.join(str(size or 'V') for size in shape)
-    console.print(f'{path:{width}} {sizes:20} {trained.in_words(rates)}', markup=False)
+    console.print(f'{path:{width}} {sizes:20} {trainable.in_words(rates)}', markup=False)
 
 
 COMMANDS: dict[str, Callable[[Config, Any], None]] = {

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5like import plain_json
 from t5like.errors import ConfigError
+from t5like.files import plain_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 8
@@ -30,7 +30,7 @@ sample.prompts=() schedule.name=constant schedule.warmup_steps=2 optimizer.learn
 data.max_documents=40 data.source=python_docs data.seq_len={SEQ_LEN} data.packing=best_fit vocabulary.name=bytes
 vocabulary.sentinels=0 model.vocab_size=384 model.d_model=64 model.num_layers=2 model.num_heads=4
 model.num_kv_heads=4 model.d_ff=128 model.dropout=0.1 model.dtype=float32'''
-CONFIG = 'from configs.base import base\n\n\ndef get_config():\n  return base()\n'
+CONFIG = 'from t5like.config import base\n\n\ndef get_config():\n  return base()\n'
 COMPARED = ('loss', 'grad_norm')  # at every step; the validation's nll only at the last one
 DEVICES_PROGRAM = 'import jax; print(jax.default_backend(), jax.device_count())'
 PACKING_PROGRAM = 'from t5like import selftest; print(selftest.packing())'
@@ -240,7 +240,7 @@ def packing() -> float:
 
 
 def _packing_config() -> Any:
-  from configs.base import base
+  from t5like.config import base
   config: Any = base()
   for setting in SETTINGS.split():
     key, _, value = setting.partition('=')

@@ -2,7 +2,7 @@
 import jax
 import optax
 
-from t5like.optimizers import path_name
+from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
 
 ROLES = {'embed': 'embed', 'head': 'head', 'positions': 'positions', 'relative': 'relative', 'q': 'q', 'o': 'o'}

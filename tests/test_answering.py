@@ -6,8 +6,9 @@ import types
 import jax
 import pytest
 
-from t5like import answering, decode, loaded, loop
+from t5like.decoding import decode, prompt_files, trained_model
 from t5like.errors import CheckpointError, ConfigError, DataError
+from t5like.training import loop
 from tests import tiny
 
 
@@ -15,7 +16,7 @@ from tests import tiny
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   loop.train(tiny.config(folder), folder / 'run', 'test', jax.devices()[:1])
-  return loaded.load(folder / 'run')
+  return trained_model.load(folder / 'run')
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def lines(path):
 
 def test_answers_come_in_order_with_all_that_records_hold(run, prompts, tmp_path):
   out = tmp_path / 'answers.jsonl'
-  assert answering.answer_file(run, prompts, out, **HOW) == 6
+  assert prompt_files.answer_file(run, prompts, out, **HOW) == 6
   found = lines(out)
   assert [f['prompt'] for f in found] == ['the ', 'of', 'a', 'is', 'it ', 'by']
   assert [f.get('id') for f in found] == [0, 1, 2, 3, 4, None]
@@ -46,10 +47,10 @@ def test_answers_come_in_order_with_all_that_records_hold(run, prompts, tmp_path
 @pytest.mark.parametrize('kept', [0, 1, 3, 6])
 def test_what_was_interrupted_goes_on_as_if_it_had_not_been(kept, run, prompts, tmp_path):
   whole, out = tmp_path / 'whole.jsonl', tmp_path / 'part.jsonl'
-  answering.answer_file(run, prompts, whole, **HOW)
+  prompt_files.answer_file(run, prompts, whole, **HOW)
   text = whole.read_text().splitlines(keepends=True)
   out.write_text(''.join(text[:kept]) + (text[kept][:15] if kept < 6 else ''))  # cut off inside a line
-  answering.answer_file(run, prompts, out, **HOW)
+  prompt_files.answer_file(run, prompts, out, **HOW)
   assert out.read_text() == whole.read_text()
 
 
@@ -64,12 +65,12 @@ def test_only_newlines_end_lines(kept, tmp_path):
   source.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records), newline='')
   model = types.SimpleNamespace(generate=lambda some, **how: [f'{SEPARATORS}{prompt}' for prompt in some])
   how = dict(rows=1, say=lambda _: None)
-  assert answering.answer_file(model, source, whole, **how) == 3
+  assert prompt_files.answer_file(model, source, whole, **how) == 3
   assert [json.loads(line) for line in whole.read_bytes().split(b'\n')[:-1]] == [
       dict(r, answer=f'{SEPARATORS}{r["prompt"]}') for r in records]
   parts = whole.read_bytes().split(b'\n')
   out.write_bytes(b''.join(line + b'\n' for line in parts[:kept]) + parts[kept][:9])
-  assert answering.answer_file(model, source, out, **how) == 3 and out.read_bytes() == whole.read_bytes()
+  assert prompt_files.answer_file(model, source, out, **how) == 3 and out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize('line, words', [
@@ -81,7 +82,7 @@ def test_lines_that_are_no_prompts_are_named(line, words, tmp_path):
   source = tmp_path / 'prompts.jsonl'
   source.write_bytes(b'{"prompt": "good"}\n' + line + b'\n')
   with pytest.raises(DataError, match=rf'prompts.jsonl: line 2 .*({words})'):
-    answering.check(source, tmp_path / 'out.jsonl')
+    prompt_files.check(source, tmp_path / 'out.jsonl')
 
 
 def test_a_file_of_prompts_is_no_file_of_answers(tmp_path):
@@ -89,14 +90,14 @@ def test_a_file_of_prompts_is_no_file_of_answers(tmp_path):
   source.write_text('{"prompt": "a"}\n')
   before = source.read_bytes()
   with pytest.raises(ConfigError, match='line 1 is not an answer'):
-    answering.check(source, source)
+    prompt_files.check(source, source)
   with pytest.raises(ConfigError, match='its folder does not exist'):
-    answering.check(source, tmp_path / 'nowhere' / 'out.jsonl')
+    prompt_files.check(source, tmp_path / 'nowhere' / 'out.jsonl')
   with pytest.raises(CheckpointError, match='cannot be written'):
-    answering.answer_file(None, source, source / 'out.jsonl', rows=1)
+    prompt_files.answer_file(None, source, source / 'out.jsonl', rows=1)
   for other in (tmp_path, '/dev/full'):
     with pytest.raises(ConfigError, match='no regular file'):
-      answering.check(source, other)
+      prompt_files.check(source, other)
   assert source.read_bytes() == before
 
 
@@ -105,7 +106,7 @@ def test_prompts_that_are_no_text_are_refused(prompt, run):
   with pytest.raises(ConfigError, match='half of'):
     run.generate([prompt], tokens=2)
   with pytest.raises(ConfigError, match='UTF-8'):
-    answering.check_prompts(['good', prompt])
+    prompt_files.check_prompts(['good', prompt])
   assert run.generate([]) == []
 
 
@@ -127,7 +128,7 @@ def test_each_batch_is_on_disk_before_the_next_begins(run, prompts, tmp_path):
       raise KeyboardInterrupt
     return ['x'] * len(some)
   with pytest.raises(KeyboardInterrupt):
-    answering.answer_file(types.SimpleNamespace(generate=generate), prompts, out, rows=2, say=lambda _: None)
+    prompt_files.answer_file(types.SimpleNamespace(generate=generate), prompts, out, rows=2, say=lambda _: None)
   assert seen == [0, 2, 4] and len(lines(out)) == 4
 
 
@@ -136,7 +137,7 @@ def test_answers_to_other_prompts_are_left_alone(run, prompts, tmp_path):
   out.write_text('{"prompt": "other", "answer": "x"}\n{"promp')
   before = out.read_bytes()
   with pytest.raises(ConfigError, match='line 1 is not an answer to line 1 of --input'):
-    answering.answer_file(run, prompts, out, **HOW)
+    prompt_files.answer_file(run, prompts, out, **HOW)
   assert out.read_bytes() == before
 
 
@@ -145,9 +146,9 @@ def test_answers_to_other_prompts_are_left_alone(run, prompts, tmp_path):
 def test_files_without_prompts(text, message, tmp_path, run):
   (tmp_path / 'in.jsonl').write_text(text)
   with pytest.raises(DataError, match=message):
-    answering.answer_file(run, tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
+    prompt_files.answer_file(run, tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
   with pytest.raises(DataError, match='cannot be read'):
-    answering.answer_file(run, tmp_path / 'none.jsonl', tmp_path / 'out.jsonl')
+    prompt_files.answer_file(run, tmp_path / 'none.jsonl', tmp_path / 'out.jsonl')
 
 
 def test_text_is_shown_while_it_is_made(run, monkeypatch):
@@ -159,7 +160,7 @@ def test_text_is_shown_while_it_is_made(run, monkeypatch):
       return super().write(text)
   out = Terminal()
   how = dict(tokens=20, temperature=1.0, top_k=0, seed=1)
-  said = answering.show_stream(run, 'the ', out=out, **how)
+  said = prompt_files.show_stream(run, 'the ', out=out, **how)
   assert out.getvalue() == f'the {said}\n' and said == run.generate(['the '], **how)[0]
   assert out.writes >= 4 and len(said) > 8
 
@@ -167,7 +168,7 @@ def test_text_is_shown_while_it_is_made(run, monkeypatch):
 def test_a_letter_that_is_not_whole_waits(run):
   pieces = ['a\ufffd', 'aö', 'aöb\ufffd']
   out, fake = io.StringIO(), types.SimpleNamespace(stream=lambda prompts, **how: ([p] for p in pieces))
-  assert answering.show_stream(fake, '', out=out) == pieces[-1]
+  assert prompt_files.show_stream(fake, '', out=out) == pieces[-1]
   assert out.getvalue() == 'aöb\ufffd\n'
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import beam, decode, sharding
-from t5like.data.vocabulary import Bytes
+from t5like import sharding
+from t5like.decoding import beam, decode
 from t5like.model import transformer
+from t5like.vocabulary.loading import Bytes
 from tests.tiny import MODEL
 
 V, EOS, LONGEST = 5, 1, 4

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from benchmarks import data, plain_jax, step
-from t5like import loss as loss_lib, sharding
-from t5like.model import transformer
+from t5like import sharding
+from t5like.model import loss as loss_lib, transformer
 
 
 def test_the_configs_of_the_comparisons_are_valid(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_input_pipeline(monkeypatch, capsys, tmp_path):
 
 def test_plain_jax_computes_what_we_compute():
   """Same parameters, same loss: what benchmarks/step.py compares is the same mathematics."""
-  from configs.base import base
+  from t5like.config import base
   c = step.small_decoder()
   from t5like import config as config_lib
   c = config_lib.resolve(c)

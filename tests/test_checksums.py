@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from t5like import checksums, loop, sharding
-from t5like.checkpoint import Checkpoints
+from t5like import sharding
 from t5like.errors import NumericsError
+from t5like.storage import checksums
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop
 from t5like.training.trainer import Trainer
 from tests import tiny
 

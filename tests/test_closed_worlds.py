@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5like import (
-  choices,
-  config as config_lib,
-  config_rules,
-  interchange,
-  loop,
-  optimizer_rules,
-  rate_schedules,
-  sharding,
-)
+from t5like import choices, config as config_lib, rate_schedules, sharding
+from t5like.config import optimizer_rules, rules
 from t5like.errors import ConfigError
+from t5like.huggingface import runs
 from t5like.model import attention, layers
+from t5like.training import loop
 from tests import tiny
 
 UNKNOWN = 'nonesuch'
@@ -59,17 +53,17 @@ COLLECTED = ('objective.name',)
 
 
 def test_every_key_is_listed():
-  assert sorted([*IMPLEMENTED_IN, *FACTS_ALONE, *OF_LIBRARIES, *COLLECTED]) == sorted(config_rules.CHOICES)
+  assert sorted([*IMPLEMENTED_IN, *FACTS_ALONE, *OF_LIBRARIES, *COLLECTED]) == sorted(rules.CHOICES)
 
 
 def register(monkeypatch, key, facts=None):
   """Adds UNKNOWN to the choices of a key, where rules and implementations see it."""
-  names = config_rules.CHOICES[key]
+  names = rules.CHOICES[key]
   if isinstance(names, dict):
     monkeypatch.setitem(names, UNKNOWN, facts)
     return
   longer = (*names, UNKNOWN)
-  monkeypatch.setitem(config_rules.CHOICES, key, longer)
+  monkeypatch.setitem(rules.CHOICES, key, longer)
   for attribute, value in vars(choices).items():
     if value is names:
       monkeypatch.setattr(choices, attribute, longer)
@@ -83,10 +77,10 @@ def changed(config, values):
   return config
 
 
-@pytest.mark.parametrize('key', config_rules.CHOICES)
+@pytest.mark.parametrize('key', rules.CHOICES)
 def test_a_name_that_nothing_implements_is_not_trained(tmp_path, monkeypatch, key):
   c = changed(tiny.config(tmp_path, steps=1), BESIDE.get(key, {}))
-  is_list = isinstance(config_rules.DEFAULTS[key], tuple)
+  is_list = isinstance(rules.DEFAULTS[key], tuple)
   changed(c, {key: (UNKNOWN,) if is_list else UNKNOWN})
   with pytest.raises(ConfigError, match=f'{key}=.*There is'):
     config_lib.validate(c)
@@ -105,7 +99,7 @@ def imported_anew(module):
 
 @pytest.mark.parametrize('key', IMPLEMENTED_IN)
 def test_a_name_without_an_implementation_is_an_error_at_import(monkeypatch, key):
-  names = config_rules.CHOICES[key]
+  names = rules.CHOICES[key]
   register(monkeypatch, key, next(iter(names.values())) if isinstance(names, dict) else None)
   with pytest.raises(NotImplementedError, match=f"{key}='{UNKNOWN}' is a choice .* nothing implements it"):
     imported_anew(IMPLEMENTED_IN[key])
@@ -113,7 +107,7 @@ def test_a_name_without_an_implementation_is_an_error_at_import(monkeypatch, key
 
 @pytest.mark.parametrize('key', IMPLEMENTED_IN)
 def test_an_implementation_without_a_name_is_an_error_at_import(monkeypatch, key):
-  names = config_rules.CHOICES[key]
+  names = rules.CHOICES[key]
   left_out = next(iter(names))
   if isinstance(names, dict):
     monkeypatch.delitem(names, left_out)
@@ -174,7 +168,7 @@ def test_a_new_bias_by_distance_is_one_name_and_one_entry(tmp_path, monkeypatch)
     losses[position] = [line['loss'] for line in tiny.metrics(tmp_path / position)[0]]
   assert np.isfinite(losses['alibi']).all() and losses['alibi'] != losses['none']
   with pytest.raises(ConfigError, match="model.position='alibi', which would have to be 'rope'"):
-    interchange.check_export(changed(c, {'model.position': 'alibi'}), tmp_path / 'out')
+    runs.check_export(changed(c, {'model.position': 'alibi'}), tmp_path / 'out')
   with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])):
     bias = attention.bias_for('xla', Alibi(tiny.MODEL, False, None)(8, 8), 8, 8)
   for t in range(8):

@@ -10,8 +10,8 @@ import sys
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import config as C, config_values as V
+from t5like import config as C
+from t5like.config import base, values as V
 from t5like.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ def message(fn, *args):
   return str(e.value)
 
 
-def write(tmp_path, body, header="from configs.base import base, smoke\ndef get_config(arg=''):\n"):
+def write(tmp_path, body, header="from t5like.config import base, smoke\ndef get_config(arg=''):\n"):
   """A config file with these lines in get_config, the first of which is line 3."""
   path = tmp_path / 'configs' / 'mine.py'
   path.parent.mkdir(exist_ok=True)
@@ -128,7 +128,7 @@ def test_errors_inside_a_file(tmp_path, body, needles):
 def test_files_without_get_config_and_without_variants(tmp_path):
   assert 'def get_config' in message(C.load, write(tmp_path, 'pass', header='if True:\n'))
   plain = write(tmp_path, 'c = base()\nc.stop.tokens = "1M"\nreturn c',
-                header='from configs.base import base\ndef get_config():\n')
+                header='from t5like.config import base\ndef get_config():\n')
   assert C.load(plain).stop.tokens == 1_000_000
   said = message(C.load, f'{plain}:smoke')
   assert "no variant 'smoke'" in said and 'none at all' in said
@@ -278,7 +278,7 @@ def test_any_override_is_refused_or_right(key, text):
 
 
 def test_every_key_of_base_has_a_comment():
-  text = (ROOT / 'configs' / 'base.py').read_text()
+  text = (ROOT / 't5like' / 'config' / 'base.py').read_text()
   lines = text[:text.index('def smoke')].split('\n')
   for key in V.DEFAULTS:
     name = key.rpartition('.')[2]

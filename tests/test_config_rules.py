@@ -5,8 +5,8 @@ import re
 import ml_collections
 import pytest
 
-from configs.base import base
-from t5like import config as C, config_rules as R, config_values as V
+from t5like import config as C
+from t5like.config import base, rules as R, values as V
 from tests.test_config import TINY, message, tiny
 
 # --- Wrong values: the overrides, then what the message must hold: key, value, remedy -------------
@@ -22,7 +22,7 @@ WRONG = [
     ('data.every=5', 'data.every=5', 'checkpoint.every or sample.every'),
     ('steps=100', 'steps=100', 'stop.tokens'),
     ('seed.x=1', 'seed.x=1', 'Did you mean seed?'),
-    ('zzzzqq=1', 'zzzzqq=1: unknown key', 'configs/base.py'),
+    ('zzzzqq=1', 'zzzzqq=1: unknown key', 't5like/config/base.py'),
     ('mesh=2', 'mesh=2: mesh is a section', 'mesh.slice, mesh.data, mesh.fsdp, mesh.context, mesh.tensor'),
     ('seed', '--config.seed: no value', '--config.seed=VALUE'),
     # types

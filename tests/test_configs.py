@@ -5,7 +5,10 @@ import importlib.util
 import jax
 import pytest
 
-from t5like import config as config_lib, lengths, loop, models
+from t5like import config as config_lib
+from t5like.model import models
+from t5like.objectives import lengths
+from t5like.training import loop
 from tests.conftest import ROOT
 
 FILES = sorted(f.stem for f in (ROOT / 'configs').glob('*.py') if f.stem not in ('base', '__init__'))
@@ -131,11 +134,11 @@ def test_unknown_variants_are_refused(name):
 @pytest.mark.parametrize('size', ['base', 'large', 'wwm'])
 def test_both_runs_of_bert_follow_one_schedule(size):
   """Warm-up and one straight line to 0 at step 1,000,000 (Devlin et al. 2018, appendix A.2), over two runs."""
-  from t5like import optim
+  from t5like.optim import from_config
   first, second = (config_lib.load(ROOT / f'configs/bert.py:{name}') for name in (size, f'{size}_512'))
   steps = [config_lib.derived(c)['steps'] for c in (first, second)]
   assert steps == [900_000, 100_000] and second.data.seq_len == 512
-  rates = [optim.schedule(c.schedule, c.optimizer.learning_rate, n) for c, n in zip((first, second), steps)]
+  rates = [from_config.schedule(c.schedule, c.optimizer.learning_rate, n) for c, n in zip((first, second), steps)]
   for step in (10_000, 123_456, 899_999, 900_000, 950_000, 999_999):
     rate = float(rates[0](step) if step < 900_000 else rates[1](step - 900_000))
     assert rate == pytest.approx(1e-4 * (1_000_000 - step) / 990_000, rel=1e-3, abs=1e-10), step

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import decode, sampling, sharding
-from t5like.data.vocabulary import Bytes
+from t5like import sharding
+from t5like.decoding import decode, sampling
 from t5like.model import transformer
+from t5like.vocabulary.loading import Bytes
 from tests.tiny import MODEL
 
 

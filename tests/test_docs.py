@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 import t5like
-from t5like import command_line, config as config_lib, config_rules
+from t5like import command_line, config as config_lib
+from t5like.config import rules
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
@@ -104,7 +105,7 @@ def test_config_lines_are_accepted(page, tmp_path, monkeypatch):
       file.write_text(block)
       config_lib.load(f'{file}:smoke')
     elif re.match(r'c\.\w', block):
-      file.write_text("from configs.base import base\n\ndef get_config():\n  c = base()\n  c.stop.tokens = '1T'\n"
+      file.write_text("from t5like.config import base\n\ndef get_config():\n  c = base()\n  c.stop.tokens = '1T'\n"
                       + textwrap.indent(block, '  ') + '  return c\n')
     else:
       continue
@@ -166,6 +167,13 @@ def test_objectives_and_their_pictures_are_up_to_date():
   assert {f'pictures/{f.name}' for f in (DOCS / 'pictures').iterdir()} == set(found) - {'objectives.md'}
 
 
+def test_the_picture_of_rooms_is_up_to_date():
+  rooms = script('rooms')
+  assert rooms.OUT.read_text(encoding='utf-8') == rooms.picture(), 'run python docs/rooms.py'
+  order = [room for floor in rooms.floors(rooms.imports()) for room in floor]
+  assert order.index('errors') < order.index('model') < order.index('training') < order.index('__main__')
+
+
 def test_pictures_are_small_and_need_nothing_else():
   for file in (DOCS / 'pictures').iterdir():
     text = file.read_text(encoding='utf-8')
@@ -201,10 +209,10 @@ def test_colours_of_boxes_are_true():
 
 
 def test_keys_say_all_their_choices():
-  said = dict(script('keys').keys((ROOT / 'configs' / 'base.py').read_text(encoding='utf-8')))
-  for key, choices in {**config_rules.CHOICES, 'data.source': config_rules.SOURCES}.items():
+  said = dict(script('keys').keys((ROOT / 't5like' / 'config' / 'base.py').read_text(encoding='utf-8')))
+  for key, choices in {**rules.CHOICES, 'data.source': rules.SOURCES}.items():
     for choice in choices:
-      assert re.search(rf'\b{choice}\b', said[key]), f'configs/base.py does not say that {key} may be {choice}'
+      assert re.search(rf'\b{choice}\b', said[key]), f't5like/config/base.py does not say that {key} may be {choice}'
 
 
 def test_the_table_of_keys_is_up_to_date():

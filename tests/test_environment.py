@@ -4,7 +4,8 @@ import subprocess
 
 import jax
 
-from t5like import environment, ledger, sharding
+from t5like import sharding
+from t5like.observe import environment, ledger
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -34,7 +35,7 @@ def test_memory_grows_with_what_is_held():
 
 
 def test_a_run_records_them(tmp_path):
-  from t5like import loop
+  from t5like.training import loop
   config = tiny.config(tmp_path, steps=2)
   loop.train(config, str(tmp_path / 'run'), 'run')
   (attempt,) = ledger.account(ledger.read(tmp_path / 'run'))['attempts']

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import ledger, loop, metrics, opening, plain_json, report, rewinds, validation
-from t5like.checkpoint import Checkpoints, _Best
-from t5like.data import pipeline
+from t5like.batches import pipeline
 from t5like.errors import NumericsError
-from t5like.training import dispatch
+from t5like.files import plain_json
+from t5like.observe import ledger, metrics, report
+from t5like.prepared import opening
+from t5like.storage import rewinds
+from t5like.storage.checkpoint import Checkpoints, _Best
+from t5like.training import dispatch, loop, validation
 from t5like.training.progress import Progress
 from tests import tiny
 
@@ -59,7 +62,7 @@ def test_a_run_whose_model_explodes_at_its_end_is_not_done(tmp_path, monkeypatch
 
 def test_a_step_whose_parameters_overflow_changes_nothing():
   """An update that is finite by itself, on parameters that have no room for it."""
-  from t5like import step as step_lib
+  from t5like.training import step as step_lib
   big = dict(w=np.full(3, 1e19, np.float32))
 
   def gradients(params, batch, key):
@@ -67,7 +70,7 @@ def test_a_step_whose_parameters_overflow_changes_nothing():
                                                     weights=np.float32(1))
   import optax
   train_step = jax.jit(step_lib.make_train_step(gradients, optax.sgd(1.0), seed=0))
-  from t5like import guard
+  from t5like.optim import guard
   state = dict(params=big, opt_state=optax.sgd(1.0).init(big), step=np.int32(0), guard=guard.start())
   state, values = train_step(state, dict(g=np.full(3, 1e19, np.float32)))
   assert np.isfinite(values['update_norm']) and np.isinf(values['param_norm'])
@@ -95,8 +98,9 @@ def test_nan_is_the_worst_validation(nlls, n):
 
 
 def test_nan_is_never_the_best_nor_the_same_as_a_number():
-  from t5like import replay, selftest
+  from t5like import selftest
   from t5like.evals import evaluate
+  from t5like.training import replay
   nan = math.nan
   assert math.isnan(selftest._largest([0.1, nan, 0.2])) and selftest._largest([0.1, 0.2]) == 0.2
   assert not replay._same(nan, 1.0) and not replay._same(1.0, nan) and replay._same(nan, nan)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5like import guard
+from t5like.optim import guard
 
 N = guard.WINDOW
 

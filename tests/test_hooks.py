@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loop, recovery, saving, validation
-from t5like.data import pipeline
+from t5like.batches import pipeline
 from t5like.errors import Preempted
 from t5like.evals import evaluate
-from t5like.training import actions, hooks
+from t5like.training import actions, hooks, loop, recovery, saving, validation
 from t5like.training.trainer import Trainer
 from tests import tiny
 
@@ -230,7 +229,7 @@ class Closes(hooks.Hook):
     ([hooks.Entry('x', print)], 'must be a subclass of hooks.Hook'),
     ([hooks.Entry('x', Acts)], 'Acts.act would never be called. Give every='),
     ([hooks.Entry('x', Closes, every='sample.every')], 'Closes has no `act`'),
-    ([hooks.Entry('x', Acts, every='sample.evry')], "no key of configs/base.py. Did you mean 'sample.every'"),
+    ([hooks.Entry('x', Acts, every='sample.evry')], "no key of t5like/config/base.py. Did you mean 'sample.every'"),
     ([hooks.Entry('x', Acts, every='stop.target')], 'no number of steps'),
     ([hooks.Entry('x', Acts, every='sample.every')] * 2, "'x' is in the table twice"),
     ([hooks.Entry('x', Acts, every='sample.every', before=('save',))], "before='save' is no entry that follows"),

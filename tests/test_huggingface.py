@@ -14,13 +14,15 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.flax import save_file as save_jax
 
-from configs.base import base
-from t5like import config as config_lib, huggingface, huggingface_config, interchange, loaded, sharding
-from t5like.data import tokenizer_export, vocabulary as vocabulary_lib
-from t5like.data.tokenizer_json import HuggingFace
+from t5like import config as config_lib, sharding
+from t5like.config import base
+from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError
-from t5like.families import FAMILIES
+from t5like.huggingface import model_config, model_folders, runs
+from t5like.huggingface.families import FAMILIES
 from t5like.model import transformer
+from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
+from t5like.vocabulary.tokenizer_json import HuggingFace
 from tests import tiny
 from tests.conftest import ROOT
 from tests.parity import cases
@@ -55,15 +57,15 @@ def read_file(path):
 
 @pytest.mark.parametrize('name', cases.CASES)
 def test_logits_are_those_of_transformers_and_weights_go_back(name, tmp_path):
-  values, params = huggingface.read(folder_of(name, tmp_path / 'a'))
+  values, params = model_folders.read(folder_of(name, tmp_path / 'a'))
   np.testing.assert_allclose(cases.logits(values, params, batch_of(name)), GOLDEN[name], rtol=0, atol=1e-4)
-  assert huggingface.write(tmp_path / 'b', values, params) == []
+  assert model_folders.write(tmp_path / 'b', values, params) == []
   before, after = (read_file(tmp_path / folder / 'model.safetensors') for folder in 'ab')
   assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
   config = json.loads((tmp_path / 'b' / 'config.json').read_text())
   theirs = ABOUT[name]['config']
   assert (config['architectures'], config['model_type']) == (theirs['architectures'], theirs['model_type'])
-  assert huggingface.to_model(config) == values
+  assert model_folders.to_model(config) == values
   assert name == 't5_v1_1' or {k: config[k] for k in FAMILIES[config['model_type']].keys if k in theirs} == {
       k: v for k, v in theirs.items() if k in FAMILIES[config['model_type']].keys} | (
           dict(n_inner=144) if name == 'gpt2' else {})
@@ -74,7 +76,7 @@ def test_fused_projections_by_hand(tmp_path):
   keys = dict(gpt2='transformer.h.1.attn.c_attn', gpt_neox='gpt_neox.layers.1.attention.query_key_value')
   for name, key in keys.items():
     folder = folder_of(name, tmp_path / name)
-    theirs, (_, params) = read_file(folder / 'model.safetensors'), huggingface.read(folder)
+    theirs, (_, params) = read_file(folder / 'model.safetensors'), model_folders.read(folder)
     attention = params['stack']['blocks']['attention']
     for which, part in enumerate('qkv'):
       for head in range(3):
@@ -91,19 +93,19 @@ def test_fused_projections_by_hand(tmp_path):
 def test_layouts_are_undone(numbers, layout):
   dims, axes = layout
   sizes = dict(zip('DNHF', numbers)) | {'3': 3}
-  shape = huggingface_config.shape_of(axes, sizes)
+  shape = model_config.shape_of(axes, sizes)
   x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-  ours = huggingface_config.to_ours(x, dims, axes, sizes)
+  ours = model_config.to_ours(x, dims, axes, sizes)
   assert ours.shape[-len(dims):] == tuple(sizes[d] for d in dims)
-  assert np.array_equal(huggingface_config.to_theirs(ours, dims, axes, sizes), x)
+  assert np.array_equal(model_config.to_theirs(ours, dims, axes, sizes), x)
 
 
 def test_a_model_without_biases_goes_out_with_zeros(tmp_path):
-  values, params = huggingface.read(folder_of('gpt2', tmp_path / 'a'))
+  values, params = model_folders.read(folder_of('gpt2', tmp_path / 'a'))
   drop = lambda tree: {k: drop(v) if isinstance(v, dict) else v for k, v in tree.items() if k != 'b'}
   bare, model = drop(params), dict(values, use_bias=False)
-  huggingface.write(tmp_path / 'b', model, bare)
-  again, with_zeros = huggingface.read(tmp_path / 'b')
+  model_folders.write(tmp_path / 'b', model, bare)
+  again, with_zeros = model_folders.read(tmp_path / 'b')
   assert again['use_bias'] and not with_zeros['stack']['norm']['b'].any()
   a, b = cases.logits(model, bare, batch_of('gpt2')), cases.logits(again, with_zeros, batch_of('gpt2'))
   np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -122,14 +124,14 @@ def test_many_files_of_half_precision(dtype, tmp_path):
     where.update(dict.fromkeys(names[i::3], file))
   (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=where)))
   (tmp_path / 'config.json').write_text(json.dumps(ABOUT['llama']['config']))
-  values, params = huggingface.read(tmp_path)
+  values, params = model_folders.read(tmp_path)
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-  expected = huggingface.read(folder_of('llama', tmp_path / 'whole', lambda config, made: made.update(
+  expected = model_folders.read(folder_of('llama', tmp_path / 'whole', lambda config, made: made.update(
       {key: np.asarray(x, np.float32) for key, x in half.items()})))
   assert values == expected[0] and same(params, expected[1])
   (tmp_path / 'model-00002-of-00003.safetensors').unlink()
   with pytest.raises(CheckpointError, match='has no model-00002-of-00003.safetensors'):
-    huggingface.read(tmp_path)
+    model_folders.read(tmp_path)
 
 
 def _gpt2_of_the_hub(config, made):
@@ -175,8 +177,8 @@ def _old_t5(config, made):
 @pytest.mark.parametrize('name,change', [('gpt2', _gpt2_of_the_hub), ('bert', _old_bert), ('gpt_neox', _old_neox),
                                          ('llama_grouped', _old_llama), ('t5', _old_t5)])
 def test_other_names_and_needless_weights(name, change, tmp_path):
-  values, params = huggingface.read(folder_of(name, tmp_path / 'a'))
-  other_values, other = huggingface.read(folder_of(name, tmp_path / 'b', change))
+  values, params = model_folders.read(folder_of(name, tmp_path / 'a'))
+  other_values, other = model_folders.read(folder_of(name, tmp_path / 'b', change))
   assert values == other_values and same(params, other)
 
 
@@ -186,27 +188,27 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     made['model.layers.2.mlp.up_proj.weight'] = made['model.norm.weight'][:7].copy()
     made['model.norm.weight'] = made['model.norm.weight'][:7].copy()
   with pytest.raises(CheckpointError) as e:
-    huggingface.read(folder_of('llama', tmp_path / 'a', change))
+    model_folders.read(folder_of('llama', tmp_path / 'a', change))
   for text in ('layers.1.mlp.up_proj.weight is missing', 'layers.2.mlp.up_proj.weight is unexpected',
                r'model.norm.weight has the shape (7,), not (36,)'):
     assert text in str(e.value)
   def untied(config, made):
     made['lm_head.weight'] = 2 * made['model.embed_tokens.weight']
   with pytest.raises(CheckpointError, match='lm_head.weight and model.embed_tokens.weight differ'):
-    huggingface.read(folder_of('llama_grouped', tmp_path / 'b', untied))
+    model_folders.read(folder_of('llama_grouped', tmp_path / 'b', untied))
   (tmp_path / 'b' / 'model.safetensors').write_bytes(b'no weights')
   with pytest.raises(CheckpointError, match='cannot be read as safetensors'):
-    huggingface.read(tmp_path / 'b')
+    model_folders.read(tmp_path / 'b')
   (tmp_path / 'b' / 'model.safetensors').unlink()
   with pytest.raises(CheckpointError, match='pytorch_model.bin'):
-    huggingface.read(tmp_path / 'b')
+    model_folders.read(tmp_path / 'b')
   with pytest.raises(ConfigError, match='config.json cannot be read'):
-    huggingface.read(tmp_path / 'nowhere')
+    model_folders.read(tmp_path / 'nowhere')
 
 
 def test_padding_rows_are_zeros_and_change_nothing(tmp_path):
   folder = folder_of('bert', tmp_path / 'a')
-  values, params = huggingface.read(folder, vocab_size=128)
+  values, params = model_folders.read(folder, vocab_size=128)
   assert values['vocab_size'] == 128 and params['embed']['w'].shape == (128, 36)
   assert params['head']['b'].shape == (128,)
   assert not params['embed']['w'][101:].any() and not params['head']['b'][101:].any()
@@ -231,27 +233,27 @@ def test_what_ours_cannot_do_is_an_error_with_its_key(name, key, value):
   if key.startswith(('rope_scaling', 'rotary', 'partial')):
     del config['rope_parameters']
   with pytest.raises(ConfigError, match=key):
-    huggingface.to_model(config)
+    model_folders.to_model(config)
 
 
 def test_rotary_numbers_of_all_versions():
   plain = {k: v for k, v in ABOUT['gpt_neox']['config'].items() if k != 'rope_parameters'}
-  rope = lambda **more: [huggingface.to_model(dict(plain, **more))[k] for k in ('rope_theta', 'rope_fraction')]
+  rope = lambda **more: [model_folders.to_model(dict(plain, **more))[k] for k in ('rope_theta', 'rope_fraction')]
   assert rope(hidden_size=96) == [1e4, 0.25]
   assert rope(rotary_pct=0.5, rotary_emb_base=500) == [500.0, 0.5]
   assert rope(rope_parameters=dict(rope_theta=7e3, partial_rotary_factor=1.0)) == [7e3, 1.0]
   llama = {k: v for k, v in ABOUT['llama']['config'].items() if k != 'rope_parameters'}
-  assert huggingface.to_model(dict(llama, rope_theta=5e5, rope_scaling=None))['rope_theta'] == 5e5
+  assert model_folders.to_model(dict(llama, rope_theta=5e5, rope_scaling=None))['rope_theta'] == 5e5
 
 
 def test_a_config_that_lacks_a_size_is_an_error():
   with pytest.raises(ConfigError, match='llama model lacks hidden_size'):
-    huggingface.to_model({k: v for k, v in ABOUT['llama']['config'].items() if k != 'hidden_size'})
+    model_folders.to_model({k: v for k, v in ABOUT['llama']['config'].items() if k != 'hidden_size'})
 
 
 def test_the_nearest_family_is_named():
   model = dataclasses.asdict(tiny.MODEL)
-  assert huggingface.family_of(model) == 'llama'
+  assert model_folders.family_of(model) == 'llama'
   for changes, texts in [
       (dict(qk_norm='head'), ('nearest is llama', "model.qk_norm='head'")),
       (dict(position='none'), ("model.position='none', which would have to be 'rope'",)),
@@ -259,7 +261,7 @@ def test_the_nearest_family_is_named():
       (dict(activation='gelu'), ("model.activation='gelu'",)),
       (dict(block='output_norm', qk_norm='all', head_dim=16), ('nearest is olmo2', 'model.head_dim=16'))]:
     with pytest.raises(ConfigError) as e:
-      huggingface.family_of(dict(model, **changes))
+      model_folders.family_of(dict(model, **changes))
     assert all(text in str(e.value) for text in texts), str(e.value)
 
 
@@ -278,22 +280,22 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
 def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
   """A new key of config.model, such as a sliding window, changes what a model computes until export knows it."""
   model = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF[kind])
-  assert huggingface.family_of(model) == kind
+  assert model_folders.family_of(model) == kind
   with pytest.raises(ConfigError, match='model.window=0, which no family is known to have'):
-    huggingface.family_of(dict(model, window=0))
-  monkeypatch.setitem(huggingface_config.DEFAULTS, 'model.window', 0)
-  assert huggingface.family_of(dict(model, window=0)) == kind
+    model_folders.family_of(dict(model, window=0))
+  monkeypatch.setitem(model_config.DEFAULTS, 'model.window', 0)
+  assert model_folders.family_of(dict(model, window=0)) == kind
   with pytest.raises(ConfigError, match='model.window=64, which would have to be 0'):
-    huggingface.family_of(dict(model, window=64))
+    model_folders.family_of(dict(model, window=64))
   with pytest.raises(ConfigError, match='model.window=64'):
-    huggingface.to_hf(dict(model, window=64))
+    model_folders.to_hf(dict(model, window=64))
 
 
 def test_export_knows_every_key(monkeypatch):
   """Each key of config.model is represented in some family, fixed, or without effect: none is let through unseen."""
-  monkeypatch.setattr(huggingface_config, 'DEFAULTS', {})
+  monkeypatch.setattr(model_config, 'DEFAULTS', {})
   for kind, changes in FAMILY_OF.items():
-    assert huggingface.family_of(dict(dataclasses.asdict(tiny.MODEL), **changes)) == kind
+    assert model_folders.family_of(dict(dataclasses.asdict(tiny.MODEL), **changes)) == kind
 
 
 # --- Weights to begin with ------------------------------------------------------------------------
@@ -315,14 +317,14 @@ def start(config, vocabulary=None, **axes):
   with jax.set_mesh(mesh):
     model = transformer.build(transformer.ModelConfig(**config.model))
     abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-    params = huggingface.initial(config, abstract, vocabulary)
+    params = model_folders.initial(config, abstract, vocabulary)
   assert jax.tree.all(jax.tree.map(lambda x, like: x.sharding == like.sharding, params, abstract))
   return params
 
 
 def test_begins_with_a_folder_on_any_mesh(tmp_path):
   folder = folder_of('llama_grouped', tmp_path / 'a')
-  values, params = huggingface.read(folder, vocab_size=104)
+  values, params = model_folders.read(folder, vocab_size=104)
   config = run_config(values, folder)
   for axes in (dict(), dict(fsdp=4, tensor=2)):
     assert same(jax.device_get(start(config, **axes)), params)
@@ -335,7 +337,7 @@ def test_begins_with_a_folder_on_any_mesh(tmp_path):
     key, value = override.removeprefix('--config.model.').split('=')
     other.model[key] = type(other.model[key])(float(value))
   assert other.model.vocab_size == 101
-  assert same(jax.device_get(start(other)), huggingface.read(folder)[1])
+  assert same(jax.device_get(start(other)), model_folders.read(folder)[1])
   with pytest.raises(ConfigError, match='is neither the workdir of a run'):
     start(run_config(values, tmp_path))
 
@@ -352,8 +354,8 @@ def vocabulary_of(file, **changes):
 
 def widened(name, path, size, vocabulary, style):
   """A folder of a case with a vocabulary of ours."""
-  values, params = huggingface.read(folder_of(name, path / 'narrow'), vocab_size=size)
-  huggingface.write(path / 'hf', values, params, vocabulary, style=style, length=40)
+  values, params = model_folders.read(folder_of(name, path / 'narrow'), vocab_size=size)
+  model_folders.write(path / 'hf', values, params, vocabulary, style=style, length=40)
   return path / 'hf', params
 
 
@@ -364,26 +366,26 @@ def widened(name, path, size, vocabulary, style):
 def test_import_generate_and_export(name, style, kind, prompt, tmp_path):
   vocabulary = vocabulary_of(tmp_path / 'vocabulary', **kind)
   folder, params = widened(name, tmp_path, 512, vocabulary, style)
-  c = interchange.import_folder(folder, tmp_path / 'run', ['batch_size=4'])
+  c = runs.import_folder(folder, tmp_path / 'run', ['batch_size=4'])
   assert c.batch_size == 4 and c.init_from == str(folder)
-  run = loaded.load(tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   assert run.step == 0 and same(jax.device_get(run.params), params)
   assert run.vocabulary.name == ('sentencepiece' if kind.get('name') == 'sentencepiece' else 'huggingface')
   assert tokenizer_export.difference(vocabulary, run.vocabulary) == ''
   text, = run.generate([prompt], tokens=6, temperature=0)
   assert isinstance(text, str) and text == run.generate([prompt], tokens=6, temperature=0)[0]
-  interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  runs.export_run(tmp_path / 'run', tmp_path / 'out')
   before, after = (read_file(path / 'model.safetensors') for path in (folder, tmp_path / 'out'))
   assert before.keys() == after.keys() and all(np.array_equal(before[k], after[k]) for k in before)
   a, b = (json.loads((path / 'config.json').read_text()) for path in (folder, tmp_path / 'out'))
   assert a == b
   for override, problem in (('model.d_model=72', 'model.d_model is 36 there, 72 here'), ('modle.x=1', 'unknown key')):
     with pytest.raises(ConfigError, match=problem):
-      interchange.import_folder(folder, tmp_path / 'bad', [override])
+      runs.import_folder(folder, tmp_path / 'bad', [override])
   with pytest.raises(ConfigError, match='holds a run already'):
-    interchange.import_folder(folder, tmp_path / 'run')
+    runs.import_folder(folder, tmp_path / 'run')
   with pytest.raises(ConfigError, match='holds files already'):
-    interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+    runs.export_run(tmp_path / 'run', tmp_path / 'out')
   # A run may begin with this one, unless its vocabulary is another.
   sized = config_lib.resolve(c)
   sized.init_from = str(tmp_path / 'run')
@@ -414,13 +416,13 @@ def test_sentinels_above_a_model_are_found_again(tmp_path):
   vocabulary = vocabulary_of(tmp_path / 'more', name='sentencepiece', path=str(tmp_path / 'plain'), sentinels=7)
   assert vocabulary.size == 407 and vocabulary.sentinel(0) == 406
   folder, _ = widened('t5', tmp_path, 512, vocabulary, 'encoder')
-  spec, found = huggingface.find_vocabulary(folder)
+  spec, found = model_folders.find_vocabulary(folder)
   assert spec['sentinels'] == 7 and found.fingerprint == vocabulary.fingerprint != plain.fingerprint
   assert HuggingFace((folder / 'tokenizer.json').read_bytes()).sentinel(2) == vocabulary.sentinel(2)
   (folder / 'tokenizer_config.json').unlink()
-  assert huggingface.find_vocabulary(folder)[0]['sentinels'] == 7
+  assert model_folders.find_vocabulary(folder)[0]['sentinels'] == 7
   (folder / 'tokenizer.json').unlink()
-  assert huggingface.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
+  assert model_folders.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import config as config_lib, huggingface, interchange, loaded, loop, report, workdir as workdir_lib
-from t5like.data import vocabulary as vocabulary_lib
+from t5like import config as config_lib
+from t5like.config import base
+from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError
+from t5like.huggingface import model_folders, runs
+from t5like.observe import report
+from t5like.storage import workdir as workdir_lib
+from t5like.training import loop
+from t5like.vocabulary import loading as vocabulary_lib
 from tests import folders, tiny
 from tests.conftest import ROOT
 from tests.parity import cases
@@ -29,7 +34,7 @@ def llama(folder, made, **files):
   size = made.get_vocab_size()
   shapes = dict(values=dict(LLAMA, vocab_size=size))
   params = random_params(shapes['values'])
-  huggingface.write(folder, shapes['values'], params)
+  model_folders.write(folder, shapes['values'], params)
   (folder / 'generation_config.json').unlink()
   config = json.loads((folder / 'config.json').read_text())
   config.update(files.pop('config', {}))
@@ -58,7 +63,7 @@ def imported(tmp_path_factory):
   path, made = tmp_path_factory.mktemp('imported'), with_bos()
   bos, eos = (made.token_to_id(name) for name in ('<s>', '</s>'))
   folder = llama(path / 'hf', made, tokenizer_config=NAMED, config=dict(bos_token_id=bos, eos_token_id=eos))
-  interchange.import_folder(folder, path / 'run')
+  runs.import_folder(folder, path / 'run')
   return folder, made, path / 'run'
 
 
@@ -67,23 +72,23 @@ def imported(tmp_path_factory):
 
 def test_a_beginning_is_put_before_prompts_and_exported(imported, tmp_path):
   folder, made, workdir = imported
-  run = loaded.load(workdir)
+  run = trained_model.load(workdir)
   bos, eos, unk = (made.token_to_id(name) for name in ('<s>', '</s>', '<unk>'))
   assert run.style == 'document' and run.vocabulary.special() == dict(bos=bos, eos=eos, unk=unk)
   ids = made.encode('the fox').ids
   assert ids[0] == bos
   with_it, without = (run.generate([prompt], tokens=8, temperature=0) for prompt in ('the fox', ids[1:]))
   assert with_it == without  # both begin with <s>
-  interchange.export_run(workdir, tmp_path / 'out')
+  runs.export_run(workdir, tmp_path / 'out')
   config, generation, settings_, names = (json.loads((tmp_path / 'out' / f'{name}.json').read_text()) for name in (
       'config', 'generation_config', 'tokenizer_config', 'special_tokens_map'))
   assert (config['bos_token_id'], config['eos_token_id']) == (bos, eos)
   assert generation == dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=None)
   assert names == dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>') and names.items() <= settings_.items()
   assert (tmp_path / 'out' / 'tokenizer.json').read_bytes() == (folder / 'tokenizer.json').read_bytes()
-  again = interchange.import_folder(tmp_path / 'out', tmp_path / 'again')
+  again = runs.import_folder(tmp_path / 'out', tmp_path / 'again')
   assert again.data.document_mask
-  assert loaded.load(tmp_path / 'again').vocabulary.special() == run.vocabulary.special()
+  assert trained_model.load(tmp_path / 'again').vocabulary.special() == run.vocabulary.special()
 
 
 def test_greedy_text_is_that_of_transformers(tmp_path):
@@ -92,11 +97,11 @@ def test_greedy_text_is_that_of_transformers(tmp_path):
   folder = cases.write_folder(tmp_path / 'hf', {}, cases.weights(golden['shapes']))
   for name, text in golden['files'].items():
     (folder / name).write_text(text)
-  interchange.import_folder(folder, tmp_path / 'a')
-  interchange.export_run(tmp_path / 'a', tmp_path / 'out')
-  interchange.import_folder(tmp_path / 'out', tmp_path / 'b')
+  runs.import_folder(folder, tmp_path / 'a')
+  runs.export_run(tmp_path / 'a', tmp_path / 'out')
+  runs.import_folder(tmp_path / 'out', tmp_path / 'b')
   for workdir in (tmp_path / 'a', tmp_path / 'b'):
-    run = loaded.load(workdir)
+    run = trained_model.load(workdir)
     assert run.generate(golden['prompts'], tokens=golden['tokens'], temperature=0) == golden['texts']
   assert golden['texts'] != golden['without'] and len(set(golden['texts'])) == 3
 
@@ -106,13 +111,13 @@ def test_fine_tuning_keeps_them(imported, tmp_path):
   c = tiny.config(tmp_path, steps=3, init_from=str(folder),
                   vocabulary=dict(name='huggingface', path=str(folder / 'tokenizer.json')))
   with c.unlocked():
-    c.model.update(huggingface.model_of(folder), vocab_size=0)
+    c.model.update(model_folders.model_of(folder), vocab_size=0)
     c.data.seq_len = 32
   loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
-  run = loaded.load(tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   assert run.vocabulary.bos_id == made.token_to_id('<s>') and run.style == 'document'
   assert isinstance(run.generate(['the '], tokens=4)[0], str)
-  interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  runs.export_run(tmp_path / 'run', tmp_path / 'out')
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert config['bos_token_id'] == made.token_to_id('<s>')
 
@@ -123,15 +128,15 @@ def test_a_tokenizer_that_puts_nothing_before_texts(tmp_path):
   end = made.token_to_id('<|endoftext|>')
   folder = llama(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<|endoftext|>', eos_token='<|endoftext|>'),
                  config=dict(eos_token_id=end))
-  c = interchange.import_folder(folder, tmp_path / 'run')
-  run = loaded.load(tmp_path / 'run')
+  c = runs.import_folder(folder, tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   assert not c.data.document_mask and run.style == 'stream'
   assert run.generate([''], tokens=6, temperature=0) == run.generate([[end]], tokens=6, temperature=0)
 
 
 def test_generation_ends_where_the_folder_says(imported, tmp_path):
   """Each of several ends, in sampling and in beam search."""
-  run = loaded.load(imported[2])
+  run = trained_model.load(imported[2])
   prompt = run.vocabulary.encode('the quick').tolist()
   run.vocabulary.decode = lambda ids: ids  # half characters are no text
   said = run.generate([prompt], tokens=24, temperature=0)[0]
@@ -148,13 +153,13 @@ def test_a_folder_that_does_not_say_is_asked_about(tmp_path):
   made = folders.byte_level(['<|a|>', '<|b|>'])
   folder = llama(tmp_path / 'hf', made)
   with pytest.raises(ConfigError, match=r"special tokens are '<\|a\|>', '<\|b\|>'.*--config.vocabulary.special.eos="):
-    interchange.import_folder(folder, tmp_path / 'run')
+    runs.import_folder(folder, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-  c = interchange.import_folder(folder, tmp_path / 'run', ['vocabulary.special.eos=<|a|>'])
+  c = runs.import_folder(folder, tmp_path / 'run', ['vocabulary.special.eos=<|a|>'])
   assert c.vocabulary.special.to_dict() == dict(eos='<|a|>')
-  assert loaded.load(tmp_path / 'run').vocabulary.stop_ids == (made.token_to_id('<|a|>'),)
-  c = interchange.import_folder(folder, tmp_path / 'none', ["vocabulary.special={'eos': ''}"])
-  assert not c.data.append_eos and loaded.load(tmp_path / 'none').vocabulary.stop_ids == ()
+  assert trained_model.load(tmp_path / 'run').vocabulary.stop_ids == (made.token_to_id('<|a|>'),)
+  c = runs.import_folder(folder, tmp_path / 'none', ["vocabulary.special={'eos': ''}"])
+  assert not c.data.append_eos and trained_model.load(tmp_path / 'none').vocabulary.stop_ids == ()
 
 
 def test_a_beginning_of_ours_goes_out_in_tokenizer_json(tmp_path):
@@ -167,7 +172,7 @@ def test_a_beginning_of_ours_goes_out_in_tokenizer_json(tmp_path):
   values = dict(LLAMA, vocab_size=vocabulary.size)
   import tokenizers
   for style, before, after in (('document', ['<s>'], []), ('stream', [], []), ('pair', ['<s>'], ['</s>'])):
-    assert huggingface.write(tmp_path / style, values, random_params(values), vocabulary, style) == []
+    assert model_folders.write(tmp_path / style, values, random_params(values), vocabulary, style) == []
     there = tokenizers.Tokenizer.from_file(str(tmp_path / style / 'tokenizer.json'))
     assert there.encode('a').tokens == [*before, 'a', *after]
 
@@ -183,10 +188,10 @@ NASTY = ['plain', '"""', "'''", 'a"b\'c', 'back\\slash', 'new\nline', '100%s{x}'
 def test_the_name_of_a_folder_is_never_source(name, imported, tmp_path, monkeypatch):
   """Nothing of it is executed, and config.py leads back to the folder."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(interchange, '_save', lambda *_: None)  # the weights were imported by other tests
+  monkeypatch.setattr(runs, '_save', lambda *_: None)  # the weights were imported by other tests
   folder = tmp_path / name
   os.symlink(imported[0], folder)
-  c = interchange.import_folder(folder, tmp_path / 'run')
+  c = runs.import_folder(folder, tmp_path / 'run')
   assert not (tmp_path / 'pwned').exists() and c.init_from == str(folder)
   text = (tmp_path / 'run' / 'config.py').read_text()
   assert text.isascii() and config_lib.load(tmp_path / 'run' / 'config.py').vocabulary.path == c.vocabulary.path
@@ -198,7 +203,7 @@ def test_the_name_of_a_folder_is_never_source(name, imported, tmp_path, monkeypa
                               st.text(st.characters(codec=None))),
                     lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)), max_leaves=8))
 def test_values_are_written_as_literals(value):
-  source = interchange._literal(value)
+  source = runs._literal(value)
   assert source.isascii() and '\n' not in source and ast.literal_eval(source) == value
 
 
@@ -206,9 +211,9 @@ def test_values_are_written_as_literals(value):
                          ids=['nan', 'inf', 'object', 'list'])
 def test_what_no_literal_stands_for_is_refused(value):
   with pytest.raises(ConfigError, match='cannot be written into a config'):
-    interchange._literal(value)
+    runs._literal(value)
   with pytest.raises(ConfigError, match='cannot be a key'):
-    interchange._arguments({'a=1); print(': 1})
+    runs._arguments({'a=1); print(': 1})
 
 
 def test_the_report_takes_no_marks_from_names():
@@ -278,11 +283,11 @@ def test_killed_in_the_middle_the_same_command_ends_the_work(how, imported, tmp_
   process.wait(10)
   time.sleep(0.1)
   if how == 'export':
-    interchange.export_run(source, out)
+    runs.export_run(source, out)
     assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= {path.name for path in out.iterdir()}
   else:
-    interchange.import_folder(source, out)
-    assert loaded.load(out).step == 0
+    runs.import_folder(source, out)
+    assert trained_model.load(out).step == 0
   assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
@@ -301,5 +306,5 @@ def test_killed_in_the_middle_the_same_command_ends_the_work(how, imported, tmp_
 def test_models_that_transformers_would_refuse_or_read_differently(family, changes, problem, tmp_path):
   model = dict(tiny.MODEL.__dict__, **changes)
   with pytest.raises(ConfigError, match=problem) as e:
-    huggingface.write(tmp_path / 'out', model, {})
+    model_folders.write(tmp_path / 'out', model, {})
   assert family in str(e.value) and not (tmp_path / 'out').exists()

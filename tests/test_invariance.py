@@ -3,9 +3,9 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loop
-from t5like.checkpoint import Checkpoints
 from t5like.errors import Preempted
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop
 from t5like.training.trainer import Trainer
 from tests import tiny
 
@@ -210,7 +210,8 @@ def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
 
 def test_preflight_compiles_what_trains(tmp_path, monkeypatch):
   """The program that `aot.lower` makes from shapes alone is the one that the loop runs, letter for letter."""
-  from t5like import aot, config as config_lib
+  from t5like import config as config_lib
+  from t5like.preflight import compile_ahead
   c = tiny.config(tmp_path, steps=2, mesh=dict(data=2, fsdp=2, tensor=2), microbatches=2, model=dict(remat='minimal'))
   seen, step = [], Trainer.step
 
@@ -220,5 +221,5 @@ def test_preflight_compiles_what_trains(tmp_path, monkeypatch):
     return step(trainer, batch)
   monkeypatch.setattr(Trainer, 'step', once)
   loop.train(c, tmp_path / 'run', 'test', jax.devices())
-  lowered, facts = aot.lower(config_lib.resolve(c), jax.devices())
+  lowered, facts = compile_ahead.lower(config_lib.resolve(c), jax.devices())
   assert lowered.as_text() == seen[0] and facts['parameters'] > 10_000

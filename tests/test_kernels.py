@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from t5like import choices, sharding
-from t5like.kernels import relative_bias_attention, splash
 from t5like.model import attention, attention_kernels
+from t5like.model.kernels import relative_bias_attention, splash
 
 
 def example(T, S, N=4, K=2, H=64, B=2, seed=0):

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from t5like import config as config_lib, loaded, opening
-from t5like.data import pipeline, sources
+from t5like import config as config_lib
+from t5like.batches import pipeline
+from t5like.decoding import trained_model
+from t5like.prepared import opening
+from t5like.sources import registry
 from tests.conftest import ROOT
 
 
@@ -27,7 +30,7 @@ def run(name, tmp_path):
 
 def test_markov_chain(tmp_path):
   result, _ = run('markov.py', tmp_path)
-  entropy = sources.markov_entropy(8)
+  entropy = registry.markov_entropy(8)
   assert entropy - 0.01 < result['nll'] < entropy + 0.02
 
 
@@ -40,7 +43,7 @@ def masked_optimum(config):
   """
   store = opening.open_data(config, say=lambda _: None)
   V, first, mask = store.vocabulary.size, 3, store.vocabulary.mask_id
-  P = sources.markov_transitions(8)
+  P = registry.markov_transitions(8)
   values, vectors = np.linalg.eig(P.T)
   start = np.real(vectors[:, np.argmax(np.real(values))])
   start /= start.sum()
@@ -92,7 +95,7 @@ def test_spans_of_random_letters(tmp_path):
 def test_copy_and_reverse(task, tmp_path):
   """At least 99 % of held-out strings come out exactly right, generated without the answer in sight."""
   _, c = run('seq2seq_copy.py' + (':reverse' if task == 'reverse' else ''), tmp_path)
-  model = loaded.load(tmp_path / 'run')
+  model = trained_model.load(tmp_path / 'run')
   examples = opening.open_data(c, say=lambda _: None).examples('validation')
   decode = model.vocabulary.decode
   inputs, targets = zip(*[[decode(t) for t in examples[i]] for i in range(min(400, len(examples)))])

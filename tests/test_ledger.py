@@ -4,8 +4,9 @@ import json
 import jax
 import pytest
 
-from t5like import ledger, loop, report
 from t5like.errors import ConfigError
+from t5like.observe import ledger, report
+from t5like.training import loop
 from tests import tiny
 
 

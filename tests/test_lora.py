@@ -6,9 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5like import huggingface, interchange, loaded, loop, optim, sharding
+from t5like import sharding
+from t5like.decoding import trained_model
 from t5like.errors import ConfigError
+from t5like.huggingface import model_folders, runs
 from t5like.model import layers, transformer
+from t5like.optim import from_config
+from t5like.training import loop
 from tests import tiny
 
 EVERY = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
@@ -38,7 +42,7 @@ def trained_a_little(params, seed=1):
 
 
 def flat(tree):
-  return {optim.path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  return {from_config.path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 @pytest.mark.parametrize('name', ['decoder', 'encoder', 'encoder_decoder'])
@@ -96,13 +100,13 @@ def test_sharded_it_computes_the_same_and_gradients_too():
 def run(folder, workdir, steps=4, **sections):
   c = tiny.config(folder, steps=steps, **sections)
   loop.train(c, workdir, 'x', jax.devices()[:1])
-  return loaded.load(workdir)
+  return trained_model.load(workdir)
 
 
 def test_trained_on_a_run_without_and_begun_from_again(tmp_path):
   """Base run -> LoRA from any of its checkpoints -> merged, generating, exported, begun from."""
   first = run(tmp_path, tmp_path / 'base', checkpoint=dict(every=2, keep=9))
-  base_2 = loaded.load(tmp_path / 'base', 2)
+  base_2 = trained_model.load(tmp_path / 'base', 2)
   lora = dict(lora_rank=2, lora_alpha=4.0, lora_projections=('q', 'v', 'down'))
   second = run(tmp_path, tmp_path / 'lora', model=lora, init_from=str(tmp_path / 'base/checkpoints/2'),
                optimizer=dict(weight_decay=0.5))
@@ -115,11 +119,11 @@ def test_trained_on_a_run_without_and_begun_from_again(tmp_path):
     if changed:  # by matrices of rank 2
       difference = (b[path] - a[path])[0].reshape(a[path].shape[1], -1)
       assert np.linalg.matrix_rank(difference, tol=1e-5) == 2
-  interchange.export_run(tmp_path / 'lora', tmp_path / 'exported')
-  _, exported = huggingface.read(tmp_path / 'exported')
+  runs.export_run(tmp_path / 'lora', tmp_path / 'exported')
+  _, exported = model_folders.read(tmp_path / 'exported')
   for path, x in flat(exported).items():
     np.testing.assert_array_equal(x, b[path], path)
-  assert second.generate(['the '], tokens=5, temperature=0) == loaded.load(tmp_path / 'lora').generate(
+  assert second.generate(['the '], tokens=5, temperature=0) == trained_model.load(tmp_path / 'lora').generate(
       ['the '], tokens=5, temperature=0)
   third = run(tmp_path, tmp_path / 'on', steps=2, model=lora, init_from=str(tmp_path / 'lora'))
   c = flat(third.params)
@@ -135,7 +139,7 @@ def test_resuming_and_checkpoints_that_are_not_there(tmp_path):
   how = dict(model=dict(lora_rank=2), schedule=dict(name='constant'))
   run(tmp_path, tmp_path / 'a', 6, **how)
   run(tmp_path, tmp_path / 'b', 3, **how)
-  a, b = (flat(loaded.load(tmp_path / 'a').params), flat(run(tmp_path, tmp_path / 'b', 6, **how).params))
+  a, b = (flat(trained_model.load(tmp_path / 'a').params), flat(run(tmp_path, tmp_path / 'b', 6, **how).params))
   for path in a:
     np.testing.assert_array_equal(a[path], b[path], path)
   with pytest.raises(ConfigError, match='no checkpoint of step 5 yet; there are those of'):

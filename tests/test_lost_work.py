@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import lease, loop, saving, signals, validation, writing
-from t5like.checkpoint import Checkpoints
-from t5like.data import pipeline
+from t5like.batches import pipeline
 from t5like.errors import CheckpointError, DataError, Interrupted, NumericsError, Preempted
-from t5like.training import dispatch
+from t5like.files import writing
+from t5like.storage import lease
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import dispatch, loop, saving, signals, validation
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -256,7 +257,7 @@ time.sleep(60)
 
 
 def test_the_watchdog_ends_a_process_also_where_nobody_can_be_told():
-  code = 'import time; from t5like.watchdog import Watchdog; Watchdog(dict(start=0.5)); time.sleep(60)'
+  code = 'import time; from t5like.training.watchdog import Watchdog; Watchdog(dict(start=0.5)); time.sleep(60)'
   for streams in ('2>/dev/full', '2>&-'):
     done = subprocess.run(['bash', '-c', f'exec "$@" {streams}', 'sh', sys.executable, '-c', code], cwd=ROOT,
                           timeout=120)
@@ -271,7 +272,7 @@ def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
     after_step(monkeypatch, step, lambda of, jump=jump: offset.__setitem__(0, offset[0] + jump))
   c = tiny.config(tmp_path, steps=6, stop=dict(wall_time=600.0), checkpoint=dict(every=1))
   assert run(c, tmp_path / 'run')['step'] == 6
-  from t5like import ledger
+  from t5like.observe import ledger
   account = ledger.account(ledger.read(tmp_path / 'run'))
   assert all(0 <= seconds < 600 for seconds in account['seconds'].values()) and 0 < account['goodput'] <= 1
 
@@ -295,7 +296,7 @@ def test_forty_saves_leave_no_threads_and_no_descriptors(tmp_path, monkeypatch):
 
 
 def test_saves_that_fail_leave_nothing_either(tmp_path, monkeypatch):
-  from t5like import checkpoint
+  from t5like.storage import checkpoint
   c = tiny.config(tmp_path, steps=24, checkpoint=dict(every=1), evaluate=dict(every=0))
   broken, counts, said = tmp_path / 'run/checkpoints', [], []
   real = checkpoint.Checkpoints._wait

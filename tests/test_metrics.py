@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from t5like import metrics
+from t5like.observe import metrics
 
 
 def test_lines_after_the_step_resumed_from_are_dropped(tmp_path):

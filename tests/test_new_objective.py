@@ -5,13 +5,16 @@ import re
 import jax
 import pytest
 
-from t5like import config_rules, decode, lengths, loaded, loop, opening
-from t5like.data import pipeline
-from t5like.data.vocabulary_check import check_vocabulary
+from t5like.batches import pipeline
+from t5like.config import rules
+from t5like.decoding import decode, trained_model
 from t5like.errors import ConfigError
 from t5like.evals import ask, score
-from t5like.objectives import pairs, spec, table
+from t5like.objectives import lengths, pairs, spec, table
 from t5like.objectives.spec import Incomplete, Objective, OneStack, Pair
+from t5like.prepared import opening
+from t5like.training import loop
+from t5like.vocabulary.requirements import check_vocabulary
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -46,7 +49,7 @@ def test_it_is_a_choice_only_while_it_is_in_the_table(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match=f"objective.name='{NAME}'"):
     config(tmp_path)
   monkeypatch.setitem(table.OBJECTIVES, NAME, of_the_guide())
-  assert NAME in config_rules.CHOICES['objective.name']
+  assert NAME in rules.CHOICES['objective.name']
   config(tmp_path)
 
 
@@ -94,7 +97,7 @@ def test_it_trains_and_answers_and_is_asked(entry, tmp_path):
   loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
   steps, _ = tiny.metrics(tmp_path / 'run')
   assert steps[-1]['nll'] < steps[0]['nll'] - 1.5
-  model = loaded.load(tmp_path / 'run')
+  model = trained_model.load(tmp_path / 'run')
   assert model.style == decode.style_of(c) == 'pair'
   answers = model.generate(['<extra_id_0>the<extra_id_1> that<extra_id_2>'], tokens=8)
   assert isinstance(answers[0], str)
@@ -195,7 +198,7 @@ def test_a_style_of_prompts_that_does_not_exist_is_an_error():
 
 @pytest.mark.parametrize('name', table.OBJECTIVES)
 def test_entries_are_handed_the_keys_that_they_name(name):
-  from configs.base import base
+  from t5like.config import base
   entry = table.OBJECTIVES[name]
   assert set(vars(entry.read(base().objective))) == set(entry.keys)
   assert entry.name == name and 'name' not in entry.keys

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from t5like import notice
+from t5like.training import preemption
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def server():
 def test_a_notice_is_acted_upon_once(server, name, value):
   url, values = server
   acted = threading.Semaphore(0)
-  stop = notice.watch(url, 0.02, acted.release)
+  stop = preemption.watch(url, 0.02, acted.release)
   time.sleep(0.3)
   assert not acted.acquire(blocking=False), 'nothing has happened yet'
   values[name] = value
@@ -47,7 +47,7 @@ def test_a_server_that_does_not_know_one_of_them(server):
   url, values = server
   acted = threading.Event()
   del values['maintenance-event']
-  notice.watch(url, 0.02, acted.set)
+  preemption.watch(url, 0.02, acted.set)
   time.sleep(0.2)
   assert not acted.is_set()
   values['preempted'] = 'TRUE'
@@ -56,7 +56,7 @@ def test_a_server_that_does_not_know_one_of_them(server):
 
 def test_elsewhere_nothing_is_asked_for_long():
   before = threading.active_count()
-  notice.watch('http://127.0.0.1:9/', 0.01, lambda: 1 / 0)
+  preemption.watch('http://127.0.0.1:9/', 0.01, lambda: 1 / 0)
   deadline = time.monotonic() + 20
   while threading.active_count() > before and time.monotonic() < deadline:
     time.sleep(0.01)

@@ -4,10 +4,10 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from configs.base import base
-from t5like import config as config_lib, lengths
+from t5like import config as config_lib
+from t5like.config import base
 from t5like.errors import ConfigError
-from t5like.objectives import spans, table
+from t5like.objectives import lengths, spans, table
 
 
 def config(*overrides, **sections):

@@ -5,16 +5,17 @@ import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import config_rules, optim, sharding
+from t5like import sharding
+from t5like.config import base, rules
 from t5like.errors import ConfigError
 from t5like.model import transformer
+from t5like.optim import from_config
 
 
 def values(at, total=1000, rate=1.0, **changes):
   spec = base().schedule
   spec.update(changes)
-  f = optim.schedule(spec, rate, total)
+  f = from_config.schedule(spec, rate, total)
   return [round(float(f(step)), 6) for step in at]
 
 
@@ -63,12 +64,12 @@ def decayed(**changes):
   c.model.update(vocab_size=64, d_model=16, num_layers=2, num_heads=2, d_ff=32, max_positions=8, **changes)
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model = transformer.build(transformer.ModelConfig(**config_rules.resolve(c).model))
+    model = transformer.build(transformer.ModelConfig(**rules.resolve(c).model))
     params = jax.eval_shape(model.init, jax.random.key(0))
-  mask = optim.decay_mask(c.optimizer.decay_mask)(params)
+  mask = from_config.decay_mask(c.optimizer.decay_mask)(params)
   names = {True: set(), False: set()}
   for path, value in jax.tree_util.tree_leaves_with_path(mask):
-    names[value].add(optim.path_name(path).rpartition('blocks/')[2])
+    names[value].add(from_config.path_name(path).rpartition('blocks/')[2])
   return names
 
 
@@ -97,7 +98,7 @@ def test_adamw_is_optaxs_with_our_settings():
   params = dict(w=np.ones(3, np.float32), scale=np.ones(3, np.float32))
   grads = dict(w=np.arange(3, dtype=np.float32), scale=np.arange(3, dtype=np.float32))
   theirs = optax.adamw(0.1, 0.8, 0.9, 1e-4, weight_decay=0.3, mask=dict(w=True, scale=False))
-  ours = optim.build(spec, 0.1)
+  ours = from_config.build(spec, 0.1)
   a, b = (tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs))
   jax.tree.map(np.testing.assert_array_equal, a, b)
   assert not np.allclose(a['w'], a['scale'])
@@ -111,5 +112,5 @@ def test_mistakes(changes, words):
   spec = base().optimizer
   spec.update(changes)
   with pytest.raises(ConfigError) as e:
-    optim.build(spec, 0.1)
+    from_config.build(spec, 0.1)
   assert all(w in str(e.value) for w in words)

@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import base
-from t5like import config as config_lib, optim, optimizer_rules, optimizers, sharding
+from t5like import config as config_lib, sharding
+from t5like.config import base, optimizer_rules
+from t5like.config.optimizer_rules import LAYER_BY_LAYER, LAYOUTS_BY_XLA, OPTIMIZERS
 from t5like.errors import ConfigError
-from t5like.optimizer_rules import LAYER_BY_LAYER, LAYOUTS_BY_XLA, OPTIMIZERS
+from t5like.optim import from_config, optimizers
 from tests import tables
 from tests.conftest import ROOT
 from tests.test_config import TINY, message
@@ -56,7 +57,7 @@ def unstacked(params):
 def build(name, params):
   spec = base().optimizer
   spec.update(name=name, learning_rate=0.03, extra=EXTRA.get(name, {}))
-  return optim.build(spec, lambda step: 0.03 / (1 + step), tables.declared(params))
+  return from_config.build(spec, lambda step: 0.03 / (1 + step), tables.declared(params))
 
 
 def trained(tx, params, form, steps=3):
@@ -86,15 +87,15 @@ def test_trains_and_a_layer_in_a_stack_is_an_array_of_its_own(name):
         tree = tree[key.key]
       return np.asarray(tree)
     moved = np.abs(at(alone) - at(before)).max()
-    assert np.isfinite(at(stacked)).all() and moved > 0, optim.path_name(path)
+    assert np.isfinite(at(stacked)).all() and moved > 0, from_config.path_name(path)
     if name != 'noisy_sgd':  # whose noise is drawn array by array
       tolerance = (1e-4 if name == 'muon' else 1e-5) * moved
-      np.testing.assert_allclose(at(stacked), at(alone), rtol=1e-6, atol=tolerance, err_msg=optim.path_name(path))
+      np.testing.assert_allclose(at(stacked), at(alone), rtol=1e-6, atol=tolerance, err_msg=from_config.path_name(path))
 
 
 def layout(path, x):
   dims = {'embed/w': 'VD', 'q/w': 'LDNH', 'norm/scale': 'LD'}
-  return sharding.at_rest(next(d for end, d in dims.items() if optim.path_name(path).endswith(end)))
+  return sharding.at_rest(next(d for end, d in dims.items() if from_config.path_name(path).endswith(end)))
 
 
 SPECIAL = {'adafactor', 'adamw', 'dog', 'dowg', 'muon', 'schedule_free_adamw', *LAYER_BY_LAYER, *LAYOUTS_BY_XLA}
@@ -112,8 +113,8 @@ def test_eight_devices_do_what_one_does(name):
     jax.eval_shape(tx.init, put(params))
     got = trained(tx, params, put)
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected)):
-    assert x.sharding.spec == layout(path, x), optim.path_name(path)
-    np.testing.assert_allclose(x, y, rtol=2e-5, atol=3e-5, err_msg=optim.path_name(path))
+    assert x.sharding.spec == layout(path, x), from_config.path_name(path)
+    np.testing.assert_allclose(x, y, rtol=2e-5, atol=3e-5, err_msg=from_config.path_name(path))
 
 
 def test_what_lamb_does_to_layers_of_different_sizes():
@@ -121,7 +122,7 @@ def test_what_lamb_does_to_layers_of_different_sizes():
   spec = base().optimizer
   spec.update(name='lamb', weight_decay=0.0)
   params = tree(0)
-  tx = optim.build(spec, 0.01, tables.declared(params))
+  tx = from_config.build(spec, 0.01, tables.declared(params))
   updates, _ = jax.jit(tx.update)(tree(1), tx.init(params), params)
   for stack, count in (('decoder', L), ('encoder', 2)):
     for i in range(count):
@@ -207,7 +208,7 @@ def test_extra_arguments_that_are_right_reach_the_optimizer():
   assert c.optimizer.extra.to_dict() == dict(consistent_rms=0.2, nesterov=False)
   spec = base().optimizer
   spec.update(name='adamw', extra=dict(mu_dtype='bfloat16', b1=0.5))
-  tx, params = optim.build(spec, 0.1), dict(w=jnp.ones(4))
+  tx, params = from_config.build(spec, 0.1), dict(w=jnp.ones(4))
   _, state = tx.update(dict(w=jnp.ones(4)), tx.init(params), params)
   assert state[0].mu['w'].dtype == jnp.bfloat16 and state[0].mu['w'][0] == 0.5
 
@@ -215,7 +216,7 @@ def test_extra_arguments_that_are_right_reach_the_optimizer():
 def test_the_learning_rate_is_that_of_the_step_and_not_of_the_optimizers_count():
   spec = base().optimizer
   spec.update(name='sgd')
-  tx, params = optim.build(spec, lambda step: 10.0 * step), dict(w=jnp.ones(1))
+  tx, params = from_config.build(spec, lambda step: 10.0 * step), dict(w=jnp.ones(1))
   state = tx.init(params)
   for step in (7, 3):
     updates, state = tx.update(params, state, params, step=jnp.int32(step))
@@ -226,4 +227,4 @@ def test_build_refuses_what_configs_refuse():
   spec = base().optimizer
   spec.update(name='adamx')
   with pytest.raises(ConfigError, match='no such optimizer'):
-    optim.build(spec, 0.1)
+    from_config.build(spec, 0.1)

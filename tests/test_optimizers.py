@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax.sharding import PartitionSpec as P
 
-from configs.base import base
-from t5like import optim, optimizer_rules, parameters, sharding
+from t5like import parameters, sharding
+from t5like.config import base, optimizer_rules
 from t5like.errors import ConfigError
+from t5like.optim import from_config
 from tests import tables
 
 L = 3
@@ -19,7 +20,7 @@ DIMS = dict(q='LDNH', o='LNHD', up='LDF', attention_norm='LD', q_norm='LNH')
 
 
 def leaves(tree):
-  return {optim.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  return {from_config.path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def normal(rng, *shape):
@@ -51,7 +52,7 @@ def run(tx, params, steps=3, seed=100, grads=None):
 def build(name, rate=0.03, **changes):
   spec = base().optimizer
   spec.update(name=name, **changes)
-  return tables.for_trees(lambda parameters: optim.build(spec, rate, parameters))
+  return tables.for_trees(lambda parameters: from_config.build(spec, rate, parameters))
 
 
 @functools.cache
@@ -81,7 +82,7 @@ def test_a_layer_in_a_stack_is_a_layer_alone(name):
   # Layers of different sizes: what mixes them shows.
   sized = lambda t: jax.tree_util.tree_map_with_path(
       lambda path, x: x * 10.0 ** -np.arange(L, dtype=np.float32).reshape(-1, *[1] * (x.ndim - 1))
-      if 'blocks' in optim.path_name(path) else x, t)
+      if 'blocks' in from_config.path_name(path) else x, t)
   tx, params = build(name, **ALL[name]), sized(tree(0, scale=0.1))
   grads = lambda i: sized(tree(100 + i))
   together = run(tx, params, grads=grads)
@@ -109,7 +110,7 @@ def test_eight_devices_do_what_one_does(name):
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
   with jax.set_mesh(mesh):
     put = lambda t: jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(x, layout(optim.path_name(path))), t)
+        lambda path, x: jax.device_put(x, layout(from_config.path_name(path))), t)
     params = put(tree(0))
     params_of = leaves(params)
     specs = {path: x.sharding.spec for path, x in params_of.items()}
@@ -157,11 +158,11 @@ def test_an_expert_is_a_matrix_of_its_own(name):
   spec.update(name=name, extra=dict(min_dim_size_to_factor=8) if name == 'adafactor' else {})
   single = {path: parameters.Param(declared.dims[2:], 'up', declared.kind, declared.inputs, declared.outputs)
             for path, declared in EXPERTS.items()}
-  together = leaves(run(optim.build(spec, 0.03, EXPERTS), experts(0), grads=lambda i: experts(1 + i)))
+  together = leaves(run(from_config.build(spec, 0.03, EXPERTS), experts(0), grads=lambda i: experts(1 + i)))
   for layer, expert in np.ndindex(L, E):
     def own(tree, at=(layer, expert)):
       return jax.tree.map(lambda x: x[at], tree)
-    alone = leaves(run(optim.build(spec, 0.03, single), own(experts(0)), grads=lambda i: own(experts(1 + i))))
+    alone = leaves(run(from_config.build(spec, 0.03, single), own(experts(0)), grads=lambda i: own(experts(1 + i))))
     for path, x in alone.items():
       moved = np.abs(x - leaves(own(experts(0)))[path]).max()
       assert moved > 0
@@ -172,7 +173,7 @@ def test_an_expert_is_a_matrix_of_its_own(name):
 def test_adafactor_keeps_means_of_each_expert():
   spec = base().optimizer
   spec.update(name='adafactor', extra=dict(min_dim_size_to_factor=8))
-  kept = leaves(jax.eval_shape(optim.build(spec, 0.03, EXPERTS).init, experts(0)))
+  kept = leaves(jax.eval_shape(from_config.build(spec, 0.03, EXPERTS).init, experts(0)))
   by_side = {path.rpartition('experts/')[2]: x.shape for path, x in kept.items() if 'experts' in path}
   assert by_side == {'w/inputs': (L, E, 12, 1), 'w/outputs': (L, E, 1, 20), 'b/full': (L, E, 20)}
 
@@ -180,7 +181,7 @@ def test_adafactor_keeps_means_of_each_expert():
 def test_muon_makes_each_expert_orthogonal():
   spec = base().optimizer
   spec.update(name='muon', weight_decay=0.0)
-  u = leaves(step_of(optim.build(spec, 1.0, EXPERTS), experts(0), experts(1)))['stack/blocks/experts/w']
+  u = leaves(step_of(from_config.build(spec, 1.0, EXPERTS), experts(0), experts(1)))['stack/blocks/experts/w']
   for one in u.reshape(-1, 12, 20) / np.sqrt(20 / 12):
     values = np.linalg.svd(one, compute_uv=False)
     assert (values > 0.2).all() and (values < 1.4).all(), values
@@ -191,7 +192,7 @@ def test_what_takes_one_norm_of_an_array_refuses_experts(name):
   spec = base().optimizer
   spec.update(name=name)
   with pytest.raises(ConfigError, match=f"optimizer.name='{name}' takes one norm of stack/blocks/experts/w"):
-    optim.build(spec, 0.1, EXPERTS).init(experts(0))
+    from_config.build(spec, 0.1, EXPERTS).init(experts(0))
 
 
 @pytest.mark.parametrize('name', ['adafactor', 'adamw_rms', 'muon', *optimizer_rules.LAYER_BY_LAYER])
@@ -199,7 +200,7 @@ def test_an_optimizer_that_has_to_know_what_arrays_are_says_so(name):
   spec = base().optimizer
   spec.update(name=name)
   with pytest.raises(ConfigError, match=f'{name} treats each layer.*parameters=model.parameters'):
-    optim.build(spec, 0.1).init(tree(0))
+    from_config.build(spec, 0.1).init(tree(0))
 
 
 # --- Adafactor ----------------------------------------------------------------------------------

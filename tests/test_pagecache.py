@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from t5like import pagecache
+from t5like.storage import pagecache
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='Linux tells what is cached')
 

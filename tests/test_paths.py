@@ -4,11 +4,12 @@ import pathlib
 
 import pytest
 
-from configs.base import base
-from t5like import command_line, paths
-from t5like.data import datasets, mirror, prepare, sources
+from t5like import command_line
+from t5like.config import base, task_files
 from t5like.errors import ConfigError, DataError
-from t5like.evals import task
+from t5like.files import mirror, paths
+from t5like.prepared import datasets, prepare
+from t5like.sources import registry
 from tests import tiny
 
 QUIET = dict(say=lambda line: None)
@@ -90,10 +91,10 @@ def test_globs(home, written, kind):
   (home / 'deep' / 'a.txt').write_text('{"text": "words"}')
   c = base()
   c.data.update(source=f'{kind}:{written}/**/*.txt', validation=f'{written}/deep/a.txt')
-  assert sources.open_source(c).num_items == sources.open_validation(c).num_items == 1
+  assert registry.open_source(c).num_items == registry.open_validation(c).num_items == 1
   c.data.source = f'{kind}:{written}/no/*.txt'
   with pytest.raises(DataError, match=f'no file matches {home}/no'):
-    sources.open_source(c)
+    registry.open_source(c)
 
 
 @pytest.mark.parametrize('written', WRITTEN)
@@ -105,11 +106,11 @@ def test_vocabulary_files(home, written):
 @pytest.mark.parametrize('written', WRITTEN)
 def test_task_files(home, written):
   (home / 'x.json').write_text('{"kind": "perplexity", "text": "{text}"}')
-  assert task.find(f'{written}.json').name == 'x'
+  assert task_files.find(f'{written}.json').name == 'x'
 
 
 @pytest.mark.parametrize('name', ['a' * 5000, 'a' * 5000 + '.json', 'a\0.json', '$T5LIKE_NONE/x.json', ''])
 def test_tasks_that_no_file_can_be(name):
   with pytest.raises(ConfigError, match='there is no such') as e:
-    task.find(name)
+    task_files.find(name)
   assert len(str(e.value)) < 800

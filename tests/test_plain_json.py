@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import loop, plain_json, report, workdir as workdir_lib
-from t5like.checkpoint import Checkpoints
-from t5like.data import kept
+from t5like.batches import bad_batches
+from t5like.files import plain_json
+from t5like.observe import report
+from t5like.storage import workdir as workdir_lib
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop
 from tests import tiny
 from tests.conftest import ROOT
 from tests.test_recovery import poison
@@ -44,7 +47,7 @@ def test_a_number_that_was_not_finite_comes_back_as_nan():
 
 def test_nothing_else_writes_json():
   """Each json.dumps in the repository refuses NaN, but for those whose text nobody reads."""
-  unread = {'schema.py', 'tokenizer_json.py', 'checkpoint.py', 'huggingface.py'}
+  unread = {'schema.py', 'tokenizer_json.py', 'checkpoint.py', 'model_folders.py'}
   files = [file for folder in ('t5like', 'benchmarks', 'launch', 'docs', 'configs')
            for file in sorted((ROOT / folder).rglob('*.py'))]
   for file in files:
@@ -64,7 +67,7 @@ def test_one_bad_step_on_a_log_line_leaves_every_file_readable(tmp_path, monkeyp
     for text in (tmp_path / f'run/{name}').read_text().split('\n\n' if name.endswith('.json') else '\n'):
       assert not text or strictly(text)
   path, = (tmp_path / 'run/bad_steps').iterdir()
-  assert np.isnan(kept.read(path)[1]['loss'])
+  assert np.isnan(bad_batches.read(path)[1]['loss'])
   page = report.write(tmp_path / 'run')[0].read_text()
   (facts,) = strictly(page.split('id="data">')[1].split('</script>')[0])
   assert facts['curves']['loss']['y'] and len(facts['curves']['grad_norm']['y']) == 1

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import config as config_lib, loop, models
-from t5like.checkpoint import Checkpoints
+from t5like import config as config_lib
+from t5like.model import models
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop
 from tests import tiny
 from tests.conftest import ROOT
 

@@ -7,10 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import build, command_line, commands, config as config_lib, decode, preconditions, workdir as workdir_lib
-from t5like.data import prepare, vocabulary as vocabulary_lib
+from t5like import command_line, commands, config as config_lib
+from t5like.config import base
+from t5like.decoding import decode
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
+from t5like.prepared import prepare
+from t5like.storage import workdir as workdir_lib
+from t5like.training import build, preconditions
+from t5like.vocabulary import loading as vocabulary_lib
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -18,7 +22,7 @@ from tests.conftest import ROOT
 def file_of(config, tmp_path):
   """A config file that gives this config."""
   path = tmp_path / 'mine.py'
-  path.write_text('import ml_collections\nfrom configs.base import base\n'
+  path.write_text('import ml_collections\nfrom t5like.config import base\n'
                   'def get_config():\n  c = base()\n  c.unlock()\n'
                   f'  c.update(ml_collections.ConfigDict({config.to_dict()!r}))\n  return c.lock()\n')
   return path
@@ -276,7 +280,7 @@ def test_profile_steps_are_read_first(tmp_path, nothing_happens):
 
 
 def test_a_batch_that_the_devices_cannot_divide_is_refused_before_data_is_prepared(tmp_path):
-  from t5like import loop
+  from t5like.training import loop
   c = tiny.config(tmp_path, batch_size=12)  # 8 devices
   with pytest.raises(ConfigError, match='batch_size=12 is not divisible'):
     loop.train(c, str(tmp_path / 'run'), 'run')
@@ -299,7 +303,7 @@ def test_marks_that_no_vocabulary_of_the_text_will_have(tmp_path, prompt, sentin
 
 def test_prompts_that_only_the_text_shows_to_be_wrong_are_refused_before_training(tmp_path):
   """A vocabulary of characters, and a prompt that is too long once it is tokenised."""
-  from t5like import loop
+  from t5like.training import loop
   prompt = 'the a of to in is it for on as with that'
   c = tiny.config(tmp_path, objective=dict(name='prefix_lm'), sample=dict(prompts=(prompt,)),
                   vocabulary=dict(name='characters', sentinels=0), model=dict(vocab_size=0))
@@ -332,8 +336,8 @@ def test_rows_per_device():
 
 
 def test_json_of_preflight_stays_json(tmp_path, monkeypatch, capsys):
-  from t5like import preflight
-  monkeypatch.setattr(preflight, 'predict', lambda config, topology, full: dict(fits=True))
+  from t5like.preflight import prediction
+  monkeypatch.setattr(prediction, 'predict', lambda config, topology, full: dict(fits=True))
   c = tiny.config(tmp_path, data=dict(source=f'text:{tmp_path}/no/*.txt'))
   commands.run(command_line.read(['preflight', f'--config={file_of(c, tmp_path)}', '--topology=v5e-4', '--json']))
   shown = capsys.readouterr()

@@ -2,8 +2,9 @@
 import jax
 import pytest
 
-from t5like import loop, profiling
 from t5like.errors import ConfigError
+from t5like.observe import profiling
+from t5like.training import loop
 from tests import tiny
 
 
@@ -45,8 +46,9 @@ def test_compile_cache(monkeypatch, tmp_path):
 
 
 def test_operations_carry_the_names_of_their_parts(tmp_path):
-  from t5like import aot, config as config_lib
-  lowered, _ = aot.lower(config_lib.resolve(tiny.config(tmp_path)), jax.devices()[:1])
+  from t5like import config as config_lib
+  from t5like.preflight import compile_ahead
+  lowered, _ = compile_ahead.lower(config_lib.resolve(tiny.config(tmp_path)), jax.devices()[:1])
   text = lowered.compile().as_text()
   for part in ('embed', 'attention', 'mlp', 'logits', 'loss', 'optimizer'):
     assert f'/{part}/' in text or f'({part})/' in text, part

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import lease, loop, rewinds as rewinds_lib, saving, validation
-from t5like.checkpoint import Checkpoints
-from t5like.data import inspect, kept, pipeline
+from t5like.batches import bad_batches, inspect, pipeline
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError
-from t5like.training import dispatch
+from t5like.storage import lease, rewinds as rewinds_lib
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import dispatch, loop, saving, validation
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -110,10 +110,10 @@ def test_a_bad_batch_is_kept_and_can_be_inspected(tmp_path, monkeypatch, capsys,
   result = run(c, tmp_path / 'run')
   assert result['step'] == 4
   path, = (tmp_path / 'run/bad_steps').iterdir()
-  batch, about = kept.read(path)
+  batch, about = bad_batches.read(path)
   assert about['step'] == 3 and about['first_row'] == 32 and np.isnan(about['loss']) and about['bad_steps'] == 1
   assert np.isnan(batch['weights'][5]).all() and np.isfinite(np.delete(batch['weights'], 5, 0)).all()
-  from t5like import opening
+  from t5like.prepared import opening
   inspect.show_kept(opening.open_data(c), path, 1, 5)
   shown = capsys.readouterr().out
   assert 'Step 3' in shown and 'began with row 32' in shown and 'nan' in shown
@@ -125,7 +125,7 @@ def test_a_bad_batch_is_kept_and_can_be_inspected(tmp_path, monkeypatch, capsys,
 def test_what_is_no_batch_is_refused(tmp_path, content):
   (tmp_path / 'x.npz').write_bytes(content)
   with pytest.raises(DataError, match='not a batch that a run kept'):
-    kept.read(tmp_path / 'x.npz')
+    bad_batches.read(tmp_path / 'x.npz')
 
 
 def test_two_runs_in_one_folder_are_refused_and_the_dead_make_room(tmp_path):
@@ -134,7 +134,7 @@ def test_two_runs_in_one_folder_are_refused_and_the_dead_make_room(tmp_path):
     lease.Lease(tmp_path)
   held.close()
   assert not (tmp_path / 'lease.json').exists()
-  code = f'from t5like.lease import Lease; import os; Lease({str(tmp_path)!r}); os._exit(0)'
+  code = f'from t5like.storage.lease import Lease; import os; Lease({str(tmp_path)!r}); os._exit(0)'
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=120)
   assert (tmp_path / 'lease.json').exists()
   lease.Lease(tmp_path).close()  # of a process that is no more: taken over at once
@@ -263,7 +263,7 @@ def test_each_phase_has_a_budget(tmp_path, phase, patch):
   code = f'''
 import pathlib, time
 from t5like import checkpoint, loop
-from t5like.data import pipeline
+from t5like.batches import pipeline
 from t5like.training.dispatch import Dispatcher
 from tests import tiny
 c = tiny.config(pathlib.Path({str(tmp_path)!r}), steps=20, checkpoint=dict(every=2), evaluate=dict(every=0),

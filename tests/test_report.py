@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from t5like import report
+from t5like.observe import report
 from tests.browser.run import write_run
 
 

@@ -6,9 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import config as config_lib, loop, models, optim, resumable, sharding, step as step_lib
-from t5like.config_values import DEFAULTS
+from t5like import config as config_lib, sharding
+from t5like.config import resumable
+from t5like.config.values import DEFAULTS
 from t5like.errors import ConfigError
+from t5like.model import models
+from t5like.optim import from_config
+from t5like.training import loop, step as step_lib
 from tests import tiny
 from tests.test_config import message
 
@@ -50,10 +54,10 @@ def state_of(config):
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model, _ = models.build_model(config)
-    tx = optim.at_rates(optim.build(config.optimizer, lambda step: 0.0 * step, model.parameters),
-                        optim.rates(config.optimizer, model.parameters))
+    tx = from_config.at_rates(from_config.build(config.optimizer, lambda step: 0.0 * step, model.parameters),
+                        from_config.rates(config.optimizer, model.parameters))
     state = jax.eval_shape(lambda: step_lib.init_state(model, tx, 0))
-  return {optim.path_name(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+  return {from_config.path_name(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
 @pytest.fixture(scope='module')

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import config as config_lib, costs, hlo, plausible, schedule, tpu
+from t5like import config as config_lib
 from t5like.errors import ConfigError
-from t5like.kernels import calls, visits as visits_lib
+from t5like.model.kernels import visits as visits_lib
+from t5like.preflight import costs, hlo, hlo_schedule, kernel_calls, plausible, topologies
 from tests.conftest import ROOT
 
 PROGRAMS = ROOT / 'tests' / 'programs'
-V5E = tpu.parse('v5e-256')
+V5E = topologies.parse('v5e-256')
 
 # A loop of 5 trips: a product of 1024 x 512 x 256 matrices in bf16, a copy that is overlapped by it, an
 # asynchronous all-gather, and an all-reduce that the core waits for.
@@ -58,8 +59,8 @@ for _name, _index in (('i', 0), ('x', 1), ('w', 2)):
   WITH_PARTS = re.sub(rf'%{_name}(?=[,)])', f'%s#{_index}', WITH_PARTS)
 
 
-def predicted(text, topology=V5E, kernels=calls.flops):
-  return schedule.Schedule(text, topology, kernels).predict()
+def predicted(text, topology=V5E, kernels=kernel_calls.flops):
+  return hlo_schedule.Schedule(text, topology, kernels).predict()
 
 
 def entry(lines, computations='', partitions=256):
@@ -79,13 +80,13 @@ ENTRY %main (x: bf16[1024,512], w: bf16[512,256]) -> bf16[1024,256] {{
 
 @pytest.mark.parametrize('text', [MODULE, WITH_PARTS], ids=['get-tuple-element', 'parts'])
 def test_a_schedule_by_hand(text):
-  g, found = tpu.GENERATIONS['v5e'], predicted(text)
+  g, found = topologies.GENERATIONS['v5e'], predicted(text)
   assert found.counts['flops'] == 5 * 2 * 1024 * 512 * 256
   size = lambda *dims: 2 * dims[0] * dims[1]
   memory = (size(1024, 512) + size(512, 256) + size(1024, 256)) / g.bandwidth
-  product = max(2 * 1024 * 512 * 256 / g.flops / schedule.MXU, memory)
-  gather = size(512, 256) * 255 / 256 / (g.link * 2 * 2) + 2 * schedule.LATENCY
-  reduce = 2 * size(1024, 256) * 0.5 / (g.link * 2) + schedule.LATENCY
+  product = max(2 * 1024 * 512 * 256 / g.flops / hlo_schedule.MXU, memory)
+  gather = size(512, 256) * 255 / 256 / (g.link * 2 * 2) + 2 * hlo_schedule.LATENCY
+  reduce = 2 * size(1024, 256) * 0.5 / (g.link * 2) + hlo_schedule.LATENCY
   after_product = max(product, size(512, 256) / g.bandwidth, gather)
   assert found.seconds == pytest.approx(5 * (after_product + reduce))
   assert found.counts['link_bytes'] == pytest.approx(5 * (size(512, 256) * 255 / 256 + size(1024, 256)))
@@ -143,7 +144,7 @@ def test_of_a_conditional_the_longest_branch_counts():
   ROOT %n.2 = bf16[1024,512]{1,0} negate(%n.1)
 }'''
   plain = predicted(entry('')).seconds
-  one = 2 * 2 * 1024 * 512 / tpu.GENERATIONS['v5e'].bandwidth
+  one = 2 * 2 * 1024 * 512 / topologies.GENERATIONS['v5e'].bandwidth
   for form in ('branch_computations={%short, %long}', 'true_computation=%short, false_computation=%long'):
     found = predicted(entry(f'  %c = bf16[1024,512] conditional(%x, %x, %x), {form}', branches))
     assert found.seconds == pytest.approx(plain + 2 * one)
@@ -152,7 +153,8 @@ def test_of_a_conditional_the_longest_branch_counts():
 def test_a_custom_call_that_is_known_costs_its_bytes():
   plain = predicted(entry('')).seconds
   found = predicted(entry('  %t = f32[1024,8]{1,0} custom-call(%x), custom_call_target="TopK"'))
-  assert found.seconds - plain == pytest.approx((2 * 1024 * 512 + 4 * 1024 * 8) / tpu.GENERATIONS['v5e'].bandwidth)
+  bandwidth = topologies.GENERATIONS['v5e'].bandwidth
+  assert found.seconds - plain == pytest.approx((2 * 1024 * 512 + 4 * 1024 * 8) / bandwidth)
 
 
 ASYNC = """%gather (p: bf16[2,256]) -> bf16[512,256] {
@@ -168,7 +170,7 @@ def test_what_is_started_without_its_operands_begins_when_it_gets_them():
   work, done = '%n = bf16[1024,512]{1,0} negate(%x)', '%d = bf16[512,256]{1,0} async-done(%u)'
   of = lambda *lines: predicted(entry('\n'.join(f'  {line}' for line in lines), ASYNC))
   before, beside = of(start, work, update, done), of(start, update, work, done)
-  gather = 2 * 512 * 256 * 255 / 256 / (45e9 * 4) + 2 * schedule.LATENCY
+  gather = 2 * 512 * 256 * 255 / 256 / (45e9 * 4) + 2 * hlo_schedule.LATENCY
   memory = 2 * 2 * 1024 * 512 / 819e9
   assert before.times['exposed'] == pytest.approx(gather) and before.counts['link_bytes'] == 2 * 512 * 255
   assert beside.seconds == pytest.approx(before.seconds - min(memory, gather))
@@ -184,16 +186,16 @@ def test_what_slices_send_to_each_other_takes_the_network(kind, slices, share):
   %r = (bf16[1024,512]{{1,0}}, u32[], token[]) recv(%t), {attributes}
   %sd = token[] send-done(%s), channel_id=1
   %rd = (bf16[1024,512]{{1,0}}, token[]) recv-done(%r), channel_id=1""")
-  found = predicted(text, tpu.parse(f'{slices}xv5e-256'))
+  found = predicted(text, topologies.parse(f'{slices}xv5e-256'))
   assert found.counts['slice_bytes'] == 2 * 1024 * 512 * share
   assert found.times['slices'] == pytest.approx(2 * 1024 * 512 * share / (25e9 / 8))
-  unpriced = predicted(text, tpu.parse(f'{slices}xv4-512'))
+  unpriced = predicted(text, topologies.parse(f'{slices}xv4-512'))
   assert unpriced.counts['slice_bytes'] == found.counts['slice_bytes'] and unpriced.times['network'] == 0
 
 
 def test_a_group_over_several_slices_takes_both_links_and_network():
   of = lambda groups: predicted(entry(f'  %a = bf16[1024,512] all-reduce(%x), replica_groups={groups}, to_apply=%add',
-                                      partitions=512), tpu.parse('2xv5e-256'))
+                                      partitions=512), topologies.parse('2xv5e-256'))
   size = 2 * 1024 * 512
   within, across, all_of = of('[2,256]<=[512]'), of('[256,2]<=[2,256]T(1,0)'), of('[1,512]<=[512]')
   assert 'slice_bytes' not in within.counts and within.counts['link_bytes'] == pytest.approx(2 * size * 255 / 256)
@@ -289,20 +291,20 @@ def test_kernels_are_priced_by_the_blocks_that_they_visit():
   path = f'jit(train_step)/transpose(jvp())/attention/shard_map/{visits.label}/vmap(x)/splash_mha_'
   pair = 2 * 4 * 16 * 512 * 512 * 128
   assert visits_lib.read(path) == visits
-  assert calls.flops(kernel('splash_mha_fwd_residuals.1', path + 'fwd_residuals')) == 10 * 2 * pair
-  assert calls.flops(kernel('custom-call.7', path + 'dkv_no_residuals')) == 10 * 5 * pair
+  assert kernel_calls.flops(kernel('splash_mha_fwd_residuals.1', path + 'fwd_residuals')) == 10 * 2 * pair
+  assert kernel_calls.flops(kernel('custom-call.7', path + 'dkv_no_residuals')) == 10 * 5 * pair
   cost = '"custom_call_config":{"cost_estimate":{"bytes_accessed":"1","flops":"123"}}'
-  assert calls.flops(kernel('jvp_relative_bias_causal_forward_.1', cost=cost)) == 123
+  assert kernel_calls.flops(kernel('jvp_relative_bias_causal_forward_.1', cost=cost)) == 123
   for op in (kernel('splash_mha_dq', path + 'dq'), kernel('relative_bias_forward'), kernel('other', path[:-11], cost),
              kernel('relative_bias_forwards', cost=cost)):
     with pytest.raises(hlo.Unreadable):
-      calls.flops(op)
+      kernel_calls.flops(op)
 
 
 @pytest.mark.parametrize('T, S, causal, pairs', [(2048, 2048, True, 10), (2048, 2048, False, 4), (8192, 8192, True, 36),
                                                  (512, 1024, True, 14), (114, 512, False, 1)])
 def test_blocks_that_splash_visits(T, S, causal, pairs):
-  from t5like.kernels import splash
+  from t5like.model.kernels import splash
   q, kv, found = splash.visits(T, S, causal)
   rows, columns = (-(-n // 128) * 128 for n in (T, S))
   seen = np.arange(rows)[:, None] + columns - rows >= np.arange(columns) if causal else np.ones((rows, columns), bool)
@@ -325,7 +327,7 @@ SMALL = ('libtpu_0_0_50', 'libtpu_0_0_52', 'libtpu_0_0_50_unrolled')
 
 @pytest.fixture(scope='module')
 def small():
-  topology = tpu.parse('v5e-16')
+  topology = topologies.parse('v5e-16')
   return {name: predicted(program(name), topology) for name in SMALL}
 
 
@@ -370,14 +372,14 @@ def test_bytes_over_links_are_those_of_gathers_and_reductions(small):
     (lambda text: text.replace('replica_groups', 'device_groups'), 'cannot be read')])
 def test_a_program_with_one_thing_that_is_not_known_is_refused(change, words):
   with pytest.raises(hlo.Unreadable, match=words):
-    predicted(change(program('libtpu_0_0_50')), tpu.parse('v5e-16'))
+    predicted(change(program('libtpu_0_0_50')), topologies.parse('v5e-16'))
 
 
 # --- What must hold of a prediction ---------------------------------------------------------------
 
 
 def of(seconds=1.0, flops=100e12, optimizer=0.0):
-  return schedule.Prediction(seconds, {}, dict(flops=flops, optimizer_flops=optimizer), [])
+  return hlo_schedule.Prediction(seconds, {}, dict(flops=flops, optimizer_flops=optimizer), [])
 
 
 def test_predictions_that_cannot_be_are_refused():

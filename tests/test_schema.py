@@ -7,9 +7,9 @@ import sys
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import schema
 from t5like.errors import DataError
-from t5like.schema import (
+from t5like.files import schema
+from t5like.files.schema import (
   Anything,
   Either,
   FileName,

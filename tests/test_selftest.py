@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loop, replay, selftest, sharding
+from t5like import selftest, sharding
 from t5like.errors import CheckpointError, ConfigError, NumericsError
+from t5like.training import loop, replay
 from tests import tiny
 
 
@@ -47,7 +48,7 @@ def test_all_checks_hold():
 def test_steps_done_twice_are_the_same_and_a_fault_is_named(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, mesh=dict(fsdp=8))
   with pytest.raises(CheckpointError, match='no checkpoint yet'):
-    from t5like import workdir
+    from t5like.storage import workdir
     workdir.write_config(tmp_path / 'none', c)
     replay.replay(tmp_path / 'none', 2)
   loop.train(c, tmp_path / 'run', 'test')

@@ -3,8 +3,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import build, metrics, models, sharding
+from t5like import sharding
 from t5like.errors import ConfigError
+from t5like.model import models
+from t5like.observe import metrics
+from t5like.training import build
 from tests import tiny
 
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import loop, loss as loss_lib, sharding, side_values, step
-from t5like.model import layers, stack, transformer
-from t5like.side_values import Sums, Value, With
+from t5like import sharding
+from t5like.config import base
+from t5like.model import layers, loss as loss_lib, side_values, stack, transformer
+from t5like.model.side_values import Sums, Value, With
+from t5like.training import loop, step
 from tests import tiny
 
 B, T, S, V, COEFFICIENT = 32, 16, 24, 64, 0.03

@@ -8,9 +8,11 @@ import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import loss as loss_lib, optim, sharding, step
-from t5like.model import transformer
+from t5like import sharding
+from t5like.config import base
+from t5like.model import loss as loss_lib, transformer
+from t5like.optim import from_config
+from t5like.training import step
 from tests.tiny import MODEL
 
 B, T, V = 8, 16, 64
@@ -32,7 +34,7 @@ def steps(n=3, mesh=(1, 1, 1), chunks=1, microbatches=1, clip_norm=1.0, batches=
   c.optimizer.update(learning_rate=1e-2, **optimizer)
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
-    tx = optim.build(c.optimizer, c.optimizer.learning_rate, model.parameters)
+    tx = from_config.build(c.optimizer, c.optimizer.learning_rate, model.parameters)
     gradients = step.make_gradients(loss_lib.make_sums(model, c.loss, chunks), microbatches)
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0, clip_norm=clip_norm), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
@@ -179,13 +181,13 @@ def test_the_learning_rate_applied_is_that_of_the_step_whatever_steps_were_bad(b
   c, n = base(), 6
   c.optimizer.update(name='sgd')
   c.schedule.update(name='linear', warmup_steps=2, final_scale=0.0)
-  rate = optim.schedule(c.schedule, 0.1, n)
+  rate = from_config.schedule(c.schedule, 0.1, n)
   poisoned = data()
   poisoned['weights'][0, 0] = np.nan
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model = transformer.build(dataclasses.replace(MODEL, vocab_size=V))
-    tx = optim.build(c.optimizer, rate, model.parameters)
+    tx = from_config.build(c.optimizer, rate, model.parameters)
     gradients = step.make_gradients(loss_lib.make_sums(model, c.loss))
     train_step = jax.jit(step.make_train_step(gradients, tx, seed=0))
     state = jax.jit(lambda: step.init_state(model, tx, 0))()
@@ -201,7 +203,7 @@ def test_schedules_of_more_steps_than_32_bits_hold(name):
   spec = base().schedule
   spec.update(name=name, warmup_steps=10 ** 12, timescale=2 ** 40)
   for total in (2 ** 31, 2 ** 40, 10 ** 16):
-    rate = optim.schedule(spec, 1.0, total)
+    rate = from_config.schedule(spec, 1.0, total)
     values = [float(jax.jit(rate)(jnp.int32(n))) for n in (0, 1000, 2 ** 31 - 1)] + [float(rate(total))]
     assert np.isfinite(values).all() and min(values) >= 0 and values[0] < 1e-6
 

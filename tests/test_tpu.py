@@ -1,8 +1,9 @@
 """Names of TPU slices, what is known of predictions, and the search for faster ones."""
 import pytest
 
-from t5like import compared, config as config_lib, preflight, tpu
+from t5like import config as config_lib
 from t5like.errors import ConfigError
+from t5like.preflight import compared, prediction, topologies
 from tests.conftest import ROOT
 
 
@@ -13,9 +14,9 @@ from tests.conftest import ROOT
     ('v4-16', (2, 2, 2), 1, 8, 8, [False] * 3), ('v6e-256', (16, 16), 1, 256, 256, [True, True, False]),
     ('7x-128', (4, 4, 4), 1, 128, 64, [True] * 3)])
 def test_topologies(name, shape, slices, devices, chips, wrap):
-  t = tpu.parse(name)
+  t = topologies.parse(name)
   assert (t.shape, t.slices, t.devices, t.chips, t.wrap) == (shape, slices, devices, chips, wrap)
-  assert tpu.parse(t.name) == t
+  assert topologies.parse(t.name) == t
 
 
 @pytest.mark.parametrize('name, words', [
@@ -23,12 +24,12 @@ def test_topologies(name, shape, slices, devices, chips, wrap):
     ('v5p:4x4', '3 dimensions, such as v5p:4x4x4'), ('pod', 'such as v5e-256'), ('v5p-7', 'no slice of v5p')])
 def test_topologies_that_do_not_exist(name, words):
   with pytest.raises(ConfigError, match=words):
-    tpu.parse(name)
+    topologies.parse(name)
 
 
 @pytest.mark.parametrize('name', ['v5e', 'v5p', 'v6e', 'tpu7x'])
 def test_the_network_between_slices_is_slower_than_links(name):
-  g = tpu.GENERATIONS[name]
+  g = topologies.GENERATIONS[name]
   assert 3e9 <= g.network * g.cores <= 12.5e9 < g.link
 
 
@@ -47,7 +48,7 @@ def test_what_is_known_of_a_prediction_depends_on_its_kind():
 def test_the_front_of_a_search_is_not_beaten():
   report = lambda seconds, used: dict(step_seconds=seconds, hbm=dict(used=used))
   found = [(k, report(*x)) for k, x in enumerate([(1, 9), (2, 10), (3, 5), (4, 6), (5, 1)])]
-  assert [k for k, _ in preflight.front(found)] == [0, 2, 4]
+  assert [k for k, _ in prediction.front(found)] == [0, 2, 4]
 
 
 def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
@@ -63,9 +64,9 @@ def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
     fits = config.model.remat != 'none'
     return dict(fits=fits, step_seconds=seconds, hbm=dict(used=2 ** 30), full=full)
   tried, said = [], []
-  monkeypatch.setattr(preflight, 'predict', predict)
+  monkeypatch.setattr(prediction, 'predict', predict)
   config = config_lib.load(f'{ROOT}/configs/yardstick_1b.py')
-  (overrides, _), *_ = preflight.search(config, tpu.parse('v5e-256'), said.append)
+  (overrides, _), *_ = prediction.search(config, topologies.parse('v5e-256'), said.append)
   assert overrides['mesh.data'] == 2 and overrides['model.remat'] == 'weights' and overrides['compile.options']
   assert 'compiling to the end' in said[-1]
   # A ladder is left where it gets slower: tensor of 2 is, so that 4 and 8 are not tried.

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import config as config_lib, histograms, loop, metrics, sharding, trackers
+from t5like import config as config_lib, sharding
+from t5like.config import base
 from t5like.errors import ConfigError
+from t5like.observe import histograms, metrics, trackers
+from t5like.training import loop
 from tests import tiny
 
 

@@ -16,11 +16,14 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loaded, loop, sharding, stop, workdir as workdir_lib
-from t5like.checkpoint import Checkpoints
-from t5like.data import pipeline
+from t5like import sharding
+from t5like.batches import pipeline
+from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError, Preempted
-from t5like.watchdog import Watchdog
+from t5like.storage import workdir as workdir_lib
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop, stop
+from t5like.training.watchdog import Watchdog
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -45,7 +48,7 @@ def test_leaves_a_model_metrics_events_and_a_result(tmp_path, capsys):
   with Checkpoints(tmp_path / 'run') as checkpoints:
     assert checkpoints.steps == [4, 8]
   assert 'sample' in out and 'the ' in out and 'Done: stop.tokens reached' in out
-  model = loaded.load(tmp_path / 'run')
+  model = trained_model.load(tmp_path / 'run')
   a, b = (model.generate(['the ', 'of'], tokens=40, seed=s) for s in (0, 1))
   assert a != b and a == model.generate(['the ', 'of'], tokens=40, seed=0)
 
@@ -54,9 +57,9 @@ def test_bits_per_byte_and_nll_agree_with_a_hand_computation(tmp_path):
   """One validation by hand: every token of the split once, in nats, over its bytes of text."""
   c = tiny.config(tmp_path, evaluate=dict(batches=0))
   result = run(c, tmp_path / 'run')
-  model = loaded.load(tmp_path / 'run')
-  from t5like import opening
+  model = trained_model.load(tmp_path / 'run')
   from t5like.objectives import functions
+  from t5like.prepared import opening
   store = opening.open_data(c)
   windows = store.windows('validation', c.data.seq_len, stride=c.data.seq_len, tail=True)
   batch = functions.causal(np.stack([windows[i] for i in range(len(windows))]), document_mask=True, eos_id=1)
@@ -181,7 +184,7 @@ def test_params_expected_is_checked(tmp_path):
 
 def test_generate_needs_a_run(tmp_path):
   with pytest.raises(ConfigError, match='holds no run'):
-    loaded.load(tmp_path)
+    trained_model.load(tmp_path)
 
 
 def test_a_result_counts_only_for_the_same_stop(tmp_path):
@@ -327,7 +330,7 @@ def test_ctrl_c_in_a_terminal_saves_and_the_second_one_ends_at_once(tmp_path):
 
 
 def test_watchdog_ends_a_stuck_process_with_124(tmp_path):
-  code = 'import time; from t5like.watchdog import Watchdog; Watchdog(dict(start=0.5)); time.sleep(60)'
+  code = 'import time; from t5like.training.watchdog import Watchdog; Watchdog(dict(start=0.5)); time.sleep(60)'
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert done.returncode == 124
   assert 'Stalled' in done.stderr and 'time.sleep' not in done.stdout and 'line 1 in <module>' in done.stderr

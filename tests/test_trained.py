@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import t5like
-from configs.base import base
-from t5like import config as config_lib, loaded, loop, optim, preconditions, trained
-from t5like.checkpoint import Checkpoints
+from t5like import config as config_lib
+from t5like.config import base, trainable
+from t5like.decoding import trained_model
 from t5like.errors import ConfigError
+from t5like.optim import from_config
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop, preconditions
 from tests import tables, tiny
 
 SHAPES = {'embed/w': (64, 8), 'head/out/w': (8, 64), 'stack/blocks/attention/q/w': (6, 8, 2, 4),
@@ -22,7 +25,7 @@ def rates(freeze=(), multipliers=(), shapes=SHAPES):
   spec = base().optimizer
   spec.update(freeze=freeze, multipliers=multipliers)
   parameters = {path: tables.of(path, shape) for path, shape in shapes.items()}
-  return {path: rate for path, rate in trained.rates(spec, parameters).items() if set(rate) != {1}}
+  return {path: rate for path, rate in trainable.rates(spec, parameters).items() if set(rate) != {1}}
 
 
 def test_patterns():
@@ -117,8 +120,8 @@ def test_updates_are_the_optimizers_times_the_rate_and_frozen_arrays_have_no_sta
   spec.update(name=name, weight_decay=0.1, freeze=('embed', 'stack/blocks[0]'),
               multipliers=('stack/blocks[1]=0.5', 'head=3'), **OPTIMIZERS[name])
   params = tree(0)
-  plain = optim.build(spec, 0.1, tables.declared(params))
-  tx = optim.at_rates(plain, optim.rates(spec, tables.declared(params)))
+  plain = from_config.build(spec, 0.1, tables.declared(params))
+  tx = from_config.at_rates(plain, from_config.rates(spec, tables.declared(params)))
   states = [plain.init(params), tx.init(params)]
   for seed in (1, 2):
     (a, states[0]), (b, states[1]) = (t.update(tree(seed), s, params) for t, s in zip((plain, tx), states))
@@ -128,7 +131,7 @@ def test_updates_are_the_optimizers_times_the_rate_and_frozen_arrays_have_no_sta
       (x,), (y,) = (jax.tree.leaves(u['stack']['blocks'][part]) for u in (a, b))
       assert x.any() and not y[0].any()
       np.testing.assert_allclose(y[1:], x[1:] * np.array([0.5, 1]).reshape(2, *[1] * (x.ndim - 1)), rtol=1e-5)
-  kept = [optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(states[1])]
+  kept = [from_config.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(states[1])]
   assert not any('embed' in path for path in kept)
   if name != 'adafactor':  # whose state is smaller than what it is of
     less = np.subtract(*[sum(x.size for x in jax.tree.leaves(s)) for s in states])
@@ -137,9 +140,9 @@ def test_updates_are_the_optimizers_times_the_rate_and_frozen_arrays_have_no_sta
 
 def test_without_patterns_nothing_is_different():
   spec = base().optimizer
-  tx = optim.build(spec, 0.1)
-  plain = optim.rates(spec, tables.declared(tree(0)))
-  assert optim.at_rates(tx, plain) is tx and optim.without_frozen(len, plain) is len
+  tx = from_config.build(spec, 0.1)
+  plain = from_config.rates(spec, tables.declared(tree(0)))
+  assert from_config.at_rates(tx, plain) is tx and from_config.without_frozen(len, plain) is len
 
 
 @settings(deadline=None, max_examples=25)
@@ -148,9 +151,9 @@ def test_gradients_of_what_is_frozen_are_zeros_and_of_the_rest_unchanged(layers,
   rates_ = {'embed/w': np.float32([embed]), 'stack/blocks/up/w': np.float32(layers),
             'stack/blocks/norm/scale': np.float32([1, 1, 1]), 'head/out/w': np.float32([1])}
   sums = lambda params, x: sum(jnp.sum(jnp.square(p) * x) for p in jax.tree.leaves(params))
-  plain, held = (jax.grad(f)(tree(3), 0.7) for f in (sums, optim.without_frozen(sums, rates_)))
+  plain, held = (jax.grad(f)(tree(3), 0.7) for f in (sums, from_config.without_frozen(sums, rates_)))
   for path, g in jax.tree_util.tree_leaves_with_path(plain):
-    rate = rates_[optim.path_name(path)]
+    rate = rates_[from_config.path_name(path)]
     want = g * (rate > 0).reshape(-1, *[1] * (g.ndim - 1))
     np.testing.assert_array_equal(dict(jax.tree_util.tree_leaves_with_path(held))[path], want)
 
@@ -159,8 +162,8 @@ def test_global_optimizers_see_what_is_trained_only():
   """The norm by which gradients are clipped is that of what is trained."""
   params, spec = tree(0), base().optimizer
   spec.freeze = ('embed', 'head', 'stack/blocks[:2]')
-  found = optim.rates(spec, tables.declared(params))
-  sums = optim.without_frozen(lambda p: sum(map(jnp.sum, jax.tree.leaves(p))), found)
+  found = from_config.rates(spec, tables.declared(params))
+  sums = from_config.without_frozen(lambda p: sum(map(jnp.sum, jax.tree.leaves(p))), found)
   assert optax.global_norm(jax.grad(sums)(params)) == pytest.approx((130 * 140 + 130) ** 0.5)
 
 
@@ -168,7 +171,7 @@ def test_global_optimizers_see_what_is_trained_only():
 
 
 def params_of(workdir, step):
-  return jax.tree.map(np.asarray, loaded.load(workdir, step).params)
+  return jax.tree.map(np.asarray, trained_model.load(workdir, step).params)
 
 
 @pytest.mark.parametrize('mesh', [pytest.param(dict(fsdp=1), marks=pytest.mark.slow), dict(fsdp=2, tensor=2)], ids=str)
@@ -181,7 +184,7 @@ def test_frozen_parameters_are_the_same_bits_after_training_sharded_or_not(mesh,
     loop.train(c, tmp_path / name, 'frozen', devices)
     a, b = params_of(tmp_path / name, 1), params_of(tmp_path / name, 6)
     for path, x in jax.tree_util.tree_leaves_with_path(a):
-      y, at = dict(jax.tree_util.tree_leaves_with_path(b))[path], optim.path_name(path)
+      y, at = dict(jax.tree_util.tree_leaves_with_path(b))[path], from_config.path_name(path)
       if at.startswith('embed') or 'norm' in at:
         np.testing.assert_array_equal(x.view(np.int32), y.view(np.int32), at)
       elif 'blocks' in at:

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import loop, opening, plain_json, resume, sharding
-from t5like.checkpoint import Checkpoints
-from t5like.data import pipeline
+from t5like import sharding
+from t5like.batches import pipeline
 from t5like.errors import BadSteps
-from t5like.stop import Patience
-from t5like.training import plan as plan_lib
+from t5like.files import plain_json
+from t5like.prepared import opening
+from t5like.storage.checkpoint import Checkpoints
+from t5like.training import loop, plan as plan_lib, resume
 from t5like.training.progress import Progress
+from t5like.training.stop import Patience
 from t5like.training.trainer import Trainer, fetch
 from tests import tiny
 

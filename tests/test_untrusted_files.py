@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from t5like import config as config_lib, rewinds, trackers, workdir as workdir_lib
+from t5like import config as config_lib
 from t5like.errors import CheckpointError, ConfigError
+from t5like.observe import trackers
+from t5like.storage import rewinds, workdir as workdir_lib
 from tests import tiny
 
 DEEP = '[' * 100_000
@@ -102,7 +104,7 @@ def test_places_that_are_no_files(config, tmp_path):
     "c.optimizer.unlock()\n  c.optimizer.optimizer = c.optimizer"])
 def test_a_config_that_holds_itself(lines, tmp_path):
   path = tmp_path / 'config.py'
-  path.write_text(f'from configs.base import base\n\n\ndef get_config():\n  c = base()\n  {lines}\n  return c\n')
+  path.write_text(f'from t5like.config import base\n\n\ndef get_config():\n  c = base()\n  {lines}\n  return c\n')
   with pytest.raises(ConfigError) as e:
     config_lib.load(path)
   assert '\n' not in str(e.value) and len(str(e.value)) < 1000

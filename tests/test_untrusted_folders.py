@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from t5like import huggingface
 from t5like.errors import CheckpointError, ConfigError
+from t5like.huggingface import model_folders
 from tests.test_huggingface import folder_of
 
 
@@ -57,7 +57,7 @@ def with_config(**changes):
 def test_a_config_with_a_wrong_value(case, key, value, problem, tmp_path):
   folder, since = folder_of(case, tmp_path / 'a', with_config(**{key: value})), time.monotonic()
   with pytest.raises((ConfigError, CheckpointError), match=problem) as e:
-    huggingface.read(folder)
+    model_folders.read(folder)
   assert '\n' not in str(e.value) and len(str(e.value)) < 1500 and time.monotonic() - since < 2
 
 
@@ -72,7 +72,7 @@ def test_a_config_that_is_no_object(text, problem, tmp_path):
   folder = folder_of('llama', tmp_path / 'a')
   (folder / 'config.json').write_text(text)
   with pytest.raises(ConfigError, match=problem) as e:
-    huggingface.read(folder)
+    model_folders.read(folder)
   assert 'config.json' in str(e.value) and '\n' not in str(e.value)
 
 
@@ -89,7 +89,7 @@ def test_an_index_that_leads_elsewhere(index, problem, tmp_path):
   folder = folder_of('llama', tmp_path / 'a')
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(CheckpointError, match=problem):
-    huggingface.read(folder)
+    model_folders.read(folder)
 
 
 def test_links_out_of_the_folder(tmp_path):
@@ -98,24 +98,24 @@ def test_links_out_of_the_folder(tmp_path):
     (folder / name).rename(tmp_path / 'kept')
     (folder / name).symlink_to(other / name)
     with pytest.raises(CheckpointError, match=f'{name} is a link to {other / name}, outside its folder'):
-      huggingface.read(folder)
+      model_folders.read(folder)
     (folder / name).unlink()
     (tmp_path / 'kept').rename(folder / f'own-{name}')
     (folder / name).symlink_to(f'own-{name}')  # inside
   (folder / 'model.safetensors').unlink()
   (folder / 'own-model.safetensors').rename(folder / 'model.safetensors')
-  huggingface.read(folder)
+  model_folders.read(folder)
 
 
 def test_the_cache_of_the_hub_is_links(tmp_path):
   blobs, folder = tmp_path / 'models--x--y' / 'blobs', tmp_path / 'models--x--y' / 'snapshots' / '0123abcd'
   blobs.mkdir(parents=True)
   folder_of('llama', folder)
-  expected, _ = huggingface.read(folder)
+  expected, _ = model_folders.read(folder)
   for path in list(folder.iterdir()):
     path.rename(blobs / f'sha-{path.name}')
     path.symlink_to(os.path.join('..', '..', 'blobs', f'sha-{path.name}'))
-  assert huggingface.read(folder)[0] == expected
+  assert model_folders.read(folder)[0] == expected
 
 
 def _nan(made, name):
@@ -141,7 +141,7 @@ def _too_large(made, name):
 def test_weights_that_are_not_finite(damage, name, tmp_path):
   folder = folder_of('llama', tmp_path / 'a', lambda config, made: damage(made, name))
   with pytest.raises(CheckpointError, match=f'the weights {name} are not all finite'):
-    huggingface.read(folder)
+    model_folders.read(folder)
 
 
 @pytest.mark.parametrize('dtype', ['int32', 'int8', 'uint8', 'int64', 'bool'])
@@ -149,11 +149,11 @@ def test_weights_that_are_not_floats(dtype, tmp_path):
   name = 'model.layers.0.mlp.up_proj.weight'
   folder = folder_of('llama', tmp_path / 'a', lambda config, made: made.update({name: made[name].astype(dtype)}))
   with pytest.raises(CheckpointError, match=rf'{name} is stored as \w+, not as one of F32, BF16, F16, F64'):
-    huggingface.read(folder)
+    model_folders.read(folder)
 
 
 def test_doubles_are_read(tmp_path):
-  values, params = huggingface.read(folder_of('llama', tmp_path / 'a', lambda config, made: made.update(
+  values, params = model_folders.read(folder_of('llama', tmp_path / 'a', lambda config, made: made.update(
       {key: x.astype(np.float64) for key, x in made.items()})))
   assert params['embed']['w'].dtype == np.float32 and values['d_model'] == 36
 
@@ -168,19 +168,19 @@ def test_files_that_are_no_weights(tmp_path):
   for content in contents.values():
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match='model.safetensors cannot be read as safetensors') as e:
-      huggingface.read(folder)
+      model_folders.read(folder)
     assert '\n' not in str(e.value)
   path.unlink()
   (folder / 'pytorch_model.bin').write_bytes(contents['pickle'])
   with pytest.raises(CheckpointError, match=r'pytorch_model.bin, must be saved by save_pretrained first'):
-    huggingface.read(folder)
+    model_folders.read(folder)
   path.mkdir()
   with pytest.raises(CheckpointError, match='is not a regular file'):
-    huggingface.read(folder)
+    model_folders.read(folder)
   path.rmdir()
   os.mkfifo(path)
   with pytest.raises(CheckpointError, match='is not a regular file'):
-    huggingface.read(folder)
+    model_folders.read(folder)
 
 
 def test_what_a_header_promises_is_in_the_file(tmp_path):
@@ -189,8 +189,8 @@ def test_what_a_header_promises_is_in_the_file(tmp_path):
               num_hidden_layers=100)
   folder = folder_of('llama', tmp_path / 'a', with_config(**huge))
   with pytest.raises(CheckpointError, match='the weights are not those of the llama model'):
-    huggingface.read(folder)
+    model_folders.read(folder)
   header = json.dumps({'model.norm.weight': dict(dtype='F32', shape=[1 << 50], data_offsets=[0, 4 << 50])})
   (folder / 'model.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header.encode() + bytes(100))
   with pytest.raises(CheckpointError, match='cannot be read as safetensors'):
-    huggingface.read(folder)
+    model_folders.read(folder)

@@ -9,7 +9,8 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import metrics, trackers, writing
+from t5like.files import writing
+from t5like.observe import metrics, trackers
 from tests.conftest import ROOT
 
 
@@ -160,7 +161,7 @@ def test_people_who_cannot_be_told_cost_nothing(monkeypatch):
     '>/dev/full 2>/dev/full', '>&- 2>&-', '<&- >&- 2>&-', '| true', '2>&1 | head -c 1'])
 def test_whatever_becomes_of_the_output_the_exit_code_is_that_of_the_work(tmp_path, streams):
   """And what is opened later never gets the number of standard error, on which libraries write."""
-  code = ('import sys; sys.path.insert(0, sys.argv[1]); from t5like import writing; writing.open_streams(); '
+  code = ('import sys; sys.path.insert(0, sys.argv[1]); from t5like.files import writing; writing.open_streams(); '
           'writing.steady_streams(); f = open(sys.argv[2], "w"); assert f.fileno() > 2; '
           'import os; os.write(2, b"from a library") if "full" not in sys.argv[3] else None\n'
           'for n in range(20000): print("x" * 40)\n'

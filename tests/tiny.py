@@ -2,8 +2,8 @@
 import json
 import random
 
-from configs.base import base
 from t5like import config as config_lib
+from t5like.config import base
 from t5like.model.transformer import ModelConfig
 
 WORDS = 'the a of to in is it for on as with that this from by are be was not have'.split()

@@ -1,0 +1,1 @@
+"""Trained models are asked, zero-shot and few-shot."""

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from t5like import decode, lengths
+from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError
-from t5like.objectives import table
+from t5like.objectives import lengths, table
 from t5like.objectives.asking import Asking, CannotBeAsked
 from t5like.objectives.prompts import STYLES
 

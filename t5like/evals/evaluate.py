@@ -10,10 +10,14 @@ from typing import Any
 
 import jax
 
-from t5like import decode, lengths, metrics, sharding
+from t5like import sharding
+from t5like.config import task_files as task_lib
+from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError, Failure
-from t5like.evals import answers, ask, items, score, task as task_lib
+from t5like.evals import answers, ask, items, score
 from t5like.model import transformer
+from t5like.objectives import lengths
+from t5like.observe import metrics
 
 TOKENS_AT_ONCE = 4096  # of prompts and answers that are decoded together, per piece of the batch
 

@@ -3,11 +3,13 @@ import dataclasses
 import pathlib
 import string
 
-from t5like import schema
-from t5like.config_rules import SOURCES
-from t5like.config_values import base
-from t5like.data import shards, sources, templates
+from t5like.config import templates
+from t5like.config.rules import SOURCES
+from t5like.config.values import base
 from t5like.errors import ConfigError, DataError
+from t5like.files import schema
+from t5like.prepared import shards
+from t5like.sources import registry
 
 OBJECTS = 'Each line must hold a JSON object with the fields of an item.'
 LINES = schema.Limits(unique=False, constants=True)
@@ -48,7 +50,7 @@ def _of_source(task, name):
   config = base()
   config.data.update(source=name, split=task.split, validation_fraction=task.held_out)
   found = []
-  for record, where in sources.open_source(config).documents():
+  for record, where in registry.open_source(config).documents():
     if isinstance(record, DataError):
       raise record
     if not task.held_out or _is_held_out(task, record, where, config):

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from etils import epath
 
-from t5like import schema, workdir
 from t5like.errors import CheckpointError, ConfigError
+from t5like.files import schema
+from t5like.storage import workdir
 
 KEYS = ('step', 'shots', 'limit')
 ENTRY = schema.Object(dict(step=schema.Whole(), shots=schema.Whole(-1), limit=schema.Whole(),

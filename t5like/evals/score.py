@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5like import loss as loss_lib, sharding
+from t5like import sharding
 from t5like.evals import ask
+from t5like.model import loss as loss_lib
 from t5like.sharding import everywhere
 
 ROWS, TOKENS = 64, 8192  # most rows, and positions, of a batch per piece that the mesh cuts batches into

@@ -1,0 +1,1 @@
+"""The transformer. Flax stays in here."""

@@ -5,8 +5,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.kernels import relative_bias_attention
 from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, choose_kernel, make_mask
+from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
 from t5like.sharding import everywhere, in_use
 

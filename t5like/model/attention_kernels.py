@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from t5like import choices
-from t5like.kernels import relative_bias_attention, splash
+from t5like.model.kernels import relative_bias_attention, splash
 
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
 

@@ -35,7 +35,7 @@ def per_row(model: Any, lengths: Any, rates: Mapping[str, Any] | None = None) ->
 
   Args:
     model: of `transformer.build`.
-    lengths: see `t5like/lengths.py`.
+    lengths: see `t5like/objectives/lengths.py`.
     rates: {path: [rate of each layer, 0 if it is frozen]}, as of `optim.rates`; None: everything is trained. What is
       frozen in some layers only has gradients in all.
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like import choices, side_values
+from t5like import choices
+from t5like.model import side_values
 from t5like.model.attention import Attention, bias_for, platform
 from t5like.model.attention_kernels import AttentionSpec, choose_kernel
 from t5like.model.layers import MLP, POSITIONS, Norm, declare, dropout, place

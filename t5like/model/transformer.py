@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5like import choices, side_values
-from t5like.model import flops
+from t5like import choices
+from t5like.model import flops, side_values
 from t5like.model.layers import ACTIVATIONS, POSITIONS, Dense, Embed, Norm, Table, constant, dropout, expand, place
 from t5like.model.stack import Stack, heads_first
 from t5like.parameters import Param, vector, whole
@@ -21,7 +21,7 @@ from t5like.sharding import gather, in_use, spread_rows
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """`config.model`, with every size known. Keys are explained in `configs/base.py`."""
+  """`config.model`, with every size known. Keys are explained in `t5like/config/base.py`."""
   name: str
   vocab_size: int
   d_model: int

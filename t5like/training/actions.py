@@ -3,16 +3,18 @@ from typing import Any
 
 import jax
 
-from t5like import decode, histograms as histograms_lib, profiling, recovery
+from t5like.decoding import decode
 from t5like.errors import NumericsError
 from t5like.evals import evaluate
-from t5like.optimizers import path_name
-from t5like.saving import Save
+from t5like.observe import histograms as histograms_lib, profiling
+from t5like.optim.optimizers import path_name
+from t5like.training import recovery
 from t5like.training.hooks import Entry, Hook, Step, Turn, table
 from t5like.training.log import Log
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
-from t5like.validation import Validate
+from t5like.training.saving import Save
+from t5like.training.validation import Validate
 
 
 class Profile(Hook):

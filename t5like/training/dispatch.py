@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-from t5like.data import pipeline
+from t5like.batches import pipeline
 from t5like.errors import DataError, Failure
 from t5like.training.hooks import Hooks, Step
 from t5like.training.parts import Parts

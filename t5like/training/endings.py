@@ -4,8 +4,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from t5like import metrics, signals, workdir as workdir_lib
 from t5like.errors import Interrupted, Preempted
+from t5like.observe import metrics
+from t5like.storage import workdir as workdir_lib
+from t5like.training import signals
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
 

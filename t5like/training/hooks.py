@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from t5like.config_values import DEFAULTS
+from t5like.config.values import DEFAULTS
 from t5like.nearest import suggestion
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
@@ -152,7 +152,7 @@ def _check_class(entry: Entry) -> None:
 def _check_key(entry: Entry) -> None:
   if entry.every not in DEFAULTS:
     advice = suggestion(entry.every, DEFAULTS, ' Did you mean {!r}?')
-    raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no key of configs/base.py.{advice}')
+    raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no key of t5like/config/base.py.{advice}')
   if type(DEFAULTS[entry.every]) is not int:
     raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no number of steps, its default being '
                     f'{DEFAULTS[entry.every]!r}.')

@@ -2,7 +2,8 @@
 import collections
 import time
 
-from t5like import environment, metrics, profiling, side_values
+from t5like.model import side_values
+from t5like.observe import environment, metrics, profiling
 from t5like.training.hooks import Hook, Step, Turn
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress

@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 
-from t5like import metrics, trackers, workdir as workdir_lib, writing
-from t5like.data.vocabulary_kinds import Vocabulary
-from t5like.histograms import Histogram
+from t5like.files import writing
+from t5like.observe import metrics, trackers
+from t5like.observe.histograms import Histogram
+from t5like.storage import workdir as workdir_lib
 from t5like.training.plan import Plan
+from t5like.vocabulary.kinds import Vocabulary
 
 Watch = Callable[[int, dict[str, float]], None]
 

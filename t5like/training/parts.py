@@ -6,20 +6,21 @@ from typing import Any
 
 import jax
 
-from t5like import environment, metrics, notice, resume, stop, writing
-from t5like.checkpoint import Checkpoints
-from t5like.data import pipeline
-from t5like.lease import Lease
-from t5like.ledger import Ledger
-from t5like.recovery import Rewinds
-from t5like.signals import Signals
-from t5like.training import plan as plan_lib
+from t5like.batches import pipeline
+from t5like.files import writing
+from t5like.observe import environment, metrics
+from t5like.observe.ledger import Ledger
+from t5like.storage.checkpoint import Checkpoints
+from t5like.storage.lease import Lease
+from t5like.training import plan as plan_lib, preemption, resume, stop
 from t5like.training.output import Output, Watch
 from t5like.training.phases import Phases
 from t5like.training.plan import Plan
 from t5like.training.progress import Progress
+from t5like.training.recovery import Rewinds
+from t5like.training.signals import Signals
 from t5like.training.trainer import Trainer
-from t5like.watchdog import Watchdog
+from t5like.training.watchdog import Watchdog
 
 SAVES = 3  # a run ends when so many saves one after the other have failed,
 PATIENCE = 1800.0  # over so many seconds
@@ -88,7 +89,7 @@ def open_parts(request: Request, store: Any, mesh: jax.sharding.Mesh,
   watchdog = Watchdog(config.watchdog)
   ends.callback(watchdog.close)
   if mesh.devices.flat[0].platform == 'tpu':
-    ends.callback(notice.watch().set)
+    ends.callback(preemption.watch().set)
   lease = Lease(request.workdir, writing.say) if is_main else None
   if lease:
     ends.callback(lease.close)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import jax
 
-from t5like import signals as signals_lib
-from t5like.ledger import Ledger
-from t5like.signals import Signals
-from t5like.watchdog import Watchdog
+from t5like.observe.ledger import Ledger
+from t5like.training import signals as signals_lib
+from t5like.training.signals import Signals
+from t5like.training.watchdog import Watchdog
 
 
 class Phases:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-from t5like import lengths, models, optim
-from t5like.data.vocabulary_kinds import Vocabulary
-from t5like.lengths import Lengths
+from t5like.model import models
+from t5like.objectives import lengths
+from t5like.objectives.lengths import Lengths
+from t5like.optim import from_config
 from t5like.training.progress import Progress
+from t5like.vocabulary.kinds import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Plan:
   @functools.cached_property
   def learning_rate(self) -> Callable[[int], jax.Array]:
     """Function of the step, from 0."""
-    return optim.schedule(self.config.schedule, self.config.optimizer.learning_rate, self.total_steps)
+    return from_config.schedule(self.config.schedule, self.config.optimizer.learning_rate, self.total_steps)
 
   def steps_left(self, progress: Progress) -> int:
     """Steps until stop.tokens is reached; the last one may go beyond it."""

@@ -3,8 +3,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from t5like import plain_json
-from t5like.stop import Patience
+from t5like.files import plain_json
+from t5like.training.stop import Patience
 
 Windows = tuple[tuple[int, int], ...]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from t5like import build, sharding
+from t5like import sharding
 from t5like.errors import BadSteps
+from t5like.training import build
 from t5like.training.plan import Plan
 
 Batch = dict[str, Any]  # arrays [B, ...], numpy or on the devices, and dicts of them

@@ -3,8 +3,8 @@ import json
 import math
 import random
 
-from configs.base import base
-from t5like import workdir as workdir_lib
+from t5like.config import base
+from t5like.storage import workdir as workdir_lib
 
 
 def write_run(folder, steps=800, **model):

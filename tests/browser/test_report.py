@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from t5like import report
+from t5like.observe import report
 from tests.browser.run import write_run
 
 pytestmark = [pytest.mark.browser,

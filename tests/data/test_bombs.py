@@ -9,8 +9,8 @@ import sys
 import pytest
 import zstandard
 
-from t5like.data import files
 from t5like.errors import DataError
+from t5like.sources import files
 from tests.conftest import ROOT
 
 PACK = {'gz': gzip.compress, 'bz2': bz2.compress, 'xz': lzma.compress, 'zst': zstandard.ZstdCompressor().compress}

@@ -11,9 +11,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from t5like import config as config_lib, opening
-from t5like.data import corpora, prepare, sources, templates, tfds_source
+from t5like import config as config_lib
+from t5like.config import templates
 from t5like.errors import DataError
+from t5like.prepared import opening, prepare
+from t5like.sources import corpora, registry, tfds_source
 from tests import hub, tiny
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
@@ -58,7 +60,7 @@ def repository_of(corpus):
 def open_source(source, **data):
   config = config_lib.load(ROOT / 'configs' / 'decoder_tiny.py')
   config.data.update(source=source, **data)
-  return sources.open_source(config)
+  return registry.open_source(config)
 
 
 def config_sources():

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like.data import encodings, sources
+from t5like.config import base
 from t5like.errors import DataError
+from t5like.sources import encodings, registry
 
 TEXT = 'Straße\n中文 and plain words\n'
 PACK = {'': bytes, '.gz': gzip.compress, '.zst': zstandard.compress, '.bz2': bz2.compress, '.xz': lzma.compress,
@@ -29,7 +29,7 @@ MARKED = {'utf-8': codecs.BOM_UTF8, 'utf-16-le': codecs.BOM_UTF16_LE, 'utf-16-be
 def records(source, **keys):
   c = base()
   c.data.update(source=source, **keys)
-  return list(sources.open_source(c).documents())
+  return list(registry.open_source(c).documents())
 
 
 def said(source, **keys):
@@ -145,7 +145,7 @@ def test_what_is_no_text_is_refused_by_its_name_before_it_is_read(tmp_path, name
   with pytest.raises(DataError) as e:
     c = base()
     c.data.update(source=f'{kind}:{tmp_path}/{name}')
-    sources.open_source(c)
+    registry.open_source(c)
   assert name in str(e.value) and word in str(e.value) and 'iconv' not in str(e.value)
 
 

@@ -17,9 +17,10 @@ import pytest
 import zstandard
 from hypothesis import strategies as st
 
-from configs.base import base
-from t5like.data import files, mirror, sources, templates
+from t5like.config import base, templates
 from t5like.errors import DataError
+from t5like.files import mirror
+from t5like.sources import files, registry
 
 PACK = {'': bytes, '.gz': gzip.compress, '.zst': zstandard.compress}
 
@@ -27,7 +28,7 @@ PACK = {'': bytes, '.gz': gzip.compress, '.zst': zstandard.compress}
 def open_source(source, **keys):
   c = base()
   c.data.update(source=source, **keys)
-  return sources.open_source(c)
+  return registry.open_source(c)
 
 
 def records(source, **keys):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import config as config_lib, config_rules
-from t5like.data import datasets, held_out, manifests, parts, prepare, shards, sources, store
+from t5like import config as config_lib
+from t5like.config import base, rules
 from t5like.errors import ConfigError, DataError
+from t5like.prepared import datasets, held_out, manifests, parts, prepare, shards, store
+from t5like.sources import registry
 
 QUIET = dict(say=lambda line: None)
 
@@ -161,13 +162,13 @@ def test_only_as_much_is_read_as_it_takes(tmp_path, monkeypatch):
   write(tmp_path / 'in', 200, words=3)
   c = config(tmp_path, f'text:{tmp_path}/in/*.txt', validation_fraction=0.5)
   opened, read = parts.open_sources(c), []
-  documents = sources.Source.documents
+  documents = registry.Source.documents
 
   def counted(self, start=0, stop=None):
     for pair in documents(self, start, stop):
       read.append(pair)
       yield pair
-  monkeypatch.setattr(sources.Source, 'documents', counted)
+  monkeypatch.setattr(registry.Source, 'documents', counted)
   assert held_out.find(c, opened, dict(parts=parts.parts(c, opened)))[0] is None
   assert len(read) < 30
 
@@ -276,4 +277,4 @@ def test_wrong_validation_is_refused_before_anything_is_read(source, validation,
 def test_what_data_validation_means(source, validation, expected):
   c = base()
   c.data.update(source=source, validation=validation)
-  assert config_rules.validation_source(c.data) == expected
+  assert rules.validation_source(c.data) == expected

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like.data import mixing
+from t5like.batches import mixing
 from t5like.errors import ConfigError
 
 WEIGHTS = st.lists(st.floats(0.1, 1000), min_size=1, max_size=12)

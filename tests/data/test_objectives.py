@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import lengths
-from t5like.objectives import functions, spans as spans_lib
+from t5like.config import base
+from t5like.objectives import functions, lengths, spans as spans_lib
 from t5like.objectives.spec import Ids, Lengths, Setting
 from t5like.objectives.table import OBJECTIVES
 

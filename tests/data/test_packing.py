@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like.data import packing
+from t5like.batches import packing
 from tests.conftest import ROOT
 
 quick = settings(max_examples=60, deadline=None)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
-from t5like import opening
-from t5like.data import inspect, pipeline
+from t5like.batches import inspect, pipeline
 from t5like.objectives import functions
+from t5like.prepared import opening
 from tests import tiny
 
 M = functions.MISSING

@@ -12,10 +12,13 @@ import sys
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import config as config_lib, lengths, opening
-from t5like.data import datasets, duplicates, parts, prepare, shards, sources, store, vocabulary
+from t5like import config as config_lib
+from t5like.config import base
 from t5like.errors import ConfigError, DataError
+from t5like.objectives import lengths
+from t5like.prepared import datasets, duplicates, opening, parts, prepare, shards, store
+from t5like.sources import registry
+from t5like.vocabulary import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUIET = dict(say=lambda line: None)
@@ -39,7 +42,7 @@ def make(tmp_path):
     c = base()
     c.data.update(dict(source=f'jsonl:{tmp_path}/*.jsonl', directory=str(tmp_path / 'prepared'),
                        validation_fraction=0.1, shards=4) | keys)
-    c.vocabulary.update(name=vocabulary, sentinels=3)
+    c.vocabulary.update(name=loading, sentinels=3)
     return c
 
   return config
@@ -62,7 +65,7 @@ def test_every_document_is_there_once_in_order_and_the_manifest_counts_it(make):
   c = make()
   said = []
   folder = prepare.prepare(c, said.append)
-  texts = [r['text'] for r, _ in sources.open_source(c).documents() if r['text'].strip()]
+  texts = [r['text'] for r, _ in registry.open_source(c).documents() if r['text'].strip()]
   hashed = {t: int(hashlib.sha256(t.encode()).hexdigest()[:16], 16) / 2**64 for t in texts}
   expected = dict(train=[t for t in texts if hashed[t] >= 0.1],
                   validation=[t for t in texts if hashed[t] < 0.1])
@@ -96,8 +99,8 @@ def test_killed_prepare_continues_to_the_same_bytes(make, tmp_path, calls):
   """The child dies by SIGKILL in the middle of a part, `calls` batches in."""
   c = make(directory=str(tmp_path / 'killed'))
   child = (
-      'import os, sys, signal; from configs.base import base; '
-      'from t5like.data import prepare, shards, vocabulary\n'
+      'import os, sys, signal; from t5like.config import base; '
+      'from t5like.prepared import prepare, shards; from t5like.vocabulary import loading as vocabulary\n'
       'c = base(); c.data.update(source=sys.argv[1], directory=sys.argv[2], shards=4, '
       'validation_fraction=0.1); c.vocabulary.update(name="bytes", sentinels=3)\n'
       'shards.BATCH = 20_000; encode, calls = vocabulary.Bytes.encode_batch, [0]\n'
@@ -170,7 +173,7 @@ def test_lost_and_broken_shards_are_made_again(make):
 def test_tail_validation_is_the_end_of_each_document(make):
   c = make(validation='tail', shards=1)
   folder = prepare.prepare(c, **QUIET)
-  texts = [r['text'] for r, _ in sources.open_source(c).documents() if r['text'].strip()]
+  texts = [r['text'] for r, _ in registry.open_source(c).documents() if r['text'].strip()]
   cuts = [int(len(t) * 0.9) for t in texts]
   assert documents(folder, 'train') == [t[:k] for t, k in zip(texts, cuts)]
   assert documents(folder, 'validation') == [t[k:] for t, k in zip(texts, cuts)]
@@ -182,7 +185,7 @@ def test_max_documents_and_shards(make):
   entry = store.open_store(folder).manifest['splits']
   assert sum(split['documents'] for split in entry.values()) == 298  # 2 are empty
   assert len(entry['train']['shards']) == 2
-  texts = [r['text'] for r, _ in list(sources.open_source(c).documents())[:300] if r['text'].strip()]
+  texts = [r['text'] for r, _ in list(registry.open_source(c).documents())[:300] if r['text'].strip()]
   assert sorted(documents(folder, 'train') + documents(folder, 'validation')) == sorted(texts)
 
 
@@ -230,7 +233,7 @@ def test_python_docs_with_a_small_sentencepiece(make):
   c.vocabulary.update(size=512, normalization='identity', train_characters=100_000)
   folder = prepare.prepare(c, **QUIET)
   texts = documents(folder, 'train') + documents(folder, 'validation')
-  assert sorted(texts) == sorted([r['text'] for r, _ in sources.open_source(c).documents()][:100])
+  assert sorted(texts) == sorted([r['text'] for r, _ in registry.open_source(c).documents()][:100])
   assert store.open_store(folder).manifest['licence'] == 'PSF-2.0'
 
 
@@ -406,13 +409,13 @@ def test_datasets_of_a_mixture_share_a_vocabulary(kind, mixed, tmp_path):
 
 
 def test_a_vocabulary_learns_as_much_from_each_dataset(mixed, monkeypatch):
-  c, given, train = mixed('sentencepiece'), [], vocabulary.train
+  c, given, train = mixed('sentencepiece'), [], loading.train
 
   def record(spec, texts, path):
     texts = list(texts)
     given.append((spec.path, texts))
     return train(spec, texts, path)
-  monkeypatch.setattr(vocabulary, 'train', record)
+  monkeypatch.setattr(loading, 'train', record)
   c.vocabulary.train_characters = 60_000  # of 130,000 letters and 44,000 digits
   prepare.prepare(c, **QUIET)
   assert [bool(path) for path, _ in given] == [False, True, True]
@@ -506,7 +509,7 @@ def test_a_killed_process_is_told_and_what_is_done_is_kept(make, tmp_path, eager
   c = make(prepare_workers=2)
   child = ('import os, signal, sys\n'
            'from t5like import config as config_lib\n'
-           'from t5like.data import parts, prepare, templates\n'
+           'from t5like.prepared import parts, prepare; from t5like.config import templates\n'
            'real = templates.texts\n'
            'def texts(data, record, where):\n'
            '  if multiprocessing.parent_process() and where.startswith(sys.argv[2]): os.kill(os.getpid(), 9)\n'
@@ -629,7 +632,7 @@ def test_a_file_that_cannot_be_read(make, tmp_path):
 
 def test_two_at_once_do_the_work_once(make, tmp_path):
   c = make()
-  child = ('import sys\nfrom t5like import config as config_lib\nfrom t5like.data import prepare\n'
+  child = ('import sys\nfrom t5like import config as config_lib\nfrom t5like.prepared import prepare\n'
            'prepare.prepare(config_lib.from_json(sys.argv[1]))\n')
   both = [subprocess.Popen([sys.executable, '-c', child, config_lib.to_json(c)], cwd=ROOT, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like import lengths, opening
-from t5like.data import pipeline, plans
+from t5like.batches import pipeline, plans
 from t5like.errors import ConfigError, DataError
+from t5like.objectives import lengths
+from t5like.prepared import opening
 from tests import tiny
 from tests.data.test_pipeline import equal, first
 from tests.data.test_rows import PAIRED, SENTINELS, T5, leaves
@@ -137,7 +138,7 @@ def test_windows_are_recorded_once_asked_for():
 
 
 def test_a_run_records_and_honours_what_it_skips(tmp_path):
-  from t5like import loop
+  from t5like.training import loop
   seen, real = [], pipeline.TrainRows.batch
   config = tiny.config(tmp_path, steps=4, log=dict(every=1), data=dict(skip_rows='16:40'))
   with pytest.MonkeyPatch.context() as patch:
@@ -149,7 +150,7 @@ def test_a_run_records_and_honours_what_it_skips(tmp_path):
     config.data.skip_rows, config.stop.tokens = '90:100', config.stop.tokens * 2  # the old window is remembered
     loop.train(config, tmp_path / 'run', 'run')
   assert seen[0] == [88, 89, *range(100, 114)]
-  from t5like.checkpoint import Checkpoints
+  from t5like.storage.checkpoint import Checkpoints
   with Checkpoints(tmp_path / 'run') as checkpoints:
     meta = checkpoints.meta(checkpoints.steps[-1])
   assert meta['skipped'] == [[16, 40], [90, 100]] and meta['examples_seen'] == 162
@@ -179,7 +180,7 @@ def test_rates_by_examples_are_t5s(cap, temperature, tmp_path):
 
 
 def test_stages_change_weights_at_a_token_count_and_are_logged(tmp_path):
-  from t5like import loop
+  from t5like.training import loop
   config, store = mixed(tmp_path, dict(big=200, late=50), stages=dict(
       end=dict(tokens=str(3 * 16 * 32), weights=dict(big=1, late=3))))
   config.data.mixture.late.weight = 0
@@ -243,7 +244,7 @@ def test_inspect_names_the_documents_of_a_row(tmp_path):
 
   from rich.console import Console
 
-  from t5like.data import inspect
+  from t5like.batches import inspect
   config = tiny.config(tmp_path, batch_size=8, data=dict(shards=2))
   store = opening.open_data(config, say=lambda _: None)
   rows = pipeline.TrainRows(store, config)

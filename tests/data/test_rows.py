@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from t5like import lengths, opening
-from t5like.data import inspect, pipeline
+from t5like.batches import inspect, pipeline
+from t5like.objectives import lengths
+from t5like.prepared import opening
 from tests import tiny
 from tests.data.test_pipeline import equal, first
 from tests.goldens import rows as golden_rows

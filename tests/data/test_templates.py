@@ -8,8 +8,7 @@ import unicodedata
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like.data import templates
+from t5like.config import base, templates
 from t5like.errors import ConfigError, DataError
 from tests.conftest import ROOT
 
@@ -166,7 +165,7 @@ def test_no_fields_at_all():
 
 
 def test_config_files_can_check_templates_without_heavy_imports():
-  code = ('import sys; from t5like.data.templates import check; assert check("{a") and not check("{a}"); '
+  code = ('import sys; from t5like.config.templates import check; assert check("{a") and not check("{a}"); '
           'print(sorted({"numpy", "jax", "flax", "grain"} & set(sys.modules)))')
   found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
   assert found.stdout == '[]\n'

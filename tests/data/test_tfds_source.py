@@ -14,9 +14,11 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from configs.base import base
-from t5like.data import mirror, prepare, sources, store, templates, tfds_builder, tfds_source
+from t5like.config import base, templates
 from t5like.errors import ConfigError, DataError
+from t5like.files import mirror
+from t5like.prepared import prepare, store
+from t5like.sources import registry, tfds_builder, tfds_source
 from tests.conftest import ROOT
 
 FIELDS = dict(inputs='{text}{act}{raw}{score}{kind}', targets='{answers[text][0]}{names[0]}')
@@ -55,7 +57,7 @@ def plays(tmp_path_factory):
 def open_source(source, folder, validation=None, **keys):
   c = base()
   c.data.update(source=source, tfds_dir=str(folder), **keys)
-  return sources.open_source(c, split=validation)
+  return registry.open_source(c, split=validation)
 
 
 def records(source, folder, **keys):
@@ -322,15 +324,15 @@ def test_python_docs_make_themselves_and_are_prepared(tmp_path):
   stamp = (made / 'dataset_info.json').stat().st_mtime_ns
   c.data.split = 'train[:10%]'
   c.data.source = 'tfds:python_docs'
-  sliced = list(sources.open_source(c).documents())
+  sliced = list(registry.open_source(c).documents())
   assert texts(sliced) == [r['text'].decode() for r in builder.as_data_source('train[:10%]')]
   assert (made / 'dataset_info.json').stat().st_mtime_ns == stamp  # made once
 
 
 TWO = '''
 import sys
-from configs.base import base
-from t5like.data import sources
+from t5like.config import base
+from t5like.sources import registry as sources
 c = base()
 c.data.update(source='tfds:python_docs/functions', tfds_dir=sys.argv[1], field='docstring')
 print(sum(1 for _ in sources.open_source(c).documents()))
@@ -351,8 +353,8 @@ def test_two_processes_that_make_it_at_once(tmp_path):
 
 def test_python_docs_on_a_remote_folder_and_its_errors(tmp_path, monkeypatch):
   few = [({'text': f'text {i}'}, f'module_{i}.py#0') for i in range(300)]
-  monkeypatch.setattr(sources, '_python_docs',
-                      lambda request: sources.Source(request.name, [0], lambda item: few, 1, {}))
+  monkeypatch.setattr(registry, '_python_docs',
+                      lambda request: registry.Source(request.name, [0], lambda item: few, 1, {}))
   remote = fsspec.filesystem('memory')
   try:
     found = records('tfds:python_docs', 'memory://made')

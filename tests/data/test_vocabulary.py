@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from configs.base import base
-from t5like.data import vocabulary
+from t5like.config import base
 from t5like.errors import ConfigError, DataError
+from t5like.vocabulary import loading
 
 WORDS = 'the quick brown fox jumps over a lazy dog and then it sleeps well'.split()
 CODE = inspect.getsource(random) + inspect.getsource(inspect)
@@ -28,7 +28,7 @@ def spec(**keys):
 @pytest.fixture(scope='module')
 def code_bpe(tmp_path_factory):
   path = tmp_path_factory.mktemp('bpe') / 'vocabulary'
-  return vocabulary.train(spec(algorithm='bpe', normalization='identity'), [CODE], path)
+  return loading.train(spec(algorithm='bpe', normalization='identity'), [CODE], path)
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ def english(tmp_path_factory):
   draw = random.Random(0)
   texts = [' '.join(draw.choices(WORDS, k=200)) for _ in range(50)]
   path = tmp_path_factory.mktemp('unigram') / 'vocabulary'
-  return vocabulary.train(spec(size=305), texts, path)
+  return loading.train(spec(size=305), texts, path)
 
 
 AWKWARD = st.text(st.sampled_from('ab \t\n\r\0\u2581\u2028é日😀<>_extra_id0123456789/s'),
@@ -46,7 +46,7 @@ AWKWARD = st.text(st.sampled_from('ab \t\n\r\0\u2581\u2028é日😀<>_extra_id01
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(st.text(), AWKWARD), min_size=1, max_size=4))
 def test_identity_round_trips(code_bpe, texts):
-  plain = vocabulary.Bytes(sentinels=3)
+  plain = loading.Bytes(sentinels=3)
   for vocab in (code_bpe, plain):
     batch = vocab.encode_batch(texts)
     assert [vocab.decode(ids) for ids in batch] == texts
@@ -86,56 +86,56 @@ def test_ids_outside_are_refused(english, ids):
 
 
 def test_training_is_deterministic_and_fingerprint_tells_models_apart(tmp_path):
-  made = [vocabulary.train(spec(size=size), [CODE[:20_000]], tmp_path / name)
+  made = [loading.train(spec(size=size), [CODE[:20_000]], tmp_path / name)
           for name, size in (('a', 400), ('b', 400), ('c', 401))]
   assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
   assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c']
   made[0].save(tmp_path / 'd')
-  assert vocabulary.load(spec(), tmp_path / 'd').fingerprint == made[0].fingerprint
+  assert loading.load(spec(), tmp_path / 'd').fingerprint == made[0].fingerprint
 
 
 def test_sample_is_even_bounded_and_in_short_pieces():
   texts = [f'{i:05d} ' * 500 for i in range(200)]  # 600,000 characters
-  pieces = vocabulary.sample(iter(texts), 60_000)
+  pieces = loading.sample(iter(texts), 60_000)
   assert 58_000 < sum(map(len, pieces)) <= 60_000
   assert max(len(piece.encode()) for piece in pieces) < 4192
   thirds = np.histogram([int(piece[:6]) for piece in pieces], bins=3, range=(0, 200))[0]
   assert min(thirds) > 10
-  assert ''.join(vocabulary.sample(['日本' * 5000, ' x\n'], 10**6)) == '日本' * 5000 + ' x\n'
+  assert ''.join(loading.sample(['日本' * 5000, ' x\n'], 10**6)) == '日本' * 5000 + ' x\n'
 
 
 def test_imported_model_gets_sentinels_above_as_t5_has_them(tmp_path):
-  inside = vocabulary.train(spec(size=288, sentinels=0), [' '.join(WORDS)], tmp_path / 'own')
+  inside = loading.train(spec(size=288, sentinels=0), [' '.join(WORDS)], tmp_path / 'own')
   assert inside.num_sentinels == 0
-  imported = vocabulary.train(spec(path=str(tmp_path / 'own')), None, tmp_path / 'copy')
+  imported = loading.train(spec(path=str(tmp_path / 'own')), None, tmp_path / 'copy')
   assert imported.size == inside.size + 10
   assert imported.sentinel(0) == imported.size - 1 and imported.sentinel(9) == inside.size
   assert imported.decode([*imported.encode('the dog'), imported.size - 1]) == 'the dog<extra_id_0>'
   assert imported.fingerprint != inside.fingerprint
   with pytest.raises(ConfigError, match='vocabulary.path=.*nowhere'):
-    vocabulary.train(spec(path='nowhere'), None, tmp_path / 'copy')
+    loading.train(spec(path='nowhere'), None, tmp_path / 'copy')
 
 
 @pytest.mark.parametrize('algorithm', ['bpe', 'unigram'])
 def test_sizes_that_do_not_fit_the_text(tmp_path, algorithm):
   texts = [' '.join(WORDS)] * 20
-  made = vocabulary.train(spec(size=5000, algorithm=algorithm), texts, tmp_path / 'v')
+  made = loading.train(spec(size=5000, algorithm=algorithm), texts, tmp_path / 'v')
   assert 260 < made.size < 5000  # as many as there are pieces to find
-  same = vocabulary.train(spec(size=made.size, algorithm=algorithm), texts, tmp_path / 'w')
+  same = loading.train(spec(size=made.size, algorithm=algorithm), texts, tmp_path / 'w')
   assert same.fingerprint == made.fingerprint
   with pytest.raises(ConfigError, match='vocabulary.size=100 is too small'):
-    vocabulary.train(spec(size=100, algorithm=algorithm), texts, tmp_path / 'v')
+    loading.train(spec(size=100, algorithm=algorithm), texts, tmp_path / 'v')
   with pytest.raises(ConfigError, match="vocabulary.algorithm='wordy'"):
-    vocabulary.train(spec(algorithm='wordy'), texts, tmp_path / 'v')
+    loading.train(spec(algorithm='wordy'), texts, tmp_path / 'v')
   with pytest.raises(DataError, match='no text'):
-    vocabulary.train(spec(algorithm=algorithm), [' \n'], tmp_path / 'v')
+    loading.train(spec(algorithm=algorithm), [' \n'], tmp_path / 'v')
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1), st.booleans())
 def test_characters_are_sorted_and_round_trip(text, specials):
-  vocab = vocabulary.Characters(text, specials)
+  vocab = loading.Characters(text, specials)
   first = 3 if specials else 0
   assert vocab.size == len(set(text)) + first
   assert vocab.encode(text).tolist() == [sorted(set(text)).index(c) + first for c in text]
@@ -143,63 +143,63 @@ def test_characters_are_sorted_and_round_trip(text, specials):
 
 
 def test_characters_without_specials_refuse_what_is_unknown(tmp_path):
-  vocab = vocabulary.train(spec(name='characters', specials=False), ['ba', 'c'], tmp_path / 'v')
+  vocab = loading.train(spec(name='characters', specials=False), ['ba', 'c'], tmp_path / 'v')
   assert (vocab.pad_id, vocab.eos_id, vocab.unk_id, vocab.size) == (None, None, None, 3)
   with pytest.raises(DataError, match="'z' is not among the 3 characters"):
     vocab.encode('abz')
-  vocab = vocabulary.train(spec(name='characters'), ['ba', 'c'], tmp_path / 'v')
+  vocab = loading.train(spec(name='characters'), ['ba', 'c'], tmp_path / 'v')
   assert vocab.encode('azé').tolist() == [3, 2, 2]
   with pytest.raises(DataError, match='no text'):
-    vocabulary.train(spec(name='characters'), [], tmp_path / 'v')
+    loading.train(spec(name='characters'), [], tmp_path / 'v')
 
 
 def test_characters_have_sentinels_at_the_end_and_can_be_imported(tmp_path):
-  vocab = vocabulary.train(spec(name='characters'), ['ba', 'c'], tmp_path / 'v')
+  vocab = loading.train(spec(name='characters'), ['ba', 'c'], tmp_path / 'v')
   assert (vocab.size, vocab.num_sentinels) == (16, 10)
   assert [vocab.sentinel(k) for k in range(10)] == list(range(6, 16))
   assert vocab.pieces([2, 3, 5, 6]) == ['<unk>', 'a', 'c', '<extra_id_0>']
   assert vocab.decode([3, 6, 5, 1]) == 'a<extra_id_0>c'
-  again = vocabulary.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
-  imported = vocabulary.train(spec(name='characters', path=str(tmp_path / 'v')), None, tmp_path / 'w')
+  again = loading.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
+  imported = loading.train(spec(name='characters', path=str(tmp_path / 'v')), None, tmp_path / 'w')
   for other in (again, imported):
     assert other.fingerprint == vocab.fingerprint and other.encode('cab').tolist() == [5, 3, 4]
   assert (tmp_path / 'w').read_bytes() == (tmp_path / 'v').read_bytes()
-  assert vocabulary.Characters('abc', specials=False, sentinels=5).size == 3
+  assert loading.Characters('abc', specials=False, sentinels=5).size == 3
   with pytest.raises(ConfigError, match="vocabulary.path='nowhere' is not a file: .* characters of the text"):
-    vocabulary.train(spec(name='characters', path='nowhere'), None, tmp_path / 'w')
-  vocabulary.Bytes(1).save(tmp_path / 'bytes')
+    loading.train(spec(name='characters', path='nowhere'), None, tmp_path / 'w')
+  loading.Bytes(1).save(tmp_path / 'bytes')
   with pytest.raises(DataError, match="bytes is not a vocabulary of kind vocabulary.name='characters'"):
-    vocabulary.train(spec(name='characters', path=str(tmp_path / 'bytes')), None, tmp_path / 'w')
+    loading.train(spec(name='characters', path=str(tmp_path / 'bytes')), None, tmp_path / 'w')
 
 
 def test_fingerprints_of_prepared_data_stay():  # data made by older versions must not be refused
-  assert vocabulary.Bytes(3).fingerprint[:16] == 'c1d17bb10aac3463'
-  assert vocabulary.Characters('cab\n').fingerprint[:16] == '9d92d4fcdd47bfa7'
-  assert vocabulary.Characters('cab\n', False).fingerprint[:16] == '75cc16368205dd63'
-  assert vocabulary.Characters('cab\n', True, 1).fingerprint[:16] != '9d92d4fcdd47bfa7'
+  assert loading.Bytes(3).fingerprint[:16] == 'c1d17bb10aac3463'
+  assert loading.Characters('cab\n').fingerprint[:16] == '9d92d4fcdd47bfa7'
+  assert loading.Characters('cab\n', False).fingerprint[:16] == '75cc16368205dd63'
+  assert loading.Characters('cab\n', True, 1).fingerprint[:16] != '9d92d4fcdd47bfa7'
 
 
 def test_bytes(tmp_path):
-  vocab = vocabulary.train(spec(name='bytes'), None, tmp_path / 'v')
+  vocab = loading.train(spec(name='bytes'), None, tmp_path / 'v')
   assert vocab.encode('a\né').tolist() == [100, 13, 198, 172]
   assert vocab.size == 269 and vocab.sentinel(0) == 259
   assert vocab.pieces([100, 13, 198, 259]) == ['a', '\\n', '<0xC3>', '<extra_id_0>']
   assert vocab.decode([198, 1]) == '\ufffd'
-  assert vocab.fingerprint != vocabulary.Bytes(9).fingerprint
+  assert vocab.fingerprint != loading.Bytes(9).fingerprint
 
 
 def test_load_names_what_is_wrong(tmp_path):
   with pytest.raises(DataError, match='missing cannot be read'):
-    vocabulary.load(spec(), tmp_path / 'missing')
+    loading.load(spec(), tmp_path / 'missing')
   (tmp_path / 'v').write_bytes(hashlib.sha256(b'').digest())
   for name in ('sentencepiece', 'bytes', 'characters'):
     with pytest.raises(DataError, match=f"not a vocabulary of kind vocabulary.name='{name}'"):
-      vocabulary.load(types.SimpleNamespace(name=name, sentinels=0), tmp_path / 'v')
-  vocabulary.Bytes(1).save(tmp_path / 'v')
+      loading.load(types.SimpleNamespace(name=name, sentinels=0), tmp_path / 'v')
+  loading.Bytes(1).save(tmp_path / 'v')
   with pytest.raises(DataError, match="not a vocabulary of kind vocabulary.name='characters'"):
-    vocabulary.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
+    loading.load(types.SimpleNamespace(name='characters', sentinels=0), tmp_path / 'v')
   with pytest.raises(ConfigError, match="vocabulary.name='words' is unknown"):
-    vocabulary.load(types.SimpleNamespace(name='words', sentinels=0), tmp_path / 'v')
+    loading.load(types.SimpleNamespace(name='words', sentinels=0), tmp_path / 'v')
 
 
 # --- Masks and words -----------------------------------------------------------------------------
@@ -216,17 +216,17 @@ def words_of(vocab, ids):
 
 
 def test_special_ids_masks_and_words(english, code_bpe):
-  chars = vocabulary.Characters('ab_9 \u0301é.\n', sentinels=2)
-  plain = vocabulary.Bytes(4)
+  chars = loading.Characters('ab_9 \u0301é.\n', sentinels=2)
+  plain = loading.Bytes(4)
   for vocab, sentinels in ((english, 10), (code_bpe, 10), (chars, 2), (plain, 4)):
     ids = [vocab.sentinel(k) for k in range(sentinels)]
     assert vocab.mask_id == ids[0] and vocab.cls_id == ids[1]
     assert vocab.special_ids.dtype == np.int32 and vocab.special_ids.tolist() == sorted([0, 1, 2, *ids])
     assert vocab.begins_word.shape == (vocab.size,) and vocab.begins_word.dtype == bool
     assert not vocab.begins_word[vocab.special_ids].any()
-  none = vocabulary.Characters('abc', specials=False)
+  none = loading.Characters('abc', specials=False)
   assert none.mask_id is none.cls_id is None and none.special_ids.tolist() == []
-  one = vocabulary.Bytes(1)
+  one = loading.Bytes(1)
   assert (one.mask_id, one.cls_id) == (259, None)
   letters = chars.pieces(np.flatnonzero(~chars.begins_word))
   assert letters[3:-2] == ['9', '_', 'a', 'b', 'é', '\u0301'] and chars.begins_word.sum() == 3
@@ -234,7 +234,7 @@ def test_special_ids_masks_and_words(english, code_bpe):
 
 def test_words_are_what_people_take_for_words(english, code_bpe):
   text = 'the fox, naïve_1 dog\n  sleeps.'
-  for vocab in (vocabulary.Bytes(), vocabulary.Characters(text)):
+  for vocab in (loading.Bytes(), loading.Characters(text)):
     ids = vocab.encode(text).tolist()
     assert words_of(vocab, ids) == ['the', ' fox', ',', ' naïve_1', ' dog', '\n', ' ', ' sleeps', '.']
   ids = [1, *vocab.encode('fox').tolist(), 1, *vocab.encode('dog').tolist()]
@@ -255,7 +255,7 @@ MARKED = st.lists(st.sampled_from(['<mask>', '<extra_id_0>', '<extra_id_2>', 'th
 @settings(max_examples=60, deadline=None)
 @given(MARKED)
 def test_marks_become_ids(code_bpe, parts):
-  for vocab in (code_bpe, vocabulary.Bytes(3), vocabulary.Characters('the fox<mask>', sentinels=3)):
+  for vocab in (code_bpe, loading.Bytes(3), loading.Characters('the fox<mask>', sentinels=3)):
     ids, text, expected = vocab.encode_marked(''.join(parts)), '', []
     for part in [*parts, None]:  # an independent reading: text runs between marks
       if part in ('<mask>', '<extra_id_0>', '<extra_id_2>', None):
@@ -277,9 +277,9 @@ def test_marks_of_models_that_put_a_space_first(english):
 
 def test_marks_without_ids():
   with pytest.raises(ConfigError, match='<mask> is not in the vocabulary.*vocabulary.sentinels must be at least 1'):
-    vocabulary.Bytes().encode_marked('a <mask>')
+    loading.Bytes().encode_marked('a <mask>')
   with pytest.raises(ConfigError, match='<extra_id_7> is not in the vocabulary, which has 3 sentinels'):
-    vocabulary.Bytes(3).encode_marked('<extra_id_7>')
+    loading.Bytes(3).encode_marked('<extra_id_7>')
 
 
 # --- Hugging Face --------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def imported(made, tmp_path, **names):
   """The vocabulary of a run that imports a tokenizer, beside which its settings name special tokens."""
   made.save(str(tmp_path / 'tokenizer.json'))
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(names))
-  return vocabulary.train(spec(name='huggingface', path=str(tmp_path / 'tokenizer.json')), None, tmp_path / 'v')
+  return loading.train(spec(name='huggingface', path=str(tmp_path / 'tokenizer.json')), None, tmp_path / 'v')
 
 
 def test_wordpiece(tmp_path):
@@ -334,7 +334,7 @@ def test_wordpiece(tmp_path):
   assert not np.isin(vocab.encode('[MASK] [SEP] [CLS]'), [0, 2, 3, 4]).any()
   with pytest.raises(ConfigError, match='which has 0 sentinels: this tokenizer.json cannot'):
     vocab.encode_marked('<extra_id_0>')
-  again = vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'v')
+  again = loading.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'v')
   assert again.fingerprint == vocab.fingerprint and again.encode('fox').tolist() == vocab.encode('fox').tolist()
 
 
@@ -386,10 +386,10 @@ def test_tokenizer_json_errors(tmp_path, monkeypatch):
   for content in ('', '[]', '{}', '{"model": 3}'):
     (tmp_path / 'tokenizer.json').write_text(content)
     with pytest.raises(DataError, match="not a vocabulary of kind vocabulary.name='huggingface'"):
-      vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')
+      loading.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')
   for path in ('', 'nowhere'):
     with pytest.raises(ConfigError, match=f"vocabulary.path='{path}' is not a file: give the path of a tokenizer.json"):
-      vocabulary.train(spec(name='huggingface', path=path), None, tmp_path / 'v')
+      loading.train(spec(name='huggingface', path=path), None, tmp_path / 'v')
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   with pytest.raises(ConfigError, match=r"needs the package tokenizers; run: pip install -e '.\[hf\]'"):
-    vocabulary.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')
+    loading.load(types.SimpleNamespace(name='huggingface', sentinels=0), tmp_path / 'tokenizer.json')

@@ -10,11 +10,13 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings, strategies as st
 
-from t5like import models, sharding
-from t5like.data.tokenizer_json import HuggingFace
-from t5like.data.vocabulary_kinds import SentencePiece
+from t5like import sharding
+from t5like.config import task_files
 from t5like.errors import DataError
-from t5like.evals import ask, evaluate, items, task
+from t5like.evals import ask, evaluate, items
+from t5like.model import models
+from t5like.vocabulary.kinds import SentencePiece
+from t5like.vocabulary.tokenizer_json import HuggingFace
 from tests import tiny
 from tests.evals import test_score
 
@@ -147,7 +149,7 @@ def test_a_prompt_keeps_all_of_its_text_where_pieces_melt(folder):
 def coder(tmp_path_factory):
   """A random decoder whose pieces were learnt from the questions themselves, so that many melt together."""
   folder, model = tmp_path_factory.mktemp('coder'), io.BytesIO()
-  lines = [q.before[0] + answer for name in ('brackets', 'agreement') for q in items.questions(task.find(name))
+  lines = [q.before[0] + answer for name in ('brackets', 'agreement') for q in items.questions(task_files.find(name))
            for answer in q.answers]
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(lines), model_writer=model, vocab_size=700, model_type='bpe', pad_id=0, eos_id=1, unk_id=2,
@@ -177,7 +179,7 @@ def test_the_likeliest_choice_is_that_of_the_likeliest_whole_text(name, coder):
     logp = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(
         -1, keepdims=True)
     return sum(logp[t, i] for t, i in enumerate(ids))
-  questions, right, melted = items.questions(task.find(name), limit=24), [], 0
+  questions, right, melted = items.questions(task_files.find(name), limit=24), [], 0
   for q in questions:
     totals = [whole_text(before + answer + after) for before, answer, after in zip(q.before, q.answers, q.after)]
     scores = coder.scorer.score_choices([list(zip(q.before, q.answers, q.after))])[0]
@@ -186,5 +188,5 @@ def test_the_likeliest_choice_is_that_of_the_likeliest_whole_text(name, coder):
     right.append(int(np.argmax(totals)) == q.right)
     before = coder.vocabulary.encode(q.before[0].rstrip()).tolist()
     melted += any(common(before, coder.vocabulary.encode(q.before[0] + a).tolist()) < len(before) for a in q.answers)
-  found = evaluate.evaluate(coder, [task.find(name)], limit=24)[name]
+  found = evaluate.evaluate(coder, [task_files.find(name)], limit=24)[name]
   assert found['accuracy'] == np.mean(right) and (melted > 5 or name != 'brackets')

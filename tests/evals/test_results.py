@@ -7,9 +7,12 @@ import jax
 import pytest
 
 import t5like
-from t5like import command_line, commands, loaded, loop, schema
+from t5like import command_line, commands
+from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import evaluate, plan, results
+from t5like.files import schema
+from t5like.training import loop
 from tests import tiny
 from tests.evals.test_tasks import written
 
@@ -142,7 +145,7 @@ def test_results_are_on_disk_before_the_next_task_begins(run, tasks, monkeypatch
 
 
 def test_what_is_known_before_is_said_before_a_model_is_loaded(run, tasks, tmp_path, monkeypatch):
-  monkeypatch.setattr(loaded, 'load', lambda *a: pytest.fail('loaded'))
+  monkeypatch.setattr(trained_model, 'load', lambda *a: pytest.fail('loaded'))
   with pytest.raises(DataError, match='task items, item 1'):
     evaluated(run, tasks['items'])
   with pytest.raises(Failure, match='2 of 2 tasks failed'):
@@ -193,8 +196,8 @@ def test_decoding_for_a_task_ends_with_its_answers(run, tmp_path, monkeypatch):
       made.append(n)
       yield ['an answer' + '\n' * (n > 2), 'another' + '\n' * (n > 3)]
   monkeypatch.setattr(evaluate.decode, 'stream', stream)
-  monkeypatch.setattr(evaluate.Subject, '_for_decoding', lambda self: (None, None, loaded.load(run).mesh))
-  model = loaded.load(run)
+  monkeypatch.setattr(evaluate.Subject, '_for_decoding', lambda self: (None, None, trained_model.load(run).mesh))
+  model = trained_model.load(run)
   subject = evaluate.Subject(model.model, model.params, model.vocabulary, model.config, model.mesh)
   assert subject.generate([[5], [6]], 1000, ('\n',)) == ['an answer\n', 'another\n'] and len(made) == 5
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like import models, sharding
-from t5like.data import vocabulary as vocabulary_lib
+from t5like import sharding
 from t5like.errors import ConfigError
 from t5like.evals import ask, score
+from t5like.model import models
+from t5like.vocabulary import loading as vocabulary_lib
 from tests import tiny
 
 KINDS = dict(

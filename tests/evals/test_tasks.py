@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from t5like import config as config_lib
-from t5like.data import functions, shards, templates
+from t5like.config import task_files, templates
 from t5like.errors import ConfigError, DataError
-from t5like.evals import answers, evaluate, items, score, task
+from t5like.evals import answers, evaluate, items, score
 from t5like.evals.tasks import make
+from t5like.prepared import shards
+from t5like.sources import python_functions
 from tests import tiny
 from tests.evals import test_score
 
@@ -26,14 +28,14 @@ def written(folder, name='mine', records=(), **values):
 
 @pytest.mark.parametrize('name', make.MAKERS)
 def test_items_are_what_the_rule_makes(name):
-  text = (task.FOLDER / f'{name}.jsonl').read_text()
+  text = (task_files.FOLDER / f'{name}.jsonl').read_text()
   assert text == make.text_of(name)
   assert len(set(text.splitlines())) == text.count('\n') >= 40
-  assert items.questions(task.find(name))
+  assert items.questions(task_files.find(name))
 
 
 def test_every_built_in_task_is_made_here():
-  assert task.built_in() == sorted(make.MAKERS)
+  assert task_files.built_in() == sorted(make.MAKERS)
 
 
 def test_items_of_the_rules_are_true():
@@ -73,7 +75,7 @@ def test_python_items_are_python():
 
 
 def test_examples_stand_before_each_question_and_are_never_asked():
-  t = task.find('arithmetic')
+  t = task_files.find('arithmetic')
   none, two = items.questions(t, 0), items.questions(t, 2)
   raw = items.records(t)
   assert len(none) == len(two) == len(raw) - t.reserved
@@ -89,14 +91,14 @@ def test_examples_stand_before_each_question_and_are_never_asked():
 def test_a_choice_may_change_the_question_too(tmp_path):
   path = written(tmp_path, kind='choice', before='{choice} said', answer=' {rest}', reserved=0, label='right',
                  choices='who', records=[dict(who=['Ann', 'Bob'], rest='yes', right='B')])
-  (q,) = items.questions(task.find(path))
+  (q,) = items.questions(task_files.find(path))
   assert q == items.Question(('Ann said', 'Bob said'), (' yes', ' yes'), ('', ''), 1, (3, 3))
 
 
 def test_texts_of_any_source_can_be_predicted(tmp_path):
   (tmp_path / 'a.txt').write_text('some text')
   path = written(tmp_path, kind='perplexity', items=f'text:{tmp_path}/*.txt')
-  assert [q.answers for q in items.questions(task.find(path))] == [('some text',)]
+  assert [q.answers for q in items.questions(task_files.find(path))] == [('some text',)]
 
 
 @pytest.mark.parametrize('values, message', [
@@ -109,7 +111,7 @@ def test_texts_of_any_source_can_be_predicted(tmp_path):
     (dict(kind='generate', answer='{a}', tokens=0), 'tokens=0 must be at least 1')])
 def test_wrong_task_files(values, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
-    task.find(written(tmp_path, **values))
+    task_files.find(written(tmp_path, **values))
 
 
 @pytest.mark.parametrize('record, message', [
@@ -119,7 +121,7 @@ def test_wrong_task_files(values, message, tmp_path):
 def test_wrong_items(record, message, tmp_path):
   path = written(tmp_path, kind='choice', before='{q}', answer='{choice}', reserved=0, records=[record])
   with pytest.raises(DataError, match=message):
-    items.questions(task.find(path))
+    items.questions(task_files.find(path))
 
 
 @pytest.mark.parametrize('separator', ['\u2028', '\u2029', '\x85'])
@@ -127,7 +129,7 @@ def test_items_end_at_newlines_only(separator, tmp_path):
   path = written(tmp_path, kind='cloze', before='{b}', answer=' {a}', reserved=0)
   records = [dict(b=f'x{separator}y', a='z'), dict(b='x', a=f'y{separator}')]
   (tmp_path / 'mine.jsonl').write_text('\r\n'.join(json.dumps(r, ensure_ascii=False) for r in records), newline='')
-  assert [q.before[0] for q in items.questions(task.find(path))] == [r['b'] for r in records]
+  assert [q.before[0] for q in items.questions(task_files.find(path))] == [r['b'] for r in records]
 
 
 @pytest.mark.parametrize('content, message', [
@@ -138,21 +140,21 @@ def test_items_that_are_none_are_named(content, message, tmp_path):
   path = written(tmp_path, kind='cloze', before='{b}', answer=' {a}', reserved=0)
   (tmp_path / 'mine.jsonl').write_text(content)
   with pytest.raises(DataError, match=f'task mine: .*{message}'):
-    items.questions(task.find(path))
+    items.questions(task_files.find(path))
 
 
 @pytest.mark.parametrize('content', ['[]', 'null', '{', '[' * 10 ** 5, '{"kind": "\\ud800"}', '{"shots": 1e400}'])
 def test_task_files_that_are_none(content, tmp_path):
   (tmp_path / 'mine.json').write_text(content)
   with pytest.raises(ConfigError, match='mine.json'):
-    task.find(str(tmp_path / 'mine.json'))
+    task_files.find(str(tmp_path / 'mine.json'))
 
 
 def test_names_that_are_not_there():
   with pytest.raises(ConfigError, match="Did you mean 'arithmetic'"):
-    task.find('arithmetics')
+    task_files.find('arithmetics')
   with pytest.raises(ConfigError, match='no such file'):
-    task.find('nowhere/mine.json')
+    task_files.find('nowhere/mine.json')
 
 
 # --- Metrics -------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def subject(kind, folder, devices=1, **mesh):
 def test_choices_are_counted_as_defined(folder, tmp_path):
   records = [dict(choices=['aa', 'b'], answer=0), dict(choices=['cc', 'dddd'], answer=1),
              dict(choices=['e', 'f'], answer=0)]
-  t = task.find(written(tmp_path, kind='choice', before='', answer='{choice}', reserved=0, records=records))
+  t = task_files.find(written(tmp_path, kind='choice', before='', answer='{choice}', reserved=0, records=records))
   s = subject('document', folder)
   s.scorer = Knowing({'aa', 'e'})  # -0.5 for these; of the others, the shorter is likelier
   (values,) = evaluate.evaluate(s, [t]).values()
@@ -231,7 +233,7 @@ def test_choices_are_counted_as_defined(folder, tmp_path):
 def test_perplexity_and_bits_per_byte_of_a_text(folder, tmp_path):
   """By the chain rule, from one row: the same nats, over tokens and over bytes."""
   texts = ['the a of', 'zwölf']
-  t = task.find(written(tmp_path, kind='perplexity', records=[dict(text=x) for x in texts]))
+  t = task_files.find(written(tmp_path, kind='perplexity', records=[dict(text=x) for x in texts]))
   s = subject('document', folder)
   (values,) = evaluate.evaluate(s, [t]).values()
   logp = sum(test_score.plainly('document', folder, '', text)[0] for text in texts)
@@ -255,8 +257,8 @@ def test_what_a_model_says_it_gets_right(kind, folder, tmp_path):
     said = s.generate([asker.prompt(b, '', 4) for b in before], 4)
   said = [text.replace('<extra_id_0>', '') for text in said]
   records = [dict(b=b, a='abc', r=text.strip() or 'x') for b, text in zip(before, said)]
-  t = task.find(written(tmp_path, kind='generate', before='{b}', answer=' {a}', references='r', until=[], tokens=4,
-                        reserved=0, records=records))
+  t = task_files.find(written(tmp_path, kind='generate', before='{b}', answer=' {a}', references='r', until=[],
+                              tokens=4, reserved=0, records=records))
   expected = np.mean([text.strip() == r['r'] for text, r in zip(said, records)])
   assert expected > 0
   for mesh in (dict(), dict(fsdp=4, context=2)):
@@ -272,11 +274,11 @@ def test_built_in_tasks_run_and_their_numbers_can_be_kept(folder):
   assert json.loads(json.dumps(found)) == found
   assert len(heard) == 3 and 'accuracy' in heard[0] and '±' in evaluate.describe(dict(a=0.5, a_stderr=0.1))
   with pytest.raises(ConfigError, match='named twice'):
-    evaluate.chosen(['code', str(pathlib.Path(task.FOLDER) / 'code.json')])
+    evaluate.chosen(['code', str(pathlib.Path(task_files.FOLDER) / 'code.json')])
 
 
 def test_questions_that_were_cut_are_counted(folder):
-  t = dataclasses.replace(task.find('last_word'), reserved=0)
+  t = dataclasses.replace(task_files.find('last_word'), reserved=0)
   found = evaluate.evaluate(subject('document', folder), [t], limit=3)
   assert found['last_word']['cut'] == 3  # sentences of 50 bytes, rows of 32
 
@@ -290,9 +292,9 @@ def test_items_of_a_data_source_that_were_not_trained_on(tmp_path):
   (tmp_path / 'all.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
   values = dict(kind='choice', items=f'jsonl:{tmp_path}/all.jsonl', before='which: {text}', answer='{choice}',
                 choices=['no', 'maybe', 'yes'], label='label', reserved=0)
-  everything = items.questions(task.find(written(tmp_path, **values)))
+  everything = items.questions(task_files.find(written(tmp_path, **values)))
   assert len(everything) == 300 and everything[5].answers == ('no', 'maybe', 'yes') and everything[5].right == 2
-  held = items.questions(task.find(written(tmp_path, held_out=0.2, **values)))
+  held = items.questions(task_files.find(written(tmp_path, held_out=0.2, **values)))
   c = tiny.config(tmp_path)
   c.data.update(source=values['items'], inputs=values['before'], targets='{label:words(no,maybe,yes)}',
                 validation_fraction=0.2)
@@ -300,7 +302,7 @@ def test_items_of_a_data_source_that_were_not_trained_on(tmp_path):
   assert [(q.before[0], q.answers[q.right]) for q in held] == [t for name, t in split if name == 'validation']
   assert 30 < len(held) < 90
   with pytest.raises(DataError, match='held_out=1e-09'):
-    items.questions(task.find(written(tmp_path, held_out=1e-9, **values)))
+    items.questions(task_files.find(written(tmp_path, held_out=1e-9, **values)))
 
 
 @pytest.mark.parametrize('values, words', [
@@ -309,7 +311,7 @@ def test_items_of_a_data_source_that_were_not_trained_on(tmp_path):
     (dict(shots=True), 'must be a whole number')])
 def test_mistakes_in_them(values, words, tmp_path):
   with pytest.raises(ConfigError, match=re.escape(words)):
-    task.find(written(tmp_path, kind='choice', answer='{choice}', **values))
+    task_files.find(written(tmp_path, kind='choice', answer='{choice}', **values))
 
 
 @pytest.mark.parametrize('config, name', [
@@ -318,12 +320,12 @@ def test_mistakes_in_them(values, words, tmp_path):
 def test_tasks_of_configs_ask_as_training_does(config, name):
   file, colon, variant = config.partition(':')
   data = config_lib.load(f'configs/{file}.py{colon}{variant}').data
-  asked = task.find(f'configs/tasks/{name}.json')
+  asked = task_files.find(f'configs/tasks/{name}.json')
   assert asked.items == data.source and asked.before == data.inputs
   if asked.kind == 'generate':
     assert asked.answer == data.targets
   elif asked.held_out:
-    assert asked.held_out == data.validation_fraction and set(asked.choices) == set(functions.KINDS)
+    assert asked.held_out == data.validation_fraction and set(asked.choices) == set(python_functions.KINDS)
     assert data.targets == f'{{{asked.label}}}'
   else:
     assert data.targets == f'{{{asked.label}:words({",".join(asked.choices)})}}' and asked.split == data.validation

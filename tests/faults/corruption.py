@@ -138,9 +138,11 @@ def read_checkpoint(kind, workdir):
   import jax
   import numpy as np
 
-  from t5like import build, config as config_lib, models, sharding, step as step_lib
-  from t5like.checkpoint import Checkpoints
-  from t5like.data import vocabulary as vocabulary_lib
+  from t5like import config as config_lib, sharding
+  from t5like.model import models
+  from t5like.storage.checkpoint import Checkpoints
+  from t5like.training import build, step as step_lib
+  from t5like.vocabulary import loading as vocabulary_lib
   flags = {a.partition('=')[0]: a.partition('=')[2] for a in kind.argv('unused')}
   config = config_lib.load(flags['--config'], [a[len('--config.'):] for a in kind.argv('unused')
                                                if a.startswith('--config.')])
@@ -172,7 +174,7 @@ def read_dataset(kind, folder):
   """Digest of every row of both splits and of the vocabulary."""
   import numpy as np
 
-  from t5like.data import store as store_lib
+  from t5like.prepared import store as store_lib
 
   def read():
     folders = [p.parent for p in pathlib.Path(folder).rglob('*') if p.name == 'manifest.json'] or [

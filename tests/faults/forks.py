@@ -24,8 +24,8 @@ def load():
   from orbax.checkpoint import v1  # noqa: F401
 
   import main  # noqa: F401
-  from t5like import commands, interchange, loaded, loop, profiling, report, trackers  # noqa: F401
   from t5like.evals import items, results  # noqa: F401
+  from t5like.observe import profiling, report, trackers  # noqa: F401
 
 
 def free_port():

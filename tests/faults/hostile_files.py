@@ -19,7 +19,7 @@ DIGEST = ('manifest.json',)  # whose digest is made right again, so that more th
 
 def prepared(folder):
   """A small dataset, prepared, an unfinished one, and one of TFDS's kind; to be called in a child."""
-  from t5like.data import prepare
+  from t5like.prepared import prepare
   from tests import tiny
   config = tiny.config(folder)
   target = prepare.prepare(config, lambda line: None)
@@ -35,7 +35,7 @@ def prepared(folder):
 
 def written(folder):
   """Files of a run, tasks and prompts, as t5like writes them."""
-  from t5like import workdir
+  from t5like.storage import workdir
   from tests import tiny
   run = folder / 'run'
   config = tiny.config(folder)
@@ -74,8 +74,9 @@ def _dataset(folder):
 
 
 def read_run(folder):
-  from t5like import report, rewinds, trackers, workdir
   from t5like.evals import results
+  from t5like.observe import report, trackers
+  from t5like.storage import rewinds, workdir
   from tests import tiny
   run = folder / 'run'
   config = workdir.read_config(run)
@@ -91,8 +92,8 @@ def read_run(folder):
 
 
 def read_metrics(folder):
-  from t5like import metrics
-  from t5like.ledger import Ledger
+  from t5like.observe import metrics
+  from t5like.observe.ledger import Ledger
   run = folder / 'run'
   files = metrics.Files(run, 4)
   files.write(5, dict(loss=1.0))
@@ -104,7 +105,7 @@ def read_metrics(folder):
 
 
 def read_lease(folder):
-  from t5like import lease
+  from t5like.storage import lease
   lease.PATIENCE = 0.0
   held = lease.Lease(folder / 'run', lambda line: None)
   held.check()
@@ -112,17 +113,18 @@ def read_lease(folder):
 
 
 def read_task(folder):
-  from t5like.evals import items, task
-  items.questions(task.find(str(folder / 'task.json')))
+  from t5like.config import task_files
+  from t5like.evals import items
+  items.questions(task_files.find(str(folder / 'task.json')))
 
 
 def read_prompts(folder):
-  from t5like import answering
-  answering.check(folder / 'prompts.jsonl', folder / 'answers.jsonl')
+  from t5like.decoding import prompt_files
+  prompt_files.check(folder / 'prompts.jsonl', folder / 'answers.jsonl')
 
 
 def read_dataset(folder):
-  from t5like.data import store
+  from t5like.prepared import store
   data = store.open_store(_dataset(folder))
   for split in data.splits:
     windows, examples = data.windows(split, 32), data.examples(split)
@@ -132,20 +134,21 @@ def read_dataset(folder):
 
 
 def read_unfinished(folder):
-  from t5like.data import prepare
+  from t5like.prepared import prepare
   from tests import tiny
   config = tiny.config(folder, data=dict(directory=str(folder / 'unfinished')))
   prepare.prepare(config, lambda line: None)
 
 
 def read_lines(folder):
-  from t5like.data import shards, sources
+  from t5like.prepared import shards
+  from t5like.sources import registry
   from tests import tiny
   config = tiny.config(folder)
   config.unlock()
   config.data.source = f'jsonl:{folder}/items.jsonl'
   config.data.update(field='question', max_bad_records=1)
-  source = sources.open_source(config)
+  source = registry.open_source(config)
   count = shards.new_count()
   part = dict(start=0, stop=source.num_items, last=None)
   for texts, _ in shards.examples(config, source, part, count):
@@ -237,7 +240,7 @@ def _move_config(copy, original):
 
 
 def _sealed(content):
-  from t5like.data import manifests
+  from t5like.prepared import manifests
   try:
     return json.dumps(manifests.sealed(json.loads(content))).encode()
   except (ValueError, AttributeError, RecursionError):

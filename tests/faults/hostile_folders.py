@@ -222,13 +222,13 @@ def _damage_and_read(folder, case):
 
 def _read(copy):
   """(verdict, seconds, megabytes, what was said) of reading a folder as `import` does, but for its checkpoint."""
-  from t5like import huggingface
   from t5like.errors import Failure
+  from t5like.huggingface import model_folders
   before, began = memory(reset=True), time.process_time()
   verdict, said = 'right', ''
   try:
-    huggingface.find_tokenizer(copy, {})
-    values, params = huggingface.read(copy)
+    model_folders.find_tokenizer(copy, {})
+    values, params = model_folders.read(copy)
     said = _difference(copy, values, params) or ''
     verdict = 'wrong' if said else 'right'
   except Failure as error:
@@ -283,8 +283,8 @@ def _import_and_look(folder, workdir):
   jax.config.update('jax_compilation_cache_dir', str(workdir.parent.parent / 'cache'))  # most cases are compiled alike
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   forks.run_main('import', f'--folder={folder}', f'--workdir={workdir}')
-  from t5like import loaded
-  run = loaded.load(workdir)
+  from t5like.decoding import trained_model
+  run = trained_model.load(workdir)
   problem = _difference(folder, run.config.model, run.params)
   if problem:
     print(problem, flush=True)
@@ -296,8 +296,8 @@ def _difference(folder, values, params):
   import jax
   from safetensors.numpy import load_file
 
-  from t5like import huggingface_config
-  from t5like.families import FAMILIES
+  from t5like.huggingface import model_config
+  from t5like.huggingface.families import FAMILIES
   theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8-sig'))
   family = FAMILIES[theirs['model_type']]
   for key, ours in family.keys.items():
@@ -306,7 +306,7 @@ def _difference(folder, values, params):
   tensors = {}
   for file in sorted(folder.glob('*.safetensors')):
     tensors.update(load_file(file))
-  wanted = huggingface_config.names(huggingface_config.to_model(theirs))
+  wanted = model_config.names(model_config.to_model(theirs))
   known = [x for name, x in tensors.items() if name in wanted or f'{family.prefix}{name}' in wanted
            or name == 'lm_head.weight' and 'embed_out.weight' in wanted]
   expected, found = _squares(known), _squares(jax.tree.leaves(params))

@@ -182,7 +182,7 @@ def saves(arm, steps, count):
   def work():
     import threading
 
-    from t5like import saving
+    from t5like.training import saving
     real, seen = saving.Save.save, []
 
     def save(hook, progress):

@@ -38,7 +38,7 @@ class Kind:
     settings = f'{COMMON.format(tokens=STEPS * 8 * 32, every=EVERY)} {KINDS[architecture]}'.split()
     config = self.folder / 'config.py'
     if not config.exists():
-      config.write_text('from configs.base import base\n\n\ndef get_config():\n  return base()\n')
+      config.write_text('from t5like.config import base\n\n\ndef get_config():\n  return base()\n')
     return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source=jsonl:{self.source}',
             f'--config.data.directory={prepared or self.folder / "prepared"}', '--config.mesh.fsdp=-1',
             f'--config.compile.cache={self.folder / "cache"}', *(f'--config.{s}' for s in settings)]

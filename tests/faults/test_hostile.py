@@ -6,8 +6,8 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from t5like import huggingface
 from t5like.errors import Failure
+from t5like.huggingface import model_folders
 from tests.faults import hostile_files, hostile_folders
 from tests.faults.test_faults import faults
 
@@ -42,8 +42,8 @@ def test_folders(folders, tmp_path):
     shutil.copytree(source, copy)
     what, began = hostile_folders.damage(rng, copy), time.process_time()
     try:
-      huggingface.find_tokenizer(copy, {})
-      huggingface.read(copy)
+      model_folders.find_tokenizer(copy, {})
+      model_folders.read(copy)
     except Failure as error:
       refused.append(what)
       assert error.exit_code in (2, 3, 4) and 20 < len(str(error)) < 4000 and '\n' not in str(error), what

@@ -23,13 +23,13 @@ FIXED = re.compile(r'^(data\.(source|directory|remote|max_documents)|compile\.|w
 
 def mistakes(rng):
   """1 to 3 overrides, some of them wrong, [text]."""
-  from t5like import config_rules
-  keys = [key for key in config_rules.DEFAULTS if not FIXED.match(key)]
+  from t5like.config import rules
+  keys = [key for key in rules.DEFAULTS if not FIXED.match(key)]
   found = []
   for _ in range(rng.choice([1, 1, 2, 3])):
     key = rng.choice(keys)
-    kind = type(config_rules.DEFAULTS[key])
-    choices = list(config_rules.CHOICES.get(key, ()))
+    kind = type(rules.DEFAULTS[key])
+    choices = list(rules.CHOICES.get(key, ()))
     if choices and rng.random() < 0.6:
       value = rng.choice(choices)
       if rng.random() < 0.3:

@@ -10,10 +10,12 @@ import pathlib
 import sys
 import tempfile
 
-from t5like import decode, lengths, opening
-from t5like.data import pipeline
+from t5like.batches import pipeline
+from t5like.decoding import decode
 from t5like.errors import ConfigError
 from t5like.evals import ask
+from t5like.objectives import lengths
+from t5like.prepared import opening
 from tests import tiny
 
 FILE = pathlib.Path(__file__).with_name('rows.json')

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import huggingface
-from t5like.data import vocabulary as vocabulary_lib
+from t5like.config import task_files
 from t5like.errors import ConfigError, DataError
-from t5like.evals import ask, evaluate, harness, plan, task
+from t5like.evals import ask, evaluate, harness, plan
 from t5like.evals.tasks import make
+from t5like.huggingface import model_folders
+from t5like.vocabulary import loading as vocabulary_lib
 from tests.evals import test_ask, test_score
 
 pytestmark = pytest.mark.harness
@@ -94,7 +95,7 @@ def test_the_harness_and_our_evaluators_agree(kind, shots, folder):
   names = ['agreement', 'next_line', 'last_word', 'english'] + ['copying'] * (kind != 'masked')
   if shots:
     names.remove('english')
-  ours = evaluate.evaluate(s, [task.find(name) for name in names], shots, ITEMS)
+  ours = evaluate.evaluate(s, [task_files.find(name) for name in names], shots, ITEMS)
   theirs = harness.evaluate(s, [f'ours_{name}' for name in names], str(folder), shots)
   same = lambda name, mine, other: np.testing.assert_allclose(
       theirs[f'harness:ours_{name}'][other], ours[name][mine], atol=1e-4, rtol=1e-4)
@@ -181,7 +182,8 @@ def both(kind, vocabulary, folder):
   params = spelling(params, v, c.model)
   subject = evaluate.Subject(model, params, v, c, mesh)
   out = folder / f'{kind}-{vocabulary}'
-  notes = huggingface.write(out, c.model.to_dict(), params, v, style=evaluate.decode.style_of(c), length=c.data.seq_len)
+  notes = model_folders.write(out, c.model.to_dict(), params, v, style=evaluate.decode.style_of(c),
+                              length=c.data.seq_len)
   assert not [note for note in notes if 'tokenizer' in note]
   return harness.language_model(subject), HFLM(pretrained=str(out), device='cpu', batch_size=4)
 
@@ -306,7 +308,7 @@ def test_tasks_of_their_backend_and_ours_have_the_same_numbers(folder, tmp_path)
   from lm_eval.models.huggingface import HFLM
   from lm_eval.tasks import TaskManager
   c, model, params, vocabulary, mesh = test_score.setting('document', folder)
-  huggingface.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
+  model_folders.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
   lm = HFLM(pretrained=str(tmp_path / 'out'), device='cpu', batch_size=4)
   names = [f'ours_{name}' for name in TASKS if name != 'next_line']  # whose lines are longer than their backend takes
   results = lm_eval.simple_evaluate(lm, tasks=names, task_manager=TaskManager(include_path=str(folder)),
@@ -326,12 +328,12 @@ def test_their_transformers_backend_says_the_same_of_an_exported_model(folder, t
   from lm_eval.models.huggingface import HFLM
   from lm_eval.tasks import TaskManager
   c, model, params, vocabulary, mesh = test_score.setting('long_document', folder)
-  huggingface.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
+  model_folders.write(tmp_path / 'out', c.model.to_dict(), params, vocabulary, style='document', length=c.data.seq_len)
   lm = HFLM(pretrained=str(tmp_path / 'out'), device='cpu', batch_size=4, add_bos_token=True)
   results = lm_eval.simple_evaluate(lm, tasks=['ours_agreement', 'ours_last_word', 'ours_next_line'], num_fewshot=2,
                                     task_manager=TaskManager(include_path=str(folder)), bootstrap_iters=0)['results']
   ours = evaluate.evaluate(subject('long_document', folder),
-                           [task.find(name) for name in ('agreement', 'last_word', 'next_line')], 2, ITEMS)
+                           [task_files.find(name) for name in ('agreement', 'last_word', 'next_line')], 2, ITEMS)
   for name, mine, other in (('agreement', 'accuracy', 'acc'), ('agreement', 'accuracy_norm', 'acc_norm'),
                             ('next_line', 'accuracy', 'acc'), ('last_word', 'accuracy', 'acc')):
     assert abs(results[f'ours_{name}'][f'{other},none'] - ours[name][mine]) < 1e-4, name

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.base import base
-from t5like import optim, sharding
-from t5like.lengths import Lengths
+from t5like import sharding
+from t5like.config import base
 from t5like.model import flops, transformer
+from t5like.objectives.lengths import Lengths
+from t5like.optim import from_config
 from tests import tiny
 from tests.model.test_architectures import KINDS
 
@@ -47,11 +48,11 @@ def counted(kind, freeze=(), **changes):
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
   optimizer = base().optimizer
   optimizer.freeze = freeze
-  rates = optim.rates(optimizer, model.parameters)
+  rates = from_config.rates(optimizer, model.parameters)
   pair = model.config.name == 'encoder_decoder'
   row = lambda n: {name: jnp.ones((1, n), jnp.int32) for name in ('inputs', 'positions', 'segments')}
   batch = dict(row(T), encoder=row(S)) if pair else row(T)
-  loss = optim.without_frozen(lambda params: jnp.sum(jnp.sin(model.apply(params, batch))), rates)
+  loss = from_config.without_frozen(lambda params: jnp.sum(jnp.sin(model.apply(params, batch))), rates)
   program = jax.make_jaxpr(jax.grad(loss))(shapes)
   jaxpr, _ = jax.interpreters.partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
   return flops.per_row(model, Lengths(T, S if pair else 0, T), rates), products(jaxpr)

@@ -10,9 +10,9 @@ from flax import nnx
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
-from t5like.kernels.relative_bias_attention import expand
 from t5like.model import layers
 from t5like.model.attention import Attention, dot_product, make_mask
+from t5like.model.kernels.relative_bias_attention import expand
 from t5like.model.stack import Block
 from t5like.sharding import einsum
 from tests import tiny
@@ -347,7 +347,7 @@ def test_dropout_of_attention(style):
 # --- Blocks -------------------------------------------------------------------------------------
 
 
-BLOCKS = dict(  # x, (its sublayer, its norm).. -> the block's output, from the formulas in configs/base.py
+BLOCKS = dict(  # x, (its sublayer, its norm).. -> the block's output, from the formulas in t5like/config/base.py
     pre_norm=lambda x, f, n: x + f(n(x)), post_norm=lambda x, f, n: n(x + f(x)),
     output_norm=lambda x, f, n: x + n(f(x)))
 

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import loss as loss_lib, optim, sharding, step
-from t5like.lengths import Lengths
-from t5like.model import transformer
+from t5like import sharding
+from t5like.config import base
+from t5like.model import loss as loss_lib, transformer
+from t5like.objectives.lengths import Lengths
+from t5like.optim import from_config
+from t5like.training import step
 from tests import tiny
 
 
@@ -246,7 +248,7 @@ def test_layout_of_parameters_and_of_adams_slots():
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices())
   with jax.set_mesh(mesh):
     model = build(vocab_size=64)
-    tx = optim.build(base().optimizer, 1e-3)
+    tx = from_config.build(base().optimizer, 1e-3)
     state = sharding.abstract(lambda: step.init_state(model, tx, 0), mesh)
   spec = lambda tree: tuple(tree['stack']['blocks']['attention']['q']['w'].sharding.spec)
   assert spec(state['params']) == (None, ('fsdp', 'context'), 'tensor', None)

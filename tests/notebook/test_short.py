@@ -54,10 +54,11 @@ def test_a_model_of_the_hub_is_tuned(tmp_path, monkeypatch):
   """Begins with a folder as the Hub has them, and the loss on text like that of the tuning falls."""
   import jax
 
-  from t5like import interchange, loop
+  from t5like.huggingface import runs
+  from t5like.training import loop
   config = tiny.config(tmp_path, steps=4, vocabulary=dict(name='bytes', sentinels=0))
   loop.train(config, str(tmp_path / 'small'), 'small', jax.devices()[:1])
-  interchange.export_run(str(tmp_path / 'small'), str(tmp_path / 'hub'))
+  runs.export_run(str(tmp_path / 'small'), str(tmp_path / 'hub'))
   monkeypatch.setenv('T5LIKE_MODEL', str(tmp_path / 'hub'))
   monkeypatch.setenv('T5LIKE_STEPS', '30')
   execute(read('finetune_hub', tmp_path), tmp_path)

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base import base
-from t5like import huggingface, interchange, loaded, loop
-from t5like.data import vocabulary as vocabulary_lib
-from t5like.families import FAMILIES
+from t5like.config import base
+from t5like.decoding import trained_model
+from t5like.huggingface import model_folders, runs
+from t5like.huggingface.families import FAMILIES
+from t5like.training import loop
+from t5like.vocabulary import loading as vocabulary_lib
 from tests import tiny
 from tests.conftest import Package
 from tests.parity import cases
@@ -50,7 +52,7 @@ def test_both_ways(name, tmp_path):
   """Their weights here, and back there: the same logits, the same bits; rows end in padding."""
   model = make_golden.build(name)
   model.save_pretrained(tmp_path / 'theirs')
-  values, params = huggingface.read(tmp_path / 'theirs')
+  values, params = model_folders.read(tmp_path / 'theirs')
   rows = [cases.tokens(1, n, seed=n)[0] for n in (9, 5)]
   batch = cases.row(np.zeros((2, 9), np.int32))
   for i, row in enumerate(rows):
@@ -65,13 +67,13 @@ def test_both_ways(name, tmp_path):
     expected = make_golden.theirs(model, batch['inputs'], decoder, mask=there)
     np.testing.assert_allclose(
         cases.logits(values, params, cases.row(decoder, encoder=batch)), expected, **CLOSE)
-  huggingface.write(tmp_path / 'ours', values, params)
+  model_folders.write(tmp_path / 'ours', values, params)
   back = load_strictly(tmp_path / 'ours')
   same_weights(model, back)
   paired = (cases.tokens(2, 7),) if name.startswith('t5') else ()
   inputs = cases.tokens(2, 9)
   assert np.array_equal(make_golden.theirs(model, inputs, *paired), make_golden.theirs(back, inputs, *paired))
-  again, params_again = huggingface.read(tmp_path / 'ours')
+  again, params_again = model_folders.read(tmp_path / 'ours')
   assert again == values and jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
 
 
@@ -80,7 +82,7 @@ def test_packed_rows(name, tmp_path):
   """Texts side by side in a row are to us what each alone is to transformers."""
   model = make_golden.build(name)
   model.save_pretrained(tmp_path)
-  values, params = huggingface.read(tmp_path)
+  values, params = model_folders.read(tmp_path)
   texts = [cases.tokens(1, n, seed=n)[0] for n in (7, 11, 3)]
   batch = cases.pack(texts, 24)
   answers = [None] * 3
@@ -100,8 +102,8 @@ def test_half_precision_in_many_files(dtype, tmp_path):
   model = make_golden.build('llama').to(getattr(torch, dtype))
   model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('*.safetensors'))) > 2
-  _, params = huggingface.read(tmp_path)
-  huggingface.write(tmp_path / 'out', huggingface.to_model(model.config.to_dict()), params)
+  _, params = model_folders.read(tmp_path)
+  model_folders.write(tmp_path / 'out', model_folders.to_model(model.config.to_dict()), params)
   back = load_strictly(tmp_path / 'out')
   assert back.dtype == torch.float32
   same_weights(model.float(), back)
@@ -112,16 +114,16 @@ def test_what_a_config_may_leave_out(name):
   config = transformers.AutoConfig.for_model(name)
   known = {k: v for k, v in FAMILIES[name].defaults.items() if v is not None and hasattr(config, k)}
   assert len(known) >= 4 and {k: getattr(config, k) for k in known} == known
-  assert huggingface.to_model(config.to_dict())['num_layers'] == config.num_hidden_layers
+  assert model_folders.to_model(config.to_dict())['num_layers'] == config.num_hidden_layers
 
 
 def test_v1_1_stays_untied_and_v1_0_tied(tmp_path):
   for name, tied in (('t5', True), ('t5_v1_1', False)):
     make_golden.build(name).save_pretrained(tmp_path / name)
-    assert huggingface.read(tmp_path / name)[0]['tie_embeddings'] == tied
+    assert model_folders.read(tmp_path / name)[0]['tie_embeddings'] == tied
   fresh = transformers.T5ForConditionalGeneration(transformers.T5Config(**cases.CASES['t5_v1_1'][2]))
   fresh.save_pretrained(tmp_path / 'fresh')  # tied, yet not scaled
-  values, params = huggingface.read(tmp_path / 'fresh')
+  values, params = model_folders.read(tmp_path / 'fresh')
   assert values['tie_embeddings'] and values['head'] == 'linear'
   inputs, decoder = cases.tokens(1, 6), cases.tokens(1, 4)
   np.testing.assert_allclose(cases.logits(values, params, cases.row(decoder, encoder=cases.row(inputs))),
@@ -150,8 +152,8 @@ def test_tokenizers(kind, tmp_path):
     name = dict(t5='t5_v1_1').get(family, family)
     folder = tmp_path / family
     make_golden.build(name).save_pretrained(folder / 'theirs')
-    values, params = huggingface.read(folder / 'theirs')
-    notes = huggingface.write(folder / 'ours', values, params, vocabulary, style=style, length=40)
+    values, params = model_folders.read(folder / 'theirs')
+    notes = model_folders.write(folder / 'ours', values, params, vocabulary, style=style, length=40)
     assert not [note for note in notes if 'tokenizer' in note]
     theirs = transformers.AutoTokenizer.from_pretrained(folder / 'ours')
     end, cls, ids = [vocabulary.eos_id], [vocabulary.cls_id], lambda text: vocabulary.encode(text).tolist()
@@ -179,8 +181,8 @@ def test_a_tokenizer_of_theirs_goes_back_as_it_was(tmp_path):
   spec.update(name='huggingface', path=str(tmp_path / 'tokenizer.json'))
   vocabulary = vocabulary_lib.load(spec, spec.path)
   make_golden.build('gpt2').save_pretrained(tmp_path / 'theirs')
-  values, params = huggingface.read(tmp_path / 'theirs', vocab_size=300)
-  huggingface.write(tmp_path / 'ours', values, params, vocabulary, style='stream')
+  values, params = model_folders.read(tmp_path / 'theirs', vocab_size=300)
+  model_folders.write(tmp_path / 'ours', values, params, vocabulary, style='stream')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'ours')
   assert all(theirs(text).input_ids == vocabulary.encode(text).tolist() for text in TEXTS)
   assert theirs.eos_token == '<|endoftext|>' and load_strictly(tmp_path / 'ours').config.vocab_size == 300
@@ -189,8 +191,8 @@ def test_a_tokenizer_of_theirs_goes_back_as_it_was(tmp_path):
 def test_a_trained_run_says_the_same_there(tmp_path):
   c = tiny.config(tmp_path)
   loop.train(c, tmp_path / 'run', 'test', jax.devices()[:1])
-  assert interchange.export_run(tmp_path / 'run', tmp_path / 'out') == []
-  ours, model = loaded.load(tmp_path / 'run'), load_strictly(tmp_path / 'out')
+  assert runs.export_run(tmp_path / 'run', tmp_path / 'out') == []
+  ours, model = trained_model.load(tmp_path / 'run'), load_strictly(tmp_path / 'out')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
   banned = [i for i in range(264) if i >= ours.vocabulary.size or i in (0, 2)]
   for prompt in ('the ', 'is it '):

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import beam, decode, huggingface, models, sampling, sharding
-from t5like.data.vocabulary import Bytes
+from t5like import sharding
+from t5like.decoding import beam, decode, sampling
 from t5like.evals import score
-from t5like.model import transformer
+from t5like.huggingface import model_folders
+from t5like.model import models, transformer
+from t5like.vocabulary.loading import Bytes
 from tests import tiny
 from tests.conftest import Package
 from tests.parity import cases
@@ -29,7 +31,7 @@ def pair(request, tmp_path_factory):
   theirs = make_golden.build(request.param)
   theirs.generation_config.update(forced_eos_token_id=None, forced_bos_token_id=None)
   theirs.save_pretrained(folder / 'theirs')
-  values, params = huggingface.read(folder / 'theirs')
+  values, params = model_folders.read(folder / 'theirs')
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     ours = transformer.build(transformer.ModelConfig(**{**tiny.MODEL.__dict__, **values, 'dropout': 0.0}))
@@ -110,7 +112,7 @@ def test_log_likelihoods_of_exported_models(kind, tmp_path):
   with jax.set_mesh(mesh):
     model, _ = models.build_model(c)
     params = jax.jit(model.init)(jax.random.key(2))
-  huggingface.write(tmp_path / 'out', c.model.to_dict(), params)
+  model_folders.write(tmp_path / 'out', c.model.to_dict(), params)
   got = score.Scorer(model, params, v, c, mesh).score(QUESTIONS)
   auto = transformers.AutoModelForCausalLM if kind == 'document' else transformers.AutoModelForSeq2SeqLM
   theirs = auto.from_pretrained(tmp_path / 'out').eval()
@@ -129,7 +131,7 @@ def test_pseudo_log_likelihoods_of_an_imported_model(tmp_path):
   """A BERT of theirs: each token of the answer masked by itself, log p from transformers' logits."""
   theirs = make_golden.build('bert')
   theirs.save_pretrained(tmp_path / 'theirs')
-  values, params = huggingface.read(tmp_path / 'theirs')
+  values, params = model_folders.read(tmp_path / 'theirs')
   c = tiny.config(tmp_path, vocabulary=dict(sentinels=4), objective=dict(name='masked_lm'),
                   model=dict(name='encoder', vocab_size=264)).copy_and_resolve_references()
   with c.unlocked():

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from configs.base import base
-from t5like import config as config_lib, huggingface, huggingface_config, interchange, loaded, loop, sharding
-from t5like.data import special_tokens, vocabulary as vocabulary_lib
+from t5like import config as config_lib, sharding
+from t5like.config import base
+from t5like.decoding import trained_model
 from t5like.errors import ConfigError
+from t5like.huggingface import model_config, model_folders, runs
 from t5like.model import transformer
+from t5like.training import loop
+from t5like.vocabulary import loading as vocabulary_lib, special_tokens
 from tests import folders, tiny
 from tests.parity import cases
 
@@ -75,8 +78,8 @@ def test_greedy_text_after_import_fine_tuning_and_export(kind, tmp_path):
     folders.around(made, ['<s>'], ['</s>'] if kind == 'begins_and_ends' else [])
   tokenizer = tokenizer_of(made, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
   folder = llama(tmp_path / 'theirs', tokenizer)
-  c = interchange.import_folder(folder, tmp_path / 'run')
-  run = loaded.load(tmp_path / 'run')
+  c = runs.import_folder(folder, tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   expected = answered(folder, PROMPTS)
   assert c.data.document_mask == (kind != 'neither')
   assert run.generate(list(PROMPTS), tokens=NEW, temperature=0) == expected and len(set(expected)) == 3
@@ -84,15 +87,15 @@ def test_greedy_text_after_import_fine_tuning_and_export(kind, tmp_path):
     with_nothing = dataclasses.replace(run, config=run.config.copy_and_resolve_references())
     with_nothing.config.data.document_mask = False
     assert with_nothing.generate(list(PROMPTS), tokens=NEW, temperature=0) != expected
-  interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  runs.export_run(tmp_path / 'run', tmp_path / 'out')
   assert answered(tmp_path / 'out', PROMPTS) == expected
   # Some steps on text of ours, documents ending with </s>.
   t = tiny.config(tmp_path, steps=30, init_from=str(folder), vocabulary=c.vocabulary.to_dict(),
                   model=dict(c.model.to_dict(), vocab_size=0), data=dict(document_mask=c.data.document_mask))
   loop.train(t, tmp_path / 'tuned', 'test', jax.devices()[:1])
-  tuned = loaded.load(tmp_path / 'tuned')
+  tuned = trained_model.load(tmp_path / 'tuned')
   said = tuned.generate(list(PROMPTS), tokens=NEW, temperature=0)
-  interchange.export_run(tmp_path / 'tuned', tmp_path / 'tuned_out')
+  runs.export_run(tmp_path / 'tuned', tmp_path / 'tuned_out')
   assert answered(tmp_path / 'tuned_out', PROMPTS) == said != expected
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'tuned_out')
   assert (theirs.bos_token, theirs.eos_token, theirs.unk_token) == ('<s>', '</s>', '<unk>')
@@ -107,11 +110,11 @@ def test_several_ends(tmp_path):
   generation = json.loads((folder / 'generation_config.json').read_text())
   generation['eos_token_id'] = [tokenizer.eos_token_id, first]
   (folder / 'generation_config.json').write_text(json.dumps(generation))
-  interchange.import_folder(folder, tmp_path / 'run')
+  runs.import_folder(folder, tmp_path / 'run')
   expected = [tokenizer.decode([i for i in ids if i != first]) for ids in answered_ids(folder, PROMPTS)]
-  run = loaded.load(tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   assert run.generate(list(PROMPTS), tokens=NEW, temperature=0) == expected
-  interchange.export_run(tmp_path / 'run', tmp_path / 'out')
+  runs.export_run(tmp_path / 'run', tmp_path / 'out')
   assert transformers.GenerationConfig.from_pretrained(tmp_path / 'out').eos_token_id == generation['eos_token_id']
 
 
@@ -132,8 +135,8 @@ def test_masks_are_filled_as_theirs(tmp_path):
   model.save_pretrained(folder)
   tokenizer.save_pretrained(folder)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  interchange.import_folder(folder, tmp_path / 'run')
-  run = loaded.load(tmp_path / 'run')
+  runs.import_folder(folder, tmp_path / 'run')
+  run = trained_model.load(tmp_path / 'run')
   for text in ('the quick <mask> fox', 'of<mask>', ' <mask> <mask> potions', 'amber  <mask>and'):
     ids = theirs(text, return_tensors='pt').input_ids
     v = run.vocabulary
@@ -187,7 +190,7 @@ def test_sentinels_of_mt5(count, tmp_path):
   folders.sentence_piece(tmp_path / 'spiece.model', names, size=300 + count, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
   folders.folder(tmp_path, config=dict(model_type='t5', pad_token_id=0, eos_token_id=1, decoder_start_token_id=0),
                  tokenizer_config=dict(tokenizer_class='T5Tokenizer', extra_ids=0, additional_special_tokens=None))
-  v = huggingface.find_tokenizer(tmp_path).vocabulary
+  v = model_folders.find_tokenizer(tmp_path).vocabulary
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   assert v.num_sentinels == count == sum('<extra_id_' in name for name in theirs.get_vocab())
   assert [v.sentinel(k) for k in range(count)] == theirs.convert_tokens_to_ids(names[::-1])
@@ -246,7 +249,7 @@ def test_every_export_is_loaded_with_the_same_logits_or_refused(tmp_path_factory
   random = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: np.asarray(x) + 0.1 * random.normal(size=x.shape).astype(np.float32), params)
   try:
-    huggingface.write(folder / 'out', model, params, vocabulary_of_size(model['vocab_size']))
+    model_folders.write(folder / 'out', model, params, vocabulary_of_size(model['vocab_size']))
   except ConfigError as error:
     assert 'no Hugging Face family' in str(error) and not (folder / 'out').exists()
     return
@@ -260,7 +263,7 @@ def test_every_export_is_loaded_with_the_same_logits_or_refused(tmp_path_factory
   batch = cases.row(decoder, encoder=cases.row(inputs)) if paired else cases.row(inputs)
   np.testing.assert_allclose(cases.logits(model, params, batch), expected, rtol=0,
                              atol=2e-4 * max(1, np.abs(expected).max()))
-  assert not huggingface_config.differing(huggingface.model_of(folder / 'out'), model)
+  assert not model_config.differing(model_folders.model_of(folder / 'out'), model)
 
 
 def vocabulary_of_size(size):

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import interchange, loaded, loop
+from t5like.decoding import trained_model
+from t5like.huggingface import runs
+from t5like.training import loop
 from tests import tiny
 from tests.conftest import Package
 
@@ -53,8 +55,8 @@ def pair(request, tmp_path_factory):
     loop.train(tiny.config(folder, **first), folder / 'first', 'test', jax.devices()[:1])
     sections['init_from'] = str(folder / 'first')
   loop.train(tiny.config(folder, **sections), folder / 'run', 'test', jax.devices()[:1])
-  interchange.export_run(folder / 'run', folder / 'out')
-  return request.param, loaded.load(folder / 'run'), folder / 'out', prompts
+  runs.export_run(folder / 'run', folder / 'out')
+  return request.param, trained_model.load(folder / 'run'), folder / 'out', prompts
 
 
 def answered(folder, prompt, kind):

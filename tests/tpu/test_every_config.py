@@ -7,7 +7,9 @@ import re
 
 import pytest
 
-from t5like import config as config_lib, models, preflight, tpu
+from t5like import config as config_lib
+from t5like.model import models
+from t5like.preflight import prediction, topologies
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
 
@@ -35,7 +37,7 @@ def test_compiles_and_fits(name, variant):
   config = load(name, variant)
   if models.sizes(config_lib.resolve(config))['parameters'] < 100e6:
     pytest.skip('smaller')
-  where = tpu.parse(topology(name, variant))
-  report = preflight.predict(config, where)
+  where = topologies.parse(topology(name, variant))
+  report = prediction.predict(config, where)
   assert report['fits'], (where.name, report['hbm'])
   assert 0 < report['mfu'] < 1 and report['step_seconds'] > 0

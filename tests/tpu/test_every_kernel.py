@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-from configs.base import base
-from t5like import aot, config as config_lib, preflight, tpu
+from t5like import config as config_lib
+from t5like.config import base
+from t5like.preflight import compile_ahead, prediction, topologies as tpu
 
 pytestmark = pytest.mark.tpu
 
@@ -60,7 +61,7 @@ def config(architecture, kernel, axes):
 @functools.cache
 def devices(name):
   """Those of slices that are not here."""
-  os.environ.update({k: v for k, v in aot.QUIET.items() if k not in os.environ})
+  os.environ.update({k: v for k, v in compile_ahead.QUIET.items() if k not in os.environ})
   from jax.experimental import topologies
   return list(topologies.get_topology_desc(platform='tpu', **tpu.parse(name).arguments()).devices)
 
@@ -75,7 +76,7 @@ def each_axis():
 @pytest.mark.parametrize('architecture, kernel, mesh', each_axis())
 def test_it_is_lowered(architecture, kernel, mesh):
   axes, slices = MESHES[mesh]
-  lowered, facts = aot.lower(config_lib.resolve(config(architecture, kernel, axes)), devices(slices))
+  lowered, facts = compile_ahead.lower(config_lib.resolve(config(architecture, kernel, axes)), devices(slices))
   text = lowered.as_text()
   has_splash, has_bias = 'splash_mha' in text, 'relative_bias_' in text
   assert facts['kernel'][0] == KERNELS[kernel][1]
@@ -90,7 +91,7 @@ def compiled():
   def predict(row):
     axes, slices = ALL_AXES
     try:
-      return preflight.predict(config(*row, axes), tpu.parse(slices))
+      return prediction.predict(config(*row, axes), tpu.parse(slices))
     except Exception as error:
       return error
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -107,7 +108,7 @@ def test_it_compiles_with_all_axes(architecture, kernel, compiled):
 @pytest.mark.parametrize('architecture, kernel', ROWS)
 def test_it_compiles_with_each_axis(architecture, kernel, mesh):
   axes, slices = MESHES[mesh]
-  check(preflight.predict(config(architecture, kernel, axes), tpu.parse(slices)), kernel)
+  check(prediction.predict(config(architecture, kernel, axes), tpu.parse(slices)), kernel)
 
 
 def check(report, kernel):
@@ -124,9 +125,13 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
   import jax
   import numpy as np
 
-  from t5like import build, lengths, models, sampling, sharding
-  from t5like.data import pipeline
+  from t5like import sharding
+  from t5like.batches import pipeline
+  from t5like.decoding import sampling
   from t5like.evals import score
+  from t5like.model import models
+  from t5like.objectives import lengths
+  from t5like.training import build
   axes, slices = MESHES['context2']
   resolved = config_lib.resolve(config(architecture, kernel, axes))
   mesh = sharding.make_mesh(resolved.mesh, devices(slices))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from t5like import config as config_lib, preflight, tpu
+from t5like import config as config_lib
+from t5like.preflight import prediction, topologies
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.tpu,
@@ -46,7 +47,7 @@ SMALL = ('model.d_model=256', 'model.num_heads=4', 'model.num_kv_heads=2', 'mode
 
 def small(*changes, full=False):
   config = config_lib.load(f'{ROOT}/configs/yardstick_1b.py', [*SMALL, *changes])
-  return preflight.predict(config, tpu.parse('v5e-16'), full)
+  return prediction.predict(config, topologies.parse('v5e-16'), full)
 
 
 def test_scanned_and_unrolled_layers_are_the_same_work():

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks import relative_bias
-from t5like import aot
+from t5like.preflight import compile_ahead
 from tests.tpu.test_preflight import ROOT, report
 
 pytestmark = [pytest.mark.tpu, pytest.mark.slow,
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.tpu, pytest.mark.slow,
 
 def size(*args, **kwargs):
   """Bytes of HBM."""
-  os.environ.update({k: v for k, v in aot.QUIET.items() if k not in os.environ})
+  os.environ.update({k: v for k, v in compile_ahead.QUIET.items() if k not in os.environ})
   memory = relative_bias.compiled(*args, **kwargs).memory_analysis()
   return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 

@@ -1,0 +1,1 @@
+"""Tokens on disk to batches, in the same order whatever the number of hosts."""

@@ -1,0 +1,57 @@
+"""Files of batches that a run kept because their steps went bad."""
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from t5like.errors import DataError
+from t5like.files import plain_json, schema
+
+
+def pack(batch: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
+  """The content of a file with a batch.
+
+  Args:
+    batch: {name: numpy array, or a dict of the same kind}.
+    about: facts about the batch, for JSON.
+  """
+  arrays: dict[str, Any] = dict(_flatten(batch))
+  arrays['about'] = plain_json.dumps(about)
+  content = io.BytesIO()
+  np.savez_compressed(content, **arrays)
+  return content.getvalue()
+
+
+def _flatten(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, np.ndarray]]:
+  """Pairs ('outer/inner', array)."""
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f'{path}{key}/')
+    else:
+      yield path + key, value
+
+
+def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(batch, about) of such a file, as `pack` had them. DataError for any other file."""
+  try:
+    with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+      content = {key: file[key] for key in file}
+    values = schema.parse(str(content.pop('about')), schema.Object(), schema.LINE)
+    about = {key: plain_json.number(value) for key, value in values.items()}
+    return _unflatten(content), about
+  except Exception as error:  # zlib, zipfile and numpy each have their own
+    raise DataError(f'--batch={path} is not a batch that a run kept ({type(error).__name__}: {error}). They are in '
+                    'WORKDIR/bad_steps.') from error
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  batch: dict[str, Any] = {}
+  for key, array in arrays.items():
+    *outer, name = key.split('/')
+    place = batch
+    for part in outer:
+      place = place.setdefault(part, {})
+    place[name] = array
+  return batch

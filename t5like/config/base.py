@@ -1,0 +1,314 @@
+"""Every key of a t5like config: its default, unit and meaning.
+
+A config file calls `base()`, changes what it needs and returns the result:
+
+    from t5like.config import base, smoke
+
+    def get_config(arg=''):
+      c = base()
+      c.model.num_layers = 12
+      return smoke(c) if arg == 'smoke' else c
+
+and any key can be set on the command line: `--config.model.num_layers=6`. Whole numbers take the
+suffixes K, M, B and T (thousand to trillion: `--config.stop.tokens=20B`), durations take s, min, h
+and d (`--config.stop.wall_time=90min`); both may be written as strings in config files too.
+The rules that values must keep (types, choices, ranges, combinations) are in `t5like/config/rules.py`.
+"""
+
+import ml_collections
+
+from t5like.objectives import table
+
+
+def base():
+  """Returns a locked ConfigDict holding every key with its default."""
+  c = ml_collections.ConfigDict(type_safe=False)  # t5like.config checks types, and says more
+
+  c.seed = 0  # one number for initial weights, dropout and the order of the data
+  c.batch_size = 8  # sequences per optimizer step, over all devices and hosts
+  c.microbatches = 1  # pieces the batch is cut into; gradients are summed, then divided once
+  c.params_expected = 0  # exact number of parameters, checked before training; 0: not checked
+  c.reference = dict(  # the published result that this config aims at, for people and for docs/
+      metric='',  # such as 'validation nll'
+      value=0.0,  # as published
+      source='',  # paper or repository, table or section
+  )
+  # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
+  # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
+  c.init_from = ''
+  c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
+
+  # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
+  c.data = dict(
+      # python_docs | python_functions | shakespeare | text:GLOB | jsonl:GLOB | parquet:GLOB |
+      # tfds:NAME[/CONFIG][:VERSION] | markov:STATES | iid:SYMBOLS | copy:SYMBOLS | reverse:SYMBOLS; files of GLOBs
+      # may end in .gz, .bz2, .xz or .zst, and lie on gs://, s3:// or whatever else fsspec reads
+      source='python_docs',
+      field='text',  # field that holds the text, in jsonl records and TFDS features
+      # Examples of two texts: templates over the fields of a record, such as 'summarize: {article}' and
+      # '{highlights}' (t5like/config/templates.py); '' for both: the text in `field` alone
+      inputs='',  # template
+      targets='',  # likewise
+      split='train',  # split of the TFDS dataset to train on
+      tfds_dir='',  # where TFDS datasets lie, on disk or gs://; '': TFDS's own default
+      # what to validate on: 'hash' (documents whose hash falls in the fraction below, one at least), 'tail'
+      # (the last fraction of each document), the name of a split of the TFDS dataset, or text of its own, never
+      # trained on: a glob of files such as 'dev/*.txt', or any source as above (of tfds:NAME the split 'validation')
+      validation='hash',
+      validation_fraction=0.01,  # of documents ('hash') or characters ('tail')
+      max_documents=0,  # read only the first n documents; 0: all
+      max_bad_records=0,  # damaged records (not JSON, not UTF-8, ..) to leave out before giving up
+      empty='drop',  # documents without text: drop | error
+      max_document_tokens=0,  # most tokens of a text, its end included; 0: no limit
+      overlong='truncate',  # texts above that limit: truncate | drop | error
+      deduplicate=False,  # keep one of all documents with exactly the same text, of validation first
+      directory='prepared',  # prepared datasets lie in folders below this one, on disk or gs://
+      cache='',  # where those on gs:// are kept on this machine; '': ~/.cache/t5like
+      shards=0,  # files per split; 0: one for each 256 MB of source text
+      prepare_workers=0,  # processes that prepare; 0: as many as there are cores
+      append_eos=True,  # documents end with an end-of-document token; T5's own ran into each other
+      seq_len=1024,  # tokens per row: of the decoder, or of the encoder where there is one
+      target_len=0,  # encoder_decoder: tokens per row of the decoder; 0: what the objective needs
+      # concat_split: rows are cut from all documents joined | best_fit: rows hold whole documents, or
+      # examples of two texts, planned so that little is left over | none: one of them per row
+      packing='concat_split',
+      document_mask=True,  # documents in a row do not attend to each other
+      # Several datasets or objectives at once: name: dict(weight=2.0, data=dict(source=..),
+      # objective=dict(name=..)); what a component does not say it takes from this config
+      mixture=dict(),
+      # weights: rows in proportion to weights | examples: to weight x min(examples, cap)^(1/temperature), the
+      # examples-proportional mixing of T5 (Raffel et al. 2020, section 3.5.2)
+      mixture_rates='weights',
+      mixture_cap=0,  # examples: most examples that count of a dataset; 0: all
+      mixture_temperature=1.0,  # examples: above 1, shares are more even
+      # Weights that change: name: dict(tokens='10B', weights=dict(web=0.5, code=2.0)); from that many tokens
+      # on, the components it names have these weights (0: none of it), the others keep theirs
+      stages=dict(),
+      # Rows to leave out, as '128000:153600,200K:210K', counted from 0 (step k at a constant batch_size reads
+      # rows k x batch_size and on; metrics.jsonl says examples_seen)
+      skip_rows='',
+      workers=0,  # reading processes per host; 0: one thread, fast enough for most
+      prefetch=4,  # batches read ahead
+  )
+  c.vocabulary = dict(
+      name='sentencepiece',  # sentencepiece | bytes | characters | huggingface: the tokenizer.json in `path`
+      path='',  # an existing SentencePiece model; '': train one on the training documents
+      size=8192,  # most pieces, with special tokens, sentinels and bytes (SentencePiece only)
+      algorithm='unigram',  # unigram | bpe (SentencePiece only)
+      normalization='nmt_nfkc',  # nmt_nfkc | identity: keeps newlines and spaces, as code needs
+      sentinels=100,  # <extra_id_0>...: mark corrupted spans (SentencePiece and bytes)
+      specials=True,  # characters only: reserve padding, end-of-document and unknown
+      # Imported tokenizers: which tokens are special where their folder does not say, or other ones than it says, such
+      # as dict(eos='<|endoftext|>'). Keys: bos begins texts, eos ends documents, pad, unk, mask, cls and sep around
+      # rows of masked LMs, start of decoders behind encoders; values: a token's text, its id, or '' for none
+      special=dict(),
+      train_characters=10_000_000,  # characters of text to train the vocabulary on
+  )
+  c.objective = dict(
+      # causal: each next token | prefix_lm: likewise, after a prefix that is seen whole |
+      # masked_lm: tokens that are masked (BERT, RoBERTa) | span_corruption: spans replaced by sentinels (T5) |
+      # iid_denoising | mass | bert_style | deshuffling | drop | lm: T5's other ways to spoil a text |
+      # ul2: a mixture of denoisers | seq2seq: the targets of data.inputs and data.targets
+      name='causal',
+      noise_density=0.15,  # share of tokens to be masked or corrupted
+      mean_span=3.0,  # tokens in a corrupted span (span_corruption)
+      roll=False,  # span_corruption: rotate the mask, so that the last token is not always corrupted
+      # masked_lm, how many: bert: round(density x length) | roberta: the same, rounded up or down by
+      # chance | bernoulli: each token by itself
+      masking='bert',
+      whole_word=False,  # masked_lm: all pieces of a word or none
+      cls_sep=False,  # masked_lm: rows begin with <cls> and end with the end-of-document token
+      predictions=0,  # masked_lm: most predictions in a row; 0: what the density needs
+      # ul2: mode token ('' for none), rate, mean span or 'prefix', density (Tay et al. 2022, table 1)
+      denoisers=('[NLU] 0.2 3 0.15', '[NLU] 0.2 8 0.15', '[S2S] 0.2 prefix', '[NLG] 0.1 3 0.5',
+                 '[NLG] 0.1 8 0.5', '[NLG] 0.1 64 0.15', '[NLG] 0.1 64 0.5'),
+  )
+
+  # --- Model ----------------------------------------------------------------------------------
+  c.model = dict(
+      name='decoder',  # decoder | encoder | encoder_decoder
+      vocab_size=0,  # rows of the embedding table; 0: the vocabulary, rounded up to 128
+      d_model=512,
+      num_layers=8,  # blocks, of the decoder where there are both
+      num_encoder_layers=0,  # encoder_decoder: 0: as num_layers
+      num_heads=8,  # of queries
+      num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
+      head_dim=0,  # 0: d_model / num_heads
+      d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
+      activation='swiglu',  # gated: swiglu | geglu | reglu | glu | bilinear; not: gelu | gelu_tanh | relu | swish
+      # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2) |
+      # parallel: pre_norm, attention and MLP both from the block's input (GPT-NeoX)
+      block='pre_norm',
+      norm='rmsnorm',  # rmsnorm | layernorm | layernorm_plain: without scale (OLMo)
+      norm_eps=1e-6,
+      use_bias=False,  # biases in projections and layernorm
+      embed_norm=False,  # normalise the sum of embeddings (BERT)
+      # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table
+      # per stack | sinusoidal | scaled_sinusoidal: times a learned number | none
+      position='rope',
+      rope_theta=10_000.0,  # base of the rotary wavelengths
+      rope_fraction=1.0,  # share of head_dim that turns (GPT-NeoX: 0.25)
+      max_positions=1024,  # rows of the learned position table
+      num_types=0,  # segment types with an embedding each (BERT: 2); all tokens are of type 0
+      tie_embeddings=False,  # predict with the embedding table instead of a matrix of its own
+      # linear | scaled: divided by sqrt(d_model) (T5 v1.0) | mlm: dense, activation, norm, output bias (BERT)
+      head='linear',
+      scale_attention=True,  # divide attention logits by sqrt(head_dim); T5 does not
+      qk_norm='none',  # normalise queries and keys: none | head: each head | all: all heads as one (OLMo 2)
+      logit_softcap=0.0,  # squash logits to (-cap, cap) by tanh; 0: off
+      dropout=0.0,  # on embeddings, attention and after each sublayer
+      # standard | t5: also inside the MLP and after the last norm, one mask for all positions of a row
+      dropout_style='standard',
+      # fan_in: std 1/sqrt(inputs) | gpt2: 0.02; both scale outputs by 1/sqrt(2 L) | bert: 0.02, cut at
+      # two std | t5 (T5X) | neox (GPT-NeoX)
+      init='fan_in',
+      dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
+      # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
+      # elsewhere) | cudnn (auto's on GPUs)
+      attention='auto',
+      scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
+      remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
+      # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
+      # before, as decoders of Hugging Face do
+      prefix_mask=True,
+      # LoRA (Hu et al. 2021, arXiv 2106.09685): W + lora_alpha / lora_rank * A B, where only A and B are trained;
+      lora_rank=0,  # columns of A; 0: no LoRA
+      lora_alpha=16.0,
+      lora_projections=('q', 'v'),  # which matrices W: q, k, v, o of attention, up, gate, down of the MLP
+  )
+
+  # --- Loss and optimizer ---------------------------------------------------------------------
+  c.loss = dict(
+      z_loss=0.0,  # times log(Z)^2, keeps logits from drifting (T5 and PaLM: 1e-4)
+      label_smoothing=0.0,
+      chunks=0,  # pieces in which logits are made; 0: chosen from sizes; 1: whole
+  )
+  c.optimizer = dict(
+      # one of t5like/config/optimizer_rules.py: optax's, each layer of a stack by itself, and of our own adafactor,
+      # muon, adamw_rms: Adam's step times the RMS of the parameter | bert_adamw: no bias correction
+      name='adamw',
+      learning_rate=3e-4,  # peak
+      b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
+      b2=0.95,  # decay of the mean squared gradient, likewise
+      eps=1e-8,  # added to its root, likewise
+      weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
+      decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
+      clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
+      # Parameters that stay as they are, by patterns of their paths (t5like/config/trainable.py):
+      # ('embed', 'stack/blocks[:4]') the table and the first four layers,
+      # ('*', '!head', '!*norm*') all but the head and norms
+      freeze=(),
+      multipliers=(),  # of the learning rate, likewise: ('embed=0.1', 'stack/blocks[-2:]=2'); weight decay included
+      extra=dict(),  # further arguments of the optimizer, see t5like/config/optimizer_rules.py
+  )
+  c.schedule = dict(
+      # cosine | linear | rsqrt | rsqrt_decay: linear to the end in decay_fraction | constant |
+      # wsd: warm up, stable, decay
+      name='cosine',
+      warmup_steps=0,  # linear from 0 to the peak; cut to the steps there are in a shorter run
+      final_scale=0.1,  # learning rate at the end, as a share of the peak (cosine, linear, wsd, rsqrt_decay)
+      decay_fraction=0.2,  # share of all steps in which wsd and rsqrt_decay decay
+      timescale=10_000,  # steps at the peak before rsqrt falls as 1/sqrt(step)
+  )
+
+  # --- When to stop ---------------------------------------------------------------------------
+  c.stop = dict(
+      tokens=0,  # batch_size x seq_len tokens count per step
+      target='',  # converged when true at a validation: 'nll <= 1.5', 'accuracy >= 0.6'
+      patience=0,  # converged after n validations in a row without a lower nll; 0: off
+      wall_time=0.0,  # seconds, of this start of the run; 0: no limit
+  )
+
+  # --- While training ---------------------------------------------------------------------------
+  c.mesh = dict(  # devices along each axis; one may be -1: all that are left
+      slice=1,  # TPU slices, each with a copy of what follows, on other rows
+      data=1,  # copies of the model, each on other rows
+      fsdp=-1,  # likewise, with parameters and optimizer state spread over the axis
+      context=1,  # pieces of each row, for long ones; parameters and optimizer state are spread too
+      tensor=1,  # heads, feed-forward and vocabulary spread over the axis
+  )
+  c.compile = dict(
+      options=dict(),  # of XLA, for the train step; preflight --search finds some
+      cache='auto',  # folder or gs:// for compiled programs; auto: ~/.cache/t5like/xla; '': none
+  )
+  c.log = dict(
+      every=10,  # steps between lines in metrics.jsonl
+      trackers=('tensorboard',),  # where else numbers and samples go: tensorboard, wandb, mlflow (each an extra)
+      histograms_every=0,  # steps between histograms of parameters and gradients, for trackers; 0: none
+  )
+  c.evaluate = dict(
+      every=500,  # steps between validations; 0: only at the end
+      batches=0,  # batches of the validation set; 0: all
+      tasks=(),  # to be solved while training: names of built-in tasks, paths of task files (docs/evaluate.md)
+      tasks_every=0,  # steps between them; 0: only at the end
+      shots=-1,  # worked examples before each question of a task; -1: as many as the task says
+      limit=0,  # questions of each task, the first ones; 0: all
+  )
+  c.checkpoint = dict(
+      every=1000,  # steps between saves; 0: only at the end
+      keep=2,  # newest checkpoints to keep
+      keep_every=0,  # keep each checkpoint whose step is a multiple of this for ever; 0: none
+      keep_best=0,  # keep so many of the checkpoints with the lowest validation nll, saved at a validation's step
+  )
+  c.guard = dict(
+      max_bad_steps=20,  # bad steps in a row (not finite, or spikes; each changes nothing) before a rewind
+      rewinds=3,  # times that a run goes back to a checkpoint and leaves out the rows since, before it gives up
+      spike_loss=0.0,  # a step is bad when its loss is so many times the median of the last 128 steps; 0: never
+      spike_norm=0.0,  # likewise for the gradient norm, before clipping; such as 10
+      compare_every=1000,  # steps between comparisons of devices that should hold the same, also at saves; 0: never
+  )
+  c.watchdog = dict(  # the run ends with exit code 124 when nothing happens for this long
+      start=1800.0,  # seconds from start-up to the end of the first step
+      step=600.0,  # seconds for a step or a validation batch
+      data=600.0,  # seconds for the next batch to be read
+      save=1800.0,  # seconds for a checkpoint to be taken from the devices and, when the run waits for it, written
+      peers=30.0,  # seconds without a sign of life after which a process of several counts as gone
+  )
+  c.sample = dict(  # text to generate at the end of training
+      every=0,  # and while training: steps between samples; 0: none
+      # '': from nothing, as rows of training begin; models that fill in take '<mask>' or '<extra_id_0>'
+      prompts=('',),
+      tokens=128,  # at most, per prompt
+      temperature=0.8,  # 0: always the likeliest token
+      top_k=40,  # sample from the k likeliest; 0: from all
+      top_p=1.0,  # sample from the likeliest that hold this share of probability
+  )
+  c.lock()
+  c.optimizer.extra.unlock()
+  c.data.mixture.unlock()
+  c.vocabulary.special.unlock()
+  c.compile.options.unlock()
+  c.data.stages.unlock()
+  return c
+
+
+def smoke(c):
+  """Shrinks any config to one that trains a few steps on a laptop, keeping its kind of everything."""
+  m, objective = c.model, table.of(c)
+  paired = objective.given
+  m.update(
+      vocab_size=0, d_model=64, num_layers=2, num_encoder_layers=0, num_heads=4, head_dim=16, d_ff=128,
+      max_positions=66 if m.position == 'learned_from_2' else 64,
+      num_kv_heads=2 if 0 < m.num_kv_heads < m.num_heads else 0)
+  small = dict(source='python_docs', validation='hash', validation_fraction=0.05, max_documents=200)
+  pairs = dict(small, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
+  for part in c.data.mixture.values():
+    given = part.data if 'data' in part else {}
+    part.data = dict(given, **(pairs if 'targets' in given else small))
+  c.data.update(pairs if paired else small, seq_len=64, target_len=64 if paired or c.data.mixture else 0)
+  for number, stage in enumerate(c.data.stages.values(), 1):
+    stage.tokens = 8 * 64 * 20 * number // (len(c.data.stages) + 1)
+  if c.vocabulary.name == 'sentencepiece':
+    c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
+  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='')
+  c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
+  c.compile.options = {}
+  c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
+  c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
+  c.log.every = 1
+  c.evaluate.update(every=10, batches=2, limit=8)
+  c.evaluate.tasks = tuple(task for task in c.evaluate.tasks if '/' not in task)  # which may need a download
+  c.checkpoint.every = 10
+  prompt = '' if m.name == 'decoder' else objective.example
+  c.sample.update(prompts=(prompt,), tokens=16)
+  return c

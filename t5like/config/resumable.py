@@ -1,0 +1,89 @@
+"""Which keys of a config may change between two starts of a run, and what to do about those that may not."""
+import re
+from typing import Any
+
+from t5like.config.objective_rules import OF_A_DATASET
+from t5like.config.values import DEFAULTS, either, flatten, show
+from t5like.errors import ConfigError
+
+# Prefixes of keys that may differ from the run being resumed: they change neither what the
+# parameters are nor which rows of text come next, or are meant to be turned while training.
+ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
+  log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
+  data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
+  model.remat model.scan_layers model.attention loss.chunks compile'''.split())
+
+# Keys that decide which arrays a checkpoint holds: no permission makes an old one fit.
+OF_PARAMETERS = tuple(f'model.{key}' for key in '''name vocab_size d_model num_layers num_encoder_layers num_heads
+  num_kv_heads head_dim d_ff activation block norm use_bias embed_norm position max_positions num_types tie_embeddings
+  head qk_norm lora_rank lora_projections'''.split())
+OF_THE_OPTIMIZER = ('optimizer.name', 'optimizer.extra', 'optimizer.freeze')
+# What is prepared; a checkpoint knows it by one fingerprint, which `allow_changed=data` lets go.
+OF_THE_DATASET = (*(f'data.{key}' for key in OF_A_DATASET if key not in ('packing', 'document_mask')), 'data.mixture')
+
+
+def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+  """[(key, old value, new value)] of all keys that differ; one that is missing has its default."""
+  old, new = ({**DEFAULTS, **flatten(c)} for c in (old, new))
+  return [(k, old.get(k), new.get(k)) for k in {**new, **old} if old.get(k) != new.get(k)]
+
+
+def permitted(config: Any) -> list[str]:
+  """The keys and sections that `allow_changed` names."""
+  names = [re.sub(r'^(--)?config\.', '', key.strip()) for key in config.allow_changed.split(',')]
+  return [name for name in names if name]
+
+
+def _under(key, prefixes):
+  return any(f'{key}.'.startswith(f'{prefix}.') for prefix in prefixes)
+
+
+def check_resumable(old: Any, new: Any, where: str) -> list[tuple[str, Any, Any]]:
+  """Allowed differences between the config of the run in `where` and one that is to resume it.
+
+  Raises ConfigError when others differ than those in ALLOWED and in `new.allow_changed`.
+  """
+  changed = differences(old, new)
+  refused = [difference for difference in changed if not _under(difference[0], (*ALLOWED, *permitted(new)))]
+  if refused:
+    lines = [f'{key}: {show(a)} there, {show(b)} now' for key, a, b in refused]
+    advice = _advice([key for key, _, _ in refused], permitted(new))
+    raise ConfigError('\n  '.join([f'{where} holds a run of another config:', *lines]) + f'\n{advice}')
+  return changed
+
+
+def _advice(keys, already):
+  """What works after these keys were refused, `already` being permitted."""
+  parameters = [key for key in keys if key in OF_PARAMETERS]
+  optimizer = [key for key in keys if key in OF_THE_OPTIMIZER]
+  vocabulary = [key for key in keys if key.startswith('vocabulary.')]
+  if parameters or vocabulary:
+    said = [f'{either(parameters)} decides which parameters there are'] if parameters else []
+    said += [f'{either(vocabulary)} decides which token each id stands for'] if vocabulary else []
+    return f'{" and ".join(said)}: this checkpoint cannot be resumed so. To begin anew, give another --workdir.'
+  if optimizer:
+    return (f'{either(optimizer)} decides what state the optimizer keeps, which this checkpoint does not have. To '
+            'begin with its weights and a new optimizer, give another --workdir, and --config.init_from= the workdir '
+            'of this run.')
+  names = ['data' if key in OF_THE_DATASET else key for key in keys]
+  names = list(dict.fromkeys([*already, *names]))
+  return (f'To resume with the values of now, add --config.allow_changed={",".join(names)}; to begin anew, give '
+          'another --workdir.')
+
+
+def other_arrays(old: dict[str, tuple], new: dict[str, tuple], changed: list[tuple[str, Any, Any]], where: str) -> None:
+  """ConfigError if a checkpoint of the config before would not fit the state of the config now.
+
+  Args:
+    old, new: {path: shape} of the state's arrays under either config.
+    changed: what `check_resumable` returned.
+    where: of the checkpoint, in words.
+  """
+  differing = sorted(path for path in {**old, **new} if old.get(path) != new.get(path))
+  if not differing:
+    return
+  keys = [key for key, _, _ in changed if key in (*OF_PARAMETERS, *OF_THE_OPTIMIZER)] or [key for key, _, _ in changed]
+  path = differing[0]
+  more = f' and {len(differing) - 1} more arrays' if differing[1:] else ''
+  raise ConfigError(f'{where} has {path} of shape {old.get(path, "(none)")}, and with the config of now it would be '
+                    f'{new.get(path, "(none)")}{more}. {_advice(keys, [])}')

@@ -1,0 +1,220 @@
+"""Beam search: the likeliest answers, of those that are the likeliest so far at every length.
+
+Scores are log p / ((5 + length) / 6) ** alpha, the length penalty of Wu et al. 2016 (arXiv 1609.08144,
+equation 14), the end of text being counted; alpha 0: log p alone.
+"""
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from t5like.decoding import sampling
+from t5like.sharding import IN_USE, ROWS, in_use
+
+LOWEST = -1e9  # a score that no answer has; finite, for infinities minus themselves are no numbers
+SPEC_BK = P(ROWS, None)
+SPEC_BKN = P(ROWS, None, None)
+EACH_BEAM = ('logits', 'keys', 'last', 'done')  # parts of sampling's state with a row per beam, beside the cache
+Carry = tuple[jax.Array, sampling.State, jax.Array, jax.Array, jax.Array, jax.Array]
+CacheFunction = Callable[[jax.Array, str], jax.Array]
+
+
+def penalty(length: int | jax.Array, alpha: float) -> float | jax.Array:
+  """The divisor of the score of an answer with this many tokens."""
+  return ((5.0 + length) / 6.0) ** alpha
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
+def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, beams: int, alpha: float, eos_id: int,
+           banned: tuple[int, ...], stops: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+  """Finds the K = `beams` best answers.
+
+  Each step keeps the K likeliest beginnings that continue and the K best answers that have ended (which must have been
+  among the K likeliest continuations, as in fairseq and transformers); it stops when no beginning can become better
+  than those, or at new_tokens. All arguments but params and prompt are static.
+
+  Args:
+    model: a `t5like.model.transformer` model.
+    params: nested dict of arrays.
+    prompt: see `sampling.start`; the number of rows is a multiple of the mesh's pieces.
+    new_tokens: the longest answer.
+    beams: K.
+    alpha: of the length penalty.
+    eos_id: ends an answer, and fills up its row; -1: answers only end at new_tokens.
+    banned: ids that no answer holds.
+    stops: further ids that end an answer.
+
+  Returns:
+    (tokens [B, K, new_tokens] int32, scores [B, K]), best first.
+  """
+  ends = (eos_id, *stops) if eos_id >= 0 else ()
+  carry = _start(model, params, prompt, new_tokens, beams, eos_id)
+
+  def continues(carry: Carry) -> jax.Array:
+    i, _, alive_BK, _, ended_BK, _ = carry
+    best_B = alive_BK[:, 0] / penalty(new_tokens, alpha)  # of the answers still to come: longer is never worse
+    return (i < new_tokens) & jnp.any(best_B > ended_BK[:, -1])
+
+  def one_token(carry: Carry) -> Carry:
+    i, state, alive_BK, said_BKN, ended_BK, answers_BKN = carry
+    next_BKV = alive_BK[:, :, None] + _logp(state, banned, alive_BK.shape)
+    ended_BK, answers_BKN, next_BKV = _end(next_BKV, i, said_BKN, ended_BK, answers_BKN, ends, alpha)
+    V = next_BKV.shape[-1]
+    alive_BK, flat_BK = _top(_flat(next_BKV), beams)
+    parent_BK = flat_BK // V
+    token_BK = flat_BK % V
+    said_BKN = _choose(said_BKN, parent_BK)
+    said_BKN = jax.lax.dynamic_update_slice(said_BKN, token_BK[:, :, None], (0, 0, i))
+    state = _advance(model, params, state, parent_BK, token_BK)
+    return i + 1, state, alive_BK, said_BKN, ended_BK, answers_BKN
+
+  i, _, alive_BK, said_BKN, ended_BK, answers_BKN = jax.lax.while_loop(continues, one_token, carry)
+  # Beginnings that were cut off at new_tokens are answers too.
+  cut_BK = jnp.where(i == new_tokens, alive_BK / penalty(new_tokens, alpha), LOWEST)
+  scores_BK, which_BK = _top(jnp.concatenate([ended_BK, cut_BK], axis=1), beams)
+  tokens_BKN = _choose(jnp.concatenate([answers_BKN, said_BKN], axis=1), which_BK)
+  return jax.sharding.reshard(tokens_BKN, P()), jax.sharding.reshard(scores_BK, P())
+
+
+def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: int, eos_id: int) -> Carry:
+  """(token number, state with K beams per row, scores of beginnings, their tokens, scores of answers, their tokens)."""
+  state = sampling.start(model, params, prompt, new_tokens)
+  B = state['done'].shape[0]
+
+  def repeat_cache(array: jax.Array, dims: str) -> jax.Array:
+    return _repeat(array, K, dims.index('B'))
+
+  for name in EACH_BEAM:
+    state[name] = jax.tree.map(lambda array: _repeat(array, K, 0), state[name])
+  state['cache'] = _each_cache(repeat_cache, state['cache'])
+  # At first all beams are alike: only one counts.
+  alive_BK = jnp.where(jnp.arange(K)[None] > 0, LOWEST, jnp.zeros((B, K), jnp.float32))
+  blank_BKN = jax.sharding.reshard(jnp.full((B, K, new_tokens), eos_id, jnp.int32), SPEC_BKN)
+  lowest_BK = jax.sharding.reshard(jnp.full((B, K), LOWEST, jnp.float32), SPEC_BK)
+  return jnp.int32(0), state, jax.sharding.reshard(alive_BK, SPEC_BK), blank_BKN, lowest_BK, blank_BKN
+
+
+def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+  """Log-probabilities [B, K, V] of the next token."""
+  logits = sampling.allowed(state['logits'], banned)
+  logp = jax.nn.log_softmax(logits, axis=-1)
+  logp_BKV = logp.reshape(*shape, logits.shape[-1], out_sharding=SPEC_BKN)
+  return jnp.maximum(logp_BKV, LOWEST)
+
+
+def _end(next_BKV: jax.Array, i: jax.Array, said_BKN: jax.Array, ended_BK: jax.Array, answers_BKN: jax.Array,
+         ends: tuple[int, ...], alpha: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Takes the answers that end with token i among the K best, and those ends out of the continuations.
+
+  Only ends that are among the K likeliest continuations count: else, with a small alpha, ends that are never likely
+  would win by being short.
+  """
+  K = ended_BK.shape[1]
+  V = next_BKV.shape[-1]
+  scores = [ended_BK]
+  answers = [answers_BKN]
+  # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
+  _, best_BK = _top(_flat(next_BKV), K)
+  for end in ends:
+    ends_K = jnp.arange(K) * V + end
+    among_BK = jnp.any(best_BK[:, :, None] == ends_K[None, None, :], axis=1)
+    scores.append(jnp.where(among_BK, next_BKV[:, :, end] / penalty(i + 1, alpha), LOWEST))
+    answers.append(_ended(said_BKN, i, end, ends[0]))
+    is_end_V = jnp.arange(V)[None, None] == end
+    next_BKV = jnp.where(is_end_V, 2 * LOWEST, next_BKV)
+  ended_BK, which_BK = _top(jnp.concatenate(scores, axis=1), K)
+  answers_BKN = _choose(jnp.concatenate(answers, axis=1), which_BK)
+  return ended_BK, answers_BKN, next_BKV
+
+
+def _ended(said_BKN: jax.Array, i: jax.Array, end: int, eos_id: int) -> jax.Array:
+  """The tokens so far with an end as token i; eos_id fills up rows, so that one is there already."""
+  if end == eos_id:
+    return said_BKN
+  return jax.lax.dynamic_update_slice(said_BKN, jnp.full_like(said_BKN[:, :, :1], end), (0, 0, i))
+
+
+def _advance(model: Any, params: Any, state: sampling.State, parent_BK: jax.Array,
+             token_BK: jax.Array) -> sampling.State:
+  """The state after one more token of each beam, which continues that of its parent."""
+  def reorder(array: jax.Array, dims: str) -> jax.Array:
+    return _reorder(array, parent_BK, dims)
+
+  cache = _each_own_cache(reorder, state['cache'])
+  token = token_BK.reshape(token_BK.size, out_sharding=in_use('B'))
+  return sampling.step(model, params, dict(state, cache=cache), token)
+
+
+def _flat(x_BKV: jax.Array) -> jax.Array:
+  B, K, V = x_BKV.shape
+  return x_BKV.reshape(B, K * V, out_sharding=SPEC_BK)
+
+
+def _top(x_BM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """The k largest of each row and their indices; ties go to the first."""
+  def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, indices = jax.lax.top_k(x, k)
+    return values, indices
+
+  return jax.shard_map(top, in_specs=SPEC_BK, out_specs=(SPEC_BK, SPEC_BK), check_vma=False)(x_BM)
+
+
+def _choose(x_BMN: jax.Array, which_BK: jax.Array) -> jax.Array:
+  """x[b, which[b, k]], [B, K, N]."""
+  def take(x: jax.Array, which: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, which[:, :, None], axis=1)
+
+  return jax.shard_map(take, in_specs=(SPEC_BKN, SPEC_BK), out_specs=SPEC_BKN, check_vma=False)(x_BMN, which_BK)
+
+
+def _repeat(array: jax.Array, K: int, axis: int) -> jax.Array:
+  """Each row K times, one after another; each device repeats its own."""
+  spec = jax.typeof(array).sharding.spec
+
+  def repeat(x: jax.Array) -> jax.Array:
+    return jnp.repeat(x, K, axis)
+
+  return jax.shard_map(repeat, in_specs=spec, out_specs=spec, check_vma=False)(array)
+
+
+def _reorder(array: jax.Array, parent_BK: jax.Array, dims: str) -> jax.Array:
+  """A cache whose beams are those of `parent` [B, K]; each device reorders its own rows."""
+  axis = dims.index('B')
+  spec = P(*map(IN_USE.get, dims))
+
+  def local(x: jax.Array, parent: jax.Array) -> jax.Array:
+    first_of_row = jnp.arange(parent.shape[0])[:, None] * parent.shape[1]
+    rows = first_of_row + parent
+    return jnp.take(x, rows.reshape(-1), axis=axis)
+
+  return jax.shard_map(local, in_specs=(spec, SPEC_BK), out_specs=spec, check_vma=False)(array, parent_BK)
+
+
+def _each_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
+  """function(array, dims) of all arrays of a cache."""
+  layers = []
+  for own, cross in cache['layers']:
+    layers.append((_pair(function, own), _pair(function, cross)))
+  changed: dict[str, Any] = dict(layers=tuple(layers))
+  if 'memory' in cache:
+    changed['memory'] = {name: function(array, 'BS') for name, array in cache['memory'].items()}
+  return changed
+
+
+def _each_own_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
+  """function(array, dims) of those arrays of a cache that differ between the beams of a row."""
+  layers = []
+  for own, cross in cache['layers']:
+    layers.append((_pair(function, own), cross))
+  return dict(cache, layers=tuple(layers))
+
+
+def _pair(function: CacheFunction, keys_values: Any) -> Any:
+  """function of keys and values [B, K, S, H]; falsy where a layer has none."""
+  if not keys_values:
+    return keys_values
+  keys, values = keys_values
+  return function(keys, 'BKSH'), function(values, 'BKSH')

@@ -1,0 +1,1 @@
+"""Models, tokenizers and folders of Hugging Face, read and written."""

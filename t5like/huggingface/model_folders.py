@@ -1,0 +1,500 @@
+"""Hugging Face models: folders with a config.json and *.safetensors, read, written and begun with.
+
+    values, params = read('some/llama')              # values of config.model; a nested dict, numpy fp32
+    write('some/folder', config.model, params, vocabulary)
+
+Families and the names of their weights are in `families.py`, configs in `model_config.py`, files in
+`model_weights.py`.
+"""
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from t5like import choices, sharding
+from t5like.config.values import base, either, show
+from t5like.decoding import decode
+from t5like.errors import ConfigError, DataError
+from t5like.files import paths, plain_json
+from t5like.huggingface.model_config import (
+  check_parameters,
+  differing,
+  layers_of,
+  places,
+  rows,
+  shape_of,
+  sizes_of,
+  to_hf,
+  to_theirs,
+)
+from t5like.huggingface.model_weights import leaves, library, open_model
+from t5like.model import models, transformer
+from t5like.optim.optimizers import path_name
+from t5like.storage import workdir as workdir_lib
+from t5like.storage.checkpoint import Checkpoints
+from t5like.vocabulary import loading as vocabulary_lib, special_tokens, tokenizer_export
+from t5like.vocabulary.kinds import Bytes
+
+Array = np.ndarray | jax.Array
+Tree = dict[str, Any]  # nested dicts of arrays
+PIECES = ('spiece.model', 'tokenizer.model')  # names of SentencePiece models
+ROLES = ('eos_id', 'pad_id', 'unk_id', 'stop_ids')
+T5_SENTINELS = 100  # of a T5 whose tokenizer_config.json does not say
+BYT5_SENTINELS = 125
+
+
+def read(folder: Any, vocab_size: int = 0) -> tuple[Tree, Tree]:
+  """Reads a model from a folder.
+
+  Args:
+    folder: with config.json and *.safetensors.
+    vocab_size: parameters with a row per token are padded to this many rows with zeros; 0: they stay as they are.
+
+  Returns:
+    (values of config.model, params as a nested dict of fp32 numpy arrays).
+
+  Raises:
+    ConfigError: for a model that ours cannot represent.
+    CheckpointError: for weights that are missing, superfluous or of another shape.
+  """
+  with open_model(folder) as (model, tensor):
+    size = vocab_size or model['vocab_size']
+    params: Tree = {}
+    for path, array in leaves(model, tensor, size):
+      _put(params, path, array)
+    return dict(model, vocab_size=size), params
+
+
+def model_of(folder: Any) -> Tree:
+  """Values of config.model of the model in a folder, whose weights are checked by name and shape. Errors as `read`."""
+  with open_model(folder) as (model, _):
+    return model
+
+
+def write(folder: Any, model: Tree, params: Tree, vocabulary: Any = None, style: str = '',
+          length: int = 0) -> list[str]:
+  """Writes a model into a new folder, so that transformers reads it.
+
+  Args:
+    folder: the new folder.
+    model: config.model, every size known.
+    params: nested dict of arrays. Biases that the family has and the model does not are written as zeros.
+    vocabulary: its tokenizer is written too.
+    style: what the tokenizer adds around texts, see `decode.style_of`.
+    length: the longest texts, in tokens.
+
+  Returns:
+    Notes for people.
+
+  Raises:
+    ConfigError: when no family computes this model.
+  """
+  config = to_hf(model, vocabulary, length)
+  _check_places(model, params, str(config['model_type']))
+  tensors = _tensors(model, params)
+  files: dict[str, bytes] = {}
+  notes: list[str] = []
+  if vocabulary:
+    files, notes = tokenizer_export.files(vocabulary, style, length)
+    if config['model_type'] == 'roberta' and vocabulary.pad_id != 1:
+      notes.append('RoBERTa counts positions by tokens that are not 1: give position_ids to transformers yourself '
+                   '(2, 3, ...), for this vocabulary pads with another.')
+  files['config.json'] = _json_bytes(config)
+  if choices.ARCHITECTURES[model['name']].causal:
+    files['generation_config.json'] = _json_bytes(_generation_config(config, vocabulary))
+  with workdir_lib.whole_folder(epath.Path(folder)) as new:
+    for name, content in files.items():
+      (new / name).write_bytes(content)
+    # transformers requires the metadata to say that matrices are laid out as in PyTorch.
+    library().numpy.save_file(tensors, new / 'model.safetensors', metadata=dict(format='pt'))
+  return notes
+
+
+def _check_places(model: Tree, params: Tree, model_type: str) -> None:
+  """ConfigError for a parameter that the family's weights have no name for."""
+  has = places(model)
+  for keys, _ in jax.tree_util.tree_leaves_with_path(params):
+    path = path_name(keys)
+    if path not in has:
+      raise ConfigError(f'{path} has no place in the weights of {model_type} models.')
+
+
+def _tensors(model: Tree, params: Tree) -> dict[str, np.ndarray]:
+  """{their name: fp32 array in their layout} of all parameters."""
+  sizes = sizes_of(model)
+  tensors = {}
+  for path, dims, name, axes in rows(model):
+    keys = layers_of(model, path, name)
+    array = _fused(params, path, dims)
+    if array is None:  # a bias
+      for key in keys:
+        tensors[key] = np.zeros(shape_of(axes, sizes), np.float32)
+      continue
+    is_stacked = '{}' in name
+    layers = array if is_stacked else [array]
+    for key, layer in zip(keys, layers):
+      tensors[key] = to_theirs(layer, dims, axes, sizes)
+  return tensors
+
+
+def _fused(params: Tree, path: str, dims: str) -> np.ndarray | None:
+  """The fp32 array of a path, in which * stands for q, k and v stacked before `dims`; None if there is none."""
+  if '*' not in path:
+    return _as_float32(_find(params, path))
+  arrays = []
+  for part in 'qkv':
+    array = _as_float32(_find(params, path.replace('*', part)))
+    if array is None:
+      return None
+    arrays.append(array)
+  return np.stack(arrays, -1 - len(dims))
+
+
+def _as_float32(array: Array | None) -> np.ndarray | None:
+  if array is None:
+    return None
+  return np.asarray(array, np.float32)
+
+
+def _generation_config(config: Tree, vocabulary: Any) -> Tree:
+  """Values of generation_config.json: ids of special tokens, and those that no answer holds."""
+  generation = {}
+  for key, value in config.items():
+    if key.endswith('_token_id'):
+      generation[key] = value
+  if vocabulary:
+    never = decode.banned(config['vocab_size'], vocabulary)
+    if never:
+      generation['suppress_tokens'] = never
+  return generation
+
+
+def _json_bytes(values: Tree) -> bytes:
+  return (plain_json.dumps(values, indent=2) + '\n').encode()
+
+
+def _find(tree: Tree, path: str) -> Any:
+  """The value at 'a/b/c' of nested dicts, None if there is none."""
+  for key in path.split('/'):
+    if key not in tree:
+      return None
+    tree = tree[key]
+  return tree
+
+
+def _put(tree: Tree, path: str, value: Any) -> None:
+  """Sets the value at 'a/b/c' of nested dicts."""
+  *parents, last = path.split('/')
+  for key in parents:
+    tree = tree.setdefault(key, {})
+  tree[last] = value
+
+
+# --- Weights to begin with ------------------------------------------------------------------------
+
+
+def initial(config: Any, abstract: Tree, vocabulary: Any = None) -> Tree:
+  """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
+
+  Args:
+    config: every size known. `init_from` is a Hugging Face folder, which may have fewer tokens (the other rows are
+      zeros), a workdir, whose newest checkpoint counts, or one of its checkpoints, WORKDIR/checkpoints/STEP. Its
+      adapters (LoRA) are merged; those of `config` are new.
+    abstract: nested dict of jax.ShapeDtypeStruct.
+    vocabulary: the run's own, to be compared; None: it is not compared.
+
+  Raises:
+    ConfigError: where the models do not fit or vocabularies differ.
+  """
+  folder = epath.Path(paths.expand(config.init_from))
+  if (folder / 'checkpoints').exists():
+    params = _from_run(config, folder, None, vocabulary)
+  elif folder.parent.name == 'checkpoints' and folder.name.isdecimal():
+    params = _from_run(config, folder.parent.parent, int(folder.name), vocabulary)
+  elif (folder / 'config.json').exists():
+    params = _from_folder(config, folder, abstract, vocabulary)
+  else:
+    raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
+                      'Hugging Face folder (with config.json and *.safetensors).')
+  return _with_adapters(config, abstract, params)
+
+
+def _from_folder(config: Any, folder: Any, abstract: Tree, vocabulary: Any) -> Tree:
+  with open_model(folder) as (model, tensor):
+    size = max(model['vocab_size'], config.model.vocab_size)
+    check_fits(config, dict(model, vocab_size=size))
+    spec, their_vocabulary = find_vocabulary(folder, config.vocabulary.special.to_dict())
+    check_same_vocabulary(config, vocabulary, spec, their_vocabulary)
+    without_adapters = transformer.ModelConfig(**dict(config.model, lora_rank=0))
+    check_parameters(model, transformer.build(without_adapters).parameters)
+    params: Tree = {}
+    for path, array in leaves(model, tensor, size):
+      _put(params, path, _place(array, _find(abstract, path)))
+  return params
+
+
+def _from_run(config: Any, workdir: Any, step: int | None, vocabulary: Any) -> Tree:
+  """Parameters of a run's checkpoint, the newest if `step` is None."""
+  theirs: Any = workdir_lib.read_config(workdir)
+  path = workdir_lib.vocabulary_path(workdir)
+  their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
+  sized: Any = models.with_vocabulary(theirs, their_vocabulary)
+  check_fits(config, sized.model.to_dict())
+  check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
+  with Checkpoints(workdir) as checkpoints:
+    chosen = _checkpoint_step(config.init_from, checkpoints.steps, step)
+    init = transformer.build(transformer.ModelConfig(**sized.model)).init
+    abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
+    _, params = models.merged(sized, checkpoints.params(chosen, abstract))
+    return params
+
+
+def _checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
+  """`step`, or the newest of `steps` if it is None. ConfigError if there is no such checkpoint."""
+  if not steps:
+    wanted = '' if step is None else f' of step {step}'
+    raise ConfigError(f'init_from={init_from!r} has no checkpoint{wanted} yet.')
+  if step is None:
+    return steps[-1]
+  if step not in steps:
+    raise ConfigError(f'init_from={init_from!r} has no checkpoint of step {step} yet; there are those of '
+                      f'{either(steps)}.')
+  return step
+
+
+def _with_adapters(config: Any, abstract: Tree, params: Tree) -> Tree:
+  """params, which have no adapters, with those that `abstract` has, initialised as at the beginning of any run."""
+  if not config.model.lora_rank:
+    return params
+  init = transformer.build(transformer.ModelConfig(**config.model)).init
+  layout = {path: leaf.sharding for path, leaf in _missing_leaves(abstract, params).items()}
+
+  def new_leaves() -> dict[str, jax.Array]:
+    return _missing_leaves(init(jax.random.key(config.seed)), params)
+
+  for path, leaf in jax.jit(new_leaves, out_shardings=layout)().items():
+    _put(params, path, leaf)
+  return params
+
+
+def _missing_leaves(tree: Tree, params: Tree) -> dict[str, Any]:
+  """{path: leaf} of those leaves of a tree that `params` does not have."""
+  missing = {}
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = path_name(keys)
+    if _find(params, path) is None:
+      missing[path] = leaf
+  return missing
+
+
+def _place(array: np.ndarray, like: Any) -> jax.Array:
+  """The array with the dtype and sharding of `like`."""
+  def piece(index: Any) -> np.ndarray:
+    return array[index].astype(like.dtype)
+
+  return jax.make_array_from_callback(array.shape, like.sharding, piece)
+
+
+def check_fits(config: Any, theirs: Tree) -> None:
+  """ConfigError where config.model differs from `theirs`, values of config.model of the weights to begin with."""
+  ours = config.model.to_dict()
+  keys = differing(theirs, ours)
+  if not keys:
+    return
+  differences = []
+  overrides = []
+  for key in keys:
+    differences.append(f'model.{key} is {show(theirs[key])} there, {show(ours[key])} here')
+    overrides.append(f'--config.model.{key}={theirs[key]}')
+  raise ConfigError(f'init_from={config.init_from!r} holds another model: {"; ".join(differences)}. To begin with it, '
+                    f'add {" ".join(overrides)}.')
+
+
+def check_same_vocabulary(config: Any, ours: Any, spec: Tree, theirs: Any) -> None:
+  """ConfigError where a vocabulary is not that of the weights to begin with.
+
+  Args:
+    config: for `init_from`.
+    ours: the run's vocabulary; None: not known, nothing is checked.
+    spec: values of config.vocabulary of theirs.
+    theirs: vocabulary of the weights; None as `ours`.
+  """
+  if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
+    return
+  difference = tokenizer_export.difference(ours, theirs)
+  if not difference:
+    return
+  overrides = []
+  for key in ('name', 'path', 'sentinels'):
+    if spec[key] not in ('', None):
+      overrides.append(f'--config.vocabulary.{key}={shlex.quote(str(spec[key]))}')
+  raise ConfigError(f'init_from={config.init_from!r} has learned another vocabulary, in which {difference}. '
+                    f'To use its own, add {" ".join(overrides)}.')
+
+
+# --- Tokenizers of folders ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A folder's tokenizer. spec: values of config.vocabulary; begins: whether it puts vocabulary.bos_id before texts."""
+  spec: Tree
+  vocabulary: Any
+  begins: bool
+
+
+def find_vocabulary(folder: Any, chosen: Tree | None = None) -> tuple[Tree, Any]:
+  """(values of config.vocabulary, vocabulary) of a Hugging Face folder; ({}, None) where it has none."""
+  tokenizer = find_tokenizer(folder, chosen)
+  if tokenizer is None:
+    return {}, None
+  return tokenizer.spec, tokenizer.vocabulary
+
+
+def find_tokenizer(folder: Any, chosen: Tree | None = None) -> Found | None:
+  """The tokenizer of a Hugging Face folder, None where it has none.
+
+  A SentencePiece model comes before a tokenizer.json that was made from it and holds the same; else the tokenizer.json,
+  which is what transformers reads.
+
+  Args:
+    folder: the folder.
+    chosen: config.vocabulary.special.
+
+  Raises:
+    ConfigError: where one id is two different pieces, for tokens named by other files that the tokenizer cannot have,
+      and as `vocabulary.imported`.
+  """
+  folder = epath.Path(folder)
+  pieces = _pieces_file(folder)
+  whole = folder / 'tokenizer.json'
+  if pieces is None and not whole.exists():
+    return _bytes_of(folder)
+  if pieces is None:
+    return _load(whole, 'huggingface', chosen)
+  if not whole.exists():
+    sentinels = _count_sentinels(folder)
+    _check_added(folder, pieces, sentinels)
+    return _load(pieces, 'sentencepiece', chosen, sentinels)
+  theirs = _load(whole, 'huggingface', chosen)
+  sentinels = _check_same(folder, pieces, theirs.vocabulary)
+  if sentinels is None:
+    return theirs
+  ours = _load(pieces, 'sentencepiece', chosen, sentinels)
+  if tokenizer_export.difference(ours.vocabulary, theirs.vocabulary):
+    return theirs
+  if not _same_roles(ours.vocabulary, theirs.vocabulary):
+    return theirs
+  return dataclasses.replace(ours, begins=theirs.begins)
+
+
+def _pieces_file(folder: Any) -> Any:
+  for name in PIECES:
+    if (folder / name).exists():
+      return folder / name
+  return None
+
+
+def _load(path: Any, kind: str, chosen: Tree | None, sentinels: int = 0) -> Found:
+  spec: Any = base().vocabulary
+  spec.update(name=kind, path=str(path), sentinels=sentinels, special=dict(chosen or {}))
+  vocabulary = vocabulary_lib.imported(spec, spec.path)
+  begins = vocabulary.bos_id is not None and tuple(vocabulary.before) == (vocabulary.bos_id,)
+  return Found(spec.to_dict(), vocabulary, begins)
+
+
+def _bytes_of(folder: Any) -> Found | None:
+  """The vocabulary of a ByT5, which needs no file; None for another."""
+  tokenizer_class = _settings(folder).get('tokenizer_class') or ''
+  if tokenizer_class.removesuffix('Fast') != 'ByT5Tokenizer':
+    return None
+  spec: Any = base().vocabulary
+  spec.update(name='bytes', path='', sentinels=_count_sentinels(folder, BYT5_SENTINELS))
+  return Found(spec.to_dict(), Bytes(spec.sentinels), False)
+
+
+def _settings(folder: Any, name: str = 'tokenizer_config.json') -> Tree:
+  """The values of one of special_tokens.FILES, {} where a folder does not have it."""
+  path = folder / name
+  if not path.exists():
+    return {}
+  return special_tokens.parse_files({name: path.read_bytes()}, folder)[name]
+
+
+def _count_sentinels(folder: Any, default: int = 0) -> int:
+  """How many <extra_id_0>, ... lie above a SentencePiece model, as T5's do; `default`: where no file says."""
+  settings = _settings(folder)
+  named = settings.get('additional_special_tokens') or settings.get('extra_special_tokens') or []
+  count = sum('<extra_id_' in json.dumps(token) for token in named)
+  if count:
+    return count
+  extra_ids = settings.get('extra_ids')
+  if extra_ids is not None:
+    return extra_ids
+  if default:
+    return default
+  is_t5 = _settings(folder, 'config.json').get('model_type') in ('t5', 'mt5', 'umt5')
+  return T5_SENTINELS if is_t5 else 0
+
+
+def _check_added(folder: Any, path: Any, sentinels: int) -> None:
+  """ConfigError where tokens were added that a SentencePiece model cannot have."""
+  texts = list(_settings(folder, 'added_tokens.json'))
+  added = _settings(folder).get('added_tokens_decoder') or {}
+  for token in added.values():
+    texts.append(token['content'])
+  vocabulary = _read_pieces(path, sentinels)
+  pieces = set(vocabulary.pieces(range(vocabulary.size)))
+  missing = [text for text in texts if text not in pieces]
+  if missing:
+    raise ConfigError(f'{folder} adds {len(missing)} tokens to {path.name}, such as {missing[0]!r}, which only a '
+                      'tokenizer.json can hold. Save its tokenizer there first: AutoTokenizer.from_pretrained(...)'
+                      '.save_pretrained(...).')
+
+
+def _read_pieces(path: Any, sentinels: int = 0) -> Any:
+  spec: Any = base().vocabulary
+  spec.update(name='sentencepiece', path=str(path), sentinels=sentinels)
+  return vocabulary_lib.load(spec, spec.path)
+
+
+def _check_same(folder: Any, path: Any, theirs: Any) -> int | None:
+  """How many sentinels lie above a SentencePiece model that holds all that the tokenizer.json beside it does.
+
+  None where tokenizer.json has more, or the file is no such model (tiktoken's too are called tokenizer.model).
+  ConfigError where they are of two tokenizers: an id is one piece here, another there, added tokens apart.
+  """
+  try:
+    ours = _read_pieces(path)
+  except DataError:
+    return None
+  added = {theirs.own.ids[text] for text in theirs.own.added}
+  for i in range(min(ours.size, theirs.size)):
+    our_piece = ours.pieces([i])[0]
+    their_piece = theirs.pieces([i])[0].replace('\n', '\\n')
+    if our_piece != their_piece and i not in added and i not in ours.special_ids:
+      raise ConfigError(f'{folder} holds two tokenizers that contradict each other: id {i} is {our_piece!r} in '
+                        f'{path.name}, {their_piece!r} in tokenizer.json. Delete the file that does not belong to the '
+                        'model.')
+  sentinels = sum(theirs.sentinel(k) >= ours.size for k in range(theirs.num_sentinels))
+  if theirs.size > ours.size + sentinels:
+    return None
+  return sentinels
+
+
+def _same_roles(ours: Any, theirs: Any) -> bool:
+  """Whether two vocabularies have the same special tokens."""
+  for role in ROLES:
+    if getattr(ours, role) != getattr(theirs, role):
+      return False
+  if theirs.bos_id not in (None, ours.bos_id):
+    return False
+  return _suppressed(ours, theirs.size) == _suppressed(theirs, theirs.size)
+
+
+def _suppressed(vocabulary: Any, size: int) -> set[int]:
+  return {i for i in vocabulary.suppressed if i < size}

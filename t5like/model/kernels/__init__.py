@@ -1,0 +1,1 @@
+"""Attention kernels that only accelerators run."""

@@ -1,0 +1,63 @@
+"""What a start of a run runs on, for its records: commit, versions, devices, and the memory in use."""
+import functools
+import importlib.metadata
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+
+import jax
+
+from t5like import __version__
+
+PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GIB = 2 ** 30
+
+
+def describe(mesh: jax.sharding.Mesh) -> dict[str, str]:
+  """{'commit', 'versions', 'devices'} of this process, each a text for people."""
+  kind = mesh.devices.flat[0].device_kind
+  hosts = f', {jax.process_count()} hosts' if jax.process_count() > 1 else ''
+  return dict(commit=commit(), versions=versions(), devices=f'{mesh.size} x {kind}{hosts}')
+
+
+@functools.cache
+def commit() -> str:
+  """The commit of this code, with a + if files were changed since; '' where it is no git checkout."""
+  def ask(*words: str) -> str:
+    return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True, timeout=10,
+                          check=True).stdout.strip()
+  try:
+    if pathlib.Path(ask('rev-parse', '--show-toplevel')).resolve() != ROOT:
+      return ''  # the package lies inside somebody else's repository
+    changed = ask('status', '--porcelain', '--untracked-files=no')
+    return ask('rev-parse', '--short', 'HEAD') + ('+' if changed else '')
+  except (OSError, subprocess.SubprocessError):
+    return ''
+
+
+def versions() -> str:
+  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': of what computes, as far as it is installed."""
+  installed = [f't5like {__version__}', f'Python {platform.python_version()}']
+  for package in PACKAGES:
+    try:
+      installed.append(f'{package} {importlib.metadata.version(package)}')
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return ', '.join(installed)
+
+
+def memory() -> dict[str, float]:
+  """{'device_memory', 'host_memory'} in GiB: the most that one local device and this process have used so far.
+
+  device_memory is left out where devices do not report it, as CPUs.
+  """
+  used = {}
+  peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
+  if max(peaks):
+    used['device_memory'] = max(peaks) / GIB
+  unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, bytes
+  used['host_memory'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+  return used

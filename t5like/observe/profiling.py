@@ -1,0 +1,110 @@
+"""Where the time of a run goes: traces of chosen steps, the compiler's programs, and the first step in parts."""
+import collections
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from t5like.errors import ConfigError
+from t5like.files import paths
+
+PIECES = {  # {name of a duration that JAX reports: its name here}
+    '/jax/core/compile/jaxpr_trace_duration': 'tracing',
+    '/jax/core/compile/jaxpr_to_mlir_module_duration': 'lowering',
+    '/jax/core/compile/backend_compile_duration': 'compiling',
+    '/jax/compilation_cache/cache_retrieval_time_sec': 'reading the cache',
+}
+SHOWN = 0.05  # seconds; shorter parts are not listed
+
+_seconds: Any = collections.Counter()  # JAX's listeners cannot be removed, so there is one, for ever
+
+
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
+  if event in PIECES:
+    _seconds[PIECES[event]] += duration_secs
+
+
+def compile_cache(folder: str) -> None:
+  """Keeps compiled programs in `folder` from now on: 'auto' is ~/.cache/t5like/xla, '' nowhere.
+
+  JAX_COMPILATION_CACHE_DIR goes before 'auto'. Programs of other JAX versions, devices or options are others.
+  """
+  if folder == 'auto':
+    chosen = getattr(jax.config, 'jax_compilation_cache_dir')  # noqa: B009 (unknown to type checkers)
+    folder = chosen or str(pathlib.Path.home() / '.cache/t5like/xla')
+  jax.config.update('jax_compilation_cache_dir', paths.expand(folder) or None)
+
+
+def dump_xla(folder: str) -> None:
+  """Has XLA write the train step's programs into `folder`, before and after optimisation; call before devices."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  flags += f' --xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*'
+  os.environ['XLA_FLAGS'] = flags.strip()
+  jax.config.update('jax_enable_compilation_cache', False)  # a program read from the cache is not compiled
+
+
+class FirstStep:
+  """Seconds spent since it was made, by piece."""
+
+  def __init__(self) -> None:
+    if not _seconds:
+      jax.monitoring.register_event_duration_secs_listener(_listen)
+      _seconds['listening'] = 1
+    self.before = dict(_seconds)
+
+  def __str__(self) -> str:
+    texts = []
+    for name in PIECES.values():
+      spent = _seconds[name] - self.before.get(name, 0)
+      if spent >= SHOWN:
+        texts.append(f'{name} {spent:.1f} s')
+    return ', '.join(texts)
+
+
+class Profiler:
+  """A trace of the steps that 'first:stop' names (stop not among them), in WORKDIR/profile, for xprof or Perfetto."""
+
+  def __init__(self, steps: str, workdir: str, say: Callable[[str], None]) -> None:
+    self.first = -1  # no step
+    self.stop = -1
+    if steps:
+      self.first, self.stop = parse(steps)
+    self.folder = os.path.join(workdir, 'profile')
+    self.say = say
+    self.on = False
+
+  def before(self, step: int, state: Any) -> None:
+    """To be called before `step` begins; waits for `state` where a trace begins or ends."""
+    begins = step == self.first
+    ends = self.on and step == self.stop
+    if begins or ends:
+      jax.block_until_ready(state)
+      self.close()
+    if begins:
+      jax.profiler.start_trace(self.folder, create_perfetto_trace=jax.process_index() == 0)
+      self.on = True
+
+  def close(self) -> None:
+    """Ends the trace, if there is one."""
+    if not self.on:
+      return
+    self.on = False
+    try:
+      jax.profiler.stop_trace()
+    except Exception as e:  # a full disk, say, for which each profiler has an error of its own
+      self.say(f'WARNING: the trace could not be written to {self.folder} ({type(e).__name__}: {str(e)[:200]}).')
+      return
+    self.say(f'Trace of steps {self.first:,} to {self.stop - 1:,}: tensorboard --logdir={self.folder} (with xprof), '
+             'or its perfetto_trace.json.gz at ui.perfetto.dev')
+
+
+def parse(steps: str) -> tuple[int, int]:
+  """(first, stop) of '10:13'; ConfigError for another text."""
+  match = re.fullmatch(r'(\d+):(\d+)', steps)
+  if not match or not 0 < int(match[1]) < int(match[2]):
+    raise ConfigError(f'--profile_steps={steps}: two steps are needed, the first of the trace and the one after its '
+                      'last, such as --profile_steps=10:13.')
+  return int(match[1]), int(match[2])

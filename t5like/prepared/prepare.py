@@ -1,0 +1,488 @@
+"""Text to tokens on disk, once: what `python main.py prepare` does.
+
+The folder of a prepared dataset:
+
+  manifest.json                              its content; written last, so it marks completeness
+  vocabulary                                 read by `vocabulary.load`
+  tokens-train.array_record-00000-of-00002   tokens (see store.py), in files that TFDS reads
+  lengths-train-00000-of-00002.bin           of each example in that file
+  names-train-00000-of-00002.zst             where each example came from
+  dataset_info.json features.json            TFDS's own description
+  plans/                                     which examples share rows (see plans.py), made by readers
+  plan.json part-00000.json ...              while it is being made: what to do, what is done
+
+Every file is written under another name and then renamed, and what is done is never done again:
+a `prepare` that was killed resumes, and ends with the same bytes, as it does with any number of processes
+or machines (see parts.py).
+"""
+
+import functools
+import importlib.metadata
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from t5like.errors import DataError
+from t5like.files import mirror, paths, plain_json
+from t5like.files.writing import write_file
+from t5like.prepared import duplicates, held_out, manifests, parts, shards
+from t5like.prepared.datasets import datasets, fetch, folder, remote, sha256
+from t5like.prepared.manifests import Manifest
+from t5like.prepared.parts import VOCABULARY, Job, Sources
+from t5like.sources.registry import Source
+from t5like.vocabulary import loading
+from t5like.vocabulary.kinds import Vocabulary
+from t5like.vocabulary.requirements import check_vocabulary
+
+Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
+Say = Callable[[str], None]  # shows a person a line of text
+Run = Callable[[Callable[[Job], Any], Sequence[Job]], Iterable[int]]  # see `parts.run_here`
+Plan = dict[str, Any]  # what to do: format, inputs and parts
+Marks = Sequence[Mapping[str, Any]]  # of finished parts
+
+MARKS = ('part-*.json', 'digests-*.bin', 'repeats-*.bin')  # exist while the work is going on
+PLAN = 'plan.json'
+INPUTS = 'inputs.json'  # beside the vocabulary of a mixture
+KINDS = ('tokens', 'lengths', 'names')  # of files of shards
+SPLITS = ('train', 'validation')
+SUMS = ('documents', 'tokens', 'bytes')  # of a split
+PACKAGES = ('numpy', 'sentencepiece', 'array_record', 'tensorflow_datasets')  # whose versions a manifest records
+LARGE = 4  # times the sample for a vocabulary: of a larger source only some items are read for it
+LEAST_ITEMS = 64  # read for a vocabulary, if a source has as many
+REPORTED = dict(  # counts of a manifest, as a person reads them
+    dropped='empty documents dropped', repeated='documents dropped whose text was there before',
+    overlong='documents above data.max_document_tokens', bad='damaged records left out (data.max_bad_records)')
+
+print_progress = functools.partial(print, flush=True)
+
+
+def prepare(config: Config, say: Say = print_progress, run: Run | None = None) -> pathlib.Path | list[pathlib.Path]:
+  """Makes the prepared dataset of `config` unless it exists; returns its folder, for a mixture a list of folders.
+
+  Args:
+    config: whose datasets (`lengths.components`) to prepare.
+    say: called with a line of text per stage.
+    run: `run(function, jobs)`, an iterator of the numbers of finished jobs, may do the work elsewhere (see
+      `parts.run_here`); None: here.
+
+  Raises:
+    ConfigError: keys do not fit the text.
+    DataError: text cannot be read or has changed since, or the disk is full.
+  """
+  named = datasets(config)
+  if not all(_is_prepared(c) for c in named.values()):
+    check_vocabulary(config)
+  by_folder = {folder(c): c for c in named.values()}
+  distinct = list(by_folder.values())
+  if len(distinct) == 1:
+    return _prepare(distinct[0], say, run)
+  if distinct[0].vocabulary.path != config.vocabulary.path:
+    _share_vocabulary(config, distinct, say)
+  for name, c in named.items():
+    say(f'{name}: {c.data.source} in {folder(c)}')
+  return [_prepare(c, say, run) for c in distinct]
+
+
+def _is_prepared(config: Config) -> bool:
+  return (folder(config) / manifests.MANIFEST).exists()
+
+
+# --- The vocabulary of a mixture ----------------------------------------------------------------
+
+
+def _share_vocabulary(config: Config, configs: Sequence[Config], say: Say) -> None:
+  """Makes the vocabulary of a mixture from equal shares of the text of its datasets; configs: of these."""
+  path = paths.expand(configs[0].vocabulary.path)
+  local = folder(configs[0]).parent / path.split('/')[-2]
+  url = ''
+  if mirror.is_remote(path):
+    url = path.rpartition('/')[0]
+  local.mkdir(parents=True, exist_ok=True)
+  with mirror.alone(local, say):
+    if mirror.is_file(path) and any(_is_prepared(c) for c in configs):
+      return  # prepared datasets keep their vocabulary, also when their source is gone
+    sources = [parts.open_sources(c) for c in configs]
+    inputs = [_fingerprints(texts) for texts in sources]
+    if mirror.is_file(path) and plain_json.as_read(inputs) == manifests.read_json(f'{url or local}/{INPUTS}'):
+      return
+    (local / VOCABULARY).unlink(missing_ok=True)
+    _write_json(local / INPUTS, inputs)
+    start = time.monotonic()
+    share = config.vocabulary.train_characters // len(configs)
+    texts = _shared_texts(configs, sources, share)
+    vocab = loading.train(config.vocabulary, texts, local / VOCABULARY)
+    if url:
+      mirror.push(local, url, [INPUTS, VOCABULARY])
+    say(f'vocabulary of {len(configs)} datasets: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+
+
+def _fingerprints(texts: Sources) -> dict[str, Any]:
+  return {name: source.fingerprint for name, source in texts.items()}
+
+
+def _shared_texts(configs: Sequence[Config], sources: Sequence[Sources], share: int) -> Iterator[str]:
+  """Yields the texts for the vocabulary of a mixture: `share` characters of each dataset, all for an alphabet."""
+  for config, texts in zip(configs, sources):
+    own = _vocabulary_texts(config, texts, _plan_of_vocabulary(config, texts))
+    if _needs_all(config):
+      yield from own
+    else:
+      yield from loading.sample(own, share)
+
+
+def _plan_of_vocabulary(config: Config, texts: Sources) -> Plan:
+  """What to read of a dataset of a mixture to make the vocabulary."""
+  plan = dict(parts=parts.parts(config, texts))
+  held, _ = held_out.find(config, texts, plan)
+  if held:
+    plan['parts'] = [dict(part, held=held) for part in plan['parts']]
+  return plan
+
+
+# --- One dataset --------------------------------------------------------------------------------
+
+
+def _prepare(config: Config, say: Say, run: Run | None) -> pathlib.Path:
+  target = folder(config)
+  try:
+    fetch(config, say)
+    return _prepare_here(config, target, say, run)
+  except OSError as error:
+    raise DataError(f'Preparing {target} failed: {error}. What is done is kept: when there is room, and permission to '
+                    'write there, run prepare again.') from error
+
+
+def _prepare_here(config: Config, target: pathlib.Path, say: Say, run: Run | None) -> pathlib.Path:
+  manifest = manifests.load(target / manifests.MANIFEST)
+  try:
+    texts = parts.open_sources(config)
+  except DataError:
+    if manifest and not manifests.broken_files(target, manifest):
+      say(f'{target}: prepared; its source is not here any more, which does no harm.')
+      return target
+    raise
+  target.mkdir(parents=True, exist_ok=True)
+  with mirror.alone(target, say):
+    manifest = manifests.load(target / manifests.MANIFEST)
+    inputs = plain_json.as_read(parts.inputs(config, texts))
+    broken = []
+    if manifest:
+      inputs = _check_inputs(target, manifest, inputs, say)
+      broken = manifests.broken_files(target, manifest)
+      if not broken:
+        say(f'{target}: prepared already.')
+        return target
+    plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
+    _hold_out(config, texts, plan, say)
+    if manifest:
+      say(f'{target}: {broken[0]}; making again what is not whole.')
+      _reopen(target, manifest, plan)
+    _make(config, target, texts, plan, say, run)
+  return target
+
+
+def _check_inputs(target: pathlib.Path, manifest: Manifest, inputs: parts.Inputs, say: Say) -> parts.Inputs:
+  """`inputs` as the version that prepared a dataset recorded them; DataError where the text has changed since."""
+  known = parts.as_known_to(manifest['inputs'], inputs)
+  if known != inputs:
+    say(f'{target}: an older version of t5like took special tokens by their names when it prepared this. To have '
+        'those that the files beside the tokenizer name, delete the folder and run prepare again.')
+  if manifest['inputs'] != known:
+    change = parts.difference(manifest['inputs'], known)
+    raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
+                    'or choose another data.directory.')
+  return known
+
+
+def _hold_out(config: Config, texts: Sources, plan: Plan, say: Say) -> None:
+  """Writes into the parts of a plan what must be held out, where hashes leave a split without documents."""
+  for source in texts.values():
+    if source.left_out:
+      say(f'{source.left_out:,} files of {source.name} are validation files, too, and are not trained on.')
+  held, line = held_out.find(config, texts, plan)
+  if held:
+    say(line)
+    for part in plan['parts']:
+      part['held'] = held
+
+
+# --- What to do, and what is done ---------------------------------------------------------------
+
+
+def _reopen(target: pathlib.Path, manifest: Manifest, plan: Plan) -> None:
+  """Turns a finished folder back into an unfinished one."""
+  for i, mark in enumerate(manifest['parts']):
+    _write_json(target / parts.mark_name(i), mark)
+  _write_json(target / PLAN, plan)
+  (target / manifests.MANIFEST).unlink()
+
+
+def _make(config: Config, target: pathlib.Path, texts: Sources, plan: Plan, say: Say, run: Run | None) -> None:
+  """Does all of a plan that is not done yet, and completes the folder."""
+  start = time.monotonic()
+  url = remote(config)
+  if manifests.read_json(target / PLAN) != plan:  # nothing is done yet, or the source changed meanwhile
+    _begin_anew(target, url, plan)
+  vocab = _vocabulary(config, target, texts, plan, say)
+  if url:
+    mirror.push(target, url, [VOCABULARY])
+  jobs = parts.jobs(config, target, url, plan)
+  workers = parts.workers(config, texts)
+  make = parts.make
+  if workers == 1 and not run and say is print_progress:  # a progress bar is for one process and a person who watches
+    make = functools.partial(parts.make, bar=True)
+  run = run or functools.partial(parts.run_here, workers=workers)
+  todo = [job for job in jobs if not _done(job)]
+  if config.data.deduplicate:
+    _find_repeats(jobs, target, url, run, say)
+  for number in run(make, todo):
+    say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
+  manifest = _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab)
+  _finish(target, url, manifest)
+  _summarise(manifest, say)
+  say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
+
+
+def _begin_anew(target: pathlib.Path, url: str, plan: Plan) -> None:
+  for pattern in MARKS:
+    for file in list(target.glob(pattern)):
+      file.unlink()
+  if url:
+    mirror.remove(url, MARKS)
+  (target / VOCABULARY).unlink(missing_ok=True)
+  _write_json(target / PLAN, plan)
+
+
+def _mark(job: Job) -> Any:
+  """The mark that `parts.make` left of a job, or None."""
+  place = job['remote'] or job['target']
+  return manifests.read_json(f'{place}/{parts.mark_name(job["number"])}', manifests.PART)
+
+
+def _done(job: Job) -> bool:
+  """Whether the mark of a job and all files that it lists exist and are undamaged."""
+  mark = _mark(job)
+  if not mark:
+    return False
+  shard_files = {split: shard['file'] for split, shard in mark['shards'].items()}
+  if shard_files != job['part']['files']:
+    return False
+  return all(_is_whole(job, file) for file in parts.files_of(mark))
+
+
+def _is_whole(job: Job, file: Mapping[str, Any]) -> bool:
+  if job['remote']:
+    return mirror.is_file(f'{job["remote"]}/{file["file"]}')
+  path = pathlib.Path(job['target']) / file['file']
+  return path.is_file() and shards.file_sha256(path) == file['sha256']
+
+
+def _find_repeats(jobs: Sequence[Job], target: pathlib.Path, url: str, run: Run, say: Say) -> None:
+  """Leaves repeats-00000.bin for each part: which of its examples occurred before."""
+  start = time.monotonic()
+  repeats_files = [parts.repeats_name(job['number']) for job in jobs]
+  if all((target / name).exists() for name in repeats_files):
+    return
+  digest_files = [parts.digests_name(job['number']) for job in jobs]
+  for _ in run(parts.digest, jobs):
+    pass
+  if url:
+    mirror.pull(url, target, dict.fromkeys(digest_files))
+  # An example that is in both splits stays in validation: validation text must not be trained on.
+  order = sorted(range(len(jobs)), key=lambda i: jobs[i]['part']['source'] != 'validation')
+  repeats = duplicates.find([(target / digest_files[i]).read_bytes() for i in order])
+  repeated = 0
+  documents = 0
+  for i, part_repeats in zip(order, repeats):
+    write_file(target / repeats_files[i], part_repeats.tobytes())
+    repeated += int(part_repeats.sum())
+    documents += len(part_repeats)
+  if url:
+    mirror.push(target, url, repeats_files)
+  say(f'{repeated:,} of {documents:,} documents repeat another, {time.monotonic() - start:.1f} s')
+
+
+# --- The vocabulary -----------------------------------------------------------------------------
+
+
+def _vocabulary(config: Config, target: pathlib.Path, texts: Sources, plan: Plan, say: Say) -> Vocabulary:
+  """Returns the vocabulary in the folder, made first if it does not exist."""
+  start = time.monotonic()
+  spec = config.vocabulary
+  path = target / VOCABULARY
+  if path.exists():
+    return loading.load(spec, path)
+  vocab = loading.train(spec, _vocabulary_texts(config, texts, plan), path)
+  say(f'vocabulary: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+  if vocab.name == 'sentencepiece' and not spec.path and vocab.size < spec.size:
+    say(f'vocabulary.size={spec.size} is more than this text can fill: it has {vocab.size}.')
+  return vocab
+
+
+def _needs_all(config: Config) -> bool:
+  """Whether the vocabulary is an alphabet, which must hold the characters of all text."""
+  return config.vocabulary.name == 'characters'
+
+
+def _vocabulary_texts(config: Config, texts: Sources, plan: Plan) -> Iterator[str]:
+  """Yields the texts to make a vocabulary from: of training text alone, except for an alphabet."""
+  needs_all = _needs_all(config)
+  count = shards.new_count()
+  used = 0
+  held = None
+  if plan['parts']:
+    held = shards.held_by(plan['parts'][0])
+  read = dict(train=texts['train'])
+  if needs_all:
+    read = texts
+  for name, source in read.items():
+    for part in _parts_to_read(config, source, [part for part in plan['parts'] if part['source'] == name]):
+      for example, _ in shards.examples(config, source, part, count):
+        for split, pieces in shards.split_example(example, name, config, held):
+          if needs_all or split == 'train':
+            used += 1
+            yield from pieces
+  _check(config, count, used > 0)
+
+
+def _parts_to_read(config: Config, source: Source, planned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """What to read of a source to make a vocabulary, as parts; of one far larger than the sample only some items."""
+  if not planned:
+    return [dict(start=0, stop=0, last=None)]
+  end = planned[-1]
+  items = end['stop']
+  size = source.num_bytes * items // max(1, source.num_items)
+  step = max(1, min(size // (LARGE * config.vocabulary.train_characters), items // LEAST_ITEMS))
+  if step == 1 or _needs_all(config):
+    return [dict(start=0, stop=items, last=end['last'])]
+  single = [dict(start=i, stop=i + 1, last=None) for i in range(0, items, step)]
+  if single[-1]['stop'] == items:
+    single[-1]['last'] = end['last']
+  return single
+
+
+def _check(config: Config, count: shards.Count, has_training_text: bool) -> None:
+  """DataError where a dataset has nothing to train on."""
+  if count['documents'] == count['dropped']:
+    raise DataError(f'data.source={config.data.source!r} holds no text: {count["documents"]} documents, all empty.')
+  if not has_training_text:
+    raise DataError(f'data.source={config.data.source!r} gives no text to train on: all of it went '
+                    "to validation. For few long documents, set data.validation='tail'.")
+
+
+# --- The manifest -------------------------------------------------------------------------------
+
+
+def _manifest(config: Config, texts: Sources, plan: Plan, marks: Marks, vocab: Vocabulary) -> Manifest:
+  count = _total(marks)
+  if count['bad'] > config.data.max_bad_records:
+    raise DataError(f'data.source={config.data.source!r} has {count["bad"]} damaged records, '
+                    f'data.max_bad_records={config.data.max_bad_records} allows fewer. The first: {count["damage"][0]}')
+  splits = _splits(marks)
+  _check(config, count, 'train' in splits)
+  del count['documents']
+  return dict(
+      format=manifests.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
+      texts=_number_of_texts(config), block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits, **count,
+      parts=marks, created=_versions(), max_id=_max_id(splits), vocabulary=_entry(vocab),
+      fingerprint=_fingerprint(vocab, splits))
+
+
+def _total(marks: Marks) -> shards.Count:
+  """The sums of the counts of parts."""
+  count = shards.new_count()
+  for mark in marks:
+    for key in count:
+      count[key] = count[key] + mark[key]
+  return count
+
+
+def _splits(marks: Marks) -> dict[str, Any]:
+  """Entries of the splits that have tokens."""
+  splits = {}
+  for name in SPLITS:
+    entries = [mark['shards'][name] for mark in marks if name in mark['shards']]
+    split: dict[str, Any] = dict.fromkeys(SUMS, 0)
+    for entry in entries:
+      for key in SUMS:
+        split[key] += entry[key]
+    if split['tokens']:
+      splits[name] = dict(split, shards=entries)
+  return splits
+
+
+def _number_of_texts(config: Config) -> int:
+  """In an example: inputs and targets, or one."""
+  if config.data.targets:
+    return 2
+  return 1
+
+
+def _max_id(splits: Mapping[str, Any]) -> int:
+  largest = -1
+  for split in splits.values():
+    for shard in split['shards']:
+      largest = max(largest, shard['max_id'])
+  return largest
+
+
+def _entry(vocab: Vocabulary) -> dict[str, Any]:
+  return dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels, fingerprint=vocab.fingerprint,
+              special=vocab.special(), file=VOCABULARY)
+
+
+def _versions() -> dict[str, str]:
+  versions = dict(python=platform.python_version())
+  for name in PACKAGES:
+    versions[name] = importlib.metadata.version(name)
+  return versions
+
+
+def _fingerprint(vocab: Vocabulary, splits: Mapping[str, Any]) -> str:
+  """sha256 of the tokens and the vocabulary."""
+  tokens = []
+  for name, split in splits.items():
+    for shard in split['shards']:
+      tokens.append([name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']])
+  return sha256([manifests.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
+
+
+def _finish(target: pathlib.Path, url: str, manifest: Manifest) -> None:
+  """Completes the folder: TFDS's description, then the manifest, and nothing else."""
+  kept = manifests.sizes(manifest)
+  for kind in KINDS:
+    for file in list(target.glob(f'{kind}-*')):
+      if file.name not in kept:  # shards of a split without tokens, which TFDS cannot read
+        file.unlink()
+  shards.write_tfds_metadata(target, manifest)
+  if url:
+    mirror.push(target, url, [file.name for file in target.glob('*.json') if file.name != PLAN])
+  _write_json(target / manifests.MANIFEST, manifests.sealed(manifest))
+  if url:
+    mirror.push(target, url, [manifests.MANIFEST])
+  for pattern in (*MARKS, '*.tmp', PLAN):
+    for file in list(target.glob(pattern)):
+      file.unlink()
+  if url:
+    mirror.remove(url, MARKS)
+
+
+def _summarise(manifest: Manifest, say: Say) -> None:
+  """Reports the content of a dataset that was just made."""
+  for split, entry in manifest['splits'].items():
+    say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
+        f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
+  if 'validation' not in manifest['splits']:
+    say('There is no validation text: all of it was left out. Raise data.validation_fraction, or give data.validation '
+        'files of their own.')
+  for key, meaning in REPORTED.items():
+    if manifest[key]:
+      say(f'{manifest[key]} {meaning}')
+  for message in manifest['damage']:
+    say(f'  {message}')
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  write_file(path, plain_json.dumps(value, indent=1).encode() + b'\n')

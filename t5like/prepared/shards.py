@@ -1,0 +1,469 @@
+"""Documents to shards of tokens: array_record files of fixed blocks, which TFDS reads too."""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from t5like import choices
+from t5like.config import templates
+from t5like.errors import ConfigError, DataError
+from t5like.files.writing import write_file
+from t5like.sources.registry import Source
+from t5like.vocabulary.kinds import Vocabulary
+
+Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
+Texts = tuple[str, ...]  # of an example: one, or inputs and targets
+Example = tuple[Texts, str]  # with its id
+Count = dict[str, Any]  # see `new_count`
+Part = Mapping[str, Any]  # see parts.py
+
+BLOCK = 4096  # tokens per record
+BUFFERED = 64 * BLOCK  # tokens from which blocks are written
+BATCH = 1 << 20  # characters that the vocabulary encodes at once
+NAMED = 20  # damaged records whose messages are kept
+HASHES = 2**64  # hash numbers are below this
+TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'  # TFDS's, of the names of shards
+
+
+def new_count() -> Count:
+  """Numbers of documents: all, without text, repeated, above data.max_document_tokens, damaged; and messages."""
+  return dict(documents=0, dropped=0, repeated=0, overlong=0, bad=0, damage=[])
+
+
+def examples(config: Config, source: Source, part: Part, count: Count) -> Iterator[Example]:
+  """Yields (texts, id) of the examples that are not empty; texts is a tuple of one, or of inputs and targets.
+
+  Args:
+    config: of the dataset.
+    source: of its text.
+    part: `start` and `stop`, items of the source, and `last`, how many records of the last of them to take
+      (None: all).
+    count: of `new_count`; documents are counted there, and the messages of the first damaged ones added.
+
+  Raises:
+    DataError: more than data.max_bad_records records are damaged.
+  """
+  without_text = EMPTY[config.data.empty]
+  for record, name in _records(source, part['start'], part['stop'], part['last']):
+    count['documents'] += 1
+    try:
+      texts = _texts(config.data, record, name)
+    except DataError as error:
+      _count_damage(config, count, error)
+      continue
+    if _is_empty(texts[-1]):
+      without_text(name, count)
+    else:
+      yield texts, name
+
+
+def _is_empty(text: str) -> bool:
+  return not text or text.isspace()
+
+
+def _drop_empty(name: str, count: Count) -> None:
+  count['dropped'] += 1
+
+
+def _refuse_empty(name: str, count: Count) -> None:
+  raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
+
+
+# What becomes of a document without text: (its name; counts of documents).
+EMPTY: Mapping[str, Callable[[str, Count], None]] = choices.implement(
+    'data.empty', choices.EMPTY, dict(drop=_drop_empty, error=_refuse_empty))
+
+
+def _records(source: Source, start: int, stop: int, last: int | None) -> Iterator[tuple[Any, str]]:
+  if last is None:
+    return source.documents(start, stop)
+  whole_items = source.documents(start, stop - 1)
+  last_item = source.documents(stop - 1, stop)
+  return itertools.chain(whole_items, itertools.islice(last_item, last))
+
+
+def _texts(data: Config, record: dict[str, Any] | DataError, name: str) -> Texts:
+  if isinstance(record, DataError):
+    raise record
+  texts = templates.texts(data, record, name)
+  for text in texts:
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise DataError(f'{name} holds {text[error.start]!r}, half of a surrogate pair, which is not a '
+                      'character: remove it.') from error
+  return texts
+
+
+def _count_damage(config: Config, count: Count, error: DataError) -> None:
+  """Counts a damaged record; DataError when there are too many."""
+  most = config.data.max_bad_records
+  count['bad'] += 1
+  if len(count['damage']) < NAMED:
+    count['damage'] = [*count['damage'], str(error)]
+  if count['bad'] <= most:
+    return
+  fix = ': raise it to leave some out)'
+  if most:
+    fix = f', this is number {most + 1})'
+  raise DataError(f'{error} (data.max_bad_records={most} allows {most} such records{fix}') from error
+
+
+# --- Splits -----------------------------------------------------------------------------------------
+
+
+def split_example(
+    texts: Texts,
+    name: str,
+    config: Config,
+    held: Mapping[str, Any] | None = None,
+) -> list[tuple[str, Texts]]:
+  """The pieces of an example as pairs (split, texts).
+
+  Args:
+    texts: of the example.
+    name: of its source, 'train' or 'validation'.
+    config: of the dataset.
+    held: the result of `held_out.find` for text whose hashes leave a split without documents; None: nothing.
+
+  Raises:
+    ConfigError: inputs and targets would have to be cut.
+  """
+  if config.data.validation == 'hash':  # so that identical examples land on one side
+    return _by_hash(texts, config.data.validation_fraction, held)
+  if config.data.validation == 'tail':
+    return _cut(texts, int(len(texts[0]) * (1 - config.data.validation_fraction)))
+  return [(name, texts)]
+
+
+def hash_number(texts: Sequence[str]) -> int:
+  """The first 8 bytes of the SHA-256 of an example, 0 to 2^64 - 1: below validation_fraction x 2^64 it validates."""
+  joined = '\0'.join(texts)
+  return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], 'big')
+
+
+def _by_hash(texts: Texts, fraction: float, held: Mapping[str, Any] | None) -> list[tuple[str, Texts]]:
+  if held and 'cut' in held:
+    return _cut(texts, held['cut'])
+  number = hash_number(texts)
+  if held and number == held['number']:
+    return [(held['split'], texts)]
+  if number / HASHES < fraction:
+    return [('validation', texts)]
+  return [('train', texts)]
+
+
+def _cut(texts: Texts, place: int) -> list[tuple[str, Texts]]:
+  """The characters before `place` are trained on, the rest validates."""
+  text = texts[0]
+  if len(texts) > 1:
+    raise ConfigError("data.validation='tail' cuts texts in two, which examples of data.inputs and data.targets "
+                      "cannot be: set data.validation='hash'.")
+  pieces = []
+  for split, piece in (('train', text[:place]), ('validation', text[place:])):
+    if piece:
+      pieces.append((split, (piece,)))
+  return pieces
+
+
+def held_by(part: Part) -> Mapping[str, Any] | None:
+  """What a part of a plan says of documents that are held out in spite of their hash, or None."""
+  return part.get('held')
+
+
+# --- Tokens -----------------------------------------------------------------------------------------
+
+
+def write_part(
+    config: Config,
+    target: pathlib.Path,
+    source: Source,
+    part: Part,
+    vocab: Vocabulary,
+    repeats: np.ndarray | None = None,
+    bar: bool = False,
+) -> dict[str, Any]:
+  """Writes the shards of a part.
+
+  Args:
+    config: of the dataset.
+    target: the folder.
+    source: of its text.
+    part: see parts.py.
+    vocab: makes the tokens.
+    repeats: bool [examples], those to leave out because their text occurred before; None: none.
+    bar: whether to show a progress bar.
+
+  Returns:
+    What the manifest says about the part, for JSON.
+  """
+  count = new_count()
+  size = source.num_bytes * (part['stop'] - part['start']) / max(1, source.num_items)
+  writers = {split: Shard(target / file, dtype(vocab)) for split, file in part['files'].items()}
+  read = _with_bar(examples(config, source, part, count), size, bar)
+  for batch in _batches(_without_repeats(read, repeats, count)):
+    pieces = _pieces(config, part, batch)
+    encoded = iter(vocab.encode_batch([text for _, texts, _ in pieces for text in texts]))
+    for split, texts, name in pieces:
+      ids = [_with_end(config, vocab, next(encoded)) for _ in texts]
+      ids = _limited(config, ids, name, count)
+      if ids:
+        writers[split].add(ids, _num_bytes(texts), name)
+  marks = {split: writer.close() for split, writer in writers.items()}
+  return dict(count, shards=marks)
+
+
+def _pieces(config: Config, part: Part, batch: Iterable[Example]) -> list[tuple[str, Texts, str]]:
+  """(split, texts, id) of the pieces of examples."""
+  held = held_by(part)
+  pieces = []
+  for texts, name in batch:
+    for split, piece in split_example(texts, part['source'], config, held):
+      pieces.append((split, piece, name))
+  return pieces
+
+
+def _num_bytes(texts: Texts) -> int:
+  return sum(len(text.encode()) for text in texts)
+
+
+def _with_end(config: Config, vocab: Vocabulary, ids: np.ndarray) -> np.ndarray:
+  if config.data.append_eos and vocab.eos_id is not None:
+    return np.append(ids, np.int32(vocab.eos_id))
+  return ids
+
+
+def _without_repeats(read: Iterable[Example], repeats: np.ndarray | None, count: Count) -> Iterator[Example]:
+  if repeats is None:
+    yield from read
+    return
+  for example, is_repeated in zip(read, repeats.tolist()):
+    if is_repeated:
+      count['repeated'] += 1
+    else:
+      yield example
+
+
+def _limited(config: Config, ids: list[np.ndarray], name: str, count: Count) -> list[np.ndarray]:
+  """Ids of the texts of an example within data.max_document_tokens; [] for one to leave out."""
+  too_long = OVERLONG[config.data.overlong]
+  most = config.data.max_document_tokens
+  if not most or max(map(len, ids)) <= most:
+    return ids
+  limited = too_long(config.data, ids, name)
+  count['overlong'] += 1
+  return limited
+
+
+def _truncate(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+  return [_truncate_text(data, text_ids) for text_ids in ids]
+
+
+def _truncate_text(data: Config, ids: np.ndarray) -> np.ndarray:
+  most = data.max_document_tokens
+  if len(ids) <= most:
+    return ids
+  if data.append_eos:  # a text that was cut still ends
+    return np.append(ids[:most - 1], ids[-1:])
+  return ids[:most]
+
+
+def _drop_overlong(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+  return []
+
+
+def _refuse_overlong(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+  raise DataError(f'{name} has {max(map(len, ids)):,} tokens, above data.max_document_tokens='
+                  f"{data.max_document_tokens:,}. Raise that, or let data.overlong='truncate' or 'drop' say what to "
+                  'do.')
+
+
+# Ids of an example with a text above data.max_document_tokens: (config.data; ids of its texts; its name).
+Overlong = Callable[[Config, list[np.ndarray], str], list[np.ndarray]]
+OVERLONG: Mapping[str, Overlong] = choices.implement('data.overlong', choices.OVERLONG, dict(
+    truncate=_truncate, drop=_drop_overlong, error=_refuse_overlong))
+
+
+def _batches(read: Iterable[Example]) -> Iterator[list[Example]]:
+  """Lists of examples of BATCH characters or a little more; the last one may be shorter, or empty."""
+  batch = []
+  size = 0
+  for example in read:
+    batch.append(example)
+    size += _num_characters(example)
+    if size >= BATCH:
+      yield batch
+      batch = []
+      size = 0
+  yield batch
+
+
+def _num_characters(example: Example) -> int:
+  texts, _ = example
+  return sum(map(len, texts))
+
+
+def _with_bar(read: Iterable[Example], size: float, is_wanted: bool) -> Iterator[Example]:
+  """Passes examples on, with a progress bar if a person is watching; size: characters of all of them, an estimate."""
+  if not is_wanted or not sys.stdout.isatty():
+    yield from read
+    return
+  import rich.progress
+  with rich.progress.Progress(transient=True) as progress:
+    task = progress.add_task('tokens', total=size)
+    for example in read:
+      yield example
+      progress.advance(task, _num_characters(example))
+
+
+def dtype(vocab: Vocabulary) -> str:
+  """Returns the name of the NumPy type that holds the ids of a vocabulary."""
+  if vocab.size <= 1 << 16:
+    return 'uint16'
+  return 'int32'
+
+
+# --- Files ------------------------------------------------------------------------------------------
+
+
+class Shard:
+  """One array_record file, and the lengths and names of its examples, under other names until `close`."""
+
+  def __init__(self, path: pathlib.Path, dtype: str):
+    """`path`: of the file; `dtype`: of the tokens, 'uint16' or 'int32'."""
+    from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+    self.path = path
+    self.temporary = f'{path}.tmp'
+    self.dtype = dtype
+    # Uncompressed: reading a record takes 6 us instead of 13, in 2.1 bytes per token, not 1.5.
+    self.writer: Any = array_record_module.ArrayRecordWriter(self.temporary, 'group_size:1,uncompressed')
+    self.waiting: list[np.ndarray] = []  # tokens that are not written yet
+    self.num_waiting = 0
+    self.lengths: list[list[int]] = []
+    self.names: list[str] = []
+    self.mark: dict[str, Any] = dict(documents=0, tokens=0, bytes=0, blocks=0, max_id=-1)
+
+  def add(self, texts: Sequence[np.ndarray], num_bytes: int, name: str) -> None:
+    """Appends an example.
+
+    Args:
+      texts: int32 [n] each.
+      num_bytes: of the text that the tokens were made of.
+      name: id of the example.
+    """
+    lengths = [len(ids) for ids in texts]
+    self.names.append(name.replace('\n', ' '))
+    self.lengths.append(lengths)
+    self.waiting += texts
+    self.num_waiting += sum(lengths)
+    self.mark['documents'] += 1
+    self.mark['bytes'] += num_bytes
+    if self.num_waiting >= BUFFERED:
+      self._write(self.num_waiting - self.num_waiting % BLOCK)
+
+  def _write(self, stop: int) -> None:
+    """Writes the first `stop` tokens that wait."""
+    tokens = np.concatenate(self.waiting)
+    with _system_errors():
+      for start in range(0, stop, BLOCK):
+        block = tokens[start:min(start + BLOCK, stop)]
+        self.writer.write(_record(block, self.dtype))
+        self.mark['blocks'] += 1
+    self.mark['tokens'] += stop
+    self.mark['max_id'] = max(self.mark['max_id'], int(tokens.max()))
+    rest = tokens[stop:]
+    self.waiting = [rest]
+    self.num_waiting = len(rest)
+
+  def close(self) -> dict[str, Any]:
+    """Finishes the file; returns a dict for JSON that says what is in it."""
+    if self.num_waiting:
+      self._write(self.num_waiting)
+    with _system_errors():
+      self.writer.close()
+    with open(self.temporary, 'rb') as file:
+      os.fsync(file.fileno())
+    os.replace(self.temporary, self.path)
+    # Little-endian int32 [examples, texts]: tokens of each text, its end included.
+    lengths = np.array(self.lengths, '<i4').tobytes()
+    # Names of the examples, a line each. No time of day inside, so the same bytes every time.
+    names = zstandard.ZstdCompressor().compress('\n'.join(self.names).encode())
+    return self.mark | _file_mark(self.path) | dict(
+        lengths=_beside(self.path, 'lengths-', 'bin', lengths),
+        names=_beside(self.path, 'names-', 'zst', names))
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+  """Turns array_record's errors for a disk that is full or cannot be written to into OSError."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f'{str(error)[:300]}') from error
+
+
+def _beside(path: pathlib.Path, start: str, ending: str, content: bytes) -> dict[str, Any]:
+  """Writes 'lengths-train-00000-of-00002.bin' beside 'tokens-train.array_record-00000-of-00002'; its mark."""
+  name = path.name.replace('tokens-', start).replace('.array_record-', '-')
+  file = path.with_name(f'{name}.{ending}')
+  write_file(file, content)
+  return _file_mark(file)
+
+
+def _file_mark(path: pathlib.Path) -> dict[str, Any]:
+  return dict(file=path.name, size=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _record(tokens: np.ndarray, dtype: str) -> bytes:
+  """Returns the bytes of a tf.train.Example: up to BLOCK tokens, padded with 0, and how many."""
+  from tensorflow_datasets.proto import tf_example_pb2
+  proto: Any = tf_example_pb2
+  payload = np.pad(tokens.astype(dtype), (0, BLOCK - len(tokens))).tobytes()
+  example = proto.Example()
+  example.features.feature['n'].int64_list.value.append(len(tokens))
+  example.features.feature['tokens'].bytes_list.value.append(payload)
+  # Without deterministic=True the order of the two features differs from process to process (and
+  # TFDS's own serializer does without). Sorted by name, the tokens come last.
+  record = example.SerializeToString(deterministic=True)
+  assert record.endswith(payload)
+  return record
+
+
+def write_tfds_metadata(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+  """Makes `tfds.builder_from_directory(folder).as_data_source('train')` work."""
+  import tensorflow_datasets as tfds
+  library: Any = tfds
+  infos = [_split_info(library, folder, name, split['shards']) for name, split in manifest['splits'].items()]
+  block_dtype = np.dtype(manifest['dtype']).type
+  tokens = library.features.Tensor(shape=(manifest['block'],), dtype=block_dtype, encoding='bytes')
+  features = library.features.FeaturesDict(dict(tokens=tokens, n=library.features.Scalar(np.int32)))
+  library.folder_dataset.write_metadata(
+      data_dir=folder, features=features, split_infos=infos, filename_template=TEMPLATE, check_data=False)
+
+
+def _split_info(library: Any, folder: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]]) -> Any:
+  """TFDS's SplitInfo of a split; library: tensorflow_datasets; shards: of the manifest."""
+  template = library.core.ShardedFileTemplate(
+      data_dir=folder, dataset_name='tokens', split=name, filetype_suffix='array_record', template=TEMPLATE)
+  return library.core.SplitInfo(
+      name=name, shard_lengths=[shard['blocks'] for shard in shards],
+      num_bytes=sum(shard['size'] for shard in shards), filename_template=template)
+
+
+def sha256(content: bytes) -> str:
+  """Returns the sha256 of bytes, in hex."""
+  return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+  """Returns the sha256 of a file, in hex."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

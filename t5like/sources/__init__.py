@@ -1,0 +1,1 @@
+"""Where text comes from: files, parquet, TFDS, the standard library's own source."""

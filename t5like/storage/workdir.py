@@ -1,0 +1,310 @@
+"""The files of a run in its workdir beside checkpoints, and the checks of a second start.
+
+  config.json      the config of the run, before derived values
+  vocabulary       the vocabulary's file, so that the model can be used without the dataset
+  result.json      why and where the run ended; only once its target was reached
+  metrics.jsonl    a line of numbers per log interval and validation (see metrics.py)
+  samples.jsonl    the model's answers to config.sample.prompts
+  ledger.jsonl     where the time went (see ledger.py); main.py report shows it in report.html
+  evaluation.json  the results of main.py evaluate, unless --output names another file
+  rewinds.json     when and why the run went back to a checkpoint (see rewinds.py)
+  bad_steps/       batches of steps that were not finite
+  lease.json       while a run is there (see lease.py)
+"""
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from t5like import config as config_lib
+from t5like.config.values import ROOT, either, show
+from t5like.errors import CheckpointError, ConfigError, DataError
+from t5like.files import mirror, paths, plain_json, schema, writing
+from t5like.files.schema import Maybe, Object, Real, Text, Whole
+
+RESULT_FIELDS = dict(
+    stop=Object(),
+    reason=Text(),
+    step=Whole(),
+    tokens=Whole(),
+    validation=Object(dict(nll=Maybe(Real())), ('nll',)))
+RESULT = Object(RESULT_FIELDS, tuple(RESULT_FIELDS))
+OURS = schema.Limits(constants=True)  # older versions wrote NaN
+STORES = ('gs', 's3', 'az', 'hf')  # that etils reads, as Orbax does
+EXTRAS = dict(gs='gcs', s3='s3')  # {store: extra of this package that installs what it needs}
+RESUME_ADVICE = 'Delete it: the run resumes from its newest checkpoint.'
+
+
+def _write(path: Any, content: str | bytes) -> None:
+  """Writes a file whole or not at all."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing.write_file(path, content)
+  except OSError as e:
+    raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may write to, with '
+                          'room on its disk.') from e
+
+
+def _read(path: Any) -> bytes | None:
+  """The bytes of a file, or None where there is none."""
+  try:
+    return schema.content(path)
+  except FileNotFoundError:
+    return None
+  except ImportError as e:  # etils needs a library for gs:// or s3://
+    raise no_package(path, e) from e
+  except schema.Invalid as e:
+    raise CheckpointError(f'--workdir: {schema.sentence(path, e)}') from e
+
+
+def is_there(name: str, path: str) -> bool:
+  """Whether a folder or file exists.
+
+  Args:
+    name: the flag or key that gives it.
+    path: local, or the URL of an object store.
+
+  Raises:
+    CheckpointError: for a store that does not answer, or whose package is not installed.
+    ConfigError: for a kind of store that runs cannot use, or a name that no file can have.
+  """
+  if not paths.is_remote(path):
+    return _is_there_locally(name, path)
+  protocol = path.partition('://')[0]
+  if protocol not in STORES:
+    stores = either(f'{store}://' for store in STORES)
+    raise ConfigError(f'{name}={show(path)}: runs lie on disk or on {stores}, and this is {protocol}://.')
+  try:
+    return mirror.within(name, path, lambda: _exists(path))
+  except DataError as e:
+    raise CheckpointError(str(e)) from e
+
+
+def _is_there_locally(name: str, path: str) -> bool:
+  try:
+    return epath.Path(path).exists()
+  except OSError as e:
+    raise ConfigError(f'{name}={show(path)}: {e.strerror}. Give another path.') from e
+  except ValueError as e:
+    raise ConfigError(f'{name}={show(path)}: {e}. Give another path.') from e
+
+
+def _exists(path: str) -> bool:
+  try:
+    return epath.Path(path).exists()
+  except ImportError as e:
+    raise DataError(str(no_package(path, e))) from e
+
+
+def no_package(path: Any, error: ImportError) -> CheckpointError:
+  """The error for a path on an object store whose package is not installed."""
+  protocol = str(path).partition('://')[0]
+  fix = 'pip install the package that it names'
+  if protocol in EXTRAS:
+    fix = f"pip install -e '.[{EXTRAS[protocol]}]'"
+  return CheckpointError(f'{path} cannot be opened ({error}); run: {fix}')
+
+
+# --- The config, and checkpoints ------------------------------------------------------------------
+
+
+def read_config(workdir: Any) -> Any:
+  """The config of the run in `workdir`; ConfigError when there is none."""
+  is_there('--workdir', str(workdir))
+  path = epath.Path(workdir) / 'config.json'
+  text = _read(path)
+  if text is None:
+    raise ConfigError(f'--workdir={workdir} holds no run (no config.json there). Train one first: '
+                      'python main.py --config=configs/decoder_tiny.py --workdir=...')
+  return config_lib.complete(config_lib.from_json(text, str(path)), path)
+
+
+def check_checkpoint(name: str, workdir: str, step: int | None = None) -> int:
+  """The step of a run's checkpoint.
+
+  Args:
+    name: the flag or key that gives the workdir.
+    workdir: of the run.
+    step: of the checkpoint; None: the newest.
+
+  Raises:
+    CheckpointError: when the run has none, or not this one.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  steps = []
+  if is_there(name, str(folder)):
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+  if step is None and steps:
+    return steps[-1]
+  if step is not None and step in steps:
+    return step
+  wanted = '' if step is None else f' of {step}'
+  raise CheckpointError(f'{name}={workdir} has no checkpoint{wanted} yet; it has {steps or "none"}.')
+
+
+def check_trained(workdir: str, step: int = 0) -> Any:
+  """The config of a trained run whose checkpoint `step` (0: the newest) exists.
+
+  ConfigError when there is no run, CheckpointError when it has no such checkpoint.
+  """
+  config = read_config(workdir)
+  check_checkpoint('--workdir', workdir, step or None)
+  return config
+
+
+def vocabulary_path(workdir: Any) -> Any:
+  """The path of a run's vocabulary."""
+  return epath.Path(workdir) / 'vocabulary'
+
+
+def write_vocabulary(workdir: Any, vocabulary: Any) -> None:
+  """Keeps a vocabulary in a workdir."""
+  _write(vocabulary_path(workdir), vocabulary.content)
+
+
+def check_config(workdir: Any, config: Any) -> list[tuple[str, Any, Any]]:
+  """Refuses a workdir that another config made; returns [(key, old value, new value)] of the differences allowed."""
+  is_there('--workdir', str(workdir))
+  path = epath.Path(workdir) / 'config.json'
+  text = _read(path)
+  if text is None:
+    check_beginning(config.init_from)
+    return []
+  return config_lib.check_resumable(config_lib.from_json(text, str(path)), config, str(path))
+
+
+def check_beginning(init_from: str) -> None:
+  """ConfigError or CheckpointError for a config.init_from that does not exist or cannot be reached."""
+  if not init_from or is_there('init_from', paths.check('init_from', init_from)):
+    return
+  path = epath.Path(paths.expand(init_from))
+  hint = '.'
+  if (ROOT / 'configs' / f'{path.name}.py').exists():
+    hint = f'; that run is made by python main.py --config=configs/{path.name}.py.'
+  raise ConfigError(f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its '
+                    f'checkpoints (WORKDIR/checkpoints/STEP), or a Hugging Face folder{hint}')
+
+
+def write_config(workdir: Any, config: Any) -> None:
+  """Keeps a config in a workdir."""
+  _write(epath.Path(workdir) / 'config.json', config_lib.to_json(config))
+
+
+# --- The result, and other JSON -------------------------------------------------------------------
+
+
+def read_result(workdir: Any, config: Any) -> dict[str, Any] | None:
+  """The result of a run that has reached the target of this config, else None."""
+  result = read_json(epath.Path(workdir) / 'result.json', RESULT, RESUME_ADVICE)
+  if not result or result['stop'] != plain_json.as_read(config.stop.to_dict()):
+    return None
+  if result['validation']['nll'] is None:
+    result['validation']['nll'] = math.nan
+  return result
+
+
+def finished(workdir: Any, config: Any) -> dict[str, Any] | None:
+  """`read_result` of a run that has a checkpoint: one without any is not done, whatever its result says."""
+  folder = epath.Path(workdir) / 'checkpoints'
+  if not folder.exists():
+    return None
+  for step in folder.iterdir():
+    if (step / 'commit_success.txt').exists():
+      return read_result(workdir, config)
+  return None
+
+
+def write_result(workdir: Any, config: Any, **result: Any) -> None:
+  """Keeps the result of a run beside the target that it has reached."""
+  write_json(epath.Path(workdir) / 'result.json', dict(stop=config.stop.to_dict(), **result))
+
+
+def write_json(path: Any, values: Any) -> None:
+  """Numbers for programs, at any path."""
+  _write(epath.Path(path), plain_json.dumps(values, indent=2) + '\n')
+
+
+def write_file(path: Any, content: str | bytes) -> None:
+  """Text or bytes at any path, whole or not at all."""
+  _write(epath.Path(path), content)
+
+
+def read_json(path: Any, shape: schema.Shape = schema.ANY, advice: str = '') -> Any:
+  """The values that `write_json` wrote, or None where there is no file. CheckpointError if damaged, with `advice`."""
+  text = _read(epath.Path(path))
+  if text is None:
+    return None
+  try:
+    return schema.parse(text, shape, OURS)
+  except schema.Invalid as e:
+    raise CheckpointError(schema.sentence(path, e, advice)) from e
+
+
+# --- Whole folders --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Any, marker: str = 'config.json') -> Iterator[Any]:
+  """Yields a folder to write into, which becomes `folder` when all is written: it is there whole or not at all.
+
+  It lies beside `folder` as .NAME.partial; the remains of a process that was killed are deleted by the next. On an
+  object store, which cannot rename folders, files are copied one by one, `marker`, which readers look for, last.
+  ConfigError for a folder that holds files already, CheckpointError where nothing can be written.
+  """
+  remote = paths.is_remote(folder)
+  if not remote:  # without links and dots, so that the folder itself is renamed
+    folder = pathlib.Path(folder).expanduser().resolve()
+  folder = epath.Path(folder)
+  partial = folder.parent / f'.{folder.name}.partial'
+  try:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+      raise ConfigError(f'{folder} holds files already. Give a new or an empty folder.')
+    if partial.exists():
+      partial.rmtree()
+    partial.mkdir(parents=True)
+    try:
+      yield partial
+    except Exception:
+      partial.rmtree(missing_ok=True)
+      raise
+    if remote:
+      _copy_all(partial, folder, marker)
+      partial.rmtree()
+      return
+    _sync(pathlib.Path(partial))
+    os.rename(partial, folder)  # onto an empty folder too
+    _sync_folder(pathlib.Path(folder).parent)
+  except OSError as e:
+    raise CheckpointError(f'cannot write to {folder}: {e}.') from e
+
+
+def _copy_all(source: Any, target: Any, marker: str) -> None:
+  """Copies a folder, the file `marker` last."""
+  names = [path.name for path in source.iterdir()]
+  names.sort(key=lambda name: name == marker)
+  target.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    if (source / name).is_dir():
+      _copy_all(source / name, target / name, marker)
+    else:
+      (source / name).copy(target / name, overwrite=True)
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Makes all files of a local folder outlive a power cut."""
+  for path in folder.rglob('*'):
+    if path.is_file():
+      with open(path, 'rb') as f:
+        os.fsync(f.fileno())
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
