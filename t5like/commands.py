@@ -1,4 +1,4 @@
-"""What each command of `command_line.py` does. Heavy imports wait until the config is known to be right."""
+"""What each command of `command_line/` does. Heavy imports wait until the config is known to be right."""
 import math
 import os
 import pathlib
