@@ -1,4 +1,4 @@
-"""JSON that others wrote, read within limits and checked against the shape that is expected of it.
+"""JSON that others wrote, read within limits and checked against the expected shape.
 
     SHAPE = Object(dict(kind=Text(), tokens=Whole(1, 4096)), needs=('kind',))
     values = read(path, SHAPE, ConfigError, 'See docs/evaluate.md.')
@@ -23,6 +23,10 @@ from t5like.nearest import suggestion
 SHOWN = 60  # characters of a value in an error
 WORD = (1 << 63) - 1
 ESCAPED_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+SHORT_NUMBER = 19  # digits: whole numbers with fewer fit in 64 bits
+LONGEST_NUMBER = 400  # digits
+LONGEST_NAME = 300  # characters of a path in an error
 
 
 class Invalid(ValueError):
@@ -31,16 +35,12 @@ class Invalid(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a text may hold at most: bytes, values (each takes about 60 bytes of memory) and levels of nesting.
-
-  unique: refuse keys that occur twice in an object. constants: NaN and Infinity, which JSON does not have but Python
-  writes, become null instead of an error.
-  """
-  size: int = 16 << 20
-  values: int = 1_000_000
-  depth: int = 64
-  unique: bool = True
-  constants: bool = False
+  """The most that a text may hold, and what else is refused."""
+  size: int = 16 << 20  # bytes
+  values: int = 1_000_000  # each takes about 60 bytes of memory
+  depth: int = 64  # levels of nesting
+  unique: bool = True  # refuse keys that occur twice in an object
+  constants: bool = False  # NaN and Infinity, which JSON does not have but Python writes, become null
 
 
 SMALL = Limits()
@@ -51,21 +51,23 @@ LINE = Limits(constants=True)  # of a file that a run appends to
 
 
 class Shape:
-  """What a value must be. `wants` says it in words, `check` raises Invalid, naming the key `at` which it stands."""
-  wants = 'any value'
-  inner = False  # whether it has parts, which `check` looks at
+  """The requirements of a value; `inner`: whether it has parts, which `check` looks at too."""
+  wants = 'any value'  # the requirements in words
+  inner = False
 
-  def check(self, value: Any, at: str) -> None:
+  def check(self, value: Any, place: str) -> None:
+    """Raises Invalid, naming the key `place` of the value ('' for the whole text), if it does not fit."""
     if not self.fits(value):
-      raise Invalid(f'{at or "the whole"}={show(value)} must be {self.wants}')
+      raise Invalid(f'{place or "the whole"}={show(value)} must be {self.wants}')
 
   def fits(self, value: Any) -> bool:
+    """Whether the value itself, not its parts, is as required."""
     return True
 
 
 @dataclasses.dataclass(frozen=True)
 class Anything(Shape):
-  pass
+  """Any value."""
 
 
 ANY = Anything()
@@ -73,6 +75,7 @@ ANY = Anything()
 
 @dataclasses.dataclass(frozen=True)
 class Whole(Shape):
+  """A whole number."""
   least: int = 0
   most: int = WORD
 
@@ -81,7 +84,9 @@ class Whole(Shape):
     return f'a whole number from {self.least:,} to {self.most:,}'
 
   def fits(self, value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
+    if not isinstance(value, int) or isinstance(value, bool):
+      return False
+    return self.least <= value <= self.most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +99,31 @@ class Real(Shape):
 
   @property
   def wants(self) -> str:
-    low = f'{"above" if self.above else "at least"} {self.least:g}' if self.least > -math.inf else ''
-    high = f'{"below" if self.below else "at most"} {self.most:g}' if self.most < math.inf else ''
-    return ' '.join(['a finite number', ' and '.join(filter(None, [low, high]))]).strip()
+    limits = []
+    if self.least > -math.inf:
+      comparison = 'above' if self.above else 'at least'
+      limits.append(f'{comparison} {self.least:g}')
+    if self.most < math.inf:
+      comparison = 'below' if self.below else 'at most'
+      limits.append(f'{comparison} {self.most:g}')
+    if not limits:
+      return 'a finite number'
+    return f'a finite number {" and ".join(limits)}'
 
   def fits(self, value: Any) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
       return False
-    high_enough = value > self.least if self.above else value >= self.least
-    low_enough = value < self.most if self.below else value <= self.most
-    return high_enough and low_enough
+    if self.above and value == self.least:
+      return False
+    if self.below and value == self.most:
+      return False
+    return self.least <= value <= self.most
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Shape):
-  most: int = 1 << 20  # characters
+  """A text; `most`: characters."""
+  most: int = 1 << 20
 
   @property
   def wants(self) -> str:
@@ -120,6 +135,7 @@ class Text(Shape):
 
 @dataclasses.dataclass(frozen=True)
 class Flag(Shape):
+  """True or false."""
   wants = 'true or false'
 
   def fits(self, value: Any) -> bool:
@@ -129,7 +145,7 @@ class Flag(Shape):
 @dataclasses.dataclass(frozen=True)
 class OneOf(Shape):
   """One of a few texts."""
-  values: tuple
+  values: tuple[str, ...]
 
   @property
   def wants(self) -> str:
@@ -150,8 +166,11 @@ class FileName(Shape):
     return f'the name of a file in the same folder{ends}, without / and ..'
 
   def fits(self, value: Any) -> bool:
-    return (isinstance(value, str) and 0 < len(value.encode()) <= 255 and value not in ('.', '..')
-            and not re.search(r'[/\\\x00]', value) and value.endswith(self.ending))
+    if not isinstance(value, str) or not 0 < len(value.encode()) <= 255:
+      return False
+    if value in ('.', '..') or re.search(r'[/\\\x00]', value):
+      return False
+    return value.endswith(self.ending)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,16 +186,16 @@ class Maybe(Shape):
   def fits(self, value: Any) -> bool:
     return value is None or self.shape.fits(value)
 
-  def check(self, value: Any, at: str) -> None:
-    super().check(value, at)
+  def check(self, value: Any, place: str) -> None:
+    super().check(value, place)
     if value is not None:
-      self.shape.check(value, at)
+      self.shape.check(value, place)
 
 
 @dataclasses.dataclass(frozen=True)
 class Either(Shape):
-  """The first of several shapes whose kind of value it is."""
-  shapes: tuple
+  """The first of several shapes that the value fits."""
+  shapes: tuple[Shape, ...]
   inner = True
 
   @property
@@ -186,14 +205,18 @@ class Either(Shape):
   def fits(self, value: Any) -> bool:
     return any(shape.fits(value) for shape in self.shapes)
 
-  def check(self, value: Any, at: str) -> None:
-    super().check(value, at)
-    next(shape for shape in self.shapes if shape.fits(value)).check(value, at)
+  def check(self, value: Any, place: str) -> None:
+    super().check(value, place)
+    for shape in self.shapes:
+      if shape.fits(value):
+        shape.check(value, place)
+        return
 
 
 @dataclasses.dataclass(frozen=True)
 class List(Shape):
-  of: Shape = ANY
+  """A list of `least` to `most` values of a shape."""
+  element: Shape = ANY
   least: int = 0
   most: int = 1_000_000
   inner = True
@@ -205,50 +228,56 @@ class List(Shape):
   def fits(self, value: Any) -> bool:
     return isinstance(value, list) and self.least <= len(value) <= self.most
 
-  def check(self, value: Any, at: str) -> None:
-    super().check(value, at)
+  def check(self, value: Any, place: str) -> None:
+    super().check(value, place)
     for i, part in enumerate(value):
-      if self.of.inner or not self.of.fits(part):  # names are made only where they may be needed
-        self.of.check(part, f'{at}[{i}]')
+      if self.element.inner or not self.element.fits(part):  # names are made only where they may be needed
+        self.element.check(part, f'{place}[{i}]')
 
 
 @dataclasses.dataclass(frozen=True)
 class Object(Shape):
-  """fields: {key: shape} of the known ones; needs: those that must be there; rest: the shape of all others, None: there
-  must be no others."""
-  fields: Mapping = dataclasses.field(default_factory=dict)
-  needs: tuple = ()
-  rest: Shape | None = ANY
-
+  """Named values."""
+  fields: Mapping[str, Shape] = dataclasses.field(default_factory=dict)  # of known keys
+  needs: tuple[str, ...] = ()  # keys that must be present
+  rest: Shape | None = ANY  # of all other keys; None: there must be no others
   wants = 'an object with named values'
   inner = True
 
   def fits(self, value: Any) -> bool:
     return isinstance(value, dict)
 
-  def check(self, value: Any, at: str) -> None:
-    super().check(value, at)
+  def check(self, value: Any, place: str) -> None:
+    super().check(value, place)
     missing = [key for key in self.needs if key not in value]
     if missing:
-      raise Invalid(f'{f"{at} " if at else ""}lacks {", ".join(missing[:8])}')
+      raise Invalid(f'{place} lacks {", ".join(missing[:8])}'.lstrip())
     for key, part in value.items():
       shape = self.fields.get(key, self.rest)
       if shape is None:
         guess = suggestion(key, self.fields, ' (did you mean {!r}?)')
-        raise Invalid(f'{_key(at, key)} is an unknown key{guess}; there are {", ".join(self.fields)}')
+        raise Invalid(f'{_key(place, key)} is an unknown key{guess}; there are {", ".join(self.fields)}')
       if shape.inner or not shape.fits(part):
-        shape.check(part, _key(at, key))
+        shape.check(part, _key(place, key))
 
 
-def _key(at: str, key: str) -> str:
-  key = key if key.isprintable() and len(key) <= SHOWN else show(key)
-  return f'{at}.{key}' if at else key
+def _key(place: str, key: str) -> str:
+  """The place of a key in an object: 'a.b' of 'b' in 'a'."""
+  if not key.isprintable() or len(key) > SHOWN:
+    key = show(key)
+  if not place:
+    return key
+  return f'{place}.{key}'
 
 
 def show(value: Any) -> str:
   """A value as JSON has it, shortened, on one line."""
-  text = type(value).__name__ if isinstance(value, (dict, list)) and len(value) > SHOWN else _text_of(value)
-  return text if len(text) <= SHOWN else f'{text[:SHOWN - 3]}...'
+  if isinstance(value, (dict, list)) and len(value) > SHOWN:
+    return type(value).__name__
+  text = _text_of(value)
+  if len(text) <= SHOWN:
+    return text
+  return f'{text[:SHOWN - 3]}...'
 
 
 def _text_of(value: Any) -> str:
@@ -256,7 +285,7 @@ def _text_of(value: Any) -> str:
     value = value[:SHOWN]
   try:
     return json.dumps(value)
-  except (ValueError, TypeError, RecursionError):  # the latter two of what is no JSON at all
+  except (ValueError, TypeError, RecursionError):  # the latter two for values that are no JSON at all
     return f'a {type(value).__name__}'
 
 
@@ -264,19 +293,20 @@ def _text_of(value: Any) -> str:
 
 
 def parse(content: bytes | str, shape: Shape = ANY, limits: Limits = SMALL) -> Any:
-  """The value of a JSON text; Invalid for one that is none, is beyond the limits, or has another shape."""
+  """The value of a JSON text; Invalid for a text that is not JSON, exceeds the limits, or has another shape."""
   text = _decoded(content, limits)
+  constant = _null if limits.constants else _constant
+  unique = _unique if limits.unique else None
   try:
-    value = json.loads(text, parse_int=_integer, parse_float=_float,
-                       parse_constant=_null if limits.constants else _constant,
-                       object_pairs_hook=_unique if limits.unique else None)
+    value = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=constant, object_pairs_hook=unique)
   except json.JSONDecodeError as error:
     raise Invalid(f'is not JSON: {error.msg} at line {error.lineno}, character {error.colno}') from error
   except RecursionError:
     raise Invalid(f'is nested more than {limits.depth} levels deep') from None
   except MemoryError:
     raise Invalid('takes more memory than there is') from None
-  if text.count('[') + text.count('{') > limits.depth and _depth(value, limits.depth) > limits.depth:
+  opened = text.count('[') + text.count('{')  # cheaper than the depth, which is at most this
+  if opened > limits.depth and _depth(value, limits.depth) > limits.depth:
     raise Invalid(f'is nested more than {limits.depth} levels deep')
   if ESCAPED_SURROGATE.search(text):
     refuse_surrogates(value)
@@ -287,10 +317,11 @@ def parse(content: bytes | str, shape: Shape = ANY, limits: Limits = SMALL) -> A
 def _decoded(content: bytes | str, limits: Limits) -> str:
   if len(content) > limits.size:
     raise Invalid(f'has more than {limits.size:,} bytes')
-  text = content
-  if isinstance(content, bytes):
+  if isinstance(content, str):
+    text = content
+  else:
     try:
-      text = content.removeprefix(b'\xef\xbb\xbf').decode()
+      text = content.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
       raise Invalid(f'is not UTF-8: byte 0x{content[error.start]:02X} at offset {error.start}') from None
   if text.count(',') + text.count('[') + text.count('{') > limits.values:
@@ -300,12 +331,14 @@ def _decoded(content: bytes | str, limits: Limits) -> str:
 
 def _integer(text: str) -> int | float:
   """An int of 64 bits; a larger one as a float, for some programs write their "no limit" as 10^30."""
-  if len(text) < 19:
+  if len(text) < SHORT_NUMBER:
     return int(text)
-  if len(text) > 400:
+  if len(text) > LONGEST_NUMBER:
     raise Invalid(f'has a number of {len(text):,} digits')
   value = int(text)
-  return value if abs(value) <= WORD else _float(text)
+  if abs(value) > WORD:
+    return _float(text)
+  return value
 
 
 def _float(text: str) -> float:
@@ -323,29 +356,41 @@ def _null(name: str) -> None:
   return None
 
 
-def _unique(pairs: list) -> dict:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
-  if len(value) < len(pairs):
-    seen = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise Invalid(f'has the key {show(twice)} twice in one object')
+  if len(value) == len(pairs):
+    return value
+  seen = set()
+  for key, _ in pairs:
+    if key in seen:
+      raise Invalid(f'has the key {show(key)} twice in one object')
+    seen.add(key)
   return value
 
 
 def _depth(value: Any, most: int) -> int:
   """Levels of lists and objects, counted up to one more than `most`, without recursion."""
-  level, depth = [value], 0
+  level = [value]
+  depth = 0
   while depth <= most:
-    level = [part for part in level if isinstance(part, (dict, list))]
-    if not level:
+    inner = []
+    has_containers = False
+    for part in level:
+      if isinstance(part, dict):
+        has_containers = True
+        inner.extend(part.values())
+      elif isinstance(part, list):
+        has_containers = True
+        inner.extend(part)
+    if not has_containers:
       return depth
     depth += 1
-    level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+    level = inner
   return depth
 
 
 def refuse_surrogates(value: Any) -> None:
-  """Invalid where a text in the value has half of a surrogate pair: no file and no terminal takes it."""
+  """Invalid where a text in the value has half of a surrogate pair, which no file and no terminal takes."""
   try:
     json.dumps(value, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
@@ -359,30 +404,30 @@ def refuse_surrogates(value: Any) -> None:
 def content(path: Any, limits: Limits = SMALL) -> bytes:
   """The bytes of a file, local (str or path) or an epath of a remote one.
 
-  FileNotFoundError; Invalid for one that cannot be read, is too long, or is no regular file (a device or a pipe never
-  ends).
+  FileNotFoundError; Invalid for a file that cannot be read or is too long, and for one that is not regular (a device
+  or a pipe never ends).
   """
   path = _local(path)
   try:
     if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
       raise Invalid('is a folder' if path.is_dir() else 'is not a regular file')
     with path.open('rb') as f:
-      found = f.read(limits.size + 1)
-  except FileNotFoundError:
+      data = f.read(limits.size + 1)
+  except (FileNotFoundError, Invalid):
     raise
   except OSError as error:
     raise Invalid(f'cannot be read ({error.strerror or error})') from error
   except ValueError as error:
-    if isinstance(error, Invalid):
-      raise
     raise Invalid(f'is no path ({error})') from error
-  if len(found) > limits.size:
+  if len(data) > limits.size:
     raise Invalid(f'has more than {limits.size:,} bytes')
-  return found
+  return data
 
 
 def _local(path: Any) -> Any:
-  return path if '://' in str(path) else pathlib.Path(path)
+  if '://' in str(path):
+    return path
+  return pathlib.Path(path)
 
 
 def read(path: Any, shape: Shape, failure: type[Failure], advice: str = '', limits: Limits = SMALL) -> Any:
@@ -394,16 +439,18 @@ def read(path: Any, shape: Shape, failure: type[Failure], advice: str = '', limi
 
 
 def sentence(name: Any, error: Invalid, advice: str = '') -> str:
-  """One paragraph on what is wrong with the text `name`."""
-  says = str(error)
-  joined = ' ' if re.match(r'(is|has|holds|lacks|takes|cannot) ', says) else ': '
-  return f'{cut(str(name))}{joined}{says}.' + (
-      f' {advice}' if advice else '')
+  """One paragraph: the text's name, what is wrong with it, and advice."""
+  message = str(error)
+  is_predicate = re.match(r'(is|has|holds|lacks|takes|cannot) ', message)
+  separator = ' ' if is_predicate else ': '
+  return f'{cut(str(name))}{separator}{message}. {advice}'.rstrip()
 
 
 def cut(name: str) -> str:
   """A name or path that is shown to people, without the middle of one that is very long."""
-  return name if len(name) <= 300 else f'{name[:140]}...{name[-140:]}'
+  if len(name) <= LONGEST_NAME:
+    return name
+  return f'{name[:140]}...{name[-140:]}'
 
 
 def lines(path: Any, shape: Shape, limits: Limits = LINE) -> Iterator[Any]:
@@ -420,7 +467,7 @@ def lines(path: Any, shape: Shape, limits: Limits = LINE) -> Iterator[Any]:
 
 
 def raw_lines(path: Any, limits: Limits = LINE) -> Iterator[bytes]:
-  """Yields the lines of a file that are not empty, one at a time; of one that is too long only the beginning."""
+  """Yields the lines of a file that are not empty; of a line that is too long only the beginning."""
   path = _local(path)
   if not path.exists():
     return
@@ -436,10 +483,10 @@ def raw_lines(path: Any, limits: Limits = LINE) -> Iterator[bytes]:
 
 
 def records(text: bytes, shape: Shape, name: Any, failure: type[Failure], advice: str = '',
-            limits: Limits = SMALL) -> list:
+            limits: Limits = SMALL) -> list[Any]:
   """The values of JSON lines, all of which must be whole: `failure`, with the number of the line, for others."""
   values = []
-  for number, line in enumerate(text.removeprefix(b'\xef\xbb\xbf').split(b'\n'), 1):
+  for number, line in enumerate(text.removeprefix(BYTE_ORDER_MARK).split(b'\n'), 1):
     if not line.strip():
       continue
     try:
