@@ -10,11 +10,23 @@
 These four are what programs and notebooks need; `python main.py` does the same and more. What goes wrong is a Failure
 of `t5like.errors`, with a paragraph that says what would work. Importing t5like does not import JAX yet.
 """
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+  import pathlib
+  from collections.abc import Callable, Iterable, Sequence
+  from typing import Any
+
+  from t5like.decoding.trained_model import Loaded
+
 __version__ = '0.2.0'
 __all__ = ['evaluate', 'generate', 'load', 'train']
 
 
-def train(config, workdir, overrides=(), devices=None, watch=None):
+def train(config: Any, workdir: str | pathlib.Path, overrides: Sequence[str] = (), devices: Sequence[Any] | None = None,
+          watch: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
   """Trains until a target of `config.stop` is reached, or resumes where a run in `workdir` was interrupted.
 
   Args:
@@ -46,19 +58,20 @@ def train(config, workdir, overrides=(), devices=None, watch=None):
     config_lib.validate(config)
   for key, old, new in workdir_lib.check_config(workdir, config):
     print(f'{key} was {old!r} in this run so far, and is {new!r} from now on.')
-  done = workdir_lib.finished(workdir, config)
-  if done:
-    return {key: value for key, value in done.items() if key != 'stop'}
+  result = workdir_lib.finished(workdir, config)
+  if result:
+    del result['stop']
+    return result
   from t5like.training import loop, preconditions
   preconditions.check(config, workdir, create=True)
   return loop.train(config, str(workdir), pathlib.Path(str(workdir)).name, devices, watch=watch)
 
 
-def load(workdir, step=None, devices=None):
+def load(workdir: str | pathlib.Path, step: int | None = None, devices: Sequence[Any] | None = None) -> Loaded:
   """A trained model, ready to use.
 
   Args:
-    workdir: of a run, local or gs://. (`python main.py import` makes one from a model of Hugging Face's.)
+    workdir: of a run, local or gs://. (`python main.py import` makes one from a Hugging Face model.)
     step: of the checkpoint; the newest by default.
     devices: over which parameters and rows are spread; one of this machine by default.
 
@@ -77,17 +90,20 @@ def load(workdir, step=None, devices=None):
   return trained_model.load(paths.expand(str(workdir)), step, devices)
 
 
-def generate(model, prompts, tokens=128, temperature=0.8, top_k=40, top_p=1.0, seed=0, beams=1, alpha=0.6):
-  """What a model makes of prompts, [text]: a decoder goes on, an encoder fills in `<mask>`, an encoder-decoder answers.
+def generate(model: Loaded | str | pathlib.Path, prompts: Iterable[str], tokens: int = 128, temperature: float = 0.8,
+             top_k: int = 40, top_p: float = 1.0, seed: int = 0, beams: int = 1, alpha: float = 0.6) -> list[str]:
+  """Answers to prompts: a decoder continues them, an encoder fills in `<mask>`, an encoder-decoder answers.
 
   Args:
     model: what `load` returned, or a workdir.
-    prompts: [text]; '' lets a decoder begin by itself. `<extra_id_0>` and so on are filled in by models of spans.
+    prompts: texts; a decoder can begin with ''. `<extra_id_0>` and so on are filled in by models of spans.
     tokens: of each answer, at most.
     temperature: of sampling; 0 takes the likeliest token each time.
-    top_k, top_p: sample from the k likeliest tokens (0: all), and from the likeliest that hold so much probability.
+    top_k: sample from the k likeliest tokens; 0: from all.
+    top_p: sample from the fewest likeliest tokens that hold this probability.
     seed: others give other samples.
-    beams, alpha: above 1, beam search of so many, with a length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016).
+    beams: above 1, beam search with this number of beams.
+    alpha: of its length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016).
 
   Raises:
     ConfigError for prompts that do not fit the model.
@@ -96,15 +112,20 @@ def generate(model, prompts, tokens=128, temperature=0.8, top_k=40, top_p=1.0, s
                                  seed=seed, beams=beams, alpha=alpha)
 
 
-def evaluate(model, tasks=(), shots=-1, limit=0, harness_path=None, say=lambda line: None):
-  """{task: {metric: number}} of a model that is asked, zero-shot or with worked examples.
+def _ignore(line: str) -> None:
+  """Reports nothing."""
+
+
+def evaluate(model: Loaded | str | pathlib.Path, tasks: str | Sequence[str] = (), shots: int = -1, limit: int = 0,
+             harness_path: str | None = None, say: Callable[[str], None] = _ignore) -> dict[str, dict[str, float]]:
+  """{task: {metric: number}} of a model, zero-shot or with worked examples.
 
   Args:
     model: what `load` returned, or a workdir.
     tasks: names of built-in tasks, paths of task files (docs/evaluate.md), 'harness:NAME' for those of
       EleutherAI's lm-evaluation-harness; by default all that are built in.
     shots: worked examples before each question; -1: as many as the task says.
-    limit: only so many questions of each task; 0: all.
+    limit: of questions of each task; 0: all.
     harness_path: a folder with more of the harness's tasks.
     say: called with a line for each task as it is done.
 
@@ -113,11 +134,16 @@ def evaluate(model, tasks=(), shots=-1, limit=0, harness_path=None, say=lambda l
     asked, and then t5like.evals.evaluate.TasksFailed has their `results` and the `errors`.
   """
   from t5like.evals import evaluate as evals, plan
-  asked = plan.make([tasks] if isinstance(tasks, str) else tasks, shots, limit, harness_path)
+  if isinstance(tasks, str):
+    tasks = [tasks]
+  planned = plan.make(tasks, shots, limit, harness_path)
   run = _loaded(model)
   subject = evals.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
-  return evals.finished(*asked.run(subject, say))
+  results, errors = planned.run(subject, say)
+  return evals.finished(results, errors)
 
 
-def _loaded(model):
-  return model if hasattr(model, 'params') else load(model)
+def _loaded(model: Any) -> Loaded:
+  if hasattr(model, 'params'):
+    return model
+  return load(model)

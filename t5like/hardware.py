@@ -1,22 +1,39 @@
-"""Which accelerators this machine has, as far as can be seen before JAX starts."""
+"""The accelerators of this machine, as far as they can be seen before JAX starts."""
 import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import MutableMapping
 
 GOOGLE = '0x1ae0'  # PCI vendor of TPUs, but also of network cards and disks of Google's virtual machines
 OTHERS = ('0x01', '0x02', '0x03', '0x06')  # PCI classes: storage, network, display, bridge
-# Variables that describe a TPU, also one that is reached through a network; those that set logging, or say where
-# the library is (importing it sets that one), do not.
-TPU_VARIABLES = ('TPU_NAME', 'TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES',
-                 'TPU_PROCESS_BOUNDS', 'TPU_VISIBLE_CHIPS', 'TPU_VISIBLE_DEVICES', 'TPU_CHIPS_PER_HOST_BOUNDS',
-                 'TPU_CHIPS_PER_PROCESS_BOUNDS', 'TPU_HOST_BOUNDS', 'TPU_TOPOLOGY',
-                 'CLOUD_TPU_TASK_ID', 'COLAB_TPU_ADDR', 'MEGASCALE_COORDINATOR_ADDRESS', 'JAX_FORCE_TPU_INIT',
-                 'LIBTPU_INIT_ARGS', 'PJRT_DEVICE')
+# Variables that describe a TPU, also one that is reached through a network; those that set logging, or the place of
+# the library (importing it sets that one), do not.
+TPU_VARIABLES = (
+    'TPU_NAME',
+    'TPU_ACCELERATOR_TYPE',
+    'TPU_WORKER_ID',
+    'TPU_WORKER_HOSTNAMES',
+    'TPU_PROCESS_ADDRESSES',
+    'TPU_PROCESS_BOUNDS',
+    'TPU_VISIBLE_CHIPS',
+    'TPU_VISIBLE_DEVICES',
+    'TPU_CHIPS_PER_HOST_BOUNDS',
+    'TPU_CHIPS_PER_PROCESS_BOUNDS',
+    'TPU_HOST_BOUNDS',
+    'TPU_TOPOLOGY',
+    'CLOUD_TPU_TASK_ID',
+    'COLAB_TPU_ADDR',
+    'MEGASCALE_COORDINATOR_ADDRESS',
+    'JAX_FORCE_TPU_INIT',
+    'LIBTPU_INIT_ARGS',
+    'PJRT_DEVICE')
+TPU_FILES = ('dev/accel*', 'dev/vfio/[0-9]*')
 GPU_FILES = ('dev/nvidia*', 'dev/kfd', 'dev/dxg')
+PCI_DEVICES = 'sys/bus/pci/devices/*'
 
 
-def choose_platform(root: str = '/', environment=os.environ) -> str:
+def choose_platform(root: str = '/', environment: MutableMapping[str, str] = os.environ) -> str:
   """Keeps JAX from starting a TPU that is not there; returns what JAX_PLATFORMS is then.
 
   With libtpu installed, as preflight needs it, JAX tries to start it on any machine, which takes a second, prints a
@@ -36,22 +53,36 @@ def choose_platform(root: str = '/', environment=os.environ) -> str:
   return 'cpu'
 
 
-def has_tpu(root: str = '/', environment=os.environ) -> bool:
-  """Whether anything says that there is a TPU: device files, the PCI bus, or variables that describe a slice."""
-  root = pathlib.Path(root)
-  files = [*root.glob('dev/accel*'), *root.glob('dev/vfio/[0-9]*')]
-  return bool(files) or any(name in environment for name in TPU_VARIABLES) or any(
-      _is_tpu(device) for device in root.glob('sys/bus/pci/devices/*'))
+def has_tpu(root: str = '/', environment: MutableMapping[str, str] = os.environ) -> bool:
+  """Whether there is any sign of a TPU: device files, the PCI bus, or variables that describe a slice."""
+  if _has_file(root, TPU_FILES):
+    return True
+  if not environment.keys().isdisjoint(TPU_VARIABLES):
+    return True
+  return any(map(_is_tpu, pathlib.Path(root).glob(PCI_DEVICES)))
 
 
 def has_gpu(root: str = '/') -> bool:
   """Whether there is a file of a driver of GPUs."""
-  return any(True for pattern in GPU_FILES for _ in pathlib.Path(root).glob(pattern))
+  return _has_file(root, GPU_FILES)
 
 
-def _is_tpu(device):
+def _has_file(root: str, patterns: tuple[str, ...]) -> bool:
+  for pattern in patterns:
+    for _ in pathlib.Path(root).glob(pattern):
+      return True
+  return False
+
+
+def _is_tpu(device: pathlib.Path) -> bool:
+  """Whether a folder of the PCI bus is that of a TPU."""
   try:
-    vendor, kind = ((device / name).read_text().strip().lower() for name in ('vendor', 'class'))
+    vendor = _fact(device, 'vendor')
+    kind = _fact(device, 'class')
   except OSError:  # a machine that hides its bus
     return False
   return vendor == GOOGLE and not kind.startswith(OTHERS)
+
+
+def _fact(device: pathlib.Path, name: str) -> str:
+  return (device / name).read_text().strip().lower()

@@ -1,6 +1,6 @@
 """JSON as every reader takes it: a number that is not finite becomes null, where Python would write NaN or Infinity.
 
-All that t5like writes as JSON comes through here; `schema.py` is what reads.
+Everything that t5like writes as JSON comes through here; `schema.py` reads.
 """
 import json
 import math
@@ -9,18 +9,18 @@ from typing import Any
 
 def finite(value: Any) -> Any:
   """A value with None in place of each number in it that is not finite."""
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
   if isinstance(value, dict):
-    return {key: finite(inner) for key, inner in value.items()}
+    return dict(zip(value, map(finite, value.values())))
   if isinstance(value, (list, tuple)):
-    return [finite(inner) for inner in value]
+    return list(map(finite, value))
   return value
 
 
-def dumps(value: Any, **how: Any) -> str:
-  """`json.dumps` of it; `how`: its arguments."""
-  return json.dumps(finite(value), allow_nan=False, **how)
+def dumps(value: Any, **options: Any) -> str:
+  """`json.dumps` of a value; `options`: its further arguments."""
+  return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def as_read(value: Any) -> Any:
@@ -29,5 +29,7 @@ def as_read(value: Any) -> Any:
 
 
 def number(value: float | None) -> float:
-  """A number that was written by `dumps`: None is one that was not finite."""
-  return math.nan if value is None else value
+  """A number that was written by `dumps`: NaN for None, which stands for numbers that were not finite."""
+  if value is None:
+    return math.nan
+  return value

@@ -1,4 +1,4 @@
-"""What a start of a run runs on, for its records: commit, versions, devices, and the memory in use."""
+"""The environment of a run, for its records: commit, versions, devices, and the memory in use."""
 import functools
 import importlib.metadata
 import pathlib
@@ -19,27 +19,33 @@ GIB = 2 ** 30
 def describe(mesh: jax.sharding.Mesh) -> dict[str, str]:
   """{'commit', 'versions', 'devices'} of this process, each a text for people."""
   kind = mesh.devices.flat[0].device_kind
-  hosts = f', {jax.process_count()} hosts' if jax.process_count() > 1 else ''
-  return dict(commit=commit(), versions=versions(), devices=f'{mesh.size} x {kind}{hosts}')
+  devices = f'{mesh.size} x {kind}'
+  if jax.process_count() > 1:
+    devices += f', {jax.process_count()} hosts'
+  return dict(commit=commit(), versions=versions(), devices=devices)
 
 
 @functools.cache
 def commit() -> str:
   """The commit of this code, with a + if files were changed since; '' where it is no git checkout."""
-  def ask(*words: str) -> str:
-    return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True, timeout=10,
-                          check=True).stdout.strip()
   try:
-    if pathlib.Path(ask('rev-parse', '--show-toplevel')).resolve() != ROOT:
+    if pathlib.Path(_git('rev-parse', '--show-toplevel')).resolve() != ROOT:
       return ''  # the package lies inside somebody else's repository
-    changed = ask('status', '--porcelain', '--untracked-files=no')
-    return ask('rev-parse', '--short', 'HEAD') + ('+' if changed else '')
+    head = _git('rev-parse', '--short', 'HEAD')
+    if _git('status', '--porcelain', '--untracked-files=no'):
+      head += '+'
+    return head
   except (OSError, subprocess.SubprocessError):
     return ''
 
 
+def _git(*words: str) -> str:
+  command = ['git', '-C', str(ROOT), *words]
+  return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
 def versions() -> str:
-  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': of what computes, as far as it is installed."""
+  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': versions of the packages that compute, if installed."""
   installed = [f't5like {__version__}', f'Python {platform.python_version()}']
   for package in PACKAGES:
     try:
@@ -55,9 +61,12 @@ def memory() -> dict[str, float]:
   device_memory is left out where devices do not report it, as CPUs.
   """
   used = {}
-  peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
-  if max(peaks):
-    used['device_memory'] = max(peaks) / GIB
+  peak = 0
+  for device in jax.local_devices():
+    statistics = device.memory_stats() or {}
+    peak = max(peak, statistics.get('peak_bytes_in_use', 0))
+  if peak:
+    used['device_memory'] = peak / GIB
   unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, bytes
   used['host_memory'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
   return used

@@ -8,12 +8,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import jax
 
-SIGTERM, SIGINT = signal.SIGTERM, signal.SIGINT
-WHY = {signal.SIGTERM: 'Pre-empted (SIGTERM)', signal.SIGINT: 'Interrupted (Ctrl-C)',
-       signal.SIGHUP: 'The terminal was closed (SIGHUP)'}
+SIGTERM = signal.SIGTERM
+SIGINT = signal.SIGINT
+WHY = {
+    signal.SIGTERM: 'Pre-empted (SIGTERM)',
+    signal.SIGINT: 'Interrupted (Ctrl-C)',
+    signal.SIGHUP: 'The terminal was closed (SIGHUP)',
+}
 TOGETHER = 0.5  # seconds: what comes within is one signal that was delivered twice, by a terminal and by a launcher
 
 
@@ -29,18 +36,22 @@ class Signals:
   background of a script) stays so. Only Python's main thread may change handlers: in others nothing happens.
   """
 
-  def __init__(self, say, leave=None):
+  def __init__(self, say: Callable[[str], None], leave: Callable[[], None] | None = None) -> None:
     """leave: called on a second Ctrl-C, not to return; None: KeyboardInterrupt in the main thread."""
-    self.say, self.leave = say, leave
-    self.received, self.since, self.at_once = None, 0.0, False
-    self.handlers, self.pipe, self.before = {}, None, -1
+    self.say = say
+    self.leave = leave
+    self.received: signal.Signals | None = None
+    self.since = 0.0  # monotonic seconds of the first signal
+    self.at_once = False  # whether a second Ctrl-C has come
+    self.handlers: dict[int, Any] = {}  # those to be restored
+    self.pipe: tuple[int, int] | None = None  # descriptors to read and to write
+    self.before = -1  # the wakeup descriptor to be restored
 
   def __enter__(self) -> 'Signals':
     if threading.current_thread() is not threading.main_thread():
       return self
-    several = jax.process_count() > 1
     for number in WHY:
-      if signal.getsignal(number) is not signal.SIG_IGN and not (several and number == signal.SIGTERM):
+      if _is_ours(number):
         self.handlers[number] = signal.signal(number, self._in_main_thread)
     self.pipe = os.pipe()
     os.set_blocking(self.pipe[1], False)
@@ -48,7 +59,7 @@ class Signals:
     threading.Thread(target=self._read, args=(self.pipe[0],), name='signals', daemon=True).start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: Any) -> None:
     if not self.pipe:
       return
     signal.set_wakeup_fd(self.before)
@@ -57,29 +68,45 @@ class Signals:
     os.close(self.pipe[1])  # which ends the thread; it closes the other end
     self.pipe = None
 
-  def _in_main_thread(self, number, frame):
+  def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
     if self.at_once:
       raise KeyboardInterrupt
 
-  def _read(self, end):
-    """The thread, which alone counts: handlers of the main thread may be late, and may be called once for two."""
-    while read := os.read(end, 1):
-      number = read[0]
+  def _read(self, descriptor: int) -> None:
+    """The thread, which alone decides: handlers of the main thread may be late, and called once for two signals."""
+    while content := os.read(descriptor, 1):
+      number = content[0]
       if number not in self.handlers:
         continue
       if self.received is None:
         self._first(number)
-      elif number == signal.SIGINT and not self.at_once and time.monotonic() - self.since > TOGETHER:
-        self.at_once = True
-        if self.leave:
-          self.leave()
-        os.kill(os.getpid(), signal.SIGINT)  # the main thread may have seen this one already, before `at_once`
-    os.close(end)
+      elif self._is_second_interrupt(number):
+        self._second()
+    os.close(descriptor)
 
-  def _first(self, number):
+  def _is_second_interrupt(self, number: int) -> bool:
+    if number != signal.SIGINT or self.at_once:
+      return False
+    return time.monotonic() - self.since > TOGETHER
+
+  def _second(self) -> None:
+    self.at_once = True
+    if self.leave:
+      self.leave()
+    os.kill(os.getpid(), signal.SIGINT)  # the main thread may have seen this one already, before `at_once`
+
+  def _first(self, number: int) -> None:
     self.since = time.monotonic()
     self.received = signal.Signals(number)
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     if number == signal.SIGINT:
       self.say('Ctrl-C: the state is saved after this step, then the run ends. Ctrl-C again ends it at once.')
+
+
+def _is_ours(number: int) -> bool:
+  """Whether a signal is to be handled: not one that is ignored, nor one that JAX handles."""
+  if signal.getsignal(number) is signal.SIG_IGN:
+    return False
+  handled_by_jax = jax.process_count() > 1 and number == signal.SIGTERM
+  return not handled_by_jax
