@@ -18,7 +18,8 @@ CTRL_C = 130  # exit code, as shells have it
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command that `argv` (default: sys.argv) asks for; returns when done, ends the process if it fails."""
-  argv = sys.argv if argv is None else argv
+  if argv is None:
+    argv = sys.argv
   writing.open_streams()
   # Until training puts its own in its place, which saves first.
   signal.signal(signal.SIGTERM, _end_before_anything)
@@ -27,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   except Failure as e:
     if '--debug' in argv:
       traceback.print_exc()
-    prefix = '' if e.exit_code == PREEMPTED else 'ERROR: '
-    leave(e.exit_code, f'{prefix}{e}')
+    leave(e.exit_code, _message(e))
   except Interrupted as e:
     leave(e.exit_code, f'{e}')
   except KeyboardInterrupt:
@@ -48,6 +48,12 @@ def _run(argv: Sequence[str]) -> None:
   hardware.choose_platform()
   from t5like import commands
   commands.run(request)
+
+
+def _message(failure: Failure) -> str:
+  if failure.exit_code == PREEMPTED:
+    return str(failure)
+  return f'ERROR: {failure}'
 
 
 def _program(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from t5like.decoding import sampling
@@ -18,18 +19,18 @@ LOWEST = -1e9  # a score that no answer has; finite, for infinities minus themse
 SPEC_BK = P(ROWS, None)
 SPEC_BKN = P(ROWS, None, None)
 EACH_BEAM = ('logits', 'keys', 'last', 'done')  # parts of sampling's state with a row per beam, beside the cache
-Carry = tuple[jax.Array, sampling.State, jax.Array, jax.Array, jax.Array, jax.Array]
-CacheFunction = Callable[[jax.Array, str], jax.Array]
+Carry = tuple[Array, sampling.State, Array, Array, Array, Array]
+CacheFunction = Callable[[Array, str], Array]
 
 
-def penalty(length: int | jax.Array, alpha: float) -> float | jax.Array:
+def penalty(length: int | Array, alpha: float) -> float | Array:
   """The divisor of the score of an answer with this many tokens."""
   return ((5.0 + length) / 6.0) ** alpha
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
 def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, beams: int, alpha: float, eos_id: int,
-           banned: tuple[int, ...], stops: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+           banned: tuple[int, ...], stops: tuple[int, ...] = ()) -> tuple[Array, Array]:
   """Finds the K = `beams` best answers.
 
   Each step keeps the K likeliest beginnings that continue and the K best answers that have ended (which must have been
@@ -53,7 +54,7 @@ def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, bea
   ends = (eos_id, *stops) if eos_id >= 0 else ()
   carry = _start(model, params, prompt, new_tokens, beams, eos_id)
 
-  def continues(carry: Carry) -> jax.Array:
+  def continues(carry: Carry) -> Array:
     i, _, alive_BK, _, ended_BK, _ = carry
     best_B = alive_BK[:, 0] / penalty(new_tokens, alpha)  # of the answers still to come: longer is never worse
     return (i < new_tokens) & jnp.any(best_B > ended_BK[:, -1])
@@ -84,7 +85,7 @@ def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: 
   state = sampling.start(model, params, prompt, new_tokens)
   B = state['done'].shape[0]
 
-  def repeat_cache(array: jax.Array, dims: str) -> jax.Array:
+  def repeat_cache(array: Array, dims: str) -> Array:
     return _repeat(array, K, dims.index('B'))
 
   for name in EACH_BEAM:
@@ -97,7 +98,7 @@ def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: 
   return jnp.int32(0), state, jax.sharding.reshard(alive_BK, SPEC_BK), blank_BKN, lowest_BK, blank_BKN
 
 
-def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]) -> Array:
   """Log-probabilities [B, K, V] of the next token."""
   logits = sampling.allowed(state['logits'], banned)
   logp = jax.nn.log_softmax(logits, axis=-1)
@@ -105,8 +106,8 @@ def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]
   return jnp.maximum(logp_BKV, LOWEST)
 
 
-def _end(next_BKV: jax.Array, i: jax.Array, said_BKN: jax.Array, ended_BK: jax.Array, answers_BKN: jax.Array,
-         ends: tuple[int, ...], alpha: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _end(next_BKV: Array, i: Array, said_BKN: Array, ended_BK: Array, answers_BKN: Array,
+         ends: tuple[int, ...], alpha: float) -> tuple[Array, Array, Array]:
   """Takes the answers that end with token i among the K best, and those ends out of the continuations.
 
   Only ends that are among the K likeliest continuations count: else, with a small alpha, ends that are never likely
@@ -130,17 +131,17 @@ def _end(next_BKV: jax.Array, i: jax.Array, said_BKN: jax.Array, ended_BK: jax.A
   return ended_BK, answers_BKN, next_BKV
 
 
-def _ended(said_BKN: jax.Array, i: jax.Array, end: int, eos_id: int) -> jax.Array:
+def _ended(said_BKN: Array, i: Array, end: int, eos_id: int) -> Array:
   """The tokens so far with an end as token i; eos_id fills up rows, so that one is there already."""
   if end == eos_id:
     return said_BKN
   return jax.lax.dynamic_update_slice(said_BKN, jnp.full_like(said_BKN[:, :, :1], end), (0, 0, i))
 
 
-def _advance(model: Any, params: Any, state: sampling.State, parent_BK: jax.Array,
-             token_BK: jax.Array) -> sampling.State:
+def _advance(model: Any, params: Any, state: sampling.State, parent_BK: Array,
+             token_BK: Array) -> sampling.State:
   """The state after one more token of each beam, which continues that of its parent."""
-  def reorder(array: jax.Array, dims: str) -> jax.Array:
+  def reorder(array: Array, dims: str) -> Array:
     return _reorder(array, parent_BK, dims)
 
   cache = _each_own_cache(reorder, state['cache'])
@@ -148,44 +149,44 @@ def _advance(model: Any, params: Any, state: sampling.State, parent_BK: jax.Arra
   return sampling.step(model, params, dict(state, cache=cache), token)
 
 
-def _flat(x_BKV: jax.Array) -> jax.Array:
+def _flat(x_BKV: Array) -> Array:
   B, K, V = x_BKV.shape
   return x_BKV.reshape(B, K * V, out_sharding=SPEC_BK)
 
 
-def _top(x_BM: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _top(x_BM: Array, k: int) -> tuple[Array, Array]:
   """The k largest of each row and their indices; ties go to the first."""
-  def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def top(x: Array) -> tuple[Array, Array]:
     values, indices = jax.lax.top_k(x, k)
     return values, indices
 
   return jax.shard_map(top, in_specs=SPEC_BK, out_specs=(SPEC_BK, SPEC_BK), check_vma=False)(x_BM)
 
 
-def _choose(x_BMN: jax.Array, which_BK: jax.Array) -> jax.Array:
+def _choose(x_BMN: Array, which_BK: Array) -> Array:
   """x[b, which[b, k]], [B, K, N]."""
-  def take(x: jax.Array, which: jax.Array) -> jax.Array:
+  def take(x: Array, which: Array) -> Array:
     return jnp.take_along_axis(x, which[:, :, None], axis=1)
 
   return jax.shard_map(take, in_specs=(SPEC_BKN, SPEC_BK), out_specs=SPEC_BKN, check_vma=False)(x_BMN, which_BK)
 
 
-def _repeat(array: jax.Array, K: int, axis: int) -> jax.Array:
+def _repeat(array: Array, K: int, axis: int) -> Array:
   """Each row K times, one after another; each device repeats its own."""
   spec = jax.typeof(array).sharding.spec
 
-  def repeat(x: jax.Array) -> jax.Array:
+  def repeat(x: Array) -> Array:
     return jnp.repeat(x, K, axis)
 
   return jax.shard_map(repeat, in_specs=spec, out_specs=spec, check_vma=False)(array)
 
 
-def _reorder(array: jax.Array, parent_BK: jax.Array, dims: str) -> jax.Array:
+def _reorder(array: Array, parent_BK: Array, dims: str) -> Array:
   """A cache whose beams are those of `parent` [B, K]; each device reorders its own rows."""
   axis = dims.index('B')
   spec = P(*map(IN_USE.get, dims))
 
-  def local(x: jax.Array, parent: jax.Array) -> jax.Array:
+  def local(x: Array, parent: Array) -> Array:
     first_of_row = jnp.arange(parent.shape[0])[:, None] * parent.shape[1]
     rows = first_of_row + parent
     return jnp.take(x, rows.reshape(-1), axis=axis)

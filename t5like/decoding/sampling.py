@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from t5like.model import attention
@@ -39,7 +40,7 @@ class How:
   stops: tuple[int, ...] = ()
 
 
-def filter_logits(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def filter_logits(logits_BV: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
   """-inf outside the top_k likeliest tokens and the fewest that hold top_p of the probability.
 
   Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. 0 and 1.0 switch the filters off. Tokens are counted by
@@ -61,7 +62,7 @@ def filter_logits(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> j
   return logits_BV
 
 
-def _likeliest(logits_BV: jax.Array, least_B1: jax.Array, count: int | jax.Array) -> jax.Array:
+def _likeliest(logits_BV: Array, least_B1: Array, count: int | Array) -> Array:
   """-inf outside the `count` likeliest tokens, the last of which has the logit `least`."""
   above_BV = logits_BV > least_B1
   equal_BV = logits_BV == least_B1
@@ -70,7 +71,7 @@ def _likeliest(logits_BV: jax.Array, least_B1: jax.Array, count: int | jax.Array
   return jnp.where(above_BV | equal_BV & is_early_BV, logits_BV, -jnp.inf)
 
 
-def allowed(logits_BV: jax.Array, banned: tuple[int, ...]) -> jax.Array:
+def allowed(logits_BV: Array, banned: tuple[int, ...]) -> Array:
   """fp32 logits whose rows are whole on their devices (sorting needs that), -inf for the ids `banned`."""
   logits_BV = jax.sharding.reshard(logits_BV, in_use('B_'))
   if not banned:
@@ -80,14 +81,14 @@ def allowed(logits_BV: jax.Array, banned: tuple[int, ...]) -> jax.Array:
   return jnp.where(is_banned_V[None, :], -jnp.inf, logits_BV)
 
 
-def _divided(logits_BV: jax.Array, temperature: float) -> jax.Array:
+def _divided(logits_BV: Array, temperature: float) -> Array:
   """logits / temperature, less a constant by which the largest is 0, so that no temperature is too small."""
   least = float(jnp.finfo(logits_BV.dtype).tiny)
   largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   return (logits_BV - largest_B1) / max(temperature, least)
 
 
-def pick(logits_BV: jax.Array, how: How, key: jax.Array, seeds_B: jax.Array, t: jax.Array) -> jax.Array:
+def pick(logits_BV: Array, how: How, key: Array, seeds_B: Array, t: Array) -> Array:
   """Chooses one token per row.
 
   Args:
@@ -110,9 +111,9 @@ def pick(logits_BV: jax.Array, how: How, key: jax.Array, seeds_B: jax.Array, t: 
   return sample(key, t, seeds_B, logits_BV).astype(jnp.int32)
 
 
-def _sample(key: jax.Array, t: jax.Array, seeds_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
+def _sample(key: Array, t: Array, seeds_B: Array, logits_BV: Array) -> Array:
   """Token ids of the rows of one device."""
-  def one_row(seed: jax.Array, logits_V: jax.Array) -> jax.Array:
+  def one_row(seed: Array, logits_V: Array) -> Array:
     key_of_row = jax.random.fold_in(key, seed)
     return jax.random.categorical(jax.random.fold_in(key_of_row, t), logits_V)
 
@@ -155,7 +156,7 @@ def start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int) -> S
       done=jax.sharding.reshard(none_done, in_use('B')))
 
 
-def _keys(prompt: dict[str, jax.Array], last_B1: jax.Array, new_tokens: int) -> dict[str, jax.Array]:
+def _keys(prompt: dict[str, Array], last_B1: Array, new_tokens: int) -> dict[str, Array]:
   """Positions, segments and prefix [B, P + new_tokens] of all keys in the cache."""
   # Cache slots of tokens to come have later positions, so causality hides them until they are filled.
   ahead = spread_rows(last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :])
@@ -168,7 +169,7 @@ def _keys(prompt: dict[str, jax.Array], last_B1: jax.Array, new_tokens: int) -> 
   return keys
 
 
-def step(model: Any, params: Any, state: State, token_B: jax.Array) -> State:
+def step(model: Any, params: Any, state: State, token_B: Array) -> State:
   """The state after one more token of each row."""
   batch = dict(
       inputs=token_B[:, None],
@@ -181,8 +182,8 @@ def step(model: Any, params: Any, state: State, token_B: jax.Array) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def more(model: Any, how: How, n: int, params: Any, state: State, key: jax.Array, seeds_B: jax.Array,
-         before: jax.Array | int) -> tuple[jax.Array, State]:
+def more(model: Any, how: How, n: int, params: Any, state: State, key: Array, seeds_B: Array,
+         before: Array | int) -> tuple[Array, State]:
   """Makes up to n tokens of each row; stops when all rows have ended.
 
   Args:
@@ -200,7 +201,7 @@ def more(model: Any, how: How, n: int, params: Any, state: State, key: jax.Array
   """
   B = state['done'].shape[0]
 
-  def continues(carry: tuple) -> jax.Array:
+  def continues(carry: tuple) -> Array:
     i, _, state = carry
     return (i < n) & ~jnp.all(state['done'])
 

@@ -87,5 +87,7 @@ def _checkpoint_step(workdir: Any, steps: list[int], step: int | None) -> int:
     return steps[-1]
   if step is not None and step in steps:
     return step
-  wanted = '' if step is None else f' of {step}'
+  wanted = ''
+  if step is not None:
+    wanted = f' of {step}'
   raise CheckpointError(f'--workdir={workdir} has no checkpoint{wanted} yet; it has {steps or "none"}.')

@@ -67,6 +67,8 @@ def memory() -> dict[str, float]:
     peak = max(peak, statistics.get('peak_bytes_in_use', 0))
   if peak:
     used['device_memory'] = peak / GIB
-  unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, bytes
+  unit = 1024  # of ru_maxrss, in bytes
+  if sys.platform == 'darwin':
+    unit = 1
   used['host_memory'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
   return used

@@ -58,8 +58,10 @@ def write(workdir: str, out: str | None = None, compare: Sequence[str] = ()) -> 
     ConfigError: if a folder holds no run, or one that has measured nothing yet.
   """
   folders = (workdir, *compare)
-  runs = [gather(folder) for folder in folders]
-  for folder, run in zip(folders, runs):
+  runs = []
+  for folder in folders:
+    run = gather(folder)
+    runs.append(run)
     if not run['curves']['loss']['y'] and not run['time']['attempts']:
       raise ConfigError(f'--workdir={folder}: nothing was measured there yet; metrics.jsonl has no step.')
   _name_apart(runs, folders)
@@ -101,7 +103,7 @@ def _differences(runs: list[Facts]) -> list[list[str]]:
   keys = set().union(*values_of)
   differences = []
   for key in sorted(keys):
-    values = [of_run.get(key, '') for of_run in values_of]
+    values = [config_values.get(key, '') for config_values in values_of]
     if len(set(values)) > 1:
       differences.append([key, *values])
   return differences
@@ -201,7 +203,9 @@ class _Points:
   def __init__(self, lines: list[Line], per_step: int) -> None:
     self.lines = lines
     self.per_step = per_step
-    self.tokens = {line['step']: line['tokens'] for line in _with_number(lines, 'tokens')}
+    self.tokens: dict[int, int] = {}  # by step
+    for line in _with_number(lines, 'tokens'):
+      self.tokens[line['step']] = line['tokens']
     timed = _with_number(lines, 'time')
     self.began = timed[0]['time'] if timed else 0.0
 
@@ -231,7 +235,10 @@ class _Points:
     return curves
 
   def _tokens_at(self, line: Line) -> int:
-    return self.tokens.get(line['step'], line['step'] * self.per_step)
+    step = line['step']
+    if step in self.tokens:
+      return self.tokens[step]
+    return step * self.per_step
 
   def _hours_at(self, line: Line) -> float | None:
     if not _is_number(line.get('time')):

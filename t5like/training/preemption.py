@@ -36,7 +36,8 @@ def watch(server: str = SERVER, every: float = 5.0, act: Callable[[], None] = _s
 
 def _ask(server: str, every: float, act: Callable[[], None], stop: threading.Event) -> None:
   reached = False
-  while not stop.wait(every if reached else 0):
+  wait = 0.0
+  while not stop.wait(wait):
     try:
       noticed = _is_noticed(server)
     except OSError:  # also urllib's errors; a server that has answered before may be restarting
@@ -44,6 +45,7 @@ def _ask(server: str, every: float, act: Callable[[], None], stop: threading.Eve
         return
       continue
     reached = True
+    wait = every
     if noticed:
       act()
       return

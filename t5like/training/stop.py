@@ -32,12 +32,16 @@ class Patience:
 
   def to_meta(self) -> dict[str, Any]:
     """Its part of a checkpoint's `meta`."""
-    return dict(best=None if self.best == math.inf else self.best, waited=self.waited)
+    if self.best == math.inf:
+      return dict(best=None, waited=self.waited)
+    return dict(best=self.best, waited=self.waited)
 
   @classmethod
   def from_meta(cls, meta: dict[str, Any]) -> 'Patience':
     """What `to_meta` wrote."""
-    return cls(math.inf if meta['best'] is None else meta['best'], meta['waited'])
+    if meta['best'] is None:
+      return cls(math.inf, meta['waited'])
+    return cls(meta['best'], meta['waited'])
 
 
 def after_validation(spec: Any, patience: Patience, values: dict[str, float]) -> tuple[Patience, str | None]:
