@@ -80,77 +80,110 @@ OF_A_CONFIG = dict(
     print_config='Check everything, show every value and every derived number, and end.')
 RUN = 'The folder of the run, on disk or gs://.'
 CLUSTER = dict(
-    coordinator='Address of process 0, where the cluster does not tell processes of each other.',
-    num_processes='With --coordinator: how many processes there are.',
-    process_id='With --coordinator: which of them this is, from 0.')
-CHECKPOINT = 'Which checkpoint; 0: the newest.'
+    coordinator='Address of process 0, for clusters whose processes do not find each other.',
+    num_processes='With --coordinator: the number of processes.',
+    process_id='With --coordinator: the number of this process, from 0.')
+CHECKPOINT = 'The step of the checkpoint; 0: the newest.'
 
 COMMANDS = {
     'train': Command(
-        'Trains a model, or resumes the run in --workdir. The command when none is named.',
-        '--config=configs/decoder_tiny.py --config.stop.tokens=10M --workdir=runs/mine',
-        dict(OF_A_CONFIG, workdir='Where the run leaves everything. Default: runs/CONFIG.',
-             profile_steps='Trace these steps, such as 10:13, into WORKDIR/profile.',
-             dump_xla='Write what the compiler makes of the steps into this folder.', **CLUSTER), True),
+        does='Trains a model, or resumes the run in --workdir. The command when none is named.',
+        example='--config=configs/decoder_tiny.py --config.stop.tokens=10M --workdir=runs/mine',
+        flags=dict(
+            OF_A_CONFIG,
+            workdir='The folder of the run. Default: runs/CONFIG.',
+            profile_steps='Trace these steps, such as 10:13, into WORKDIR/profile.',
+            dump_xla='Write the compiled programs of the steps into this folder.',
+            **CLUSTER),
+        takes_config=True),
     'prepare': Command(
-        'Turns text into tokens, once. Training does it by itself on one machine.',
-        '--config=configs/decoder_tiny.py',
-        dict(OF_A_CONFIG, workdir='The folder of the run that will follow, to be checked too.'), True),
+        does='Turns text into tokens, once. Training on one machine does this too.',
+        example='--config=configs/decoder_tiny.py',
+        flags=dict(
+            OF_A_CONFIG,
+            workdir='The folder of the run that will follow, to be checked too.'),
+        takes_config=True),
     'inspect': Command(
-        'Shows the batch of any step, and where its text came from.',
-        '--config=configs/decoder_tiny.py --step=100 --rows=1',
-        dict(OF_A_CONFIG, workdir='The folder of the run, to be checked too.', step='Whose batch is shown, from 0.',
-             rows='How many rows of it.', row='Only this row of it, counted from 0.',
-             batch='A file of WORKDIR/bad_steps, in place of the batch of a step.'), True),
+        does='Shows the batch of any step, and where its text came from.',
+        example='--config=configs/decoder_tiny.py --step=100 --rows=1',
+        flags=dict(
+            OF_A_CONFIG,
+            workdir='The folder of the run, to be checked too.',
+            step='Whose batch is shown, from 0.',
+            rows='How many rows of it.',
+            row='Only this row of it, counted from 0.',
+            batch='A file of WORKDIR/bad_steps, in place of the batch of a step.'),
+        takes_config=True),
     'preflight': Command(
-        'Compiles for TPUs without having any: whether a run fits, how fast it is and what it costs.',
-        '--config=configs/decoder_1b.py --topology=v5e-64 --price=1.2',
-        dict(OF_A_CONFIG, workdir='The folder of the run that will follow, to be checked too.',
-             topology='Which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.',
-             search='Try meshes, layouts and remat, and show what is fastest.',
-             full='Compile to the end, minutes instead of seconds.', json='Print all results as JSON, for programs.',
-             price='Of a chip for an hour, to compute the cost.'), True),
+        does='Compiles for TPUs without one: whether a run fits, how fast it is and what it costs.',
+        example='--config=configs/decoder_1b.py --topology=v5e-64 --price=1.2',
+        flags=dict(
+            OF_A_CONFIG,
+            workdir='The folder of the run that will follow, to be checked too.',
+            topology='Which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.',
+            search='Try meshes, layouts and remat, and show what is fastest.',
+            full='Compile to the end, minutes instead of seconds.',
+            json='Print all results as JSON, for programs.',
+            price='Of a chip for an hour, to compute the cost.'),
+        takes_config=True),
     'generate': Command(
-        'Continues, fills in or answers prompts.',
-        "--workdir=runs/decoder_tiny --prompt='def read(' --temperature=0.5",
-        dict(workdir=RUN, step=CHECKPOINT, prompt='Text to continue; may be given several times.',
-             input='JSONL with a prompt on each line, to be answered in --output.',
-             output='Where the answers to --input are written, as JSONL.', tokens='Of an answer, at most.',
-             temperature='Of sampling; 0 takes the likeliest token each time.',
-             top_k='Sample from the k likeliest tokens; 0: from all.',
-             top_p='Sample from the likeliest tokens that hold this share of probability.',
-             beams='Above 1, beam search of so many; temperature does not count.',
-             alpha='Length penalty of beam search (Wu et al. 2016); 0: none.', seed='Another seed gives other text.')),
+        does='Continues, fills in or answers prompts.',
+        example="--workdir=runs/decoder_tiny --prompt='def read(' --temperature=0.5",
+        flags=dict(
+            workdir=RUN,
+            step=CHECKPOINT,
+            prompt='Text to continue; may be given several times.',
+            input='JSONL with a prompt on each line, to be answered in --output.',
+            output='The file of answers to --input, as JSONL.',
+            tokens='The longest answer, in tokens.',
+            temperature='Of sampling; 0 takes the likeliest token each time.',
+            top_k='Sample from the k likeliest tokens; 0: from all.',
+            top_p='Sample from the fewest likeliest tokens that hold this probability.',
+            beams='Above 1, beam search with this many beams; temperature has no effect then.',
+            alpha='Length penalty of beam search (Wu et al. 2016); 0: none.',
+            seed='Another seed gives other text.')),
     'evaluate': Command(
-        'Asks a trained model questions: built-in tasks, your own, or those of lm-evaluation-harness.',
-        '--workdir=runs/decoder_tiny --tasks=agreement,next_line --limit=8',
-        dict(workdir=RUN, step=CHECKPOINT,
-             tasks='Built-in tasks, paths of task files, harness:NAME. Default: all that are built in.',
-             shots='Worked examples before each question; -1: as many as the task says.',
-             limit='Only so many questions of each task; 0: all.',
-             harness_path='A folder with task files of lm-evaluation-harness.',
-             output='JSON with the results. Default: WORKDIR/evaluation.json.', **CLUSTER)),
+        does='Asks a trained model questions: built-in tasks, your own, or those of lm-evaluation-harness.',
+        example='--workdir=runs/decoder_tiny --tasks=agreement,next_line --limit=8',
+        flags=dict(
+            workdir=RUN,
+            step=CHECKPOINT,
+            tasks='Built-in tasks, paths of task files, harness:NAME. Default: all that are built in.',
+            shots='Worked examples before each question; -1: as many as the task says.',
+            limit='At most this many questions of each task; 0: all.',
+            harness_path='A folder with task files of lm-evaluation-harness.',
+            output='JSON with the results. Default: WORKDIR/evaluation.json.',
+            **CLUSTER)),
     'report': Command(
-        'Shows where the time of a run went, and writes a page with all its curves.',
-        '--workdir=runs/decoder_tiny',
-        dict(workdir=RUN, output='The page. Default: WORKDIR/report.html.',
-             compare='Folders of further runs, whose curves are drawn beside.')),
+        does='Shows where the time of a run went, and writes a page with all its curves.',
+        example='--workdir=runs/decoder_tiny',
+        flags=dict(
+            workdir=RUN,
+            output='The page. Default: WORKDIR/report.html.',
+            compare='Folders of further runs, whose curves are drawn beside those of this one.')),
     'export': Command(
-        'Writes a trained model for transformers.',
-        '--workdir=runs/decoder_tiny --out=exported',
-        dict(workdir=RUN, out='A new folder.')),
+        does='Writes a trained model for transformers.',
+        example='--workdir=runs/decoder_tiny --out=exported',
+        flags=dict(
+            workdir=RUN,
+            out='A new folder.')),
     'import': Command(
-        'Makes a run of a model from Hugging Face.',
-        '--folder=some/bert --workdir=runs/bert',
-        dict(workdir='A new folder for the run.',
-             folder='The model: config.json, *.safetensors and a tokenizer. --config.KEY=VALUE changes its config.')),
+        does='Makes a run from a Hugging Face model.',
+        example='--folder=some/bert --workdir=runs/bert',
+        flags=dict(
+            workdir='A new folder for the run.',
+            folder='The model: config.json, *.safetensors and a tokenizer. --config.KEY=VALUE changes its config.')),
     'replay': Command(
-        'Repeats steps from the newest checkpoint and compares every bit.',
-        '--workdir=runs/decoder_tiny --steps=10',
-        dict(workdir=RUN, steps='How many.', **CLUSTER)),
+        does='Repeats steps from the newest checkpoint and compares every bit.',
+        example='--workdir=runs/decoder_tiny --steps=10',
+        flags=dict(
+            workdir=RUN,
+            steps='How many.',
+            **CLUSTER)),
     'selftest': Command(
-        'Checks this machine and these versions: resuming, meshes, hosts, packing and more.',
-        '',
-        dict(only='Some of its checks.')),
+        does='Checks this machine and these versions: resuming, meshes, hosts, packing and more.',
+        example='',
+        flags=dict(
+            only='Some of its checks.')),
 }
 TAKES_OVERRIDES = (*(name for name, command in COMMANDS.items() if command.takes_config), 'import')
