@@ -1,4 +1,4 @@
-"""Commands and their flags, as tables: `command_line.py` parses and prints them, `commands.py` runs them."""
+"""Commands and their flags, as tables: the package parses and prints them, `commands.py` runs them."""
 import dataclasses
 import math
 from typing import Any

@@ -6,7 +6,7 @@ A run starts from, in this order:
 
 A checkpoint of step n holds `params`, `opt_state` and `train` (step and guard counters), each readable
 alone, and `meta`: JSON with the config, the data's fingerprint, `tokens` and `examples_seen`. It
-exists once Orbax has written its commit file; `loop.py` saves only steps known to be finite.
+exists once Orbax has written its commit file; `training/saving.py` saves only steps known to be finite.
 """
 import contextlib
 import ctypes

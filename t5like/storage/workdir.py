@@ -3,9 +3,9 @@
   config.json      the config of the run, before derived values
   vocabulary       the vocabulary's file, so that the model can be used without the dataset
   result.json      why and where the run ended; only once its target was reached
-  metrics.jsonl    a line of numbers per log interval and validation (see metrics.py)
+  metrics.jsonl    a line of numbers per log interval and validation (see observe/metrics.py)
   samples.jsonl    the model's answers to config.sample.prompts
-  ledger.jsonl     where the time went (see ledger.py); main.py report shows it in report.html
+  ledger.jsonl     where the time went (see observe/ledger.py); main.py report shows it in report.html
   evaluation.json  the results of main.py evaluate, unless --output names another file
   rewinds.json     when and why the run went back to a checkpoint (see rewinds.py)
   bad_steps/       batches of steps that were not finite
