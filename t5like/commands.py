@@ -219,11 +219,11 @@ def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
   say(f'{flags.workdir}, step {run.step:,}')
   subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
   key = dict(step=run.step, shots=flags.shots, limit=flags.limit)
-  bad_batches = results.Kept(output, key, say)
-  keep = bad_batches.add if is_first else _ignore
+  results_file = results.Kept(output, key, say)
+  keep = results_file.add if is_first else _ignore
   done, errors = tasks.run(subject, say, keep)
   if is_first and done:
-    bad_batches.close()
+    results_file.close()
     say(f'{output} has these numbers.')
   evaluate.finished(done, errors)
 

@@ -42,7 +42,7 @@ def make(tmp_path):
     c = base()
     c.data.update(dict(source=f'jsonl:{tmp_path}/*.jsonl', directory=str(tmp_path / 'prepared'),
                        validation_fraction=0.1, shards=4) | keys)
-    c.vocabulary.update(name=loading, sentinels=3)
+    c.vocabulary.update(name=vocabulary, sentinels=3)
     return c
 
   return config

@@ -137,7 +137,7 @@ def test_alone_or_among_others_and_on_any_mesh(kind, folder):
 
 def test_pieces_of_logits_come_back_in_order(folder, monkeypatch):
   whole = [s.logp for s in scorer('document', folder).score_text(['the a of to in is it for on', 'as'])]
-  monkeypatch.setitem(score.step_lib.LOGITS_BYTES, 'cpu', 8 * 304 * 4)
+  monkeypatch.setitem(score.loss_lib.LOGITS_BYTES, 'cpu', 8 * 304 * 4)
   pieces = [s.logp for s in scorer('document', folder).score_text(['the a of to in is it for on', 'as'])]
   np.testing.assert_allclose(pieces, whole, atol=1e-5)
 
