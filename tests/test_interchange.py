@@ -257,17 +257,17 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
 
 KILLED = '''
 import os, signal, sys
-from t5like import huggingface, interchange
+from t5like.huggingface import model_weights, runs
 how, source, out = sys.argv[1:]
 def stop(*a, **k):
   print('here', flush=True)
   os.kill(os.getpid(), signal.SIGSTOP)
 if how == 'export':
-  huggingface.library().numpy.save_file = stop
-  interchange.export_run(source, out)
+  model_weights.library().numpy.save_file = stop
+  runs.export_run(source, out)
 else:
-  interchange.workdir_lib.write_config = stop
-  interchange.import_folder(source, out)
+  runs.workdir_lib.write_config = stop
+  runs.import_folder(source, out)
 '''
 
 

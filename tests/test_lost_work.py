@@ -236,7 +236,7 @@ def test_a_single_process_stays_out_of_the_coordination_service(cluster):
 def test_a_process_that_was_stopped_has_not_stalled_but_one_that_hangs_has():
   code = '''
 import sys, time
-from t5like.watchdog import Watchdog
+from t5like.training.watchdog import Watchdog
 watchdog = Watchdog(dict(start=4.0, step=1.0))
 print('armed', flush=True)
 sys.stdin.readline()

@@ -262,7 +262,8 @@ def test_each_phase_has_a_budget(tmp_path, phase, patch):
   """What hangs is named, with the stacks, and ends the run with 124."""
   code = f'''
 import pathlib, time
-from t5like import checkpoint, loop
+from t5like.storage import checkpoint
+from t5like.training import loop
 from t5like.batches import pipeline
 from t5like.training.dispatch import Dispatcher
 from tests import tiny

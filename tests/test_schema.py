@@ -169,7 +169,7 @@ def test_the_largest_text_takes_little_memory(piece):
   """Measured in a process of its own: values are counted before Python makes objects of them."""
   script = f"""if True:
     import resource, time
-    from t5like import schema
+    from t5like.files import schema
     text = ('[' + {piece + ','!r} * {999_998 // (1 + piece.count('{') + piece.count('['))} + '0]').encode()
     before, since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     schema.parse(text)

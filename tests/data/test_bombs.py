@@ -39,7 +39,7 @@ def test_memory_that_bombs_take(kind, ending, tmp_path):
   bomb(tmp_path / f'x.{ending}', 600)
   script = f"""if True:
     import resource
-    from t5like.data import files
+    from t5like.sources import files
     from t5like.errors import DataError
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parts = files.{kind}('x', {str(tmp_path / '*')!r})

@@ -16,7 +16,8 @@ CONFIG = '--config=configs/decoder_tiny.py:smoke'
 TRAINER = '''
 import os, pathlib, sys
 sys.path.insert(0, os.getcwd())
-from t5like import config as config_lib, workdir
+from t5like import config as config_lib
+from t5like.storage import workdir
 given = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:])
 folder = pathlib.Path(given['workdir'])
 config = config_lib.load(given['config'], [a[9:] for a in sys.argv if a.startswith('--config.')])
