@@ -18,7 +18,7 @@ ROOMS = ('errors', 'hardware', 'nearest', 'parameters', 'rate_schedules', 'choic
          'observe', 'decoding', 'evals', 'huggingface', 'training', 'preflight', 'selftest', 'commands', '__main__')
 # The only rooms that a package may be imported in.
 HOMES = dict(
-    difflib={'nearest', 'config'}, flax={'model'}, grain={'batches'}, tensorflow_datasets={'sources', 'prepared'},
+    difflib={'nearest'}, flax={'model'}, grain={'batches'}, tensorflow_datasets={'sources', 'prepared'},
     sentencepiece={'vocabulary'},
     tokenizers={'vocabulary'}, array_record={'sources', 'prepared'}, orbax={'storage'}, tensorboardX={'observe'},
     wandb={'observe'}, mlflow={'observe'}, lm_eval={'evals'}, sacrebleu={'evals'}, rouge_score={'evals'})

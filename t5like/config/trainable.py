@@ -6,7 +6,6 @@ A pattern is the path of a parameter or of a folder of them, as `python main.py 
 them. * stands for any text, / included, ? for a character; [2], [:4], [-2:] or [::2] after any part for these
 layers of the stacks alone. Later patterns overrule earlier ones; ! in front takes out of `freeze` again.
 """
-import difflib
 import fnmatch
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from t5like import choices
 from t5like.config.values import either, show
 from t5like.errors import ConfigError
+from t5like.nearest import nearest, suggestion
 from t5like.parameters import ADAPTERS, Param
 
 PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
@@ -40,12 +40,11 @@ def check(c):
         yield str(e)
   for name in m.lora_projections:
     if name not in PROJECTIONS:
-      near = difflib.get_close_matches(name, PROJECTIONS, 1, 0.3)
-      yield (f'model.lora_projections has {name!r}: ' + (f'did you mean {near[0]!r}? ' if near else '')
-             + f'There is {either(PROJECTIONS)}.')
+      near = suggestion(name, PROJECTIONS, 'did you mean {!r}? ', 0.3)
+      yield f'model.lora_projections has {name!r}: {near}There is {either(PROJECTIONS)}.'
     elif name == 'gate' and not choices.ACTIVATIONS[m.activation].gated:
-      yield (f"model.lora_projections has 'gate', which model.activation={show(m.activation)} has not. Use 'up' "
-             "and 'down', or leave it out.")
+      yield (f"model.lora_projections has 'gate', which model.activation={show(m.activation)} does not have. Use "
+             "'up' and 'down', or leave it out.")
   if m.lora_rank and not m.lora_projections:
     yield f"model.lora_rank={m.lora_rank}: needs model.lora_projections, such as ('q', 'v')."
 
@@ -143,8 +142,8 @@ def _folders(path: str) -> list[str]:
 def _no_match(pattern: Pattern, names: list[str]) -> str:
   last = pattern.glob.rpartition('/')[2]
   near = [name for name in names if last and name.rpartition('/')[2] == last]
-  near = near or difflib.get_close_matches(pattern.glob, names, 3, 0.5)
-  near = near or difflib.get_close_matches(last, names, 3, 0.3)
+  near = near or nearest(pattern.glob, names, 3, 0.5)
+  near = near or nearest(last, names, 3, 0.3)
   text = f'{pattern.asked}, which matches no parameter. '
   if near:
     text += f'The nearest {"are" if near[1:] else "is"} {", ".join(near[:4])}. '
