@@ -47,7 +47,7 @@ def ours(model, params, ids, beams=1):
   prompt = sharding.place(mesh, decode._padded(ids.tolist(), True, len(ids)))
   if beams > 1:
     return np.asarray(beam.search(model, params, prompt, NEW, beams, 0.0, -1, ())[0])[:, 0]
-  how, seeds = sampling.How(temperature=0.0), sharding.place(mesh, np.zeros(len(ids), np.int32))
+  how, seeds = sampling.Options(temperature=0.0), sharding.place(mesh, np.zeros(len(ids), np.int32))
   state = sampling.start(model, params, prompt, NEW)
   pieces = []
   while len(pieces) * decode.PIECE < NEW:

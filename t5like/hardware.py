@@ -38,7 +38,7 @@ def choose_platform(root: str = '/', environment: MutableMapping[str, str] = os.
 
   With libtpu installed, as preflight needs it, JAX tries to start it on any machine, which takes a second, prints a
   page of errors and fails. Where there is no sign of a TPU, nor of a GPU, JAX is to use CPUs. A choice of the user's
-  is left as it is, and so is everything where a sign of an accelerator is seen: JAX reports what is wrong with it.
+  is left as it is, and so is everything where there is any sign of an accelerator: JAX reports its errors.
   """
   chosen = environment.get('JAX_PLATFORMS')
   if chosen is not None or not importlib.util.find_spec('libtpu'):

@@ -61,7 +61,7 @@ def test_filters_of_equals(weights, top_k, top_p, expected):
 def test_no_temperature_is_too_low(temperature, setting):
   logits = np.array([[-700.0, 3.0, 900.0, 899.0], [5.0, 5.0, -1e9, -np.inf]], np.float32)
   logits, seeds = sharding.place(decode._mesh(), (logits, np.arange(2, dtype=np.int32)))
-  how = sampling.How(temperature, 0, 1.0)
+  how = sampling.Options(temperature, 0, 1.0)
   pick = jax.jit(sampling.pick, static_argnums=1)
   ids = np.stack([pick(logits, how, jax.random.key(s), seeds, 0) for s in range(12)])
   assert set(ids[:, 0]) == {2} and set(ids[:, 1]) == {0, 1}

@@ -65,7 +65,7 @@ def test_logits_are_those_of_transformers_and_weights_go_back(name, tmp_path):
   config = json.loads((tmp_path / 'b' / 'config.json').read_text())
   theirs = ABOUT[name]['config']
   assert (config['architectures'], config['model_type']) == (theirs['architectures'], theirs['model_type'])
-  assert model_folders.to_model(config) == values
+  assert model_config.to_model(config) == values
   assert name == 't5_v1_1' or {k: config[k] for k in FAMILIES[config['model_type']].keys if k in theirs} == {
       k: v for k, v in theirs.items() if k in FAMILIES[config['model_type']].keys} | (
           dict(n_inner=144) if name == 'gpt2' else {})
@@ -233,27 +233,27 @@ def test_what_ours_cannot_do_is_an_error_with_its_key(name, key, value):
   if key.startswith(('rope_scaling', 'rotary', 'partial')):
     del config['rope_parameters']
   with pytest.raises(ConfigError, match=key):
-    model_folders.to_model(config)
+    model_config.to_model(config)
 
 
 def test_rotary_numbers_of_all_versions():
   plain = {k: v for k, v in ABOUT['gpt_neox']['config'].items() if k != 'rope_parameters'}
-  rope = lambda **more: [model_folders.to_model(dict(plain, **more))[k] for k in ('rope_theta', 'rope_fraction')]
+  rope = lambda **more: [model_config.to_model(dict(plain, **more))[k] for k in ('rope_theta', 'rope_fraction')]
   assert rope(hidden_size=96) == [1e4, 0.25]
   assert rope(rotary_pct=0.5, rotary_emb_base=500) == [500.0, 0.5]
   assert rope(rope_parameters=dict(rope_theta=7e3, partial_rotary_factor=1.0)) == [7e3, 1.0]
   llama = {k: v for k, v in ABOUT['llama']['config'].items() if k != 'rope_parameters'}
-  assert model_folders.to_model(dict(llama, rope_theta=5e5, rope_scaling=None))['rope_theta'] == 5e5
+  assert model_config.to_model(dict(llama, rope_theta=5e5, rope_scaling=None))['rope_theta'] == 5e5
 
 
 def test_a_config_that_lacks_a_size_is_an_error():
   with pytest.raises(ConfigError, match='llama model lacks hidden_size'):
-    model_folders.to_model({k: v for k, v in ABOUT['llama']['config'].items() if k != 'hidden_size'})
+    model_config.to_model({k: v for k, v in ABOUT['llama']['config'].items() if k != 'hidden_size'})
 
 
 def test_the_nearest_family_is_named():
   model = dataclasses.asdict(tiny.MODEL)
-  assert model_folders.family_of(model) == 'llama'
+  assert model_config.family_of(model) == 'llama'
   for changes, texts in [
       (dict(qk_norm='head'), ('nearest is llama', "model.qk_norm='head'")),
       (dict(position='none'), ("model.position='none', which would have to be 'rope'",)),
@@ -261,7 +261,7 @@ def test_the_nearest_family_is_named():
       (dict(activation='gelu'), ("model.activation='gelu'",)),
       (dict(block='output_norm', qk_norm='all', head_dim=16), ('nearest is olmo2', 'model.head_dim=16'))]:
     with pytest.raises(ConfigError) as e:
-      model_folders.family_of(dict(model, **changes))
+      model_config.family_of(dict(model, **changes))
     assert all(text in str(e.value) for text in texts), str(e.value)
 
 
@@ -280,22 +280,22 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
 def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
   """A new key of config.model, such as a sliding window, changes what a model computes until export knows it."""
   model = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF[kind])
-  assert model_folders.family_of(model) == kind
+  assert model_config.family_of(model) == kind
   with pytest.raises(ConfigError, match='model.window=0, which no family is known to have'):
-    model_folders.family_of(dict(model, window=0))
+    model_config.family_of(dict(model, window=0))
   monkeypatch.setitem(model_config.DEFAULTS, 'model.window', 0)
-  assert model_folders.family_of(dict(model, window=0)) == kind
+  assert model_config.family_of(dict(model, window=0)) == kind
   with pytest.raises(ConfigError, match='model.window=64, which would have to be 0'):
-    model_folders.family_of(dict(model, window=64))
+    model_config.family_of(dict(model, window=64))
   with pytest.raises(ConfigError, match='model.window=64'):
-    model_folders.to_hf(dict(model, window=64))
+    model_config.to_hf(dict(model, window=64))
 
 
 def test_export_knows_every_key(monkeypatch):
   """Each key of config.model is represented in some family, fixed, or without effect: none is let through unseen."""
   monkeypatch.setattr(model_config, 'DEFAULTS', {})
   for kind, changes in FAMILY_OF.items():
-    assert model_folders.family_of(dict(dataclasses.asdict(tiny.MODEL), **changes)) == kind
+    assert model_config.family_of(dict(dataclasses.asdict(tiny.MODEL), **changes)) == kind
 
 
 # --- Weights to begin with ------------------------------------------------------------------------

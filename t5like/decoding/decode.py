@@ -89,9 +89,9 @@ def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids
       that grow beyond it continue from its last half.
     targets: the longest answer of an encoder-decoder.
     tokens: of each answer, at most.
-    temperature: see `sampling.How`; sampling does not apply where masks are filled in.
-    top_k: see `sampling.How`.
-    top_p: see `sampling.How`.
+    temperature: see `sampling.Options`; sampling does not apply where masks are filled in.
+    top_k: see `sampling.Options`.
+    top_p: see `sampling.Options`.
     seed: of the batch.
     seeds: one for each prompt; an answer depends on these two alone, not on the other prompts.
     beams: above 1, beam search, which does not sample and stops at `context`.
@@ -116,11 +116,11 @@ def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids
   batch = _batch_of(vocabulary, prompt_ids, way, context, targets)
   if not way.slides or beams > 1:
     tokens = min(tokens, _room(batch))
-  how = _how(model, vocabulary, temperature, top_k, top_p)
+  options = _sampling_options(model, vocabulary, temperature, top_k, top_p)
   ends = [_ends(vocabulary, ids) for ids in prompt_ids]
   if beams > 1:
-    best, _ = beam.search(model, params, batch.place(batch.ids), tokens, beams, alpha, how.eos_id, how.banned,
-                          how.stops)
+    best, _ = beam.search(model, params, batch.place(batch.ids), tokens, beams, alpha, options.eos_id, options.banned,
+                          options.stops)
     answers = np.asarray(best)[:len(prompts), 0].tolist()
     yield _texts(vocabulary, answers, ends)
     return
@@ -128,7 +128,7 @@ def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids
     seeds = range(len(prompts))
   # Rows beyond the prompts have seeds of others, which do not matter.
   seeds_B = np.resize(np.asarray(seeds, np.int32), batch.rows)
-  for answers in _sampled(model, params, how, batch, tokens, jax.random.key(seed), seeds_B):
+  for answers in _sampled(model, params, options, batch, tokens, jax.random.key(seed), seeds_B):
     yield _texts(vocabulary, answers, ends)
 
 
@@ -139,7 +139,7 @@ def check_prompts(vocabulary: Any, prompts: Sequence[str | Ids], style: str, con
     room = context - 2 * way.framed
     for prompt in prompts:
       if vocabulary.mask_id not in _ids(vocabulary.encode_marked, prompt)[:room]:
-        raise PromptError(f'this model fills in what is masked, and the first {room} tokens of the prompt {prompt!r} '
+        raise PromptError(f'this model fills in masks, and the first {room} tokens of the prompt {prompt!r} '
                           'have no <mask>.')
     return
   ids = _prompt_ids(vocabulary, prompts, way)
@@ -288,13 +288,13 @@ def banned(vocab_size: int, vocabulary: Any) -> tuple[int, ...]:
   return tuple(sorted({*suppressed, *beyond}))
 
 
-def _how(model: Any, vocabulary: Any, temperature: float, top_k: int, top_p: float) -> sampling.How:
+def _sampling_options(model: Any, vocabulary: Any, temperature: float, top_k: int, top_p: float) -> sampling.Options:
   stops = vocabulary.stop_ids
   eos_id = stops[0] if stops else -1
-  return sampling.How(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary), stops[1:])
+  return sampling.Options(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary), stops[1:])
 
 
-def _sampled(model: Any, params: Any, how: sampling.How, batch: _Batch, tokens: int, key: jax.Array,
+def _sampled(model: Any, params: Any, options: sampling.Options, batch: _Batch, tokens: int, key: jax.Array,
              seeds_B: np.ndarray) -> Iterator[list[Ids]]:
   """Yields the ids generated so far, a list for each prompt, every few tokens."""
   answers: list[Ids] = [[] for _ in batch.ids]
@@ -304,16 +304,16 @@ def _sampled(model: Any, params: Any, how: sampling.How, batch: _Batch, tokens: 
     texts = _texts_so_far(batch, answers)
     longest = max(map(len, texts))
     new = min(tokens - before, batch.context - longest)
-    ended = _have_ended(answers, how)
+    ended = _have_ended(answers, options)
     state = sampling.start(model, params, batch.place(texts), new)
     said = 0
     while said < new:
       n = min(PIECE, new - said)
-      piece_BN, state = sampling.more(model, how, n, params, state, key, seeds, before)
-      _extend(answers, np.asarray(piece_BN).tolist(), ended, how.eos_id)
+      piece_BN, state = sampling.more(model, options, n, params, state, key, seeds, before)
+      _extend(answers, np.asarray(piece_BN).tolist(), ended, options.eos_id)
       said += n
       yield answers
-      if all(_have_ended(answers, how)):
+      if all(_have_ended(answers, options)):
         return
 
 
@@ -327,9 +327,9 @@ def _texts_so_far(batch: _Batch, answers: list[Ids]) -> list[Ids]:
   return [batch.begins + text[-half:] for text in texts]
 
 
-def _have_ended(answers: list[Ids], how: sampling.How) -> list[bool]:
+def _have_ended(answers: list[Ids], options: sampling.Options) -> list[bool]:
   """Whether each of the answers has ended."""
-  stops = {how.eos_id, *how.stops}
+  stops = {options.eos_id, *options.stops}
   return [not stops.isdisjoint(answer) for answer in answers]
 
 
@@ -395,7 +395,7 @@ def fill(model: Any, params: Any, vocabulary: Any, rows: Sequence[Ids], ends: bo
   """
   for row, prompt in zip(rows, prompts or rows):
     if vocabulary.mask_id not in row:
-      raise PromptError(f'this model fills in what is masked, and the prompt {prompt!r} has no <mask>.')
+      raise PromptError(f'this model fills in masks, and the prompt {prompt!r} has no <mask>.')
   texts = []
   for row in rows:
     text = list(row)

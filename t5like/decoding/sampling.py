@@ -21,7 +21,7 @@ State = dict[str, Any]  # see `start`
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class Options:
   """How the next token is chosen.
 
   Attributes:
@@ -88,12 +88,12 @@ def _divided(logits_BV: Array, temperature: float) -> Array:
   return (logits_BV - largest_B1) / max(temperature, least)
 
 
-def pick(logits_BV: Array, how: How, key: Array, seeds_B: Array, t: Array) -> Array:
+def pick(logits_BV: Array, options: Options, key: Array, seeds_B: Array, t: Array) -> Array:
   """Chooses one token per row.
 
   Args:
     logits_BV: fp32.
-    how: static.
+    options: static.
     key: of the whole batch.
     seeds_B: int32, of each row.
     t: number of the token in its answer; together with key and seed it determines the random choice.
@@ -101,10 +101,10 @@ def pick(logits_BV: Array, how: How, key: Array, seeds_B: Array, t: Array) -> Ar
   Returns:
     Token ids [B], int32.
   """
-  logits_BV = allowed(logits_BV, how.banned)
-  if not how.temperature:
+  logits_BV = allowed(logits_BV, options.banned)
+  if not options.temperature:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = filter_logits(_divided(logits_BV, how.temperature), how.top_k, how.top_p)
+  logits_BV = filter_logits(_divided(logits_BV, options.temperature), options.top_k, options.top_p)
   whole = PartitionSpec()
   rows = in_use('B')
   sample = jax.shard_map(_sample, in_specs=(whole, whole, rows, in_use('B_')), out_specs=rows, check_vma=False)
@@ -182,13 +182,13 @@ def step(model: Any, params: Any, state: State, token_B: Array) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def more(model: Any, how: How, n: int, params: Any, state: State, key: Array, seeds_B: Array,
+def more(model: Any, options: Options, n: int, params: Any, state: State, key: Array, seeds_B: Array,
          before: Array | int) -> tuple[Array, State]:
   """Makes up to n tokens of each row; stops when all rows have ended.
 
   Args:
     model: static.
-    how: static.
+    options: static.
     n: static.
     params: nested dict of arrays.
     state: of `start` or of `more`; donated.
@@ -207,15 +207,15 @@ def more(model: Any, how: How, n: int, params: Any, state: State, key: Array, se
 
   def one_token(carry: tuple) -> tuple:
     i, tokens_BN, state = carry
-    picked_B = pick(state['logits'], how, key, seeds_B, before + state['said'])
-    token_B = jnp.where(state['done'], how.eos_id, picked_B)
+    picked_B = pick(state['logits'], options, key, seeds_B, before + state['said'])
+    token_B = jnp.where(state['done'], options.eos_id, picked_B)
     tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B[:, None], (0, i))
-    ended_B = token_B == how.eos_id
-    for stop in how.stops:
+    ended_B = token_B == options.eos_id
+    for stop in options.stops:
       ended_B |= token_B == stop
     state = dict(state, done=state['done'] | ended_B)
     return i + 1, tokens_BN, step(model, params, state, token_B)
 
-  tokens_BN = jax.sharding.reshard(jnp.full((B, n), how.eos_id, jnp.int32), in_use('B_'))
+  tokens_BN = jax.sharding.reshard(jnp.full((B, n), options.eos_id, jnp.int32), in_use('B_'))
   _, tokens_BN, state = jax.lax.while_loop(continues, one_token, (jnp.int32(0), tokens_BN, state))
   return jax.sharding.reshard(tokens_BN, PartitionSpec()), state

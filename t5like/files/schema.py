@@ -7,7 +7,7 @@ Every file of JSON or JSON lines that t5like reads comes through here, its own t
 in folders that others may write to. Refused are text that is not UTF-8, more bytes, values or levels than `Limits`
 allows, keys that occur twice, numbers that are not finite or that no 64 bits hold, halves of surrogate pairs, and, by
 the shape, values of another type or outside their range. An error is one paragraph: the file, the key, its value, and
-what it must be. Keys that a shape does not know are let through where `rest` says so, as in files of other programs.
+the requirement. Keys that a shape does not know are allowed where `rest` says so, as in files of other programs.
 """
 import dataclasses
 import json

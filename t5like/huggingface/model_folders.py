@@ -340,7 +340,7 @@ def check_same_vocabulary(config: Any, ours: Any, spec: Tree, theirs: Any) -> No
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FolderTokenizer:
   """A folder's tokenizer. spec: values of config.vocabulary; begins: whether it puts vocabulary.bos_id before texts."""
   spec: Tree
   vocabulary: Any
@@ -355,7 +355,7 @@ def find_vocabulary(folder: Any, chosen: Tree | None = None) -> tuple[Tree, Any]
   return tokenizer.spec, tokenizer.vocabulary
 
 
-def find_tokenizer(folder: Any, chosen: Tree | None = None) -> Found | None:
+def find_tokenizer(folder: Any, chosen: Tree | None = None) -> FolderTokenizer | None:
   """The tokenizer of a Hugging Face folder, None where it has none.
 
   A SentencePiece model comes before a tokenizer.json that was made from it and holds the same; else the tokenizer.json,
@@ -399,22 +399,22 @@ def _pieces_file(folder: Any) -> Any:
   return None
 
 
-def _load(path: Any, kind: str, chosen: Tree | None, sentinels: int = 0) -> Found:
+def _load(path: Any, kind: str, chosen: Tree | None, sentinels: int = 0) -> FolderTokenizer:
   spec: Any = base().vocabulary
   spec.update(name=kind, path=str(path), sentinels=sentinels, special=dict(chosen or {}))
   vocabulary = vocabulary_lib.imported(spec, spec.path)
   begins = vocabulary.bos_id is not None and tuple(vocabulary.before) == (vocabulary.bos_id,)
-  return Found(spec.to_dict(), vocabulary, begins)
+  return FolderTokenizer(spec.to_dict(), vocabulary, begins)
 
 
-def _bytes_of(folder: Any) -> Found | None:
+def _bytes_of(folder: Any) -> FolderTokenizer | None:
   """The vocabulary of a ByT5, which needs no file; None for another."""
   tokenizer_class = _settings(folder).get('tokenizer_class') or ''
   if tokenizer_class.removesuffix('Fast') != 'ByT5Tokenizer':
     return None
   spec: Any = base().vocabulary
   spec.update(name='bytes', path='', sentinels=_count_sentinels(folder, BYT5_SENTINELS))
-  return Found(spec.to_dict(), Bytes(spec.sentinels), False)
+  return FolderTokenizer(spec.to_dict(), Bytes(spec.sentinels), False)
 
 
 def _settings(folder: Any, name: str = 'tokenizer_config.json') -> Tree:

@@ -14,7 +14,7 @@ from etils import epath
 from t5like import choices, config as config_lib, sharding
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
-from t5like.huggingface import model_folders, model_weights
+from t5like.huggingface import model_config, model_folders, model_weights
 from t5like.model import models
 from t5like.objectives import spans
 from t5like.objectives.prompts import STYLES
@@ -40,14 +40,14 @@ def check_export(config: Any, out: str) -> None:
   model = config_lib.resolve(config).model.to_dict()
   # Adapters are merged before export; any size will do for a vocabulary that is not known yet.
   model.update(lora_rank=0, vocab_size=model['vocab_size'] or 128)
-  model_folders.family_of(model)
+  model_config.family_of(model)
 
 
 def export_run(workdir: str, out: str) -> list[str]:
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people."""
   run = trained_model.load(workdir)
   model = run.config.model.to_dict()
-  model_folders.check_parameters(model, run.model.parameters)
+  model_config.check_parameters(model, run.model.parameters)
   notes = model_folders.write(out, model, run.params, run.vocabulary, style=run.style, length=run.config.data.seq_len)
   if STYLES[run.style].sees_itself and run.model.config.prefix_mask:
     notes.append('this decoder sees prompts in both directions, those of transformers only what came before: its '
@@ -118,7 +118,7 @@ def _save(config: Any, vocabulary: Any, workdir: Any) -> None:
       checkpoints.wait()
 
 
-def _config_text(folder: str, tokenizer: model_folders.Found) -> str:
+def _config_text(folder: str, tokenizer: model_folders.FolderTokenizer) -> str:
   """Source of a config file for a model in a folder: its sizes, and an objective of its kind.
 
   Everything that comes from the folder, its name too, stands in literals, nowhere else: the source is executed.
@@ -144,7 +144,8 @@ def _config_text(folder: str, tokenizer: model_folders.Found) -> str:
   return '\n'.join(lines)
 
 
-def _sections(model: dict[str, Any], tokenizer: model_folders.Found, seq_len: int) -> dict[str, dict[str, Any]]:
+def _sections(model: dict[str, Any], tokenizer: model_folders.FolderTokenizer,
+              seq_len: int) -> dict[str, dict[str, Any]]:
   """{section of the config: {key: value}} of an imported model."""
   vocabulary = tokenizer.vocabulary
   data: dict[str, Any] = dict(seq_len=seq_len)

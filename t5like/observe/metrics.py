@@ -1,4 +1,4 @@
-"""Numbers out of a run: rates, files, and what a person sees.
+"""Numbers of a run: rates, files, and the lines and bar on the screen.
 
 MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter and token plus full
 attention, less where parameters are frozen (`model/flops.py`), over the peak of the devices' matrix units. On a CPU,

@@ -1,4 +1,4 @@
-"""When a run has done what its config asks for, beside reaching its number of tokens."""
+"""Reasons to end a run before its number of tokens: a target, patience and wall time."""
 import dataclasses
 import math
 import operator

@@ -10,7 +10,7 @@ import pytest
 
 from t5like.config import base
 from t5like.decoding import trained_model
-from t5like.huggingface import model_folders, runs
+from t5like.huggingface import model_config, model_folders, runs
 from t5like.huggingface.families import FAMILIES
 from t5like.training import loop
 from t5like.vocabulary import loading as vocabulary_lib
@@ -103,7 +103,7 @@ def test_half_precision_in_many_files(dtype, tmp_path):
   model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('*.safetensors'))) > 2
   _, params = model_folders.read(tmp_path)
-  model_folders.write(tmp_path / 'out', model_folders.to_model(model.config.to_dict()), params)
+  model_folders.write(tmp_path / 'out', model_config.to_model(model.config.to_dict()), params)
   back = load_strictly(tmp_path / 'out')
   assert back.dtype == torch.float32
   same_weights(model.float(), back)
@@ -114,7 +114,7 @@ def test_what_a_config_may_leave_out(name):
   config = transformers.AutoConfig.for_model(name)
   known = {k: v for k, v in FAMILIES[name].defaults.items() if v is not None and hasattr(config, k)}
   assert len(known) >= 4 and {k: getattr(config, k) for k in known} == known
-  assert model_folders.to_model(config.to_dict())['num_layers'] == config.num_hidden_layers
+  assert model_config.to_model(config.to_dict())['num_layers'] == config.num_hidden_layers
 
 
 def test_v1_1_stays_untied_and_v1_0_tied(tmp_path):

@@ -90,7 +90,7 @@ def test_greedy(pair):
   expected, _ = generated(theirs, ids, eos_token_id=None)
   with jax.set_mesh(mesh):
     state = sampling.start(ours, params, prompt(ids, theirs.config.is_encoder_decoder, mesh), NEW)
-    said, _ = sampling.more(ours, sampling.How(temperature=0.0), NEW, params, state, jax.random.key(0),
+    said, _ = sampling.more(ours, sampling.Options(temperature=0.0), NEW, params, state, jax.random.key(0),
                             sharding.place(mesh, np.zeros(3, np.int32)), 0)
   np.testing.assert_array_equal(said, expected)
 
