@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from t5like import config as config_lib, sharding
+from t5like import sharding
 from t5like.config import base
+from t5like.config.values import DEFAULTS
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
 from t5like.huggingface import model_config, model_folders, runs
@@ -287,4 +288,4 @@ def test_roles_are_those_of_their_tokenizers():
 
 
 def test_print_of_the_config_key():
-  assert config_lib.DEFAULTS['vocabulary.special'] == {}
+  assert DEFAULTS['vocabulary.special'] == {}
