@@ -24,6 +24,7 @@ from t5like.preflight import (  # noqa: E402 (run from anywhere)
   hlo,
   kernel_calls,
   prediction,
+  search as search_lib,
   topologies,
 )
 
@@ -38,7 +39,7 @@ class Row:
   note: str = ''
 
 
-RSF = f'compile.options={prediction.FUSED_REDUCE_SCATTER}'  # as search finds it
+RSF = f'compile.options={search_lib.FUSED_REDUCE_SCATTER}'  # as search finds it
 # MaxText 0.2.5, compiled by jax 0.12.0.1 and libtpu 0.0.50.1 with the same rows per chip, remat and split of devices.
 ROWS = (
     Row('yardstick_1b', 'v5e-256', 1024, 389.1),
@@ -68,7 +69,7 @@ RULER = dict(half=(half_of_the_square, 0.5))
 
 
 def cell(report, overrides=None):
-  how = '' if overrides is None else ' ' + (prediction.flags(overrides).replace('--config.', '') or 'as it is')
+  how = '' if overrides is None else ' ' + (search_lib.flags(overrides).replace('--config.', '') or 'as it is')
   if not report['fits']:
     return f'does not fit ({report["hbm"]["used"] / prediction.GIB:.1f} GiB){how}'
   milliseconds, waiting = (1e3 * x for x in (report['step_seconds'], report['times'].get('exposed', 0)))
@@ -81,7 +82,7 @@ def line(row, search):
   path = f'{ROOT}/configs/{file}.py' + (f':{variant}' if variant else '')
   config, topology = config_lib.load(path, [f'batch_size={row.batch}', *row.overrides]), topologies.parse(row.topology)
   default = prediction.predict(config, topology, readings=RULER if row.maxtext else None)
-  found = prediction.search(config, topology, lambda text: print(text, file=sys.stderr)) if search else []
+  found = search_lib.search(config, topology, lambda text: print(text, file=sys.stderr)) if search else []
   best = cell(found[0][1], found[0][0]) if found else ''
   theirs = f'{row.maxtext:,.1f}' if row.maxtext else ''
   same_ruler = f'{1e3 * default["readings"]["half"]:,.1f}' if row.maxtext and default['fits'] else ''

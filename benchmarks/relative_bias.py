@@ -26,7 +26,7 @@ from t5like.errors import ConfigError
 from t5like.model import attention
 from t5like.model.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model.layers import RelativeBias
-from t5like.preflight import compile_ahead, costs, hlo, prediction, topologies as tpu
+from t5like.preflight import compile_ahead, costs, hlo, prediction, search, topologies as tpu
 
 
 def attend(kind, q_BTNH, k_BTNH, v_BTNH, table_NE, segments_BT, causal):
@@ -106,7 +106,7 @@ def steps():
         row = (f'| {name} | {model} | {T:,} | {config.batch_size / topology.devices:g} | {config.model.remat} | '
                f'{kind} | ')
         try:
-          report = prediction.predict(prediction.changed(config, changes), topology)
+          report = prediction.predict(search.changed(config, changes), topology)
         except ConfigError as e:
           print(row + f'{str(e)[:120]} |')
           continue

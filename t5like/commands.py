@@ -123,13 +123,13 @@ def _prepare(config: Config, flags: Any) -> None:
 
 
 def _preflight(config: Config, flags: Any) -> None:
-  from t5like.preflight import page, prediction, topologies
+  from t5like.preflight import page, prediction, search, topologies
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
   topology = topologies.parse(flags.topology)
   _show_notes(_check(config, flags.workdir, here=False))
   if flags.search:
-    candidates: Any = prediction.search(config, topology)
+    candidates: Any = search.search(config, topology)
     if not candidates:
       raise ConfigError(f'No layout tried fits {topology.name}: give more chips or a smaller batch_size.')
     if not flags.json:

@@ -3,7 +3,7 @@ import pytest
 
 from t5like import config as config_lib
 from t5like.errors import ConfigError
-from t5like.preflight import compared, prediction, topologies
+from t5like.preflight import compared, prediction, search, topologies
 from tests.conftest import ROOT
 
 
@@ -48,7 +48,7 @@ def test_what_is_known_of_a_prediction_depends_on_its_kind():
 def test_the_front_of_a_search_is_not_beaten():
   report = lambda seconds, used: dict(step_seconds=seconds, hbm=dict(used=used))
   found = [(k, report(*x)) for k, x in enumerate([(1, 9), (2, 10), (3, 5), (4, 6), (5, 1)])]
-  assert [k for k, _ in prediction.front(found)] == [0, 2, 4]
+  assert [k for k, _ in search.front(found)] == [0, 2, 4]
 
 
 def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
@@ -66,7 +66,7 @@ def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
   tried, said = [], []
   monkeypatch.setattr(prediction, 'predict', predict)
   config = config_lib.load(f'{ROOT}/configs/yardstick_1b.py')
-  (overrides, _), *_ = prediction.search(config, topologies.parse('v5e-256'), said.append)
+  (overrides, _), *_ = search.search(config, topologies.parse('v5e-256'), said.append)
   assert overrides['mesh.data'] == 2 and overrides['model.remat'] == 'weights' and overrides['compile.options']
   assert 'compiling to the end' in said[-1]
   # A ladder is left where it gets slower: tensor of 2 is, so that 4 and 8 are not tried.

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from t5like import sharding
 from t5like.observe import metrics
-from t5like.preflight import prediction
+from t5like.preflight import prediction, search
 
 GIB = prediction.GIB
 
@@ -73,9 +73,9 @@ def show_search(found, console=None):
   """Prints the Pareto front of `preflight.search`, and how to have its fastest."""
   console = console or Console(highlight=False, soft_wrap=True)
   console.print('\nFastest first; those below are slower and smaller:', style='bold')
-  for overrides, report in prediction.front(found):
+  for overrides, report in search.front(found):
     console.print(f'{report["step_seconds"] * 1e3:7.1f} ms  MFU {report["mfu"]:.1%}  '
-                  f'{report["hbm"]["used"] / GIB:5.1f} GiB  {prediction.flags(overrides) or "as it is"}', markup=False)
+                  f'{report["hbm"]["used"] / GIB:5.1f} GiB  {search.flags(overrides) or "as it is"}', markup=False)
   console.print('')
 
 
