@@ -27,11 +27,11 @@ BESIDE = {
 }
 # Modules whose tables implement the choices of a key; the others are all facts, or are given to a library by name.
 IMPLEMENTED_IN = {
-    'data.packing': 'data.packing',
-    'data.empty': 'data.shards',
-    'data.overlong': 'data.shards',
-    'data.mixture_rates': 'data.mixing',
-    'vocabulary.name': 'data.vocabulary',
+    'data.packing': 'batches.packing',
+    'data.empty': 'prepared.examples',
+    'data.overlong': 'prepared.shards',
+    'data.mixture_rates': 'batches.mixing',
+    'vocabulary.name': 'vocabulary.loading',
     'objective.masking': 'objectives.functions',
     'model.name': 'model.transformer',
     'model.activation': 'model.layers',
@@ -40,7 +40,7 @@ IMPLEMENTED_IN = {
     'model.init': 'model.layers',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
-    'log.trackers': 'trackers',
+    'log.trackers': 'observe.trackers',
 }
 
 

@@ -9,12 +9,14 @@ from etils import epath
 from t5like.errors import DataError
 from t5like.files import plain_json, schema
 
+Batch = dict[str, Any]  # {name: numpy array, or a dict of the same kind}
 
-def pack(batch: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
+
+def pack(batch: Batch, about: Mapping[str, Any]) -> bytes:
   """The content of a file with a batch.
 
   Args:
-    batch: {name: numpy array, or a dict of the same kind}.
+    batch: its arrays.
     about: facts about the batch, for JSON.
   """
   arrays: dict[str, Any] = dict(_flatten(batch))
@@ -24,7 +26,7 @@ def pack(batch: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
   return content.getvalue()
 
 
-def _flatten(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, np.ndarray]]:
+def _flatten(tree: Batch, path: str = '') -> Iterator[tuple[str, np.ndarray]]:
   """Pairs ('outer/inner', array)."""
   for key, value in tree.items():
     if isinstance(value, dict):
@@ -33,21 +35,23 @@ def _flatten(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, np.
       yield path + key, value
 
 
-def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str) -> tuple[Batch, dict[str, Any]]:
   """(batch, about) of such a file, as `pack` had them. DataError for any other file."""
   try:
-    with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
-      content = {key: file[key] for key in file}
-    values = schema.parse(str(content.pop('about')), schema.Object(), schema.LINE)
+    packed = io.BytesIO(epath.Path(path).read_bytes())
+    with np.load(packed, allow_pickle=False) as file:
+      arrays = {key: file[key] for key in file}
+    text = str(arrays.pop('about'))
+    values = schema.parse(text, schema.Object(), schema.LINE)
     about = {key: plain_json.number(value) for key, value in values.items()}
-    return _unflatten(content), about
+    return _unflatten(arrays), about
   except Exception as error:  # zlib, zipfile and numpy each have their own
     raise DataError(f'--batch={path} is not a batch that a run kept ({type(error).__name__}: {error}). They are in '
                     'WORKDIR/bad_steps.') from error
 
 
-def _unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  batch: dict[str, Any] = {}
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> Batch:
+  batch: Batch = {}
   for key, array in arrays.items():
     *outer, name = key.split('/')
     place = batch

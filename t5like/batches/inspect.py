@@ -47,11 +47,12 @@ def show(
     check_row(config, row)
   size = config.batch_size
   skipped = lengths.skipped(config.data.skip_rows)
-  indices = [pipeline.after(skipped, 0, step * size + k) for k in _shown(rows, size, row)]
+  start = step * size
+  indices = [pipeline.after(skipped, 0, start + k) for k in _shown(rows, size, row)]
   train = pipeline.TrainRows(store, config)
   batch = train.batch(indices)
-  first = pipeline.after(skipped, 0, step * size)
-  last = pipeline.after(skipped, 0, step * size + size - 1)
+  first = pipeline.after(skipped, 0, start)
+  last = pipeline.after(skipped, 0, start + size - 1)
   console.print(f'Step {step:,}: rows {first:,} to {last:,} of the endless sequence, '
                 f'{len(indices)} shown. Colours distinguish segments. So far:')
   for line in train.describe(indices[-1] + 1):
@@ -107,7 +108,7 @@ def show_kept(
 
   Args:
     store: of the prepared data, a Store or Stores.
-    path: of the file, see kept.py.
+    path: of the file, see bad_batches.py.
     rows: how many rows to print.
     row: the only row to print, from 0.
     console: where to print; None: the terminal.
@@ -214,8 +215,13 @@ def _table(vocabulary: Vocabulary, row: Row, places: Sequence[Place | None]) -> 
       continue
     position, number = place
     segment = row['segments'][position]
-    cells = [str(row['positions'][position]), str(segment), _token(vocabulary, row['inputs'][position]),
-             _token(vocabulary, row['targets'][number]), f'{row["weights"][number]:g}']
+    cells = [
+        str(row['positions'][position]),
+        str(segment),
+        _token(vocabulary, row['inputs'][position]),
+        _token(vocabulary, row['targets'][number]),
+        f'{row["weights"][number]:g}',
+    ]
     if has_prefix:
       cells.append('yes' * bool(row['prefix'][position]))
     table.add_row(*cells, style=COLOURS[segment % len(COLOURS)])

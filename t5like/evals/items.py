@@ -8,7 +8,7 @@ from t5like.config.rules import SOURCES
 from t5like.config.values import base
 from t5like.errors import ConfigError, DataError
 from t5like.files import schema
-from t5like.prepared import shards
+from t5like.prepared import examples
 from t5like.sources import registry
 
 OBJECTS = 'Each line must hold a JSON object with the fields of an item.'
@@ -67,7 +67,7 @@ def _is_held_out(task, record, where, config):
   else:
     question = _question(task, record, where)
     texts = question.before[question.right], question.answers[question.right]
-  return shards.split_example(texts, '', config)[0][0] == 'validation'
+  return examples.split_example(texts, '', config)[0][0] == 'validation'
 
 
 def questions(task, shots=-1, limit=0):

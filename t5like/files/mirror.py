@@ -18,6 +18,7 @@ from t5like.files import paths, schema
 from t5like.files.paths import is_remote
 
 Result = TypeVar('Result')
+PathLike = str | os.PathLike[str]
 
 PACKAGES = {'gs': 'gcs', 's3': 's3', 'hf': 'hf', 'http': 'http', 'https': 'http'}  # extras that bring what fsspec needs
 LIMIT = 20  # seconds that a remote store has to answer
@@ -28,7 +29,7 @@ LARGEST = 1 << 30  # bytes that `read_bytes` reads unless the caller says otherw
 
 
 @contextlib.contextmanager
-def alone(folder: str | os.PathLike[str], say: Callable[[str], None]) -> Iterator[None]:
+def alone(folder: PathLike, say: Callable[[str], None]) -> Iterator[None]:
   """Waits for other processes that work in a local folder. The lock is released when its process ends.
 
   Args:
@@ -45,7 +46,7 @@ def alone(folder: str | os.PathLike[str], say: Callable[[str], None]) -> Iterato
 
 def _lock(
     lock: int,
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     say: Callable[[str], None],
 ) -> None:
   try:
@@ -127,7 +128,7 @@ def _explained(action: str, url: str) -> Iterator[None]:
                     '(gs://: gcloud auth application-default login).') from error
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = LARGEST) -> bytes:
+def read_bytes(path: PathLike, most: int = LARGEST) -> bytes:
   """Content of a local or remote file.
 
   Args:
@@ -164,7 +165,7 @@ def _read_remote(url: str, most: int) -> bytes:
   return content
 
 
-def is_file(path: str | os.PathLike[str]) -> bool:
+def is_file(path: PathLike) -> bool:
   """Whether a local or remote file exists; DataError when the store fails."""
   path = paths.expand(str(path))
   if not is_remote(path):
@@ -178,7 +179,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def push(
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     url: str,
     names: Iterable[str],
 ) -> None:
@@ -201,7 +202,7 @@ def remove(url: str, patterns: Iterable[str]) -> None:
 
 def pull(
     url: str,
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     sizes: Mapping[str, int | None],
 ) -> None:
   """Copies files of a URL to a local folder, except those that are already there in their full size.

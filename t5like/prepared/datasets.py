@@ -68,7 +68,8 @@ def _name(config: Config) -> str:
   # A vocabulary that prepare makes for a mixture lies beside its datasets, wherever that is.
   spec['path'] = spec['path'].removeprefix(f'{config.data.directory.rstrip("/")}/')
   essence = dict(_essence(config.data), vocabulary=spec)
-  slug = re.sub(r'[^A-Za-z0-9]+', '-', config.data.source).strip('-')[:SLUG].strip('-')
+  words = re.sub(r'[^A-Za-z0-9]+', '-', config.data.source).strip('-')
+  slug = words[:SLUG].strip('-')
   return f'{slug}-{sha256(essence)[:DIGITS]}'
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5like.errors import DataError
-from t5like.prepared import shards
+from t5like.prepared import examples
 from t5like.sources import registry
 
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
@@ -18,6 +18,7 @@ MOST_OF_IT = 0.1  # largest share of a single document that LEAST may make its t
 RANGE = 2**64  # hash numbers are below this
 
 Texts = tuple[str, ...]
+Hashed = tuple[int, Texts]  # the hash number of an example, and its texts
 HeldOut = dict[str, Any]
 
 
@@ -36,7 +37,7 @@ def find(
     plan: the parts of the work under 'parts', see prepare.py.
 
   Returns:
-    (what `shards.split_example` needs to know, a line for people); (None, '') where hashes fill both splits.
+    (what `examples.split_example` needs to know, a line for people); (None, '') where hashes fill both splits.
 
   Raises:
     DataError: the text can be neither cut nor divided.
@@ -44,11 +45,11 @@ def find(
   if config.data.validation != 'hash':
     return None, ''
   threshold = config.data.validation_fraction
-  count = shards.new_count()
+  count = examples.new_count()
   smallest = largest = None
   for part in plan['parts']:
-    for example, _ in shards.examples(config, texts[part['source']], part, count):
-      candidate = (shards.hash_number(example), example)
+    for example, _ in examples.examples(config, texts[part['source']], part, count):
+      candidate = (examples.hash_number(example), example)
       smallest = _smaller(smallest, candidate)
       largest = _larger(largest, candidate)
       if smallest[0] / RANGE < threshold <= largest[0] / RANGE:
@@ -59,13 +60,13 @@ def find(
   return _instead(config, smallest, largest, documents)
 
 
-def _smaller(known: tuple[int, Texts] | None, candidate: tuple[int, Texts]) -> tuple[int, Texts]:
+def _smaller(known: Hashed | None, candidate: Hashed) -> Hashed:
   if known is None or candidate[0] < known[0]:
     return candidate
   return known
 
 
-def _larger(known: tuple[int, Texts] | None, candidate: tuple[int, Texts]) -> tuple[int, Texts]:
+def _larger(known: Hashed | None, candidate: Hashed) -> Hashed:
   if known is None or candidate[0] > known[0]:
     return candidate
   return known
@@ -73,11 +74,11 @@ def _larger(known: tuple[int, Texts] | None, candidate: tuple[int, Texts]) -> tu
 
 def _instead(
     config: Config,
-    smallest: tuple[int, Texts],
-    largest: tuple[int, Texts],
+    smallest: Hashed,
+    largest: Hashed,
     documents: int,
 ) -> tuple[HeldOut, str]:
-  """What to hold out where all documents are on one side; smallest, largest: (hash, texts)."""
+  """What to hold out where all documents are on one side."""
   fraction = config.data.validation_fraction
   if smallest[0] == largest[0]:
     return _cut(config, smallest[1], documents)

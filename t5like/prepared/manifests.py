@@ -1,12 +1,12 @@
 """The manifest of a prepared dataset: what it holds, and whether it is complete."""
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t5like.errors import DataError
 from t5like.files import mirror, plain_json, schema
+from t5like.files.mirror import PathLike
 from t5like.files.schema import FileName, Limits, List, Object, OneOf, Shape, Text, Whole
 
 FORMAT = 4  # of the folder; raise it when files written by older code can no longer be read
@@ -77,7 +77,7 @@ SHAPE = _whole(dict(
 ))
 
 
-def read(folder: str | os.PathLike[str]) -> Manifest:
+def read(folder: PathLike) -> Manifest:
   """The manifest of a folder; DataError when anything is missing or damaged."""
   folder = pathlib.Path(folder)
   manifest = load(folder / MANIFEST)
@@ -97,7 +97,7 @@ def _absent(folder: pathlib.Path) -> str:
   return f'There is no prepared dataset in {folder}; run: {COMMAND}'
 
 
-def load(path: str | os.PathLike[str]) -> Manifest | None:
+def load(path: PathLike) -> Manifest | None:
   """The manifest in a file, local or remote, or None where there is none; DataError when it is damaged."""
   manifest = read_json(path, Object())
   if manifest is None:
@@ -179,7 +179,7 @@ def broken_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
   return broken
 
 
-def read_json(path: str | os.PathLike[str], shape: Shape = schema.ANY) -> Any:
+def read_json(path: PathLike, shape: Shape = schema.ANY) -> Any:
   """The value in a JSON file, local or remote, or None where there is no file.
 
   Args:

@@ -23,7 +23,7 @@ from t5like import config as config_lib
 from t5like.errors import DataError
 from t5like.files import mirror, plain_json
 from t5like.files.writing import write_file
-from t5like.prepared import duplicates, shards
+from t5like.prepared import duplicates, examples, shards
 from t5like.sources import registry
 from t5like.sources.registry import Source
 from t5like.vocabulary import loading
@@ -41,7 +41,7 @@ PR_SET_PDEATHSIG = 1  # of Linux
 
 
 def open_sources(config: Config) -> Sources:
-  """Returns {'train': Source}, with 'validation' if that has a source of its own. Errors as `sources.open_source`."""
+  """Returns {'train': Source}, with 'validation' if that has a source of its own. Errors as `registry.open_source`."""
   train = registry.open_source(config)
   validation = registry.open_validation(config)
   if validation is None:
@@ -206,8 +206,9 @@ def jobs(
 def digest(job: Job) -> None:
   """Writes the digests of the examples of a part, for `duplicates.find`."""
   config, source = _open(job)
+  count = examples.new_count()
   digests = []
-  for texts, _ in shards.examples(config, source, job['part'], shards.new_count()):
+  for texts, _ in examples.examples(config, source, job['part'], count):
     digests.append(duplicates.digest(texts))
   _leave(job, digests_name(job['number']), b''.join(digests))
 
@@ -218,7 +219,8 @@ def make(job: Job, bar: bool = False) -> None:
   target = pathlib.Path(job['target'])
   _fetch(job, VOCABULARY)
   path = target / VOCABULARY
-  vocab = _vocabulary(config.vocabulary.name, config.vocabulary.sentinels, path, path.stat().st_mtime_ns)
+  spec = config.vocabulary
+  vocab = _vocabulary(spec.name, spec.sentinels, path, path.stat().st_mtime_ns)
   repeats = None
   if config.data.deduplicate:
     name = repeats_name(job['number'])
@@ -226,7 +228,8 @@ def make(job: Job, bar: bool = False) -> None:
     repeats = np.fromfile(target / name, bool)
   mark = shards.write_part(config, target, source, job['part'], vocab, repeats, bar)
   if job['remote']:
-    mirror.push(target, job['remote'], [file['file'] for file in files_of(mark)])
+    names = [file['file'] for file in files_of(mark)]
+    mirror.push(target, job['remote'], names)
   content = plain_json.dumps(mark, indent=1) + '\n'
   _leave(job, mark_name(job['number']), content.encode())
 
@@ -265,7 +268,8 @@ def _leave(job: Job, name: str, content: bytes) -> None:
 
 def _open(job: Job) -> tuple[Config, Source]:
   pathlib.Path(job['target']).mkdir(parents=True, exist_ok=True)
-  config, texts = _opened(job['config'], plain_json.dumps(job['inputs'], sort_keys=True))
+  expected = plain_json.dumps(job['inputs'], sort_keys=True)
+  config, texts = _opened(job['config'], expected)
   return config, texts[job['part']['source']]
 
 
@@ -275,7 +279,8 @@ def _opened(text: str, expected: str) -> tuple[Config, Sources]:
   config: Config = config_lib.from_json(text)
   texts = open_sources(config)
   before = json.loads(expected)
-  if as_known_to(before, plain_json.as_read(inputs(config, texts))) != before:
+  now = plain_json.as_read(inputs(config, texts))
+  if as_known_to(before, now) != before:
     raise DataError(f'data.source={config.data.source!r} has changed while it is being prepared, or is another one on '
                     'this machine: run prepare again when it is as it should be.')
   return config, texts

@@ -3,7 +3,7 @@
 The folder of a prepared dataset:
 
   manifest.json                              its content; written last, so it marks completeness
-  vocabulary                                 read by `vocabulary.load`
+  vocabulary                                 read by `loading.load`
   tokens-train.array_record-00000-of-00002   tokens (see store.py), in files that TFDS reads
   lengths-train-00000-of-00002.bin           of each example in that file
   names-train-00000-of-00002.zst             where each example came from
@@ -17,9 +17,7 @@ or machines (see parts.py).
 """
 
 import functools
-import importlib.metadata
 import pathlib
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,11 +25,11 @@ from typing import Any
 from t5like.errors import DataError
 from t5like.files import mirror, paths, plain_json
 from t5like.files.writing import write_file
-from t5like.prepared import duplicates, held_out, manifests, parts, shards
-from t5like.prepared.datasets import datasets, fetch, folder, remote, sha256
+from t5like.prepared import duplicates, held_out, manifests, new_manifest, parts, shards, vocabulary_texts
+from t5like.prepared.datasets import datasets, fetch, folder, remote
 from t5like.prepared.manifests import Manifest
 from t5like.prepared.parts import VOCABULARY, Job, Sources
-from t5like.sources.registry import Source
+from t5like.prepared.vocabulary_texts import Plan
 from t5like.vocabulary import loading
 from t5like.vocabulary.kinds import Vocabulary
 from t5like.vocabulary.requirements import check_vocabulary
@@ -39,18 +37,11 @@ from t5like.vocabulary.requirements import check_vocabulary
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Say = Callable[[str], None]  # shows a person a line of text
 Run = Callable[[Callable[[Job], Any], Sequence[Job]], Iterable[int]]  # see `parts.run_here`
-Plan = dict[str, Any]  # what to do: format, inputs and parts
-Marks = Sequence[Mapping[str, Any]]  # of finished parts
 
 MARKS = ('part-*.json', 'digests-*.bin', 'repeats-*.bin')  # exist while the work is going on
 PLAN = 'plan.json'
 INPUTS = 'inputs.json'  # beside the vocabulary of a mixture
 KINDS = ('tokens', 'lengths', 'names')  # of files of shards
-SPLITS = ('train', 'validation')
-SUMS = ('documents', 'tokens', 'bytes')  # of a split
-PACKAGES = ('numpy', 'sentencepiece', 'array_record', 'tensorflow_datasets')  # whose versions a manifest records
-LARGE = 4  # times the sample for a vocabulary: of a larger source only some items are read for it
-LEAST_ITEMS = 64  # read for a vocabulary, if a source has as many
 REPORTED = dict(  # counts of a manifest, as a person reads them
     dropped='empty documents dropped', repeated='documents dropped whose text was there before',
     overlong='documents above data.max_document_tokens', bad='damaged records left out (data.max_bad_records)')
@@ -58,7 +49,11 @@ REPORTED = dict(  # counts of a manifest, as a person reads them
 print_progress = functools.partial(print, flush=True)
 
 
-def prepare(config: Config, say: Say = print_progress, run: Run | None = None) -> pathlib.Path | list[pathlib.Path]:
+def prepare(
+    config: Config,
+    say: Say = print_progress,
+    run: Run | None = None,
+) -> pathlib.Path | list[pathlib.Path]:
   """Makes the prepared dataset of `config` unless it exists; returns its folder, for a mixture a list of folders.
 
   Args:
@@ -122,11 +117,15 @@ def _fingerprints(texts: Sources) -> dict[str, Any]:
   return {name: source.fingerprint for name, source in texts.items()}
 
 
-def _shared_texts(configs: Sequence[Config], sources: Sequence[Sources], share: int) -> Iterator[str]:
+def _shared_texts(
+    configs: Sequence[Config],
+    sources: Sequence[Sources],
+    share: int,
+) -> Iterator[str]:
   """Yields the texts for the vocabulary of a mixture: `share` characters of each dataset, all for an alphabet."""
   for config, texts in zip(configs, sources):
-    own = _vocabulary_texts(config, texts, _plan_of_vocabulary(config, texts))
-    if _needs_all(config):
+    own = vocabulary_texts.texts_for_vocabulary(config, texts, _plan_of_vocabulary(config, texts))
+    if vocabulary_texts.needs_all(config):
       yield from own
     else:
       yield from loading.sample(own, share)
@@ -154,7 +153,12 @@ def _prepare(config: Config, say: Say, run: Run | None) -> pathlib.Path:
                     'write there, run prepare again.') from error
 
 
-def _prepare_here(config: Config, target: pathlib.Path, say: Say, run: Run | None) -> pathlib.Path:
+def _prepare_here(
+    config: Config,
+    target: pathlib.Path,
+    say: Say,
+    run: Run | None,
+) -> pathlib.Path:
   manifest = manifests.load(target / manifests.MANIFEST)
   try:
     texts = parts.open_sources(config)
@@ -183,7 +187,12 @@ def _prepare_here(config: Config, target: pathlib.Path, say: Say, run: Run | Non
   return target
 
 
-def _check_inputs(target: pathlib.Path, manifest: Manifest, inputs: parts.Inputs, say: Say) -> parts.Inputs:
+def _check_inputs(
+    target: pathlib.Path,
+    manifest: Manifest,
+    inputs: parts.Inputs,
+    say: Say,
+) -> parts.Inputs:
   """`inputs` as the version that prepared a dataset recorded them; DataError where the text has changed since."""
   known = parts.as_known_to(manifest['inputs'], inputs)
   if known != inputs:
@@ -219,7 +228,14 @@ def _reopen(target: pathlib.Path, manifest: Manifest, plan: Plan) -> None:
   (target / manifests.MANIFEST).unlink()
 
 
-def _make(config: Config, target: pathlib.Path, texts: Sources, plan: Plan, say: Say, run: Run | None) -> None:
+def _make(
+    config: Config,
+    target: pathlib.Path,
+    texts: Sources,
+    plan: Plan,
+    say: Say,
+    run: Run | None,
+) -> None:
   """Does all of a plan that is not done yet, and completes the folder."""
   start = time.monotonic()
   url = remote(config)
@@ -239,7 +255,7 @@ def _make(config: Config, target: pathlib.Path, texts: Sources, plan: Plan, say:
     _find_repeats(jobs, target, url, run, say)
   for number in run(make, todo):
     say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
-  manifest = _manifest(config, texts, plan, [_mark(job) for job in jobs], vocab)
+  manifest = new_manifest.of_parts(config, texts, plan, [_mark(job) for job in jobs], vocab)
   _finish(target, url, manifest)
   _summarise(manifest, say)
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
@@ -279,7 +295,13 @@ def _is_whole(job: Job, file: Mapping[str, Any]) -> bool:
   return path.is_file() and shards.file_sha256(path) == file['sha256']
 
 
-def _find_repeats(jobs: Sequence[Job], target: pathlib.Path, url: str, run: Run, say: Say) -> None:
+def _find_repeats(
+    jobs: Sequence[Job],
+    target: pathlib.Path,
+    url: str,
+    run: Run,
+    say: Say,
+) -> None:
   """Leaves repeats-00000.bin for each part: which of its examples occurred before."""
   start = time.monotonic()
   repeats_files = [parts.repeats_name(job['number']) for job in jobs]
@@ -307,146 +329,27 @@ def _find_repeats(jobs: Sequence[Job], target: pathlib.Path, url: str, run: Run,
 # --- The vocabulary -----------------------------------------------------------------------------
 
 
-def _vocabulary(config: Config, target: pathlib.Path, texts: Sources, plan: Plan, say: Say) -> Vocabulary:
+def _vocabulary(
+    config: Config,
+    target: pathlib.Path,
+    texts: Sources,
+    plan: Plan,
+    say: Say,
+) -> Vocabulary:
   """Returns the vocabulary in the folder, made first if it does not exist."""
   start = time.monotonic()
   spec = config.vocabulary
   path = target / VOCABULARY
   if path.exists():
     return loading.load(spec, path)
-  vocab = loading.train(spec, _vocabulary_texts(config, texts, plan), path)
+  vocab = loading.train(spec, vocabulary_texts.texts_for_vocabulary(config, texts, plan), path)
   say(f'vocabulary: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
   if vocab.name == 'sentencepiece' and not spec.path and vocab.size < spec.size:
     say(f'vocabulary.size={spec.size} is more than this text can fill: it has {vocab.size}.')
   return vocab
 
 
-def _needs_all(config: Config) -> bool:
-  """Whether the vocabulary is an alphabet, which must hold the characters of all text."""
-  return config.vocabulary.name == 'characters'
-
-
-def _vocabulary_texts(config: Config, texts: Sources, plan: Plan) -> Iterator[str]:
-  """Yields the texts to make a vocabulary from: of training text alone, except for an alphabet."""
-  needs_all = _needs_all(config)
-  count = shards.new_count()
-  used = 0
-  held = None
-  if plan['parts']:
-    held = shards.held_by(plan['parts'][0])
-  read = dict(train=texts['train'])
-  if needs_all:
-    read = texts
-  for name, source in read.items():
-    for part in _parts_to_read(config, source, [part for part in plan['parts'] if part['source'] == name]):
-      for example, _ in shards.examples(config, source, part, count):
-        for split, pieces in shards.split_example(example, name, config, held):
-          if needs_all or split == 'train':
-            used += 1
-            yield from pieces
-  _check(config, count, used > 0)
-
-
-def _parts_to_read(config: Config, source: Source, planned: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What to read of a source to make a vocabulary, as parts; of one far larger than the sample only some items."""
-  if not planned:
-    return [dict(start=0, stop=0, last=None)]
-  end = planned[-1]
-  items = end['stop']
-  size = source.num_bytes * items // max(1, source.num_items)
-  step = max(1, min(size // (LARGE * config.vocabulary.train_characters), items // LEAST_ITEMS))
-  if step == 1 or _needs_all(config):
-    return [dict(start=0, stop=items, last=end['last'])]
-  single = [dict(start=i, stop=i + 1, last=None) for i in range(0, items, step)]
-  if single[-1]['stop'] == items:
-    single[-1]['last'] = end['last']
-  return single
-
-
-def _check(config: Config, count: shards.Count, has_training_text: bool) -> None:
-  """DataError where a dataset has nothing to train on."""
-  if count['documents'] == count['dropped']:
-    raise DataError(f'data.source={config.data.source!r} holds no text: {count["documents"]} documents, all empty.')
-  if not has_training_text:
-    raise DataError(f'data.source={config.data.source!r} gives no text to train on: all of it went '
-                    "to validation. For few long documents, set data.validation='tail'.")
-
-
-# --- The manifest -------------------------------------------------------------------------------
-
-
-def _manifest(config: Config, texts: Sources, plan: Plan, marks: Marks, vocab: Vocabulary) -> Manifest:
-  count = _total(marks)
-  if count['bad'] > config.data.max_bad_records:
-    raise DataError(f'data.source={config.data.source!r} has {count["bad"]} damaged records, '
-                    f'data.max_bad_records={config.data.max_bad_records} allows fewer. The first: {count["damage"][0]}')
-  splits = _splits(marks)
-  _check(config, count, 'train' in splits)
-  del count['documents']
-  return dict(
-      format=manifests.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
-      texts=_number_of_texts(config), block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits, **count,
-      parts=marks, created=_versions(), max_id=_max_id(splits), vocabulary=_entry(vocab),
-      fingerprint=_fingerprint(vocab, splits))
-
-
-def _total(marks: Marks) -> shards.Count:
-  """The sums of the counts of parts."""
-  count = shards.new_count()
-  for mark in marks:
-    for key in count:
-      count[key] = count[key] + mark[key]
-  return count
-
-
-def _splits(marks: Marks) -> dict[str, Any]:
-  """Entries of the splits that have tokens."""
-  splits = {}
-  for name in SPLITS:
-    entries = [mark['shards'][name] for mark in marks if name in mark['shards']]
-    split: dict[str, Any] = dict.fromkeys(SUMS, 0)
-    for entry in entries:
-      for key in SUMS:
-        split[key] += entry[key]
-    if split['tokens']:
-      splits[name] = dict(split, shards=entries)
-  return splits
-
-
-def _number_of_texts(config: Config) -> int:
-  """In an example: inputs and targets, or one."""
-  if config.data.targets:
-    return 2
-  return 1
-
-
-def _max_id(splits: Mapping[str, Any]) -> int:
-  largest = -1
-  for split in splits.values():
-    for shard in split['shards']:
-      largest = max(largest, shard['max_id'])
-  return largest
-
-
-def _entry(vocab: Vocabulary) -> dict[str, Any]:
-  return dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels, fingerprint=vocab.fingerprint,
-              special=vocab.special(), file=VOCABULARY)
-
-
-def _versions() -> dict[str, str]:
-  versions = dict(python=platform.python_version())
-  for name in PACKAGES:
-    versions[name] = importlib.metadata.version(name)
-  return versions
-
-
-def _fingerprint(vocab: Vocabulary, splits: Mapping[str, Any]) -> str:
-  """sha256 of the tokens and the vocabulary."""
-  tokens = []
-  for name, split in splits.items():
-    for shard in split['shards']:
-      tokens.append([name, shard['tokens'], shard['sha256'], shard['lengths']['sha256']])
-  return sha256([manifests.FORMAT, shards.BLOCK, vocab.fingerprint, tokens])
+# --- The finished folder ------------------------------------------------------------------------
 
 
 def _finish(target: pathlib.Path, url: str, manifest: Manifest) -> None:

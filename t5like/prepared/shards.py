@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import os
 import pathlib
 import sys
@@ -13,173 +12,20 @@ import numpy as np
 import zstandard
 
 from t5like import choices
-from t5like.config import templates
-from t5like.errors import ConfigError, DataError
+from t5like.errors import DataError
 from t5like.files.writing import write_file
+from t5like.prepared import examples
+from t5like.prepared.examples import Count, Example, Part, Texts
 from t5like.sources.registry import Source
 from t5like.vocabulary.kinds import Vocabulary
 
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
-Texts = tuple[str, ...]  # of an example: one, or inputs and targets
-Example = tuple[Texts, str]  # with its id
-Count = dict[str, Any]  # see `new_count`
-Part = Mapping[str, Any]  # see parts.py
+Arrays = list[np.ndarray]  # int32 [n] each, of the texts of an example
 
 BLOCK = 4096  # tokens per record
 BUFFERED = 64 * BLOCK  # tokens from which blocks are written
 BATCH = 1 << 20  # characters that the vocabulary encodes at once
-NAMED = 20  # damaged records whose messages are kept
-HASHES = 2**64  # hash numbers are below this
 TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'  # TFDS's, of the names of shards
-
-
-def new_count() -> Count:
-  """Numbers of documents: all, without text, repeated, above data.max_document_tokens, damaged; and messages."""
-  return dict(documents=0, dropped=0, repeated=0, overlong=0, bad=0, damage=[])
-
-
-def examples(config: Config, source: Source, part: Part, count: Count) -> Iterator[Example]:
-  """Yields (texts, id) of the examples that are not empty; texts is a tuple of one, or of inputs and targets.
-
-  Args:
-    config: of the dataset.
-    source: of its text.
-    part: `start` and `stop`, items of the source, and `last`, how many records of the last of them to take
-      (None: all).
-    count: of `new_count`; documents are counted there, and the messages of the first damaged ones added.
-
-  Raises:
-    DataError: more than data.max_bad_records records are damaged.
-  """
-  without_text = EMPTY[config.data.empty]
-  for record, name in _records(source, part['start'], part['stop'], part['last']):
-    count['documents'] += 1
-    try:
-      texts = _texts(config.data, record, name)
-    except DataError as error:
-      _count_damage(config, count, error)
-      continue
-    if _is_empty(texts[-1]):
-      without_text(name, count)
-    else:
-      yield texts, name
-
-
-def _is_empty(text: str) -> bool:
-  return not text or text.isspace()
-
-
-def _drop_empty(name: str, count: Count) -> None:
-  count['dropped'] += 1
-
-
-def _refuse_empty(name: str, count: Count) -> None:
-  raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
-
-
-# What becomes of a document without text: (its name; counts of documents).
-EMPTY: Mapping[str, Callable[[str, Count], None]] = choices.implement(
-    'data.empty', choices.EMPTY, dict(drop=_drop_empty, error=_refuse_empty))
-
-
-def _records(source: Source, start: int, stop: int, last: int | None) -> Iterator[tuple[Any, str]]:
-  if last is None:
-    return source.documents(start, stop)
-  whole_items = source.documents(start, stop - 1)
-  last_item = source.documents(stop - 1, stop)
-  return itertools.chain(whole_items, itertools.islice(last_item, last))
-
-
-def _texts(data: Config, record: dict[str, Any] | DataError, name: str) -> Texts:
-  if isinstance(record, DataError):
-    raise record
-  texts = templates.texts(data, record, name)
-  for text in texts:
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise DataError(f'{name} holds {text[error.start]!r}, half of a surrogate pair, which is not a '
-                      'character: remove it.') from error
-  return texts
-
-
-def _count_damage(config: Config, count: Count, error: DataError) -> None:
-  """Counts a damaged record; DataError when there are too many."""
-  most = config.data.max_bad_records
-  count['bad'] += 1
-  if len(count['damage']) < NAMED:
-    count['damage'] = [*count['damage'], str(error)]
-  if count['bad'] <= most:
-    return
-  fix = ': raise it to leave some out)'
-  if most:
-    fix = f', this is number {most + 1})'
-  raise DataError(f'{error} (data.max_bad_records={most} allows {most} such records{fix}') from error
-
-
-# --- Splits -----------------------------------------------------------------------------------------
-
-
-def split_example(
-    texts: Texts,
-    name: str,
-    config: Config,
-    held: Mapping[str, Any] | None = None,
-) -> list[tuple[str, Texts]]:
-  """The pieces of an example as pairs (split, texts).
-
-  Args:
-    texts: of the example.
-    name: of its source, 'train' or 'validation'.
-    config: of the dataset.
-    held: the result of `held_out.find` for text whose hashes leave a split without documents; None: nothing.
-
-  Raises:
-    ConfigError: inputs and targets would have to be cut.
-  """
-  if config.data.validation == 'hash':  # so that identical examples land on one side
-    return _by_hash(texts, config.data.validation_fraction, held)
-  if config.data.validation == 'tail':
-    return _cut(texts, int(len(texts[0]) * (1 - config.data.validation_fraction)))
-  return [(name, texts)]
-
-
-def hash_number(texts: Sequence[str]) -> int:
-  """The first 8 bytes of the SHA-256 of an example, 0 to 2^64 - 1: below validation_fraction x 2^64 it validates."""
-  joined = '\0'.join(texts)
-  return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], 'big')
-
-
-def _by_hash(texts: Texts, fraction: float, held: Mapping[str, Any] | None) -> list[tuple[str, Texts]]:
-  if held and 'cut' in held:
-    return _cut(texts, held['cut'])
-  number = hash_number(texts)
-  if held and number == held['number']:
-    return [(held['split'], texts)]
-  if number / HASHES < fraction:
-    return [('validation', texts)]
-  return [('train', texts)]
-
-
-def _cut(texts: Texts, place: int) -> list[tuple[str, Texts]]:
-  """The characters before `place` are trained on, the rest validates."""
-  text = texts[0]
-  if len(texts) > 1:
-    raise ConfigError("data.validation='tail' cuts texts in two, which examples of data.inputs and data.targets "
-                      "cannot be: set data.validation='hash'.")
-  pieces = []
-  for split, piece in (('train', text[:place]), ('validation', text[place:])):
-    if piece:
-      pieces.append((split, (piece,)))
-  return pieces
-
-
-def held_by(part: Part) -> Mapping[str, Any] | None:
-  """What a part of a plan says of documents that are held out in spite of their hash, or None."""
-  return part.get('held')
-
-
-# --- Tokens -----------------------------------------------------------------------------------------
 
 
 def write_part(
@@ -205,10 +51,10 @@ def write_part(
   Returns:
     What the manifest says about the part, for JSON.
   """
-  count = new_count()
+  count = examples.new_count()
   size = source.num_bytes * (part['stop'] - part['start']) / max(1, source.num_items)
   writers = {split: Shard(target / file, dtype(vocab)) for split, file in part['files'].items()}
-  read = _with_bar(examples(config, source, part, count), size, bar)
+  read = _with_bar(examples.examples(config, source, part, count), size, bar)
   for batch in _batches(_without_repeats(read, repeats, count)):
     pieces = _pieces(config, part, batch)
     encoded = iter(vocab.encode_batch([text for _, texts, _ in pieces for text in texts]))
@@ -221,12 +67,16 @@ def write_part(
   return dict(count, shards=marks)
 
 
-def _pieces(config: Config, part: Part, batch: Iterable[Example]) -> list[tuple[str, Texts, str]]:
+def _pieces(
+    config: Config,
+    part: Part,
+    batch: Iterable[Example],
+) -> list[tuple[str, Texts, str]]:
   """(split, texts, id) of the pieces of examples."""
-  held = held_by(part)
+  held = examples.held_by(part)
   pieces = []
   for texts, name in batch:
-    for split, piece in split_example(texts, part['source'], config, held):
+    for split, piece in examples.split_example(texts, part['source'], config, held):
       pieces.append((split, piece, name))
   return pieces
 
@@ -241,7 +91,11 @@ def _with_end(config: Config, vocab: Vocabulary, ids: np.ndarray) -> np.ndarray:
   return ids
 
 
-def _without_repeats(read: Iterable[Example], repeats: np.ndarray | None, count: Count) -> Iterator[Example]:
+def _without_repeats(
+    read: Iterable[Example],
+    repeats: np.ndarray | None,
+    count: Count,
+) -> Iterator[Example]:
   if repeats is None:
     yield from read
     return
@@ -252,7 +106,7 @@ def _without_repeats(read: Iterable[Example], repeats: np.ndarray | None, count:
       yield example
 
 
-def _limited(config: Config, ids: list[np.ndarray], name: str, count: Count) -> list[np.ndarray]:
+def _limited(config: Config, ids: Arrays, name: str, count: Count) -> Arrays:
   """Ids of the texts of an example within data.max_document_tokens; [] for one to leave out."""
   too_long = OVERLONG[config.data.overlong]
   most = config.data.max_document_tokens
@@ -263,7 +117,7 @@ def _limited(config: Config, ids: list[np.ndarray], name: str, count: Count) -> 
   return limited
 
 
-def _truncate(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+def _truncate(data: Config, ids: Arrays, name: str) -> Arrays:
   return [_truncate_text(data, text_ids) for text_ids in ids]
 
 
@@ -276,18 +130,18 @@ def _truncate_text(data: Config, ids: np.ndarray) -> np.ndarray:
   return ids[:most]
 
 
-def _drop_overlong(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+def _drop_overlong(data: Config, ids: Arrays, name: str) -> Arrays:
   return []
 
 
-def _refuse_overlong(data: Config, ids: list[np.ndarray], name: str) -> list[np.ndarray]:
+def _refuse_overlong(data: Config, ids: Arrays, name: str) -> Arrays:
   raise DataError(f'{name} has {max(map(len, ids)):,} tokens, above data.max_document_tokens='
                   f"{data.max_document_tokens:,}. Raise that, or let data.overlong='truncate' or 'drop' say what to "
                   'do.')
 
 
 # Ids of an example with a text above data.max_document_tokens: (config.data; ids of its texts; its name).
-Overlong = Callable[[Config, list[np.ndarray], str], list[np.ndarray]]
+Overlong = Callable[[Config, Arrays, str], Arrays]
 OVERLONG: Mapping[str, Overlong] = choices.implement('data.overlong', choices.OVERLONG, dict(
     truncate=_truncate, drop=_drop_overlong, error=_refuse_overlong))
 
@@ -410,7 +264,12 @@ def _system_errors() -> Iterator[None]:
     raise OSError(f'{str(error)[:300]}') from error
 
 
-def _beside(path: pathlib.Path, start: str, ending: str, content: bytes) -> dict[str, Any]:
+def _beside(
+    path: pathlib.Path,
+    start: str,
+    ending: str,
+    content: bytes,
+) -> dict[str, Any]:
   """Writes 'lengths-train-00000-of-00002.bin' beside 'tokens-train.array_record-00000-of-00002'; its mark."""
   name = path.name.replace('tokens-', start).replace('.array_record-', '-')
   file = path.with_name(f'{name}.{ending}')
@@ -449,7 +308,12 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Mapping[str, Any]) -> No
       data_dir=folder, features=features, split_infos=infos, filename_template=TEMPLATE, check_data=False)
 
 
-def _split_info(library: Any, folder: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]]) -> Any:
+def _split_info(
+    library: Any,
+    folder: pathlib.Path,
+    name: str,
+    shards: Sequence[Mapping[str, Any]],
+) -> Any:
   """TFDS's SplitInfo of a split; library: tensorflow_datasets; shards: of the manifest."""
   template = library.core.ShardedFileTemplate(
       data_dir=folder, dataset_name='tokens', split=name, filetype_suffix='array_record', template=TEMPLATE)

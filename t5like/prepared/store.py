@@ -103,7 +103,8 @@ class Store:
     files = []
     counts = []
     for shard in self._shards(split):
-      files.append((str(self.folder / shard['lengths']['file']), shard['lengths']['sha256']))
+      entry = shard['lengths']
+      files.append((str(self.folder / entry['file']), entry['sha256']))
       counts.append(shard['documents'])
     return Examples(self.tokens(split), files, counts, self.manifest['texts'])
 
@@ -354,7 +355,8 @@ class Examples:
   @functools.cached_property
   def lengths(self) -> np.ndarray:
     """Tokens of each text of each example: int32 [n, texts]."""
-    return np.concatenate([_read_lengths(path, sha256, self._texts) for path, sha256 in self._files])
+    shards = [_read_lengths(path, sha256, self._texts) for path, sha256 in self._files]
+    return np.concatenate(shards)
 
   @functools.cached_property
   def starts(self) -> np.ndarray:

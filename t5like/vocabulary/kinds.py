@@ -1,10 +1,9 @@
 """The kinds of vocabularies made of a table of pieces: SentencePiece, bytes, characters.
 
-Their interface is described in vocabulary.py, which makes and loads them.
+Their interface is described in loading.py, which makes and loads them.
 """
 import dataclasses
 import hashlib
-import multiprocessing
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -19,8 +18,6 @@ from t5like.vocabulary import special_tokens
 
 UNKNOWN = ' ⁇ '  # text that the unknown id decodes to, as in SentencePiece
 SPACE = '\u2581'  # how SentencePiece writes a space inside pieces
-# Threads that tokenise: all cores (which SentencePiece writes as -1), or one in each of many processes.
-THREADS = 1 if multiprocessing.parent_process() else -1
 MARK = re.compile(r'(<mask>|<extra_id_\d+>)')
 NEWLINE = '\\n'  # how a newline is shown
 BYTES = 256
@@ -57,7 +54,7 @@ class Table:
 class Vocabulary:
   """The common part of all kinds: a table with a name and with the UTF-8 bytes of each id.
 
-  Its attributes are described in vocabulary.py.
+  Its attributes are described in loading.py.
   """
 
   name: ClassVar[str] = ''
@@ -88,8 +85,9 @@ class Vocabulary:
     self.num_sentinels = len(table.sentinels)
     self.mask_id = _item(table.sentinels, 0)
     self.cls_id = _item(table.sentinels, 1)
-    special = {*_present(table.pad, table.eos, table.unk, *table.sentinels, *table.control)}
-    self.special_ids = np.asarray(sorted(special), np.int32)
+    roles = (table.pad, table.eos, table.unk)
+    special = _present(*roles, *table.sentinels, *table.control)
+    self.special_ids = np.asarray(sorted(set(special)), np.int32)
     self.begins_word = np.asarray(table.begins_word, bool)
     self.begins_word[self.special_ids] = False
     kind = f'{self.name} {self.num_sentinels}\n'.encode()
@@ -97,8 +95,8 @@ class Vocabulary:
 
   def _take(self, special: special_tokens.Special) -> None:
     """Takes the special tokens of an imported tokenizer; ValueError for ids that it does not have."""
-    self._check_ids([special.bos, special.eos, special.start, special.sep, *special.stops, *special.before,
-                     *special.after])
+    self._check_ids([special.bos, special.eos, special.start, special.sep])
+    self._check_ids([*special.stops, *special.before, *special.after])
     self.is_imported = True
     self.bos_id = special.bos
     self.start_id = special.pad
@@ -213,139 +211,6 @@ class Vocabulary:
     return array.tolist()
 
 
-class SentencePiece(Vocabulary):
-  """Sub-words from a SentencePiece model, trained here or imported (T5's, Llama's, ...).
-
-  Models trained here hold their sentinels. For a model that has none, such as T5's, `sentinels`
-  ids are added above its own, <extra_id_0> being the highest, as T5 does.
-
-  Attributes:
-    file: bytes of the .model file.
-    own: {role: id} of the special tokens that the model itself declares.
-  """
-
-  name = 'sentencepiece'
-
-  def __init__(self, content: bytes, sentinels: int = 0):
-    """`content`: bytes of a .model file, or of a vocabulary file made of one. RuntimeError for something else."""
-    import sentencepiece
-    self.file, special = special_tokens.unwrap(self.name, content)
-    self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=self.file)
-    self.own = self.own_roles(self._model)
-    own_size = self._model.vocab_size()
-    pieces = [self._model.id_to_piece(i) for i in range(own_size)]
-    control = [i for i in range(own_size) if self._model.is_control(i)]
-    inside = special_tokens.sentinels(
-        {piece: i for i, piece in enumerate(pieces)}, {pieces[i] for i in control})
-    added = list(range(own_size, own_size + sentinels))
-    if inside:
-      added = []
-    super().__init__(self._table(pieces, control, inside, added, special), content)
-    if special is not None:
-      self._take(special)
-      self._take_marks(special)
-    unknown = {*control, self._model.unk_id(), *added}  # ids that no text is encoded as
-    self._reachable = np.asarray([i for i in self.special_ids if i not in unknown], np.int32)
-    self._spelt = spelling([pieces[i].strip(SPACE) for i in self._reachable])
-    # Some models put a space before the text, which decoding takes away again.
-    if self._model.encode_as_pieces('a')[0].startswith(SPACE):
-      self._prefix = b' '
-    self._underscore = self._spelt_underscore()
-
-  def _table(
-      self,
-      pieces: Sequence[str],
-      control: Sequence[int],
-      inside: Sequence[int],
-      added: Sequence[int],
-      special: special_tokens.Special | None,
-  ) -> Table:
-    """The ids of the vocabulary.
-
-    Args:
-      pieces: of the model.
-      control: ids of its control symbols.
-      inside: ids of sentinels that it holds.
-      added: ids of sentinels above its own.
-      special: tokens of an imported model; None: those that it declares.
-    """
-    if special is None:
-      special = special_tokens.Special(pad=self.own.get('pad'), eos=self.own.get('eos'), unk=self.own.get('unk'))
-    surfaces = [self._surface(i) for i in range(len(pieces))]
-    surfaces += [b''] * len(added)
-    names = [piece.replace('\n', NEWLINE) for piece in pieces]
-    names += [''] * len(added)
-    return Table(
-        names, surfaces, begins_word=[surface[:1].isspace() for surface in surfaces],
-        pad=special.pad, eos=special.eos, unk=special.unk, sentinels=inside or added[::-1],
-        control=[*control, special.bos, special.start, special.mask, special.cls, special.sep])
-
-  def _spelt_underscore(self) -> list[int] | None:
-    """Ids of the bytes of SPACE itself, which pieces cannot spell; None for models that do not keep text exactly."""
-    ids = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()]
-    if self._prefix or self._model.unk_id() in ids:
-      return None
-    return ids
-
-  @staticmethod
-  def own_roles(model: Any) -> dict[str, int]:
-    """{role: id} that a SentencePieceProcessor declares."""
-    ids = dict(bos=model.bos_id(), eos=model.eos_id(), pad=model.pad_id(), unk=model.unk_id())
-    for role in list(ids):
-      if ids[role] < 0:  # SentencePiece's way to say that there is none
-        del ids[role]
-    return ids
-
-  def _surface(self, i: int) -> bytes:
-    model = self._model
-    if model.is_control(i):
-      return b''
-    if model.is_unknown(i):
-      return UNKNOWN.encode()
-    piece = model.id_to_piece(i)
-    if model.is_byte(i):
-      return bytes([int(piece[1:-1], 16)])
-    return piece.replace(SPACE, ' ').encode()
-
-  def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-    """Returns a list of int32 [n], one per text."""
-    texts = list(texts)
-    arrays = []
-    for text, encoded in zip(texts, self._model.encode(texts, num_threads=THREADS)):
-      ids = np.asarray(encoded, np.int32)
-      if self._reachable.size:
-        ids = self._without_special(text, ids)
-      if self._underscore and SPACE in text:
-        ids = self._with_underscores(text, self._underscore)
-      arrays.append(ids)
-    return arrays
-
-  def _with_underscores(self, text: str, underscore: list[int]) -> np.ndarray:
-    """Ids of a text that holds SPACE, which would come back as a space; spelt in bytes it stays itself."""
-    first, *others = self._model.encode(text.split(SPACE))
-    ids = first
-    for part in others:
-      ids = ids + underscore + part
-    return np.asarray(ids, np.int32)
-
-  def _without_special(self, text: str, ids: np.ndarray) -> np.ndarray:
-    """`ids`, or where a special token is a piece that text can have, those of the text with its name cut in two."""
-    if not np.isin(ids, self._reachable).any():
-      return ids
-    encoded = []
-    for part in cut(text, [match.start() + 1 for match in self._spelt.finditer(text)]):
-      encoded += self._model.encode(part)
-    ids = np.asarray(encoded, np.int32)
-    return ids[~np.isin(ids, self._reachable)]
-
-  def decode(self, ids: Ids) -> str:
-    """Returns the text of a sequence of ids; ValueError for an id outside the vocabulary."""
-    text = super().decode(ids)
-    if self._prefix:
-      return text.removeprefix(' ')
-    return text
-
-
 class Bytes(Vocabulary):
   """UTF-8 bytes: pad 0, eos 1, unk 2, bytes 3 to 258, then sentinels."""
 
@@ -363,14 +228,20 @@ class Bytes(Vocabulary):
       # Bytes of characters beyond ASCII belong to what is before them, as most are of letters.
       begins_word.append(byte < 128 and not _in_word(chr(byte)))
     ids = range(first + BYTES, first + BYTES + sentinels)
-    table = Table(names + [''] * sentinels, surfaces + [b''] * sentinels, begins_word + [False] * sentinels,
-                  pad=0, eos=1, unk=2, sentinels=ids)
+    names += [''] * sentinels
+    surfaces += [b''] * sentinels
+    begins_word += [False] * sentinels
+    table = Table(names, surfaces, begins_word, pad=0, eos=1, unk=2, sentinels=ids)
     content = plain_json.dumps(dict(kind=self.name, sentinels=sentinels)).encode()
     super().__init__(table, content)
 
   def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Returns a list of int32 [n], one per text."""
-    return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + len(SPECIALS) for text in texts]
+    arrays = []
+    for text in texts:
+      values = np.frombuffer(text.encode(), np.uint8)
+      arrays.append(values.astype(np.int32) + len(SPECIALS))
+    return arrays
 
 
 def _name_of_byte(byte: int) -> str:
@@ -447,8 +318,10 @@ def _table_of_characters(characters: str, specials: bool, sentinels: int) -> Tab
     surfaces.append(character.encode())
     begins_word.append(not _in_word(character))
   end = len(names)
-  return Table(names + [''] * sentinels, surfaces + [b''] * sentinels, begins_word + [False] * sentinels,
-               pad, eos, unk, range(end, end + sentinels))
+  names += [''] * sentinels
+  surfaces += [b''] * sentinels
+  begins_word += [False] * sentinels
+  return Table(names, surfaces, begins_word, pad, eos, unk, range(end, end + sentinels))
 
 
 def _present(*ids: int | None) -> tuple[int, ...]:

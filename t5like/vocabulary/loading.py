@@ -46,7 +46,8 @@ from t5like.errors import ConfigError, DataError
 from t5like.files import mirror, schema
 from t5like.files.writing import write_file
 from t5like.vocabulary import special_tokens
-from t5like.vocabulary.kinds import Bytes, Characters, SentencePiece, Vocabulary
+from t5like.vocabulary.kinds import Bytes, Characters, Vocabulary
+from t5like.vocabulary.sentence_pieces import SentencePiece
 from t5like.vocabulary.special_tokens import Special
 from t5like.vocabulary.tokenizer_json import HuggingFace
 
@@ -259,7 +260,9 @@ def _is_plain(vocabulary: Any, special: Special) -> bool:
   own = (vocabulary.eos_id, vocabulary.pad_id, vocabulary.unk_id)
   if (special.eos, special.pad, special.unk) != own:
     return False
-  if special.mask not in (None, vocabulary.mask_id) or special.cls not in (None, vocabulary.cls_id):
+  if special.mask not in (None, vocabulary.mask_id):
+    return False
+  if special.cls not in (None, vocabulary.cls_id):
     return False
   if special.sep not in (None, vocabulary.eos_id):
     return False

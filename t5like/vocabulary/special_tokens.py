@@ -66,14 +66,16 @@ AROUND = dict(
 
 # Shapes of the files of a tokenizer's folder.
 TEXT = schema.Text(4096)
-TOKEN = schema.Maybe(schema.Either((TEXT, schema.Object(dict(content=TEXT)))))
+TOKEN_OBJECT = schema.Object(dict(content=TEXT))
+TOKEN = schema.Maybe(schema.Either((TEXT, TOKEN_OBJECT)))
 TOKENS = {f'{role}_token': TOKEN for role in ROLES}
 TOKENS_IN_LIST = schema.List(schema.Either((TEXT, schema.Object())), most=100_000)
 TOKEN_LIST = schema.Maybe(schema.Either((TOKENS_IN_LIST, schema.Object())))
 ADDED_TOKEN = schema.Object(dict(content=TEXT), needs=('content',))
 ADDED_TOKENS = schema.Maybe(schema.Object(rest=ADDED_TOKEN))
 MODEL_ID = schema.Whole(-1, 1 << 31)
-ID = schema.Maybe(schema.Either((MODEL_ID, schema.List(MODEL_ID, most=4096))))
+MODEL_IDS = schema.List(MODEL_ID, most=4096)
+ID = schema.Maybe(schema.Either((MODEL_ID, MODEL_IDS)))
 MODEL_ROLES = ('bos', 'eos', 'pad', 'decoder_start')  # named by configs of models
 IDS = {f'{role}_token_id': ID for role in MODEL_ROLES}
 CLASS = schema.Maybe(schema.Text(200))
@@ -223,7 +225,8 @@ def read(
   stops = _present(ids['eos'])
   if model['eos'] and 'eos' not in chosen:
     stops = model['eos']
-  return Special(**ids, stops=stops, suppress=_suppressed(files), before=before, after=after)
+  suppress = _suppressed(files)
+  return Special(**ids, stops=stops, suppress=suppress, before=before, after=after)
 
 
 def _role_ids(

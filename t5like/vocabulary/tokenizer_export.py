@@ -29,6 +29,7 @@ SHOWN = 8  # ids of a text that are reported
 TEXT = '$A'  # where the text stands in a template
 
 Template = list[int | str]  # ids around a text, and TEXT
+Order = dict[str, tuple[float, int]]  # by what pieces are sorted, the best first
 
 
 def difference(ours: Any, theirs: Any) -> str:
@@ -138,7 +139,9 @@ def _settings(vocabulary: Any, tokens: Mapping[str, str], length: int) -> bytes:
   settings: dict[str, Any] = dict(
       tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
       model_input_names=['input_ids', 'attention_mask'], padding_side='right', **tokens)
-  sentinels = [vocabulary.token(vocabulary.sentinel(k)) for k in range(vocabulary.num_sentinels)]
+  sentinels = []
+  for k in range(vocabulary.num_sentinels):
+    sentinels.append(vocabulary.token(vocabulary.sentinel(k)))
   if sentinels:
     settings['additional_special_tokens'] = sentinels
   if length:
@@ -213,8 +216,14 @@ def _sentencepiece(tokenizers: Any, vocabulary: Any) -> Any:
   else:
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     unknown, _ = pieces[vocabulary.unk_id]
-    inside = tokenizers.models.BPE(ids, _merges(_order(model, vocabulary)), unk_token=unknown,
-                                   byte_fallback=model.trainer_spec.byte_fallback, fuse_unk=True)
+    merges = _merges(_order(model, vocabulary))
+    inside = tokenizers.models.BPE(
+        ids,
+        merges,
+        unk_token=unknown,
+        byte_fallback=model.trainer_spec.byte_fallback,
+        fuse_unk=True,
+    )
   tokenizer = tokenizers.Tokenizer(inside)
   tokenizer.normalizer = _normalizer(tokenizers.normalizers, tokenizers.Regex, model.normalizer_spec)
   tokenizer.decoder = _decoder(tokenizers.decoders, model.normalizer_spec)
@@ -254,7 +263,7 @@ def _scored_pieces(model: Any, vocabulary: Any) -> list[tuple[str, float]]:
   return pieces
 
 
-def _order(model: Any, vocabulary: Any) -> dict[str, tuple[float, int]]:
+def _order(model: Any, vocabulary: Any) -> Order:
   """{piece: by what pieces are sorted, the best first} of the ordinary pieces."""
   order = {}
   for i, piece in enumerate(model.pieces):
@@ -285,7 +294,7 @@ def _decoder(decoders: Any, spec: Any) -> Any:
   return decoders.Sequence(steps)
 
 
-def _merges(order: Mapping[str, tuple[float, int]]) -> list[tuple[str, str]]:
+def _merges(order: Order) -> list[tuple[str, str]]:
   """Pairs of pieces that make a piece, best first; `order`: {piece: by what it is sorted}."""
   merges = []
   for piece, place in order.items():

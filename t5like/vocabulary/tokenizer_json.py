@@ -14,8 +14,13 @@ from t5like.vocabulary.special_tokens import Special
 
 # Files that older versions kept have no special tokens with them: tokens of these names were taken for special, the
 # first that existed, and models that were trained with such a file are read in the same way.
-OLDER = dict(pad=('[PAD]', '<pad>'), eos=('[SEP]', '</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>'),
-             unk=('[UNK]', '<unk>'), mask=('[MASK]', '<mask>'), cls=('[CLS]', '<s>'))
+OLDER = dict(
+    pad=('[PAD]', '<pad>'),
+    eos=('[SEP]', '</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>'),
+    unk=('[UNK]', '<unk>'),
+    mask=('[MASK]', '<mask>'),
+    cls=('[CLS]', '<s>'),
+)
 MOST = 1 << 21  # ids; XLM-V's vocabulary, the largest we know, has 901,629
 SHOWN = 300  # characters of an error of the library
 FILE = schema.Object(dict(model=schema.Object()), needs=('model',))  # shape of a tokenizer.json
@@ -60,7 +65,8 @@ class HuggingFace(Vocabulary):
     self._never = self.special_ids[self.special_ids != self.unk_id]  # ids that no text is encoded as
     self._texts = {i: text for text, i in self.own.ids.items()}
     self._spelt = spelling(self._texts.get(i, '') for i in self._never.tolist())
-    self._hidden = {*self._never.tolist()} - {*self._sentinels, self.mask_id}  # ids that decoding leaves out
+    shown = {*self._sentinels, self.mask_id}
+    self._hidden = {*self._never.tolist()} - shown  # ids that decoding leaves out
     self._marks: dict[tuple[int, ...], Any] = {}
 
   def token(self, i: int) -> str:
@@ -91,7 +97,8 @@ class HuggingFace(Vocabulary):
     text = ''.join(parts)
     model = self._reading(tuple(sorted(set(ids))))
     never = self._never[~np.isin(self._never, ids)]
-    return self._without(never, model, text, model.encode(text, add_special_tokens=False).ids)
+    encoding = model.encode(text, add_special_tokens=False)
+    return self._without(never, model, text, encoding.ids)
 
   def _reading(self, ids: tuple[int, ...]) -> Any:
     """The library's tokenizer to which these ids are no longer special, so that it recognises them in texts."""
@@ -204,7 +211,8 @@ def _table(
   """
   names = _names(own.ids)
   control = [own.ids[text] for text in own.special]
-  control += [special.mask, special.cls, special.sep, special.start, *special.stops]
+  control += [special.mask, special.cls, special.sep, special.start]
+  control += special.stops
   if not is_older:
     control.append(special.bos)
   unk = special.unk

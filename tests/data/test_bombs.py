@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from t5like.errors import DataError
-from t5like.sources import files
+from t5like.sources import files, reading
 from tests.conftest import ROOT
 
 PACK = {'gz': gzip.compress, 'bz2': bz2.compress, 'xz': lzma.compress, 'zst': zstandard.ZstdCompressor().compress}
@@ -24,7 +24,7 @@ def bomb(path, megabytes):
 @pytest.mark.parametrize('ending', PACK)
 @pytest.mark.parametrize('read', [files.text, files.jsonl])
 def test_bombs(read, ending, tmp_path, monkeypatch):
-  monkeypatch.setattr(files, 'BOMB', 8 << 20)
+  monkeypatch.setattr(reading, 'BOMB', 8 << 20)
   bomb(tmp_path / f'x.{ending}', 12)
   parts = read('x', str(tmp_path / '*'))
   with pytest.raises(DataError, match='unpacks to more than 100 times its size'):

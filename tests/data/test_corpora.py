@@ -15,7 +15,7 @@ from t5like import config as config_lib
 from t5like.config import templates
 from t5like.errors import DataError
 from t5like.prepared import opening, prepare
-from t5like.sources import corpora, registry, tfds_source
+from t5like.sources import corpora, registry, tfds_catalogue
 from tests import hub, tiny
 from tests.conftest import ROOT
 from tests.test_configs import EVERY
@@ -76,7 +76,7 @@ def config_sources():
 def test_every_source_of_a_config_resolves():
   """tfds: names are those of a builder and its config in TFDS; hf:// paths are those of a known corpus."""
   import tensorflow_datasets as tfds
-  for collection in tfds_source.COLLECTIONS:
+  for collection in tfds_catalogue.COLLECTIONS:
     importlib.import_module(f'tensorflow_datasets.{collection}')
   names = config_sources()
   known = {source for corpus in corpora.CORPORA.values() for source in corpus_sources(corpus)}

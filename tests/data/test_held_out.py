@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from t5like import config as config_lib
 from t5like.config import base, rules
 from t5like.errors import ConfigError, DataError
-from t5like.prepared import datasets, held_out, manifests, parts, prepare, shards, store
+from t5like.prepared import datasets, examples, held_out, manifests, parts, prepare, store
 from t5like.sources import registry
 
 QUIET = dict(say=lambda line: None)
@@ -41,7 +41,7 @@ def texts_of(folder, split):
 
 
 def number(text):
-  return shards.hash_number((text,)) / 2**64
+  return examples.hash_number((text,)) / 2**64
 
 
 def seed_without_validation(count, fraction=0.01):
@@ -184,7 +184,7 @@ def test_any_documents_leave_both_splits_something_and_lose_nothing(tmp_path_fac
       yield from ((dict(text=text), str(i)) for i, text in enumerate(texts))
   plan = dict(parts=[dict(source='train', start=0, stop=1, last=None)])
   held, line = held_out.find(c, dict(train=Few()), plan)
-  pieces = [piece for text in texts for piece in shards.split_example((text,), 'train', c, held)]
+  pieces = [piece for text in texts for piece in examples.split_example((text,), 'train', c, held)]
   splits = {split for split, _ in pieces}
   assert 'validation' in splits and ('train' in splits or set(map(len, texts)) == {1})
   assert ''.join(text for _, (text,) in pieces) == ''.join(texts)

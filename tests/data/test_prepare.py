@@ -16,7 +16,7 @@ from t5like import config as config_lib
 from t5like.config import base
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
-from t5like.prepared import datasets, duplicates, opening, parts, prepare, shards, store
+from t5like.prepared import datasets, duplicates, examples, opening, parts, prepare, store
 from t5like.sources import registry
 from t5like.vocabulary import loading
 
@@ -305,7 +305,7 @@ def test_hash_split_is_for_ever():
   for texts, number in SPLITS.items():
     for fraction, split in ((number - 1e-6, 'train'), (number + 1e-6, 'validation')):
       c.data.validation_fraction = fraction
-      assert shards.split_example(texts, 'train', c) == [(split, texts)]
+      assert examples.split_example(texts, 'train', c) == [(split, texts)]
 
 
 def test_pairs_cannot_be_cut(make, tmp_path):

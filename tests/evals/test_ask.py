@@ -15,7 +15,7 @@ from t5like.config import task_files
 from t5like.errors import DataError
 from t5like.evals import ask, evaluate, items
 from t5like.model import models
-from t5like.vocabulary.kinds import SentencePiece
+from t5like.vocabulary.sentence_pieces import SentencePiece
 from t5like.vocabulary.tokenizer_json import HuggingFace
 from tests import tiny
 from tests.evals import test_score

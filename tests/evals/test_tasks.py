@@ -14,7 +14,7 @@ from t5like.config import task_files, templates
 from t5like.errors import ConfigError, DataError
 from t5like.evals import answers, evaluate, items, score
 from t5like.evals.tasks import make
-from t5like.prepared import shards
+from t5like.prepared import examples
 from t5like.sources import python_functions
 from tests import tiny
 from tests.evals import test_score
@@ -298,7 +298,7 @@ def test_items_of_a_data_source_that_were_not_trained_on(tmp_path):
   c = tiny.config(tmp_path)
   c.data.update(source=values['items'], inputs=values['before'], targets='{label:words(no,maybe,yes)}',
                 validation_fraction=0.2)
-  split = [shards.split_example(templates.texts(c.data, r, 'x'), '', c)[0] for r in records]
+  split = [examples.split_example(templates.texts(c.data, r, 'x'), '', c)[0] for r in records]
   assert [(q.before[0], q.answers[q.right]) for q in held] == [t for name, t in split if name == 'validation']
   assert 30 < len(held) < 90
   with pytest.raises(DataError, match='held_out=1e-09'):

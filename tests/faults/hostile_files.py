@@ -141,7 +141,7 @@ def read_unfinished(folder):
 
 
 def read_lines(folder):
-  from t5like.prepared import shards
+  from t5like.prepared import examples
   from t5like.sources import registry
   from tests import tiny
   config = tiny.config(folder)
@@ -149,10 +149,10 @@ def read_lines(folder):
   config.data.source = f'jsonl:{folder}/items.jsonl'
   config.data.update(field='question', max_bad_records=1)
   source = registry.open_source(config)
-  count = shards.new_count()
+  count = examples.new_count()
   part = dict(start=0, stop=source.num_items, last=None)
-  for texts, _ in shards.examples(config, source, part, count):
-    shards.split_example(texts, '', config)
+  for texts, _ in examples.examples(config, source, part, count):
+    examples.split_example(texts, '', config)
 
 
 RUN = ('config.json', 'result.json', 'rewinds.json', 'trackers.json', 'evaluation.json', 'metrics.jsonl',
