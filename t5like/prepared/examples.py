@@ -21,7 +21,14 @@ HASHES = 2**64  # hash numbers are below this
 
 def new_count() -> Count:
   """Numbers of documents: all, without text, repeated, above data.max_document_tokens, damaged; and messages."""
-  return dict(documents=0, dropped=0, repeated=0, overlong=0, bad=0, damage=[])
+  return dict(
+      documents=0,
+      dropped=0,
+      repeated=0,
+      overlong=0,
+      bad=0,
+      damage=[],
+  )
 
 
 def examples(config: Config, source: Source, part: Part, count: Count) -> Iterator[Example]:
@@ -131,14 +138,16 @@ def split_example(
   if config.data.validation == 'hash':  # so that identical examples land on one side
     return _by_hash(texts, config.data.validation_fraction, held)
   if config.data.validation == 'tail':
-    return _cut(texts, int(len(texts[0]) * (1 - config.data.validation_fraction)))
+    share = 1 - config.data.validation_fraction
+    return _cut(texts, int(len(texts[0]) * share))
   return [(name, texts)]
 
 
 def hash_number(texts: Sequence[str]) -> int:
   """The first 8 bytes of the SHA-256 of an example, 0 to 2^64 - 1: below validation_fraction x 2^64 it validates."""
   joined = '\0'.join(texts)
-  return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], 'big')
+  digest = hashlib.sha256(joined.encode()).digest()
+  return int.from_bytes(digest[:8], 'big')
 
 
 def _by_hash(

@@ -35,10 +35,21 @@ def of_parts(
   check_not_empty(config, count, 'train' in splits)
   del count['documents']
   return dict(
-      format=manifests.FORMAT, source=config.data.source, licence=texts['train'].licence, inputs=plan['inputs'],
-      texts=_number_of_texts(config), block=shards.BLOCK, dtype=shards.dtype(vocab), splits=splits, **count,
-      parts=marks, created=_versions(), max_id=_max_id(splits), vocabulary=_entry(vocab),
-      fingerprint=_fingerprint(vocab, splits))
+      format=manifests.FORMAT,
+      source=config.data.source,
+      licence=texts['train'].licence,
+      inputs=plan['inputs'],
+      texts=_number_of_texts(config),
+      block=shards.BLOCK,
+      dtype=shards.dtype(vocab),
+      splits=splits,
+      **count,
+      parts=marks,
+      created=_versions(),
+      max_id=_max_id(splits),
+      vocabulary=_entry(vocab),
+      fingerprint=_fingerprint(vocab, splits),
+  )
 
 
 def _total(marks: Marks) -> examples.Count:
@@ -80,8 +91,14 @@ def _max_id(splits: Mapping[str, Any]) -> int:
 
 
 def _entry(vocab: Vocabulary) -> dict[str, Any]:
-  return dict(name=vocab.name, size=vocab.size, num_sentinels=vocab.num_sentinels, fingerprint=vocab.fingerprint,
-              special=vocab.special(), file=VOCABULARY)
+  return dict(
+      name=vocab.name,
+      size=vocab.size,
+      num_sentinels=vocab.num_sentinels,
+      fingerprint=vocab.fingerprint,
+      special=vocab.special(),
+      file=VOCABULARY,
+  )
 
 
 def _versions() -> dict[str, str]:

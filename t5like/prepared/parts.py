@@ -77,7 +77,8 @@ def as_known_to(old: Inputs, new: Inputs) -> Inputs:
   known = old.get('vocabulary')
   if 'vocabulary' not in new or not isinstance(known, dict) or 'special' in known:
     return new
-  own = {key: value for key, value in new['vocabulary'].items() if key != 'special'}
+  own = dict(new['vocabulary'])
+  own.pop('special', None)
   return dict(new, vocabulary=own)
 
 

@@ -255,7 +255,8 @@ def _make(
     _find_repeats(jobs, target, url, run, say)
   for number in run(make, todo):
     say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
-  manifest = new_manifest.of_parts(config, texts, plan, [_mark(job) for job in jobs], vocab)
+  marks = [_mark(job) for job in jobs]
+  manifest = new_manifest.of_parts(config, texts, plan, marks, vocab)
   _finish(target, url, manifest)
   _summarise(manifest, say)
   say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
@@ -313,8 +314,9 @@ def _find_repeats(
   if url:
     mirror.pull(url, target, dict.fromkeys(digest_files))
   # An example that is in both splits stays in validation: validation text must not be trained on.
-  order = sorted(range(len(jobs)), key=lambda i: jobs[i]['part']['source'] != 'validation')
-  repeats = duplicates.find([(target / digest_files[i]).read_bytes() for i in order])
+  order = _validation_first(jobs)
+  digests = [(target / digest_files[i]).read_bytes() for i in order]
+  repeats = duplicates.find(digests)
   repeated = 0
   documents = 0
   for i, part_repeats in zip(order, repeats):
@@ -324,6 +326,11 @@ def _find_repeats(
   if url:
     mirror.push(target, url, repeats_files)
   say(f'{repeated:,} of {documents:,} documents repeat another, {time.monotonic() - start:.1f} s')
+
+
+def _validation_first(jobs: Sequence[Job]) -> list[int]:
+  """Numbers of the jobs, those of validation text first."""
+  return sorted(range(len(jobs)), key=lambda i: jobs[i]['part']['source'] != 'validation')
 
 
 # --- The vocabulary -----------------------------------------------------------------------------
@@ -361,7 +368,8 @@ def _finish(target: pathlib.Path, url: str, manifest: Manifest) -> None:
         file.unlink()
   shards.write_tfds_metadata(target, manifest)
   if url:
-    mirror.push(target, url, [file.name for file in target.glob('*.json') if file.name != PLAN])
+    descriptions = [file.name for file in target.glob('*.json') if file.name != PLAN]
+    mirror.push(target, url, descriptions)
   _write_json(target / manifests.MANIFEST, manifests.sealed(manifest))
   if url:
     mirror.push(target, url, [manifests.MANIFEST])

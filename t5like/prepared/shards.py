@@ -20,6 +20,7 @@ from t5like.sources.registry import Source
 from t5like.vocabulary.kinds import Vocabulary
 
 Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
+Piece = tuple[str, Texts, str]  # split, texts, id of the example
 Arrays = list[np.ndarray]  # int32 [n] each, of the texts of an example
 
 BLOCK = 4096  # tokens per record
@@ -52,18 +53,23 @@ def write_part(
     What the manifest says about the part, for JSON.
   """
   count = examples.new_count()
-  size = source.num_bytes * (part['stop'] - part['start']) / max(1, source.num_items)
-  writers = {split: Shard(target / file, dtype(vocab)) for split, file in part['files'].items()}
+  items = part['stop'] - part['start']
+  size = source.num_bytes * items / max(1, source.num_items)
+  writers = {}
+  for split, file in part['files'].items():
+    writers[split] = Shard(target / file, dtype(vocab))
   read = _with_bar(examples.examples(config, source, part, count), size, bar)
   for batch in _batches(_without_repeats(read, repeats, count)):
     pieces = _pieces(config, part, batch)
-    encoded = iter(vocab.encode_batch([text for _, texts, _ in pieces for text in texts]))
+    encoded = iter(vocab.encode_batch(_all_texts(pieces)))
     for split, texts, name in pieces:
       ids = [_with_end(config, vocab, next(encoded)) for _ in texts]
       ids = _limited(config, ids, name, count)
       if ids:
         writers[split].add(ids, _num_bytes(texts), name)
-  marks = {split: writer.close() for split, writer in writers.items()}
+  marks = {}
+  for split, writer in writers.items():
+    marks[split] = writer.close()
   return dict(count, shards=marks)
 
 
@@ -71,7 +77,7 @@ def _pieces(
     config: Config,
     part: Part,
     batch: Iterable[Example],
-) -> list[tuple[str, Texts, str]]:
+) -> list[Piece]:
   """(split, texts, id) of the pieces of examples."""
   held = examples.held_by(part)
   pieces = []
@@ -79,6 +85,11 @@ def _pieces(
     for split, piece in examples.split_example(texts, part['source'], config, held):
       pieces.append((split, piece, name))
   return pieces
+
+
+def _all_texts(pieces: Iterable[Piece]) -> Iterator[str]:
+  for _, texts, _ in pieces:
+    yield from texts
 
 
 def _num_bytes(texts: Texts) -> int:
@@ -203,7 +214,13 @@ class Shard:
     self.num_waiting = 0
     self.lengths: list[list[int]] = []
     self.names: list[str] = []
-    self.mark: dict[str, Any] = dict(documents=0, tokens=0, bytes=0, blocks=0, max_id=-1)
+    self.mark: dict[str, Any] = dict(
+        documents=0,
+        tokens=0,
+        bytes=0,
+        blocks=0,
+        max_id=-1,
+    )
 
   def add(self, texts: Sequence[np.ndarray], num_bytes: int, name: str) -> None:
     """Appends an example.
@@ -232,7 +249,8 @@ class Shard:
         self.writer.write(_record(block, self.dtype))
         self.mark['blocks'] += 1
     self.mark['tokens'] += stop
-    self.mark['max_id'] = max(self.mark['max_id'], int(tokens.max()))
+    largest = int(tokens.max())
+    self.mark['max_id'] = max(self.mark['max_id'], largest)
     rest = tokens[stop:]
     self.waiting = [rest]
     self.num_waiting = len(rest)
@@ -285,7 +303,8 @@ def _record(tokens: np.ndarray, dtype: str) -> bytes:
   """Returns the bytes of a tf.train.Example: up to BLOCK tokens, padded with 0, and how many."""
   from tensorflow_datasets.proto import tf_example_pb2
   proto: Any = tf_example_pb2
-  payload = np.pad(tokens.astype(dtype), (0, BLOCK - len(tokens))).tobytes()
+  padding = BLOCK - len(tokens)
+  payload = np.pad(tokens.astype(dtype), (0, padding)).tobytes()
   example = proto.Example()
   example.features.feature['n'].int64_list.value.append(len(tokens))
   example.features.feature['tokens'].bytes_list.value.append(payload)
@@ -300,10 +319,13 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Mapping[str, Any]) -> No
   """Makes `tfds.builder_from_directory(folder).as_data_source('train')` work."""
   import tensorflow_datasets as tfds
   library: Any = tfds
-  infos = [_split_info(library, folder, name, split['shards']) for name, split in manifest['splits'].items()]
+  infos = []
+  for name, split in manifest['splits'].items():
+    infos.append(_split_info(library, folder, name, split['shards']))
   block_dtype = np.dtype(manifest['dtype']).type
   tokens = library.features.Tensor(shape=(manifest['block'],), dtype=block_dtype, encoding='bytes')
-  features = library.features.FeaturesDict(dict(tokens=tokens, n=library.features.Scalar(np.int32)))
+  number = library.features.Scalar(np.int32)
+  features = library.features.FeaturesDict(dict(tokens=tokens, n=number))
   library.folder_dataset.write_metadata(
       data_dir=folder, features=features, split_infos=infos, filename_template=TEMPLATE, check_data=False)
 

@@ -31,7 +31,8 @@ def texts_for_vocabulary(config: Config, texts: Sources, plan: Plan) -> Iterator
   if is_alphabet:
     read = texts
   for name, source in read.items():
-    for part in _parts_to_read(config, source, [part for part in plan['parts'] if part['source'] == name]):
+    planned = [part for part in plan['parts'] if part['source'] == name]
+    for part in _parts_to_read(config, source, planned):
       for example, _ in examples.examples(config, source, part, count):
         for split, pieces in examples.split_example(example, name, config, held):
           if is_alphabet or split == 'train':
@@ -51,10 +52,13 @@ def _parts_to_read(
   end = planned[-1]
   items = end['stop']
   size = source.num_bytes * items // max(1, source.num_items)
-  step = max(1, min(size // (LARGE * config.vocabulary.train_characters), items // LEAST_ITEMS))
+  by_size = size // (LARGE * config.vocabulary.train_characters)
+  step = max(1, min(by_size, items // LEAST_ITEMS))
   if step == 1 or needs_all(config):
     return [dict(start=0, stop=items, last=end['last'])]
-  single = [dict(start=i, stop=i + 1, last=None) for i in range(0, items, step)]
+  single = []
+  for i in range(0, items, step):
+    single.append(dict(start=i, stop=i + 1, last=None))
   if single[-1]['stop'] == items:
     single[-1]['last'] = end['last']
   return single

@@ -96,7 +96,8 @@ def _find_remote(pattern: str) -> tuple[list[File], str]:
   matches = []
   for path, info in sorted(store.glob(inside, detail=True).items()):
     if info.get('type') == 'file':
-      matches.append(File(store.unstrip_protocol(path), info.get('size') or 0, _stamp(info)))
+      url = store.unstrip_protocol(path)
+      matches.append(File(url, info.get('size') or 0, _stamp(info)))
   if matches:
     return matches, ''
   return [], _nearby_remote(store, inside)
@@ -115,11 +116,19 @@ def _nearby(pattern: str) -> str:
     folder = pattern.rstrip('/')
     return f'it is a folder: write {folder}/* for its files, or {folder}/**/* for all below it'
   path = pathlib.Path(pattern).absolute()
-  folder = next(parent for parent in path.parents if parent.is_dir() and not glob.has_magic(str(parent)))
+  folder = _nearest_folder(path)
   names = []
   if os.access(folder, os.R_OK):
     names = sorted(os.listdir(folder))
   return _holds(str(folder), names, path.relative_to(folder).parts[0])
+
+
+def _nearest_folder(path: pathlib.Path) -> pathlib.Path:
+  """The lowest folder above a path that exists and is not a glob."""
+  for parent in path.parents:
+    if parent.is_dir() and not glob.has_magic(str(parent)):
+      return parent
+  return pathlib.Path('/')
 
 
 def _nearby_remote(store: Any, pattern: str) -> str:
@@ -198,7 +207,10 @@ def _ranges(file: File) -> list[Range]:
   is_whole = reading.is_packed(file.path) or not file.size  # some web servers do not report the size of a file
   if is_whole:
     return [Range(file.path, 0, None, 0)]
-  return [Range(file.path, start, start + RANGE, file.size) for start in range(0, file.size, RANGE)]
+  ranges = []
+  for start in range(0, file.size, RANGE):
+    ranges.append(Range(file.path, start, start + RANGE, file.size))
+  return ranges
 
 
 def _refuse_names(name: str, matches: Iterable[File]) -> None:

@@ -56,7 +56,11 @@ def _unpacked(path: str, file: BinaryIO) -> Iterator[bytes]:
   return _read_chunks(file)
 
 
-OPENERS: Mapping[str, Callable[[BinaryIO], Any]] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+OPENERS: Mapping[str, Callable[[BinaryIO], Any]] = {
+    '.gz': gzip.open,
+    '.bz2': bz2.open,
+    '.xz': lzma.open,
+}
 
 
 def _read_chunks(file: Any) -> Iterator[bytes]:

@@ -335,7 +335,8 @@ def _of_content(request: Request, content: files.Content) -> Source:
 
 
 def _text(request: Request) -> Source:
-  return _of_content(request, files.text(request.name, request.argument, request.data.max_bad_records))
+  content = files.text(request.name, request.argument, request.data.max_bad_records)
+  return _of_content(request, content)
 
 
 def _jsonl(request: Request) -> Source:
@@ -354,7 +355,8 @@ def _tfds(request: Request) -> Source:
     return _python_functions(request)
 
   built_in = dict(documents=documents, functions=python_functions)
-  return _of_content(request, tfds_source.find(request.argument, request.data, request.split, built_in))
+  content = tfds_source.find(request.argument, request.data, request.split, built_in)
+  return _of_content(request, content)
 
 
 # --- Synthetic text whose best possible loss is known -------------------------------------------
@@ -390,7 +392,8 @@ def _synthetic(name: str, read: Callable[[Any], Records]) -> Source:
 def markov_transitions(states: int) -> np.ndarray:
   """Returns float64 [states, states]: row i holds the probabilities of what follows letter i."""
   # RandomState: its stream of numbers is the same in every version of NumPy.
-  return np.random.RandomState(states).dirichlet(np.full(states, 0.5), size=states)
+  concentration = np.full(states, 0.5)
+  return np.random.RandomState(states).dirichlet(concentration, size=states)
 
 
 def markov_entropy(states: int) -> float:
@@ -437,5 +440,15 @@ def _task(request: Request) -> Source:
 
 
 SOURCES: Mapping[str, Callable[[Request], Source]] = choices.implement('data.source', choices.SOURCES, dict(
-    python_docs=_python_docs, python_functions=_python_functions, shakespeare=_shakespeare, text=_text, jsonl=_jsonl,
-    parquet=_parquet, tfds=_tfds, markov=_markov, iid=_iid, copy=_task, reverse=_task))
+    python_docs=_python_docs,
+    python_functions=_python_functions,
+    shakespeare=_shakespeare,
+    text=_text,
+    jsonl=_jsonl,
+    parquet=_parquet,
+    tfds=_tfds,
+    markov=_markov,
+    iid=_iid,
+    copy=_task,
+    reverse=_task,
+))

@@ -28,6 +28,7 @@ RANGE = 64 << 20  # most bytes of an item
 RECORDS = 10_000  # most records of an item
 GUESS = ' (did you mean {!r}?)'
 FORMAT = 'array_record'  # the one that is read without TensorFlow
+DESCRIPTIONS = ('.json', '.txt')  # endings of the files beside records
 INFO = 'dataset_info.json'  # a folder that has it is a prepared dataset
 VERSION = re.compile(r'\d+\.\d+\.\d+')
 NAME = re.compile(r'(\w+)(?:/([^:]+))?(?::(\d+\.\d+\.\d+))?')  # NAME[/CONFIG][:VERSION]
@@ -153,8 +154,12 @@ def _fingerprint(
   for item in items:
     records += item.stop - item.start
     names.add(item.file)
-  size = sum(sizes[name] for name in names)
-  return dict(dataset=info.full_name, split=split.text, records=records, bytes=size)
+  return dict(
+      dataset=info.full_name,
+      split=split.text,
+      records=records,
+      bytes=sum(sizes[name] for name in names),
+  )
 
 
 def _items(
@@ -172,11 +177,13 @@ def _items(
     file = posixpath.basename(part.filename)
     length = part.examples_in_shard
     stop = part.skip + part.take
-    step = max(1, min(RECORDS, RANGE * length // max(1, sizes[file])))
+    records_of_range = RANGE * length // max(1, sizes[file])
+    step = max(1, min(RECORDS, records_of_range))
     if mirror.is_remote(folder):  # a file is copied for each item that is read, so it is one item
       step = stop
     for start in range(part.skip, stop, step):
-      items.append(Item(f'{folder}/{file}', start, min(start + step, stop), length, before[file]))
+      end = min(start + step, stop)
+      items.append(Item(f'{folder}/{file}', start, end, length, before[file]))
   return items
 
 
@@ -350,9 +357,10 @@ def _list(folder: str) -> list[str]:
   """Sorted names in a folder or URL; [] if it does not exist."""
   store, inside = mirror.filesystem(folder)
   try:
-    return sorted(posixpath.basename(path.rstrip('/')) for path in store.ls(inside, detail=False))
+    listed = store.ls(inside, detail=False)
   except (FileNotFoundError, NotADirectoryError):
     return []
+  return sorted(posixpath.basename(path.rstrip('/')) for path in listed)
 
 
 def _versions(folder: str) -> list[str]:
@@ -379,7 +387,7 @@ def _open(folder: str) -> tuple[Any, dict[str, int]]:
     local = folder
     if mirror.is_remote(folder):
       local = temporary
-      descriptions = {name: size for name, size in sizes.items() if name.endswith(('.json', '.txt'))}
+      descriptions = {name: size for name, size in sizes.items() if name.endswith(DESCRIPTIONS)}
       mirror.pull(folder, local, descriptions)
     try:
       return _info(local), sizes

@@ -254,7 +254,9 @@ IMPORTED: Mapping[str, Callable[[Any], special_tokens.Tokenizer]] = dict(
 
 def _is_plain(vocabulary: Any, special: Special) -> bool:
   """Whether a SentencePiece model has the tokens `special` by default, as T5's and those trained here do."""
-  begins_with_0 = special.bos == 0 or (special.bos is None and 0 in (special.start, special.pad))
+  begins_with_0 = special.bos == 0
+  if special.bos is None:
+    begins_with_0 = 0 in (special.start, special.pad)
   if not begins_with_0 or special.start not in (None, 0):
     return False
   own = (vocabulary.eos_id, vocabulary.pad_id, vocabulary.unk_id)
@@ -342,11 +344,22 @@ def _train_model(spec: Spec, pieces: Sequence[str], size: int) -> bytes:
                   allow_whitespace_only_pieces=True)
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(pieces), model_writer=model, vocab_size=size,
-      model_type=spec.algorithm, normalization_rule_name=spec.normalization, byte_fallback=True,
+      sentence_iterator=iter(pieces),
+      model_writer=model,
+      vocab_size=size,
+      model_type=spec.algorithm,
+      normalization_rule_name=spec.normalization,
+      byte_fallback=True,
       # Control symbols: a literal <extra_id_0> in the text cannot become the sentinel.
       control_symbols=[f'<extra_id_{k}>' for k in range(spec.sentinels)],
-      pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=THREADS, minloglevel=4, **spaces)
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      num_threads=THREADS,
+      minloglevel=4,
+      **spaces,
+  )
   return model.getvalue()
 
 

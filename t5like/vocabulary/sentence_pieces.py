@@ -39,13 +39,15 @@ class SentencePiece(Vocabulary):
     added = list(range(own_size, own_size + sentinels))
     if inside:
       added = []
-    super().__init__(self._table(pieces, control, inside, added, special), content)
+    table = self._table(pieces, control, inside, added, special)
+    super().__init__(table, content)
     if special is not None:
       self._take(special)
       self._take_marks(special)
     unknown = {*control, self._model.unk_id(), *added}  # ids that no text is encoded as
-    self._reachable = np.asarray([i for i in self.special_ids if i not in unknown], np.int32)
-    self._spelt = spelling([pieces[i].strip(SPACE) for i in self._reachable])
+    reachable = [i for i in self.special_ids.tolist() if i not in unknown]
+    self._reachable = np.asarray(reachable, np.int32)
+    self._spelt = spelling(pieces[i].strip(SPACE) for i in reachable)
     # Some models put a space before the text, which decoding takes away again.
     if self._model.encode_as_pieces('a')[0].startswith(SPACE):
       self._prefix = b' '

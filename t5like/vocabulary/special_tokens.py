@@ -416,8 +416,13 @@ def sentinels(ids: Mapping[str, int], special: Collection[str] = ()) -> list[int
 def of_vocabulary(vocabulary: Any) -> Special:
   """The special tokens of a vocabulary of any kind."""
   ids = {role: getattr(vocabulary, f'{role}_id') for role in KEYS}
-  return Special(**ids, stops=tuple(vocabulary.stop_ids), suppress=tuple(vocabulary.suppressed),
-                 before=tuple(vocabulary.before), after=tuple(vocabulary.after))
+  return Special(
+      **ids,
+      stops=tuple(vocabulary.stop_ids),
+      suppress=tuple(vocabulary.suppressed),
+      before=tuple(vocabulary.before),
+      after=tuple(vocabulary.after),
+  )
 
 
 # --- Files ----------------------------------------------------------------------------------------

@@ -171,13 +171,19 @@ def _build(vocabulary: Any, style: str) -> bytes:
 
 def _post_processor(tokenizers: Any, vocabulary: Any, template: Template) -> Any:
   """What puts the ids of a template around texts; None where there are none; tokenizers: the package."""
-  ids = {i: vocabulary.token(i) for i in template if i != TEXT}
-  if not ids:
+  single = []
+  special = []
+  for i in template:
+    if i == TEXT:
+      single.append(TEXT)
+      continue
+    name = vocabulary.token(i)
+    single.append(name)
+    if (name, int(i)) not in special:
+      special.append((name, int(i)))
+  if not special:
     return None
-  single = [ids.get(i, i) for i in template]
-  return tokenizers.processors.TemplateProcessing(
-      single=single, pair=[*single, '$B:1'],
-      special_tokens=[(name, int(i)) for i, name in ids.items()])
+  return tokenizers.processors.TemplateProcessing(single=single, pair=[*single, '$B:1'], special_tokens=special)
 
 
 def _template(vocabulary: Any, style: str) -> Template:
@@ -325,7 +331,8 @@ def _bytes(tokenizers: Any, vocabulary: Any) -> Any:
 
 def _characters(tokenizers: Any, vocabulary: Any) -> Any:
   characters: Sequence[str] = json.loads(vocabulary.content)['characters']
-  ids = {vocabulary.pieces([i])[0]: int(i) for i in vocabulary.special_ids}
+  special = vocabulary.special_ids.tolist()
+  ids = dict(zip(vocabulary.pieces(special), special))
   first = 0
   unknown: dict[str, Any] = {}
   if vocabulary.unk_id is not None:

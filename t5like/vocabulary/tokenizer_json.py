@@ -64,7 +64,8 @@ class HuggingFace(Vocabulary):
     self._take_marks(special)
     self._never = self.special_ids[self.special_ids != self.unk_id]  # ids that no text is encoded as
     self._texts = {i: text for text, i in self.own.ids.items()}
-    self._spelt = spelling(self._texts.get(i, '') for i in self._never.tolist())
+    names = [self._texts.get(i, '') for i in self._never.tolist()]
+    self._spelt = spelling(names)
     shown = {*self._sentinels, self.mask_id}
     self._hidden = {*self._never.tolist()} - shown  # ids that decoding leaves out
     self._marks: dict[tuple[int, ...], Any] = {}
