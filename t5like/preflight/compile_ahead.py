@@ -12,75 +12,159 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from t5like.files import plain_json
 
-QUIET = dict(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16', TPU_WORKER_HOSTNAMES='localhost',
-             JAX_PLATFORMS='cpu', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
-DUMPS = dict(xla_dump_hlo_as_text=True, xla_dump_latency_hiding_schedule=True)
+QUIET = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'JAX_PLATFORMS': 'cpu',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+DUMPS = {
+    'xla_dump_hlo_as_text': True,
+    'xla_dump_latency_hiding_schedule': True,
+}
 
 
-def lower(config, devices):
-  """(lowered train step, facts as a dict for JSON) of a resolved config on `devices`, real or not."""
+def lower(config: Any, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+  """Lowers the train step.
+
+  Args:
+    config: resolved.
+    devices: real or not.
+
+  Returns:
+    (`jax.stages.Lowered`, facts of the step as a dict for JSON).
+  """
   import jax
 
-  from t5like import choices, config as config_lib, sharding
-  from t5like.batches import pipeline
-  from t5like.model import attention, attention_kernels, flops, models
+  from t5like import config as config_lib, sharding
+  from t5like.model import flops, models
   from t5like.objectives import lengths
   from t5like.parameters import LOOKED_UP
   from t5like.training import build, step as step_lib
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = models.build_model(config)
-    tx, train_step, *_ = build.build_step(config, model, config_lib.derived(config)['steps'], mesh)
+    steps: Any = config_lib.derived(config)['steps']
+    tx, step, *_ = build.build_step(config, model, steps, mesh)
+    train_step: Any = step  # a jitted function
     state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
+    batch = _abstract_batch(config, mesh)
     shapes = lengths.shapes(config)
-    rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(config)), 1)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-        (config.batch_size, *x.shape[1:]), x.dtype,
-        sharding=jax.sharding.NamedSharding(mesh, sharding.row_spec(x, mesh.shape['context']))), rows)
-    per_device = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-                                  for x in jax.tree.leaves(tree))
-    spec = attention_kernels.AttentionSpec(
-        choices.ARCHITECTURES[config.model.name].causal, shapes.targets, shapes.targets,
-        bias=choices.POSITIONS[config.model.position].biased, dropout=bool(config.model.dropout))
-    kernel = attention_kernels.choose_kernel(config.model.attention, attention.platform(), spec)
     facts = dict(
-        mesh=dict(mesh.shape), parameters=count, flops_per_row=models.flops_per_row(config, model),
-        flops_per_row_untouched=flops.per_row(model, shapes), attention_per_row=flops.attention(model.config, shapes),
-        bytes=dict(parameters=per_device(state['params']), optimizer=per_device(state['opt_state']),
-                   batch=per_device(batch)),
-        checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
-        kernel=kernel, replicated=sharding.replicated(state['params'], mesh),
-        tables=sum(param.size for param in model.parameters.values() if param.role in LOOKED_UP))
+        mesh=dict(mesh.shape),
+        parameters=count,
+        flops_per_row=models.flops_per_row(config, model),
+        flops_per_row_untouched=flops.per_row(model, shapes),
+        attention_per_row=flops.attention(model.config, shapes),
+        bytes=dict(
+            parameters=_bytes_per_device(state['params']),
+            optimizer=_bytes_per_device(state['opt_state']),
+            batch=_bytes_per_device(batch),
+        ),
+        checkpoint_bytes=_bytes(state),
+        kernel=_attention_kernel(config),
+        replicated=sharding.replicated(state['params'], mesh),
+        tables=sum(parameter.size for parameter in model.parameters.values() if parameter.role in LOOKED_UP),
+    )
     return train_step.lower(state, batch), facts
 
 
-def main(argv):
-  job, folder = json.loads(argv[1]), pathlib.Path(argv[2])
-  started = time.monotonic()
-  os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
-  from t5like import config as config_lib
+def _abstract_batch(config: Any, mesh: Any) -> Any:
+  """Shapes, dtypes and shardings of a batch."""
+  import jax
+
+  from t5like import sharding
+  from t5like.batches import pipeline
+  from t5like.objectives import lengths
+  pieces = mesh.shape['context']
+
+  def spread(x: Any) -> jax.ShapeDtypeStruct:
+    shape = (config.batch_size, *x.shape[1:])
+    by_rows = jax.sharding.NamedSharding(mesh, sharding.row_spec(x, pieces))
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows)
+
+  has_prefix = any(map(pipeline.has_prefix, lengths.components(config)))
+  row = pipeline.blank(lengths.shapes(config), has_prefix, 1)
+  return jax.tree.map(spread, row)
+
+
+def _attention_kernel(config: Any) -> Any:
+  """(name, reason) of the kernel of a decoder, or of the only stack."""
+  from t5like import choices
+  from t5like.model import attention, attention_kernels
+  from t5like.objectives import lengths
+  length = lengths.shapes(config).targets
+  spec = attention_kernels.AttentionSpec(
+      choices.ARCHITECTURES[config.model.name].causal,
+      length,
+      length,
+      bias=choices.POSITIONS[config.model.position].biased,
+      dropout=bool(config.model.dropout),
+  )
+  return attention_kernels.choose_kernel(config.model.attention, attention.platform(), spec)
+
+
+def _bytes(tree: Any) -> int:
+  """Of all arrays in full."""
+  import jax
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any) -> int:
+  import jax
+  total = 0
+  for x in jax.tree.leaves(tree):
+    piece = x.sharding.shard_shape(x.shape)
+    total += math.prod(piece) * x.dtype.itemsize
+  return total
+
+
+def main(argv: Sequence[str]) -> None:
+  """argv: the program, JOB and FOLDER."""
   from t5like.errors import Failure
-  from t5like.preflight import topologies as tpu
+  job = json.loads(argv[1])
+  folder = pathlib.Path(argv[2])
+  for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
   try:
-    import jax
-    from jax.experimental import topologies
-    jax.config.update('jax_enable_compilation_cache', False)
-    described = topologies.get_topology_desc(platform='tpu', **tpu.parse(job['topology']).arguments())
-    lowered, facts = lower(config_lib.resolve(config_lib.from_json(job['config'])), list(described.devices))
-    (folder / 'facts.json').write_text(plain_json.dumps(dict(facts, lowering=time.monotonic() - started)))
-    compiled = lowered.compile(compiler_options={**job['options'], **DUMPS, 'xla_dump_to': str(folder / 'dump')})
-    memory = compiled.memory_analysis()
-    # The compiler counts the body of a loop once, and nothing of a kernel that states no cost.
-    flops_counted = (compiled.cost_analysis() or {}).get('flops', 0.0)
-    (folder / 'done.json').write_text(plain_json.dumps(
-        dict(code_bytes=memory.generated_code_size_in_bytes, flops=flops_counted)))
+    _compile(job, folder)
   except Exception as e:
-    kind = e.exit_code if isinstance(e, Failure) else 1
-    (folder / 'error.json').write_text(plain_json.dumps(dict(exit_code=kind, type=type(e).__name__, text=str(e))))
+    exit_code = 1
+    if isinstance(e, Failure):
+      exit_code = e.exit_code
+    _write(folder / 'error.json', dict(exit_code=exit_code, type=type(e).__name__, text=str(e)))
   os._exit(0)
+
+
+def _compile(job: dict[str, Any], folder: pathlib.Path) -> None:
+  started = time.monotonic()
+  import jax
+  from jax.experimental import topologies as jax_topologies
+
+  from t5like import config as config_lib
+  from t5like.preflight import topologies
+  jax.config.update('jax_enable_compilation_cache', False)
+  topology = topologies.parse(job['topology'])
+  described = jax_topologies.get_topology_desc(platform='tpu', **topology.arguments())
+  config = config_lib.resolve(config_lib.from_json(job['config']))
+  lowered, facts = lower(config, list(described.devices))
+  _write(folder / 'facts.json', dict(facts, lowering=time.monotonic() - started))
+  options = {**job['options'], **DUMPS, 'xla_dump_to': str(folder / 'dump')}
+  compiled = lowered.compile(compiler_options=options)
+  memory = compiled.memory_analysis()
+  # The compiler counts the body of a loop once, and nothing of a kernel that states no cost.
+  costs = compiled.cost_analysis() or {}
+  _write(folder / 'done.json', dict(code_bytes=memory.generated_code_size_in_bytes, flops=costs.get('flops', 0.0)))
+
+
+def _write(file: pathlib.Path, values: dict[str, Any]) -> None:
+  file.write_text(plain_json.dumps(values))
 
 
 if __name__ == '__main__':
