@@ -207,7 +207,7 @@ def test_types_and_positions_are_added():
   model = build(name='encoder', num_layers=1, position='learned_from_2', num_types=2)
   params = jax.tree.map(lambda s: np.random.default_rng(0).normal(size=s.shape).astype(np.float32) * 0.3,
                         jax.eval_shape(model.init, jax.random.key(0)))
-  hidden, b = jax.jit(model.hidden), batch()
+  hidden, b = jax.jit(lambda params, batch: model.hidden(params, batch)[0]), batch()
   plain = np.asarray(hidden(params, b))
   np.testing.assert_array_equal(hidden(params, b | dict(types=np.zeros((2, 8), np.int32))), plain)
   other = np.asarray(hidden(params, b | dict(types=np.eye(2, 8, 3, dtype=np.int32))))
