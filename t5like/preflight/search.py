@@ -3,7 +3,7 @@ import concurrent.futures
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from t5like import choices
@@ -126,7 +126,7 @@ class _Search:
     self.best(stage_of_others, 1)
     for times in (2, 4):  # more micro-batches only make room: for those that need it
       too_large = filter(self.is_too_large, stage)
-      stage = [{**overrides, 'microbatches': self.config.microbatches * times} for overrides in too_large]
+      stage = _with(too_large, 'microbatches', self.config.microbatches * times)
       self.best(stage, 1)
 
   def _options(self, ways: list[Overrides]) -> None:
@@ -134,7 +134,7 @@ class _Search:
     if not options:
       return
     merged = {**self.config.compile.options.to_dict(), **options}
-    self.best([{**way, 'compile.options': merged} for way in ways], 1)
+    self.best(_with(ways, 'compile.options', merged), 1)
 
   def _unroll(self, ways: list[Overrides]) -> None:
     """Unrolled layers take longest to compile: the fastest ways alone, with options and without."""
@@ -143,7 +143,7 @@ class _Search:
       without_options = dict(way)
       without_options.pop('compile.options', None)
       plain.append(without_options)
-    self.best([{**way, 'model.scan_layers': False} for way in ways + plain], 1)
+    self.best(_with(ways + plain, 'model.scan_layers', False), 1)
 
   def _compiled_to_the_end(self) -> list[Result]:
     """`fitting` from the first on that compiles: some kernels and fusions need too much VMEM, which shows only then."""
@@ -214,6 +214,11 @@ class _Search:
       return True
     result = self.reports[name]
     return _fits(result) and _seconds(result) <= PROMISING * _seconds(fitting[0])
+
+
+def _with(ways: Iterable[Overrides], key: str, value: Any) -> list[Overrides]:
+  """All of them with one more key set."""
+  return [{**way, key: value} for way in ways]
 
 
 def _fits(result: Result) -> bool:
