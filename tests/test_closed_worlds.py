@@ -121,7 +121,7 @@ def test_an_implementation_without_a_name_is_an_error_at_import(monkeypatch, key
 def test_an_optimizer_that_neither_we_nor_optax_have(monkeypatch):
   monkeypatch.setitem(optimizer_rules.OPTIMIZERS, UNKNOWN, ('b1',))
   with pytest.raises(NotImplementedError, match=f"optimizer.name='{UNKNOWN}'"):
-    imported_anew('optim')
+    imported_anew('optim.from_config')
 
 
 def test_facts_and_implementation_of_a_position_agree(monkeypatch):
