@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like.model.kernels import relative_bias_blocks as blocks, relative_bias_calls as calls
 from t5like.model.kernels.relative_bias_blocks import LANES, NOBODY, Form
-from t5like.model.kernels.relative_bias_calls import MIB, Arrays, visits, vmem, work  # noqa: F401 (visits: for benchmarks)
+from t5like.model.kernels.relative_bias_calls import MIB, Arrays, Attended, visits, vmem, work  # noqa: F401
 
 LARGEST = 1024  # blocks of queries or keys
 SMALLER = 512
@@ -75,7 +75,9 @@ def _is_seen(query: Tokens, key: Tokens, causal: bool, start: Any) -> jax.Array:
     return is_seen
   T = query['segments'].shape[1]
   S = key['segments'].shape[1]
-  is_before = start + jnp.arange(T)[None, :, None] >= jnp.arange(S)[None, None]
+  query_slot = start + jnp.arange(T)[None, :, None]
+  key_slot = jnp.arange(S)[None, None]
+  is_before = query_slot >= key_slot
   if 'prefix' in query:
     is_before |= query['prefix'][:, :, None] & key['prefix'][:, None]
   return is_seen & is_before
@@ -256,7 +258,11 @@ def _spans(length: int, most: int, block: int) -> list[Span]:
 
 def _spans_of_size(length: int, size: int) -> list[Span]:
   """All of this size, but the last, which may be smaller."""
-  return [Span(start, min(size, length - start)) for start in range(0, length, size)]
+  spans = []
+  for start in range(0, length, size):
+    rest = length - start
+    spans.append(Span(start, min(size, rest)))
+  return spans
 
 
 def _piece(form: Form, H: int) -> int:
@@ -286,8 +292,8 @@ def _attend_forward(form, first, *arrays):
   return out_BNTH, (*arrays, out_BNTH, lse_BN1T)
 
 
-def _forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-  """(out_BNTH, logsumexp_BN1T) from calls of at most LONGEST queries and keys each; most often that is one call."""
+def _forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> Attended:
+  """From calls of at most LONGEST queries and keys each; most often that is one call."""
   key_spans = _spans(form.keys, _longest(), form.block_k)
   outs = []
   sums = []
@@ -295,7 +301,10 @@ def _forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> tuple[j
     out_BNTH, lse_BN1T = _forward_of_queries(form, first, arrays, queries, key_spans)
     outs.append(out_BNTH.astype(arrays.q_BNTH.dtype))
     sums.append(lse_BN1T)
-  return jnp.concatenate(outs, 2), jnp.concatenate(sums, 3)
+  return Attended(
+      out_BNTH=jnp.concatenate(outs, 2),
+      lse_BN1T=jnp.concatenate(sums, 3),
+  )
 
 
 def _forward_of_queries(
@@ -304,8 +313,8 @@ def _forward_of_queries(
     arrays: Arrays,
     queries: Span,
     key_spans: list[Span],
-) -> tuple[jax.Array, jax.Array]:
-  """(out_BNTH, logsumexp_BN1T) of some queries and all keys; fp32 where it is the sum of several calls."""
+) -> Attended:
+  """Of some queries and all keys; out_BNTH is fp32 where it is the sum of several calls."""
   dtype = jnp.float32
   if len(key_spans) == 1:
     dtype = arrays.q_BNTH.dtype
@@ -314,7 +323,12 @@ def _forward_of_queries(
     piece = Piece(queries, keys)
     if total and not piece.is_seen(form, first, arrays.query_ids):
       continue
-    of_piece = calls.forward(piece.form(form), piece.first(first), _arrays_of(piece, form, arrays), dtype)
+    of_piece = calls.forward(
+        piece.form(form),
+        piece.first(first),
+        _arrays_of(piece, form, arrays),
+        dtype,
+    )
     if total:
       total = _join(total, of_piece)
     else:
@@ -335,10 +349,10 @@ def _arrays_of(piece: Piece, form: Form, arrays: Arrays) -> Arrays:
   )
 
 
-def _join(some: tuple[jax.Array, jax.Array], others: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """(out_BNTH, logsumexp_BN1T) of queries that see two lots of keys, from those of each lot."""
-  out, lse = some
-  other_out, other_lse = others
+def _join(one: Attended, other: Attended) -> Attended:
+  """Of queries that see two lots of keys, from those of each lot."""
+  out, lse = one
+  other_out, other_lse = other
   most = jnp.maximum(lse, other_lse)
   weight = jnp.exp(lse - most)
   other_weight = jnp.exp(other_lse - most)
@@ -346,7 +360,7 @@ def _join(some: tuple[jax.Array, jax.Array], others: tuple[jax.Array, jax.Array]
   share_BNT1 = jnp.swapaxes(weight / total, 2, 3)
   other_share_BNT1 = jnp.swapaxes(other_weight / total, 2, 3)
   joined = share_BNT1 * out + other_share_BNT1 * other_out
-  return joined, most + jnp.log(total)
+  return Attended(joined, most + jnp.log(total))
 
 
 def _attend_backward(form, first, saved, do_BNTH):
@@ -357,7 +371,8 @@ def _attend_backward(form, first, saved, do_BNTH):
   di_BN1T = di_BNT[:, :, None]
   dbias = jnp.zeros_like(arrays.bias_NR)
   key_spans = _spans(form.keys, _longest(), form.block_k)
-  length = _piece(dataclasses.replace(form, keys=key_spans[0].size), k_BKSH.shape[-1])
+  most_keys = key_spans[0].size
+  length = _piece(dataclasses.replace(form, keys=most_keys), k_BKSH.shape[-1])
   query_spans = _spans_of_size(form.queries, length)
   dq_parts: list[Any] = [0] * len(query_spans)
   dk_parts = []
@@ -386,7 +401,8 @@ def _attend_backward(form, first, saved, do_BNTH):
       dq_parts[number] += dq_part
       dk = dk + dk_part
       dv = dv + dv_part
-      dbias = dbias.at[:, piece.distances(form)].add(jnp.sum(dbias_part, (0, 2)))
+      distances = piece.distances(form)
+      dbias = dbias.at[:, distances].add(jnp.sum(dbias_part, (0, 2)))
     dk_parts.append(dk)
     dv_parts.append(dv)
   dq = jnp.concatenate([part.astype(arrays.q_BNTH.dtype) for part in dq_parts], 2)

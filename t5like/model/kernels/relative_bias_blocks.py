@@ -1,4 +1,4 @@
-"""What the kernels of relative_bias_attention.py do with one block of queries and one of keys, in VMEM.
+"""The kernels of relative_bias_attention.py: what they do with one block of queries and one of keys, in VMEM.
 
 Forward blocks of logits are [queries, keys], backward ones [keys, queries]: what changes at every visit is then
 always a row in memory, and never a column. "rows" and "columns" below are those of a block.

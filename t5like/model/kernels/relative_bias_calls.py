@@ -1,4 +1,4 @@
-"""The calls of the kernels of relative_bias_blocks.py: grids, blocks of arrays, memory."""
+"""The calls of the kernels in relative_bias_blocks.py: grids, blocks of arrays, memory."""
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,6 +27,12 @@ class Arrays(NamedTuple):
   query_ids: jax.Array  # int [B, 1 or 2, T], segments and, if there are any, prefixes
   key_ids: jax.Array  # int [B, 1 or 2, S]
   start: jax.Array  # int [1], slot of the first query
+
+
+class Attended(NamedTuple):
+  """What the forward pass returns."""
+  out_BNTH: jax.Array
+  lse_BN1T: jax.Array  # fp32, logarithms of the sums of weights
 
 
 class Operand(NamedTuple):
@@ -137,8 +143,8 @@ def _at_row_and_head(b, n, *_):
 # --- Calls ----------------------------------------------------------------------------------------
 
 
-def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> tuple[jax.Array, jax.Array]:
-  """(out_BNTH of this dtype, logsumexp_BN1T fp32) of one call; `first`: see `visits`."""
+def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> Attended:
+  """Of one call, out_BNTH in this dtype; `first`: see `visits`."""
   B, N, T, H = arrays.q_BNTH.shape
   group = N // arrays.k_BKSH.shape[1]
   I = arrays.query_ids.shape[1]
@@ -150,7 +156,7 @@ def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> tuple[
   at_key = _at_shared_key(group)
   logsumexp = jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)
   product = 2 * B * N * len(rows) * form.block_q * form.block_k * H
-  return _call(
+  attended = _call(
       form,
       _name(form, I, 'forward'),
       blocks.forward,
@@ -178,6 +184,7 @@ def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> tuple[
       grid=(B, N, len(rows)),
       flops=2 * product,
   )
+  return Attended(*attended)
 
 
 def backward(
