@@ -26,9 +26,9 @@ WITHOUT_JAX = {'errors', 'nearest', 'parameters', 'rate_schedules', 'choices', '
                'command_line', 'vocabulary', 'sources'}
 # What tests/measures.py counts may not become more; the aims are those of CONTRIBUTING.md.
 LIMITS = {
-    'tokens per code line': 10.6, 'ternaries per 1,000 lines': 37, 'nested ternaries': 16,
-    'comprehensions per 1,000 lines': 54, 'nested comprehensions': 42, 'named lambdas': 37,
-    'decisions of a function': 23, 'parameters of public functions without annotation': 1237,
+    'tokens per code line': 9.6, 'ternaries per 1,000 lines': 17, 'nested ternaries': 6,
+    'comprehensions per 1,000 lines': 33, 'nested comprehensions': 24, 'named lambdas': 16,
+    'decisions of a function': 23, 'parameters of public functions without annotation': 605,
     'files in the top folder': 12}
 
 
