@@ -71,7 +71,7 @@ not depend on its neighbours. This holds for every objective on this page.''', {
             **DECODER, **TWO, 'data.seq_len': 16, 'objective.name': 'causal', 'data.document_mask': False})]),
     Section('prefix_lm', '''
 A random part of the beginning is given and sees itself in both directions; the rest is predicted. For models that will
-answer rather than go on. Liu et al. 2018 (arXiv 1801.10198) for decoders; Raffel et al. 2020 (T5, arXiv 1910.10683),
+answer rather than continue. Liu et al. 2018 (arXiv 1801.10198) for decoders; Raffel et al. 2020 (T5, arXiv 1910.10683),
 sections 3.2.3 and 3.3.1. `model.prefix_mask=False` lets the prefix see only what came before, too. Config:
 `t5_prefix_decoder.py`.''', {'objective.name': 'prefix_lm'}, [
         Shown('prefix_lm_decoder', 'A decoder', DECODER, draw=8),
@@ -113,7 +113,7 @@ always end with one. Configs: `encdec_tiny.py`, `t5.py`, `t5_1_1.py`, `mt5_base.
 directions and do not count in the loss''', {
             **DECODER, 'objective.noise_density': 0.3, 'objective.mean_span': 2.0}, draw=7)]),
     Section('ul2', '''
-A mixture of denoisers, each announced by a mode token, so that one model learns to fill in, to go on and to write at
+A mixture of denoisers, each announced by a mode token, so that one model learns to fill in, to continue and to write at
 length. Tay et al. 2022 (arXiv 2205.05131), table 1. `objective.denoisers` lists mode, share, mean span and density;
 these are the seven of the paper. R is T5's short spans, S a prefix LM, X extreme: long spans, or half of the text.
 Modes are texts: the vocabulary may cut them into several tokens. Configs: `ul2_tiny.py`, `ul2_base.py`.''', {

@@ -34,7 +34,7 @@ def base():
       source='',  # paper or repository, table or section
   )
   # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
-  # (WORKDIR/checkpoints/STEP), or a folder with a model of Hugging Face's (config.json, *.safetensors)
+  # (WORKDIR/checkpoints/STEP), or a Hugging Face folder (config.json, *.safetensors)
   c.init_from = ''
   c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
 
@@ -48,7 +48,7 @@ def base():
       # Examples of two texts: templates over the fields of a record, such as 'summarize: {article}' and
       # '{highlights}' (t5like/config/templates.py); '' for both: the text in `field` alone
       inputs='',  # template
-      targets='',  # likewise
+      targets='',  # template of the second text, the same way
       split='train',  # split of the TFDS dataset to train on
       tfds_dir='',  # where TFDS datasets lie, on disk or gs://; '': TFDS's own default
       # what to validate on: 'hash' (documents whose hash falls in the fraction below, one at least), 'tail'
@@ -105,7 +105,7 @@ def base():
       train_characters=10_000_000,  # characters of text to train the vocabulary on
   )
   c.objective = dict(
-      # causal: each next token | prefix_lm: likewise, after a prefix that is seen whole |
+      # causal: each next token | prefix_lm: each next token after a prefix that is seen whole |
       # masked_lm: tokens that are masked (BERT, RoBERTa) | span_corruption: spans replaced by sentinels (T5) |
       # iid_denoising | mass | bert_style | deshuffling | drop | lm: T5's other ways to spoil a text |
       # ul2: a mixture of denoisers | seq2seq: the targets of data.inputs and data.targets
@@ -114,7 +114,7 @@ def base():
       mean_span=3.0,  # tokens in a corrupted span (span_corruption)
       roll=False,  # span_corruption: rotate the mask, so that the last token is not always corrupted
       # masked_lm, how many: bert: round(density x length) | roberta: the same, rounded up or down by
-      # chance | bernoulli: each token by itself
+      # chance | bernoulli: each token independently
       masking='bert',
       whole_word=False,  # masked_lm: all pieces of a word or none
       cls_sep=False,  # masked_lm: rows begin with <cls> and end with the end-of-document token
@@ -184,13 +184,13 @@ def base():
       chunks=0,  # pieces in which logits are made; 0: chosen from sizes; 1: whole
   )
   c.optimizer = dict(
-      # one of t5like/config/optimizer_rules.py: optax's, each layer of a stack by itself, and of our own adafactor,
+      # one of t5like/config/optimizer_rules.py: optax's, each layer of a stack separately, and of our own adafactor,
       # muon, adamw_rms: Adam's step times the RMS of the parameter | bert_adamw: no bias correction
       name='adamw',
       learning_rate=3e-4,  # peak
       b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
-      b2=0.95,  # decay of the mean squared gradient, likewise
-      eps=1e-8,  # added to its root, likewise
+      b2=0.95,  # decay of the mean squared gradient, of optimizers that take b2
+      eps=1e-8,  # added to the root of it, of optimizers that take b1
       weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
@@ -198,7 +198,8 @@ def base():
       # ('embed', 'stack/blocks[:4]') the table and the first four layers,
       # ('*', '!head', '!*norm*') all but the head and norms
       freeze=(),
-      multipliers=(),  # of the learning rate, likewise: ('embed=0.1', 'stack/blocks[-2:]=2'); weight decay included
+      # of the learning rate, weight decay included, by the same patterns: ('embed=0.1', 'stack/blocks[-2:]=2')
+      multipliers=(),
       extra=dict(),  # further arguments of the optimizer, see t5like/config/optimizer_rules.py
   )
   c.schedule = dict(
@@ -215,7 +216,7 @@ def base():
   c.stop = dict(
       tokens=0,  # batch_size x seq_len tokens count per step
       target='',  # converged when true at a validation: 'nll <= 1.5', 'accuracy >= 0.6'
-      patience=0,  # converged after n validations in a row without a lower nll; 0: off
+      patience=0,  # converged after n consecutive validations without a lower nll; 0: off
       wall_time=0.0,  # seconds, of this start of the run; 0: no limit
   )
 
@@ -223,7 +224,7 @@ def base():
   c.mesh = dict(  # devices along each axis; one may be -1: all that are left
       slice=1,  # TPU slices, each with a copy of what follows, on other rows
       data=1,  # copies of the model, each on other rows
-      fsdp=-1,  # likewise, with parameters and optimizer state spread over the axis
+      fsdp=-1,  # replicas of the model, with parameters and optimizer state spread over the axis
       context=1,  # pieces of each row, for long ones; parameters and optimizer state are spread too
       tensor=1,  # heads, feed-forward and vocabulary spread over the axis
   )
@@ -248,13 +249,13 @@ def base():
       every=1000,  # steps between saves; 0: only at the end
       keep=2,  # newest checkpoints to keep
       keep_every=0,  # keep each checkpoint whose step is a multiple of this for ever; 0: none
-      keep_best=0,  # keep so many of the checkpoints with the lowest validation nll, saved at a validation's step
+      keep_best=0,  # keep this many checkpoints with the lowest validation nll, saved at a validation's step
   )
   c.guard = dict(
-      max_bad_steps=20,  # bad steps in a row (not finite, or spikes; each changes nothing) before a rewind
+      max_bad_steps=20,  # consecutive bad steps (not finite, or spikes; each changes nothing) before a rewind
       rewinds=3,  # times that a run goes back to a checkpoint and leaves out the rows since, before it gives up
-      spike_loss=0.0,  # a step is bad when its loss is so many times the median of the last 128 steps; 0: never
-      spike_norm=0.0,  # likewise for the gradient norm, before clipping; such as 10
+      spike_loss=0.0,  # a step is bad when its loss is this many times the median of the last 128 steps; 0: never
+      spike_norm=0.0,  # the same for the gradient norm, before clipping; such as 10
       compare_every=1000,  # steps between comparisons of devices that should hold the same, also at saves; 0: never
   )
   c.watchdog = dict(  # the run ends with exit code 124 when nothing happens for this long
