@@ -189,8 +189,8 @@ def base():
       name='adamw',
       learning_rate=3e-4,  # peak
       b1=0.9,  # decay of the mean gradient, in optimizers of Adam's kind
-      b2=0.95,  # decay of the mean squared gradient, of optimizers that take b2
-      eps=1e-8,  # added to the root of it, of optimizers that take b1
+      b2=0.95,  # decay of the mean squared gradient, in the same optimizers
+      eps=1e-8,  # added to the root of that mean, in the same optimizers
       weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
