@@ -7,8 +7,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
-
+sys.path.insert(0, str(ROOT))  # for tests.* and, in processes of theirs, configs/
 
 
 class Package:
@@ -24,9 +23,11 @@ class Package:
     return getattr(importlib.import_module(self._name), attribute)
 
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them the programs that they start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and nohup lets them ignore the end of a
+# terminal; the programs that they start would inherit it.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, handler)
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Nearly all of the time goes into compiling tiny programs, which need not be fast.
