@@ -20,12 +20,13 @@ from t5like.model import transformer
 from t5like.training import loop
 from t5like.vocabulary import loading as vocabulary_lib, special_tokens
 from tests import folders, tiny
+from tests.conftest import Package
 from tests.parity import cases
 
 pytestmark = pytest.mark.parity
-transformers = pytest.importorskip('transformers')
-torch = pytest.importorskip('torch')
-make_golden = pytest.importorskip('tests.parity.make_golden')
+transformers = Package('transformers')
+torch = Package('torch')
+make_golden = Package('tests.parity.make_golden')
 
 NEW = 16
 PROMPTS = ('the quick ', 'of amber', 'a')
