@@ -63,13 +63,26 @@ def _docstring_lines(tree: ast.Module) -> set[int]:
 
 def _count_tokens(counts: Counts, source: str, docstrings: set[int]) -> None:
   lines: set[int] = set()
-  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+  for token in _whole_strings(tokenize.generate_tokens(io.StringIO(source).readline)):
     is_docstring = token.type == tokenize.STRING and token.start[0] in docstrings
     if token.type in NO_CODE or is_docstring:
       continue
     counts.tokens += 1
     lines.update(range(token.start[0], token.end[0] + 1))
   counts.lines += len(lines)
+
+
+def _whole_strings(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+  """Tokens with each f-string as one, as Python 3.11 has it; later ones give its parts."""
+  depth = 0
+  for token in tokens:
+    name = tokenize.tok_name[token.type]
+    if name == 'FSTRING_START':
+      depth += 1
+    if depth == 0 or (name == 'FSTRING_START' and depth == 1):
+      yield token
+    if name == 'FSTRING_END':
+      depth -= 1
 
 
 def _count_node(counts: Counts, node: ast.AST, path: str) -> None:

@@ -162,3 +162,8 @@ def test_nothing_foreign_is_executed():
   assert not found
   executing = [name(f) for f in FILES if re.search(r'(?<![\w.])exec\(', f.read_text())]
   assert executing == ['config.files']  # the user's config
+
+
+def test_an_f_string_is_one_token_in_every_python():
+  counts = measures.count({'a.py': 'x = f"{y + 1} and {y!r}"\n'})
+  assert (counts.tokens, counts.lines) == (3, 1)
