@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5like.config.values import ROOT
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 8
 LIMIT = 2e-5  # nats per token; 0 where the same numbers are added in the same order
 BATCH_SIZE = 16

@@ -16,4 +16,4 @@ from t5like.config.files import (  # noqa: F401 (the package's interface)
 )
 from t5like.config.resumable import ALLOWED, check_resumable, differences  # noqa: F401
 from t5like.config.rules import check, derived, parse_target, resolve, warnings  # noqa: F401
-from t5like.config.values import base as _base, flatten  # noqa: F401
+from t5like.config.values import flatten  # noqa: F401

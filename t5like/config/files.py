@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from t5like.config.resumable import ALLOWED, check_resumable, differences  # noqa: F401 (found here)
 from t5like.config.rules import check, wrong_types, wrong_values
 from t5like.config.values import (
   DEFAULTS,

@@ -5,7 +5,7 @@ import jax
 
 from t5like import config as config_lib, sharding
 from t5like.errors import ConfigError
-from t5like.model import layers, transformer
+from t5like.model import flops, layers, transformer
 from t5like.objectives import lengths
 from t5like.optim import from_config
 
@@ -39,7 +39,7 @@ def build_model(config: Any) -> tuple[transformer.Model, int]:
 def flops_per_row(config: Any, model: transformer.Model) -> int:
   """Multiplications and additions of one row of training, of what has gradients (`model/flops.py`)."""
   rates = from_config.rates(config.optimizer, model.parameters)
-  return transformer.flops_per_row(model, lengths.shapes(config), rates)
+  return flops.per_row(model, lengths.shapes(config), rates)
 
 
 def parameters(config: Any) -> dict[str, tuple]:
@@ -75,7 +75,7 @@ def sizes(config: Any) -> dict[str, int]:
   """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
   with no_devices():
     model, count = build_model(config)
-    flops = flops_per_row(config, model)
-  return dict(parameters=count, flops_per_token=flops // config.data.seq_len,
-              flops_per_step=flops * config.batch_size,
-              flops_in_all=flops * config.stop.tokens // config.data.seq_len)
+    per_row = flops_per_row(config, model)
+  return dict(parameters=count, flops_per_token=per_row // config.data.seq_len,
+              flops_per_step=per_row * config.batch_size,
+              flops_in_all=per_row * config.stop.tokens // config.data.seq_len)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5like import choices
-from t5like.model import flops, side_values
+from t5like.model import side_values
 from t5like.model.layers import ACTIVATIONS, POSITIONS, Dense, Embed, Norm, Table, constant, dropout, expand, place
 from t5like.model.stack import Stack, heads_first
 from t5like.parameters import Param, vector, whole
@@ -267,6 +267,3 @@ def _declared(state) -> dict[str, Param]:
 def count_params(model: Model) -> int:
   """Exact number of parameters, without making them."""
   return sum(declared.size for declared in model.parameters.values())
-
-
-flops_per_row = flops.per_row

@@ -10,9 +10,9 @@ import sys
 import jax
 
 from t5like import __version__
+from t5like.config.values import ROOT
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain')
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GIB = 2 ** 30
 
 

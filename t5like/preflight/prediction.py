@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from t5like import config as config_lib
+from t5like.config.values import ROOT
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 from t5like.objectives import lengths
@@ -29,7 +30,6 @@ from t5like.preflight.topologies import Topology
 
 LIMIT = 900.0  # seconds for one compilation
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GIB = 2 ** 30
 UNITS = {'G': GIB, 'M': 2 ** 20, 'K': 2 ** 10}
 SCHEDULE = 'after_optimizations_after_buffer_assignment'  # names of what the compiler writes

@@ -7,7 +7,6 @@ from t5like.decoding import decode
 from t5like.errors import NumericsError
 from t5like.evals import evaluate
 from t5like.observe import histograms as histograms_lib, profiling
-from t5like.optim.optimizers import path_name
 from t5like.training import recovery
 from t5like.training.hooks import Entry, Hook, Step, Turn, table
 from t5like.training.log import Log
@@ -64,7 +63,7 @@ class Histograms(Hook):
     with self.parts.phases.during('eval', 'start'):  # the first time compiles
       trainer = self.parts.trainer
       counted = trainer.histograms(turn.batch)
-      sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(trainer.params)}
+      sizes = {path: declared.size for path, declared in self.parts.plan.model.parameters.items()}
       self.parts.output.histograms(turn.progress.step, histograms_lib.named(counted, sizes))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from t5like import sharding
 from t5like.config import base
-from t5like.model import loss as loss_lib, transformer
+from t5like.model import flops, loss as loss_lib, transformer
 from t5like.objectives.lengths import Lengths
 from t5like.optim import from_config
 from t5like.training import step
@@ -93,10 +93,10 @@ def test_flops_of_a_decoder():
   stack = L * (D * 32 + 2 * D * 16 + 32 * D + 3 * D * F + 2 * D) + D
   model = build()
   assert transformer.count_params(model) == stack + 2 * V * D
-  assert transformer.flops_per_row(model, Lengths(T, 0, T)) == 6 * T * (stack + D * V) + 12 * 32 * L * T * T
+  assert flops.per_row(model, Lengths(T, 0, T)) == 6 * T * (stack + D * V) + 12 * 32 * L * T * T
   # Tied: the one table predicts; positions and relative biases are looked up, and multiply nothing.
   changes = dict(position='learned', tie_embeddings=True)
-  assert transformer.flops_per_row(build(**changes), Lengths(T, 0, T)) == (
+  assert flops.per_row(build(**changes), Lengths(T, 0, T)) == (
       6 * T * (stack + D * V) + 12 * 32 * L * T * T)
 
 
@@ -109,7 +109,7 @@ def test_flops_of_an_encoder_with_predictions(predictions):
   model = build(name='encoder', num_kv_heads=4, block='post_norm', norm='layernorm', use_bias=True, embed_norm=True,
                 position='learned', num_types=2, tie_embeddings=True, head='mlm', activation='gelu')
   assert transformer.count_params(model) == L * block + 2 * D + head + 32 * D + 2 * D  # 32 positions, 2 types
-  got = transformer.flops_per_row(model, Lengths(T, 0, T, predictions))
+  got = flops.per_row(model, Lengths(T, 0, T, predictions))
   assert got == 6 * (T * (L * block + 2 * D) + (predictions or T) * head) + 12 * 32 * L * T * T
 
 
@@ -123,7 +123,7 @@ def test_flops_of_an_encoder_decoder(tied):
   model = build(name='encoder_decoder', num_kv_heads=4, position='relative', activation='relu', tie_embeddings=tied)
   count = encoder + decoder + L * 2 * D * 32 + V * D * (1 if tied else 2) + 2 * 4 * 32  # two tables of biases
   assert transformer.count_params(model) == count
-  got = transformer.flops_per_row(model, Lengths(0, S, T))
+  got = flops.per_row(model, Lengths(0, S, T))
   weights = S * encoder + T * decoder + S * L * 2 * D * 32 + T * D * V
   assert got == 6 * weights + 12 * 32 * (E * S * S + L * T * T + L * T * S)
 
