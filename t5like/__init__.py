@@ -19,14 +19,20 @@ if typing.TYPE_CHECKING:
   from collections.abc import Callable, Iterable, Sequence
   from typing import Any
 
+  from t5like.config_type import Config
   from t5like.decoding.trained_model import Loaded
 
 __version__ = '0.2.0'
 __all__ = ['evaluate', 'generate', 'load', 'train']
 
 
-def train(config: Any, workdir: str | pathlib.Path, overrides: Sequence[str] = (), devices: Sequence[Any] | None = None,
-          watch: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def train(
+    config: str | pathlib.Path | Config,
+    workdir: str | pathlib.Path,
+    overrides: Sequence[str] = (),
+    devices: Sequence[Any] | None = None,
+    watch: Callable[[int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
   """Trains until a target of `config.stop` is reached, or resumes where a run in `workdir` was interrupted.
 
   Args:

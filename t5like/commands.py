@@ -9,10 +9,9 @@ from typing import Any
 
 from t5like import config as config_lib
 from t5like.command_line import Request
+from t5like.config_type import Config
 from t5like.errors import ConfigError, Interrupted, NumericsError
 from t5like.files import plain_json, writing
-
-Config = Any  # an ml_collections.ConfigDict, whose attributes type checkers do not know
 
 
 def run(request: Request) -> None:

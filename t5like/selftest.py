@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5like.config.values import ROOT
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 
@@ -241,7 +242,7 @@ def packing() -> float:
 
 def _packing_config() -> Any:
   from t5like.config import base
-  config: Any = base()
+  config: Config = base()
   for setting in SETTINGS.split():
     key, _, value = setting.partition('=')
     if key.startswith('model.') and 'dropout' not in key:

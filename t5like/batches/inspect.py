@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from t5like.batches import bad_batches, pipeline
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import lengths
 from t5like.vocabulary.kinds import Vocabulary
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Row = dict[str, Any]  # of a batch: {name: array [T], or a dict of arrays for the encoder}
 Place = tuple[int, int]  # a position, and the number of its target
 

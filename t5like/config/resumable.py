@@ -4,6 +4,7 @@ from typing import Any
 
 from t5like.config.objective_rules import OF_A_DATASET
 from t5like.config.values import DEFAULTS, either, flatten, show
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 
 # Prefixes of keys that may differ from the run being resumed: they change neither what the
@@ -28,7 +29,7 @@ def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
   return [(k, old.get(k), new.get(k)) for k in {**new, **old} if old.get(k) != new.get(k)]
 
 
-def permitted(config: Any) -> list[str]:
+def permitted(config: Config) -> list[str]:
   """The keys and sections that `allow_changed` names."""
   names = [re.sub(r'^(--)?config\.', '', key.strip()) for key in config.allow_changed.split(',')]
   return [name for name in names if name]

@@ -7,6 +7,7 @@ from t5like import choices
 from t5like.choices import SOURCES
 from t5like.config import mesh_rules, objective_rules, optimizer_rules, resumable, trainable
 from t5like.config.values import DEFAULTS, base, divisors, either, fits, needs, normal, parse, show, unknown, up
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.nearest import nearest, suggestion
 from t5like.objectives import lengths, table
@@ -401,7 +402,7 @@ def phases(schedule: Any, steps: int) -> Phases:
   return Phases(warmup, min(decay, max(1, steps - warmup)))
 
 
-def warnings(config: Any) -> Iterator[str]:
+def warnings(config: Config) -> Iterator[str]:
   """What should be known of a config that is right: above all what its run is too short for."""
   if config.optimizer.name in optimizer_rules.NOTES:
     yield f'optimizer.name={config.optimizer.name!r}: {optimizer_rules.NOTES[config.optimizer.name]}.'

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5like.config_type import Config
 from t5like.decoding import beam, sampling
 from t5like.errors import ConfigError
 from t5like.objectives import table
@@ -60,7 +61,7 @@ def check_numbers(**values: float) -> None:
       raise ConfigError(f'{name}={value} must be {BOUNDS[name].words}.')
 
 
-def style_of(config: Any) -> str:
+def style_of(config: Config) -> str:
   """How a model of a config takes prompts: a key of `prompts.STYLES`."""
   return table.of(config).style(config)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from t5like import sharding
+from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import CheckpointError, ConfigError
 from t5like.model import models, transformer
@@ -27,7 +28,7 @@ class Loaded:
     vocabulary: of the run.
     step: of the checkpoint.
   """
-  config: Any
+  config: Config
   mesh: jax.sharding.Mesh
   model: Any
   params: Any

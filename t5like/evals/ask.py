@@ -16,10 +16,10 @@ to those of the other choices, so that choices are compared as whole texts would
 """
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths, table
@@ -42,7 +42,7 @@ class Row:
   cut: int = 0
 
 
-def way_of(config: Any) -> tuple[Asking | None, str]:
+def way_of(config: Config) -> tuple[Asking | None, str]:
   """(how models of pairs are asked for answers, the mode that goes before it); (None, '') for those of one text.
 
   Raises:

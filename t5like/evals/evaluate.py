@@ -12,6 +12,7 @@ import jax
 
 from t5like import sharding
 from t5like.config import task_files as task_lib
+from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError, Failure
 from t5like.evals import answers, ask, items, score
@@ -28,7 +29,7 @@ class Subject:
   model: Any
   params: Any
   vocabulary: Any
-  config: Any
+  config: Config
   mesh: Any
   tick: Any = lambda: None
 

@@ -3,8 +3,7 @@
     values, params = read('some/llama')              # values of config.model; a nested dict, numpy fp32
     write('some/folder', config.model, params, vocabulary)
 
-Families and the names of their weights are in `families.py`, configs in `model_config.py`, files in
-`model_weights.py`.
+Families and names of weights are in `families.py`, configs in `model_config.py`, files in `model_weights.py`.
 """
 import dataclasses
 import json
@@ -17,6 +16,7 @@ from etils import epath
 
 from t5like import choices, sharding
 from t5like.config.values import base, either, show
+from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError
 from t5like.files import paths, plain_json
@@ -197,7 +197,7 @@ def _put(tree: Tree, path: str, value: Any) -> None:
 # --- Weights to begin with ------------------------------------------------------------------------
 
 
-def initial(config: Any, abstract: Tree, vocabulary: Any = None) -> Tree:
+def initial(config: Config, abstract: Tree, vocabulary: Any = None) -> Tree:
   """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
 
   Args:
@@ -223,7 +223,7 @@ def initial(config: Any, abstract: Tree, vocabulary: Any = None) -> Tree:
   return _with_adapters(config, abstract, params)
 
 
-def _from_folder(config: Any, folder: Any, abstract: Tree, vocabulary: Any) -> Tree:
+def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Any) -> Tree:
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
@@ -237,7 +237,7 @@ def _from_folder(config: Any, folder: Any, abstract: Tree, vocabulary: Any) -> T
   return params
 
 
-def _from_run(config: Any, workdir: Any, step: int | None, vocabulary: Any) -> Tree:
+def _from_run(config: Config, workdir: Any, step: int | None, vocabulary: Any) -> Tree:
   """Parameters of a run's checkpoint, the newest if `step` is None."""
   theirs: Any = workdir_lib.read_config(workdir)
   path = workdir_lib.vocabulary_path(workdir)
@@ -266,7 +266,7 @@ def _checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
   return step
 
 
-def _with_adapters(config: Any, abstract: Tree, params: Tree) -> Tree:
+def _with_adapters(config: Config, abstract: Tree, params: Tree) -> Tree:
   """params, which have no adapters, with those that `abstract` has, initialised as at the beginning of any run."""
   if not config.model.lora_rank:
     return params
@@ -299,7 +299,7 @@ def _place(array: np.ndarray, like: Any) -> jax.Array:
   return jax.make_array_from_callback(array.shape, like.sharding, piece)
 
 
-def check_fits(config: Any, theirs: Tree) -> None:
+def check_fits(config: Config, theirs: Tree) -> None:
   """ConfigError where config.model differs from `theirs`, values of config.model of the weights to begin with."""
   ours = config.model.to_dict()
   keys = differing(theirs, ours)
@@ -314,7 +314,7 @@ def check_fits(config: Any, theirs: Tree) -> None:
                     f'add {" ".join(overrides)}.')
 
 
-def check_same_vocabulary(config: Any, ours: Any, spec: Tree, theirs: Any) -> None:
+def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any) -> None:
   """ConfigError where a vocabulary is not that of the weights to begin with.
 
   Args:

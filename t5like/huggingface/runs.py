@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5like import choices, config as config_lib, sharding
+from t5like.config_type import Config
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
 from t5like.huggingface import model_config, model_folders, model_weights
@@ -26,7 +27,7 @@ from t5like.vocabulary.requirements import check_vocabulary
 CORRUPTION, MEAN_SPAN = 0.15, 3.0  # of span corruption, as T5 was trained
 
 
-def check_export(config: Any, out: str) -> None:
+def check_export(config: Config, out: str) -> None:
   """ConfigError for a model that no family of transformers computes, or a folder that holds files.
 
   Before weights are read; `config` is that of the run, `out` the folder to be written.
@@ -94,7 +95,7 @@ def _load_text(text: str, overrides: Sequence[str]) -> Any:
     return config_lib.load(path, overrides)
 
 
-def _save(config: Any, vocabulary: Any, workdir: Any) -> None:
+def _save(config: Config, vocabulary: Any, workdir: Any) -> None:
   """Leaves a checkpoint of step 0 with the weights of config.init_from in a workdir."""
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):

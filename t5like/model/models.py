@@ -4,6 +4,7 @@ from typing import Any
 import jax
 
 from t5like import config as config_lib, sharding
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import flops, layers, transformer
 from t5like.objectives import lengths
@@ -12,7 +13,7 @@ from t5like.optim import from_config
 MULTIPLE = 128  # of rows that the embedding has where model.vocab_size=0
 
 
-def with_vocabulary(config: Any, vocabulary: Any) -> Any:
+def with_vocabulary(config: Config, vocabulary: Any) -> Any:
   """The config with every size known; ConfigError when the model cannot hold the vocabulary."""
   config = config_lib.resolve(config)
   rows = config.model.vocab_size
@@ -26,7 +27,7 @@ def with_vocabulary(config: Any, vocabulary: Any) -> Any:
   return config
 
 
-def build_model(config: Any) -> tuple[transformer.Model, int]:
+def build_model(config: Config) -> tuple[transformer.Model, int]:
   """(model, number of parameters) of a resolved config; checks params_expected. Needs a mesh in force."""
   model = transformer.build(transformer.ModelConfig(**config.model))
   count = transformer.count_params(model)
@@ -36,13 +37,13 @@ def build_model(config: Any) -> tuple[transformer.Model, int]:
   return model, count
 
 
-def flops_per_row(config: Any, model: transformer.Model) -> int:
+def flops_per_row(config: Config, model: transformer.Model) -> int:
   """Multiplications and additions of one row of training, of what has gradients (`model/flops.py`)."""
   rates = from_config.rates(config.optimizer, model.parameters)
   return flops.per_row(model, lengths.shapes(config), rates)
 
 
-def parameters(config: Any) -> dict[str, tuple]:
+def parameters(config: Config) -> dict[str, tuple]:
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
   with no_devices():
@@ -51,7 +52,7 @@ def parameters(config: Any) -> dict[str, tuple]:
   return {path: (param.shape, rates[path]) for path, param in model.parameters.items()}
 
 
-def merged(config: Any, params: dict) -> tuple[Any, dict]:
+def merged(config: Config, params: dict) -> tuple[Any, dict]:
   """(config, params) of the same model without adapters (LoRA): what they add is in its weights then."""
   c = transformer.ModelConfig(**config.model)
   if not c.lora_rank:
@@ -71,7 +72,7 @@ def no_devices() -> Any:
       jax.sharding.AbstractMesh((1,) * len(sharding.AXES), sharding.AXES, axis_types=axes))
 
 
-def sizes(config: Any) -> dict[str, int]:
+def sizes(config: Config) -> dict[str, int]:
   """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
   with no_devices():
     model, count = build_model(config)

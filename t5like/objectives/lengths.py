@@ -8,6 +8,7 @@ import fractions
 import re
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import table
 from t5like.objectives.spec import Lengths, Mixture, OneStack, Pair
@@ -21,7 +22,7 @@ class Component:
   """
   name: str
   weight: float
-  config: Any
+  config: Config
   mode: str = ''
 
   @property
@@ -124,7 +125,7 @@ def of(component: Component, mode: int = 0) -> Lengths:
   return Lengths(fit.raw, data.seq_len, fit.targets, spans=fit.spans)
 
 
-def are_known(config: Any) -> bool:
+def are_known(config: Config) -> bool:
   """Whether `shapes` can say them; what else is wrong with objectives, objective_rules says."""
   try:
     return all(part.config.model.name in part.objective.architectures for part in components(config))

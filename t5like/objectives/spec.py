@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.objectives.asking import Asking, CannotBeAsked
 from t5like.objectives.prompts import STYLES
 
@@ -234,7 +235,7 @@ class Objective:
       return self.pair
     return self.stack
 
-  def style(self, config: Any) -> str:
+  def style(self, config: Config) -> str:
     """How a model of a config takes prompts: a key of STYLES."""
     layout = self.layout(config.model.name)
     if isinstance(layout, OneStack):
@@ -285,7 +286,7 @@ class Mixture:
     if problems:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
 
-  def style(self, config: Any) -> str:
+  def style(self, config: Config) -> str:
     """How a model of a config takes prompts: a key of STYLES."""
     return pair_style(config.model.name, self.style_of_pairs)
 

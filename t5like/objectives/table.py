@@ -1,6 +1,7 @@
 """The table of objectives: config.objective.name is a key of it. All that depends on an objective is in its entry."""
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.objectives import mixtures, one_stack, pairs
 from t5like.objectives.spec import Mixture, Objective
 
@@ -21,7 +22,7 @@ def _entries() -> dict[str, Objective | Mixture]:
 OBJECTIVES = _entries()
 
 
-def of(config: Any) -> Any:
+def of(config: Config) -> Any:
   """The entry of a config's objective."""
   return OBJECTIVES[config.objective.name]
 

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from t5like import config as config_lib
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json, schema
 from t5like.observe import ledger, metrics
@@ -111,7 +112,7 @@ def _differences(runs: list[Facts]) -> list[list[str]]:
 
 def gather(workdir: str) -> Facts:
   """Everything that the page shows of a run, as JSON."""
-  config: Any = workdir_lib.read_config(workdir)
+  config: Config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
   lines = list(schema.lines(folder / 'metrics.jsonl', metrics.NUMBERS))
   per_step = config.batch_size * config.data.seq_len
@@ -134,7 +135,7 @@ def gather(workdir: str) -> Facts:
       **_config_keys(config))
 
 
-def _progress(workdir: str, config: Any, lines: list[Line]) -> Facts:
+def _progress(workdir: str, config: Config, lines: list[Line]) -> Facts:
   """How far a run has come, and its result if it has reached the target of the config as it is now."""
   steps = _steps(lines)
   last_step = steps[-1] if steps else dict(tokens=0)
@@ -182,7 +183,7 @@ def _rewinds(workdir: str, per_step: int) -> list[Facts]:
   return entries
 
 
-def _config_keys(config: Any) -> dict[str, list[tuple[str, str]]]:
+def _config_keys(config: Config) -> dict[str, list[tuple[str, str]]]:
   """The keys that differ from the defaults, and all of them; values as Python writes them."""
   changed_keys = []
   all_keys = []

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json, schema, writing
 from t5like.storage import workdir as workdir_lib
@@ -61,7 +62,7 @@ def check(names: Sequence[str]) -> None:
                         'leave it out. metrics.jsonl is written in any case.')
 
 
-def start(names: Sequence[str], workdir: Any, step: int, run_name: str, config: Any,
+def start(names: Sequence[str], workdir: Any, step: int, run_name: str, config: Config,
           files: writing.Guarded | None = None) -> list[Tracker]:
   """Starts trackers, on one process.
 
@@ -110,7 +111,7 @@ class TensorBoard:
   then blocks whoever gives it more.
   """
 
-  def __init__(self, workdir: Any, step: int, run_name: str, config: Any, files: writing.Guarded) -> None:
+  def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
     from tensorboardX.proto import event_pb2
     self.events: Any = event_pb2
     self.files = files
@@ -172,7 +173,7 @@ def _checksum(content: bytes) -> bytes:
 class WeightsAndBiases:
   """A run of wandb.ai, or offline in workdir/wandb; WANDB_PROJECT, WANDB_MODE and the like configure it."""
 
-  def __init__(self, workdir: Any, step: int, run_name: str, config: Any, files: writing.Guarded) -> None:
+  def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
     import wandb
     self.wandb: Any = wandb
     self.run: Any = wandb.init(
@@ -211,7 +212,7 @@ class WeightsAndBiases:
 class MLflow:
   """A run of MLflow at MLFLOW_TRACKING_URI; histograms and texts are files of it."""
 
-  def __init__(self, workdir: Any, step: int, run_name: str, config: Any, files: writing.Guarded) -> None:
+  def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
     import mlflow
 
     from t5like.config.values import flatten

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.files import plain_json
 
 QUIET = {
@@ -30,7 +31,7 @@ DUMPS = {
 }
 
 
-def lower(config: Any, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
   """Lowers the train step.
 
   Args:
@@ -75,7 +76,7 @@ def lower(config: Any, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     return train_step.lower(state, batch), facts
 
 
-def _abstract_batch(config: Any, mesh: Any) -> Any:
+def _abstract_batch(config: Config, mesh: Any) -> Any:
   """Shapes, dtypes and shardings of a batch."""
   import jax
 
@@ -94,7 +95,7 @@ def _abstract_batch(config: Any, mesh: Any) -> Any:
   return jax.tree.map(spread, row)
 
 
-def _attention_kernel(config: Any) -> Any:
+def _attention_kernel(config: Config) -> Any:
   """(name, reason) of the kernel of a decoder, or of the only stack."""
   from t5like import choices
   from t5like.model import attention, attention_kernels

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import lengths
 from t5like.preflight.hlo_schedule import MXU, Prediction
@@ -20,7 +21,7 @@ class Work(NamedTuple):
   most: float  # with what remat recomputes, and what kernels compute in vain: a program has no more
 
 
-def work(config: Any, facts: Mapping[str, Any], devices: int) -> Work:
+def work(config: Config, facts: Mapping[str, Any], devices: int) -> Work:
   """The FLOPs that a step of a resolved config should have.
 
   Args:
@@ -46,7 +47,7 @@ def work(config: Any, facts: Mapping[str, Any], devices: int) -> Work:
   )
 
 
-def _most_of_attention(config: Any, kernel: str) -> float:
+def _most_of_attention(config: Config, kernel: str) -> float:
   """How many times the FLOPs of full attention a kernel computes at most."""
   if kernel == 'xla':
     return 4 / 3
@@ -56,7 +57,7 @@ def _most_of_attention(config: Any, kernel: str) -> float:
   return 9 / 6 * _padding(lengths.shapes(config), config.mesh.context) * calls
 
 
-def spared(config: Any) -> float:
+def spared(config: Config) -> float:
   """FLOPs of one row that a causal mask spares: half of the attention of a decoder to itself."""
   model = config.model
   if not choices.ARCHITECTURES[model.name].causal:

@@ -22,6 +22,7 @@ from typing import Any
 
 from t5like import config as config_lib
 from t5like.config.values import ROOT
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 from t5like.objectives import lengths
@@ -40,7 +41,7 @@ Report = dict[str, Any]  # for JSON
 Readings = Mapping[str, tuple[Callable[[hlo.Op], float], float]]
 
 
-def predict(config: Any, topology: Topology, full: bool = False, readings: Readings | None = None) -> Report:
+def predict(config: Config, topology: Topology, full: bool = False, readings: Readings | None = None) -> Report:
   """What is known of a step.
 
   Args:
@@ -192,7 +193,7 @@ class _Buffer:
 class _Program:
   """A step as the compiler wrote it."""
   dump: pathlib.Path
-  config: Any  # resolved
+  config: Config  # resolved
   topology: Topology
   facts: Mapping[str, Any]  # of compile_ahead.py
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 from t5like.preflight import prediction
@@ -33,7 +34,7 @@ Overrides = dict[str, Any]  # {key of a config: value}
 Result = tuple[Overrides, Report]
 
 
-def search(config: Any, topology: Topology, say: Callable[[str], Any] = print) -> list[Result]:
+def search(config: Config, topology: Topology, say: Callable[[str], Any] = print) -> list[Result]:
   """All layouts tried that fit, the fastest first.
 
   One thing after another, each from the best of those before: how devices are split; what is kept for the backward
@@ -47,7 +48,7 @@ def search(config: Any, topology: Topology, say: Callable[[str], Any] = print) -
   return _Search(config, topology, say).run()
 
 
-def splits(config: Any, topology: Topology) -> list[list[Overrides]]:
+def splits(config: Config, topology: Topology) -> list[list[Overrides]]:
   """Ways to spread the devices of a slice, as ladders of overrides of `config.mesh`.
 
   Each begins with the config's own, and a step is worth trying where the one before was. If the config gives sizes,
@@ -69,7 +70,7 @@ def splits(config: Any, topology: Topology) -> list[list[Overrides]]:
   return [data, tensor]
 
 
-def changed(config: Any, overrides: Mapping[str, Any]) -> Any:
+def changed(config: Config, overrides: Mapping[str, Any]) -> Any:
   """A copy of a config with {key: value} set."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
@@ -85,7 +86,7 @@ def changed(config: Any, overrides: Mapping[str, Any]) -> Any:
 class _Search:
   """The state of a search: what has been tried."""
 
-  def __init__(self, config: Any, topology: Topology, say: Callable[[str], Any]):
+  def __init__(self, config: Config, topology: Topology, say: Callable[[str], Any]):
     self.config = config
     self.topology = topology
     self.say = say
@@ -237,7 +238,7 @@ def _size(result: Result) -> float:
   return report['hbm']['used']
 
 
-def _value(config: Any, key: str) -> Any:
+def _value(config: Config, key: str) -> Any:
   for part in key.split('.'):
     config = config[part]
   return config

@@ -7,12 +7,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.files import mirror, paths
 from t5like.objectives import lengths
 from t5like.prepared import manifests, shards
 from t5like.prepared.parts import VOCABULARY
-
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 
 CACHE = '~/.cache/t5like'
 # Keys of config.data that change the tokens of a dataset.

@@ -6,10 +6,10 @@ from typing import Any
 
 from t5like import choices
 from t5like.config import templates
+from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.sources.registry import Source
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Texts = tuple[str, ...]  # of an example: one, or inputs and targets
 Example = tuple[Texts, str]  # with its id
 Count = dict[str, Any]  # see `new_count`

@@ -7,11 +7,10 @@ single document is cut. As hashes do, this depends on the text alone, not on the
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.prepared import examples
 from t5like.sources import registry
-
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 
 LEAST = 2000  # characters of the tail of a single document, unless they exceed MOST_OF_IT
 MOST_OF_IT = 0.1  # largest share of a single document that LEAST may make its tail

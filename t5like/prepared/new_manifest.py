@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.prepared import examples, manifests, shards
 from t5like.prepared.datasets import sha256
@@ -12,7 +13,6 @@ from t5like.prepared.parts import VOCABULARY, Sources
 from t5like.prepared.vocabulary_texts import Plan, check_not_empty
 from t5like.vocabulary.kinds import Vocabulary
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Marks = Sequence[Mapping[str, Any]]  # of finished parts
 
 SPLITS = ('train', 'validation')

@@ -1,15 +1,15 @@
 """The prepared dataset of a run, opened."""
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.prepared import datasets, prepare, store as store_lib
 from t5like.vocabulary.requirements import check_vocabulary
 
 
-def open_data(config: Any, say: Callable[[str], None] = print) -> store_lib.Store | store_lib.Stores:
+def open_data(config: Config, say: Callable[[str], None] = print) -> store_lib.Store | store_lib.Stores:
   """The prepared dataset of a config, or those of a mixture; prepared now when this is the only process."""
   configs = datasets.datasets(config)
   for c in configs.values():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from t5like import config as config_lib
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.files import mirror, plain_json
 from t5like.files.writing import write_file
@@ -29,7 +30,6 @@ from t5like.sources.registry import Source
 from t5like.vocabulary import loading
 from t5like.vocabulary.kinds import Vocabulary
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Sources = dict[str, Source]  # 'train', and 'validation' if that has a source of its own
 Inputs = dict[str, Any]  # see `inputs`
 Job = dict[str, Any]  # see `jobs`

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.files import mirror, paths, plain_json
 from t5like.files.writing import write_file
@@ -34,7 +35,6 @@ from t5like.vocabulary import loading
 from t5like.vocabulary.kinds import Vocabulary
 from t5like.vocabulary.requirements import check_vocabulary
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Say = Callable[[str], None]  # shows a person a line of text
 Run = Callable[[Callable[[Job], Any], Sequence[Job]], Iterable[int]]  # see `parts.run_here`
 

@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.files.writing import write_file
 from t5like.prepared import examples
@@ -19,7 +20,6 @@ from t5like.prepared.examples import Count, Example, Part, Texts
 from t5like.sources.registry import Source
 from t5like.vocabulary.kinds import Vocabulary
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Piece = tuple[str, Texts, str]  # split, texts, id of the example
 Arrays = list[np.ndarray]  # int32 [n] each, of the texts of an example
 

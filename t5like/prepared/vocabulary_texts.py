@@ -2,12 +2,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.prepared import examples
 from t5like.prepared.parts import Sources
 from t5like.sources.registry import Source
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Plan = dict[str, Any]  # what to do: format, inputs and parts
 
 LARGE = 4  # times the sample for a vocabulary: of a larger source only some items are read for it

@@ -3,11 +3,10 @@ from collections.abc import Collection
 from typing import Any
 
 from t5like.config import templates
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.nearest import suggestion
 from t5like.sources import encodings
-
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 
 
 def require(data: Config, names: Collection[str], where: str, kind: str) -> None:

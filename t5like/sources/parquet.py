@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from t5like.config import templates
+from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.sources import fields, files, reading
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Record = dict[str, Any]
 
 ROWS = 1000  # read at once

@@ -21,12 +21,12 @@ import numpy as np
 
 from t5like import choices
 from t5like.config.rules import validation_source
+from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.files import mirror
 from t5like.nearest import suggestion
 from t5like.sources import files, parquet, python_functions as functions, tfds_source
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Record = dict[str, Any]
 Records = Iterator[tuple[Record | DataError, str]]  # with their ids
 ReadModule = Callable[[str, str], Iterable[tuple[Record, str]]]  # from the name and the text of a module

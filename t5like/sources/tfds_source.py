@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from t5like.config import templates
+from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.files import mirror, paths
 from t5like.nearest import suggestion
 from t5like.sources import fields, files
 from t5like.sources.tfds_catalogue import BUILT_IN, Name, how_to_convert, how_to_make
 
-Config = Any  # an ml_collections.ConfigDict, whose keys type checkers do not know
 Result = TypeVar('Result')
 
 BATCH = 64  # records read at once

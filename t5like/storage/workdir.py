@@ -22,6 +22,7 @@ from etils import epath
 
 from t5like import config as config_lib
 from t5like.config.values import ROOT, either, show
+from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError, DataError
 from t5like.files import mirror, paths, plain_json, schema, writing
 from t5like.files.schema import Maybe, Object, Real, Text, Whole
@@ -166,7 +167,7 @@ def write_vocabulary(workdir: Any, vocabulary: Any) -> None:
   _write(vocabulary_path(workdir), vocabulary.content)
 
 
-def check_config(workdir: Any, config: Any) -> list[tuple[str, Any, Any]]:
+def check_config(workdir: Any, config: Config) -> list[tuple[str, Any, Any]]:
   """Refuses a workdir that another config made; returns [(key, old value, new value)] of the differences allowed."""
   is_there('--workdir', str(workdir))
   path = epath.Path(workdir) / 'config.json'
@@ -189,7 +190,7 @@ def check_beginning(init_from: str) -> None:
                     f'checkpoints (WORKDIR/checkpoints/STEP), or a Hugging Face folder{hint}')
 
 
-def write_config(workdir: Any, config: Any) -> None:
+def write_config(workdir: Any, config: Config) -> None:
   """Keeps a config in a workdir."""
   _write(epath.Path(workdir) / 'config.json', config_lib.to_json(config))
 
@@ -197,7 +198,7 @@ def write_config(workdir: Any, config: Any) -> None:
 # --- The result, and other JSON -------------------------------------------------------------------
 
 
-def read_result(workdir: Any, config: Any) -> dict[str, Any] | None:
+def read_result(workdir: Any, config: Config) -> dict[str, Any] | None:
   """The result of a run that has reached the target of this config, else None."""
   result = read_json(epath.Path(workdir) / 'result.json', RESULT, RESUME_ADVICE)
   if not result or result['stop'] != plain_json.as_read(config.stop.to_dict()):
@@ -207,7 +208,7 @@ def read_result(workdir: Any, config: Any) -> dict[str, Any] | None:
   return result
 
 
-def finished(workdir: Any, config: Any) -> dict[str, Any] | None:
+def finished(workdir: Any, config: Config) -> dict[str, Any] | None:
   """`read_result` of a run that has a checkpoint: one without any is not done, whatever its result says."""
   folder = epath.Path(workdir) / 'checkpoints'
   if not folder.exists():
@@ -218,7 +219,7 @@ def finished(workdir: Any, config: Any) -> dict[str, Any] | None:
   return None
 
 
-def write_result(workdir: Any, config: Any, **result: Any) -> None:
+def write_result(workdir: Any, config: Config, **result: Any) -> None:
   """Keeps the result of a run beside the target that it has reached."""
   write_json(epath.Path(workdir) / 'result.json', dict(stop=config.stop.to_dict(), **result))
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from t5like import sharding
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import loss as loss_lib
 from t5like.model.transformer import Model
@@ -14,7 +15,7 @@ from t5like.optim import from_config
 from t5like.training import step as step_lib
 
 
-def rows_per_device(config: Any, mesh: jax.sharding.Mesh) -> int:
+def rows_per_device(config: Config, mesh: jax.sharding.Mesh) -> int:
   """Rows of a micro-batch that a device gets; ConfigError when batch_size cannot be divided among them."""
   pieces = config.microbatches * sharding.batch_shards(mesh)
   if config.batch_size % pieces:
@@ -23,14 +24,14 @@ def rows_per_device(config: Any, mesh: jax.sharding.Mesh) -> int:
   return config.batch_size // pieces
 
 
-def build_optimizer(config: Any, model: Model, total_steps: int) -> tuple[Any, dict]:
+def build_optimizer(config: Config, model: Model, total_steps: int) -> tuple[Any, dict]:
   """(tx, rates) of a resolved config whose schedule ends at total_steps; rates: of each parameter, `optim.rates`."""
   learning_rate = from_config.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
   rates = from_config.rates(config.optimizer, model.parameters)
   return from_config.at_rates(from_config.build(config.optimizer, learning_rate, model.parameters), rates), rates
 
 
-def build_step(config: Any, model: Model, total_steps: int,
+def build_step(config: Config, model: Model, total_steps: int,
                mesh: jax.sharding.Mesh) -> tuple[Any, Callable, Callable, Callable]:
   """(tx, train_step, eval_step, count) of a config whose schedule ends at total_steps.
 

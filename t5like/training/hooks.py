@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5like.config.values import DEFAULTS
+from t5like.config_type import Config
 from t5like.nearest import suggestion
 from t5like.training.parts import Parts
 from t5like.training.progress import Progress
@@ -158,7 +159,7 @@ def _check_key(entry: Entry) -> None:
                     f'{DEFAULTS[entry.every]!r}.')
 
 
-def _interval(entry: Entry, config: Any) -> int:
+def _interval(entry: Entry, config: Config) -> int:
   """Steps between two calls of `act`, from the config."""
   if not entry.every:
     return 0

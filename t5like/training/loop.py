@@ -8,6 +8,7 @@ from typing import Any
 
 from t5like import sharding
 from t5like.batches import pipeline
+from t5like.config_type import Config
 from t5like.errors import BadSteps, Failure
 from t5like.observe import profiling
 from t5like.prepared import opening
@@ -19,7 +20,7 @@ from t5like.training.progress import Progress
 from t5like.training.trainer import Batch
 
 
-def train(config: Any, workdir: str, name: str, devices: Any = None, profile_steps: str = '',
+def train(config: Config, workdir: str, name: str, devices: Any = None, profile_steps: str = '',
           watch: Callable[[int, dict[str, float]], None] | None = None,
           leave: Callable[[], None] | None = None) -> dict[str, Any]:
   """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation, tasks}.

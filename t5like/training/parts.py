@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from t5like.batches import pipeline
+from t5like.config_type import Config
 from t5like.files import writing
 from t5like.observe import environment, metrics
 from t5like.observe.ledger import Ledger
@@ -29,7 +30,7 @@ PATIENCE = 1800.0  # over so many seconds
 @dataclasses.dataclass(frozen=True)
 class Request:
   """The arguments of `loop.train`."""
-  config: Any
+  config: Config
   workdir: str
   name: str
   profile_steps: str = ''

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from t5like.config_type import Config
 from t5like.model import models
 from t5like.objectives import lengths
 from t5like.objectives.lengths import Lengths
@@ -29,7 +30,7 @@ class Plan:
   total_steps: where the schedule of the learning rate ends.
   """
   requested: Any
-  config: Any
+  config: Config
   mesh: jax.sharding.Mesh
   model: Any
   num_params: int
@@ -53,7 +54,7 @@ class Plan:
     return dataclasses.replace(self, total_steps=progress.step + self.steps_left(progress))
 
 
-def make(config: Any, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
+def make(config: Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
   """The plan of a run that starts at step 0. ConfigError as of `models.with_vocabulary` and `models.build_model`.
 
   Args:

@@ -7,7 +7,6 @@ who meet it. What imports JAX is imported where it is needed: most mistakes are 
 import pathlib
 import tempfile
 import uuid
-from typing import Any
 
 from etils import epath
 
@@ -15,6 +14,7 @@ from t5like import choices, config as config_lib
 from t5like.choices import SOURCES
 from t5like.config import task_files as task_lib
 from t5like.config.values import base, show
+from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items
 from t5like.files import mirror, paths
@@ -31,7 +31,7 @@ PEEK = 3  # records of a source that are looked at
 MUCH = 16 << 20  # bytes of a file that is not read just to look
 
 
-def check(config: Any, workdir: str = '', here: bool = True, create: bool = False) -> list[str]:
+def check(config: Config, workdir: str = '', here: bool = True, create: bool = False) -> list[str]:
   """Raises the first Failure that can be known now; returns notes for people, [text].
 
   Args:
@@ -230,7 +230,7 @@ def _peek(config, source):
 # --- Of the run's folder ----------------------------------------------------------------------------
 
 
-def check_workdir(workdir: str, config: Any = None):
+def check_workdir(workdir: str, config: Config = None):
   """Failure for a workdir that holds a run of another config, or that cannot be written to as far as can be seen."""
   workdir_lib.is_there('--workdir', workdir)
   if config is not None:

@@ -11,6 +11,7 @@ import jax
 
 from t5like import sharding
 from t5like.batches import pipeline
+from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError, NumericsError
 from t5like.prepared import opening
 from t5like.storage import checksums, rewinds, workdir as workdir_lib
@@ -46,7 +47,7 @@ def replay(workdir: str, steps: int = 10, devices: Any = None, say: Callable[[st
   return steps * len(once[0])
 
 
-def _observe(config: Any, store: Any, mesh: jax.sharding.Mesh, workdir: str, steps: int,
+def _observe(config: Config, store: Any, mesh: jax.sharding.Mesh, workdir: str, steps: int,
              say: Callable[[str], None]) -> tuple[int, Observations]:
   """(the checkpoint's step, what comes out of each step after it)."""
   with contextlib.ExitStack() as ends:

@@ -7,6 +7,7 @@ import jax
 from t5like import config as config_lib, sharding
 from t5like.batches import pipeline
 from t5like.config import resumable
+from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError
 from t5like.huggingface import model_folders
 from t5like.model import models
@@ -61,7 +62,7 @@ def _fresh(plan: Plan, store: Any, initial_state: Callable[..., State], abstract
   return jax.jit(initial_state, out_shardings=layout, donate_argnums=0)(params)
 
 
-def _leaving_out(config: Any, progress: Progress, rewinds: Sequence[rewinds_lib.Record]) -> Progress:
+def _leaving_out(config: Config, progress: Progress, rewinds: Sequence[rewinds_lib.Record]) -> Progress:
   """`progress` with all windows of rows that are left out: the checkpoint's, those of rewinds, data.skip_rows."""
   recorded = [*progress.skipped, *rewinds_lib.windows(rewinds, progress.examples_seen)]
   skipped = pipeline.to_skip(config, progress.examples_seen, recorded)
@@ -109,7 +110,7 @@ def _shapes(state: State) -> dict[str, tuple[int, ...]]:
   return {from_config.path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _shapes_of(before: Any, config: Any) -> dict[str, tuple[int, ...]]:
+def _shapes_of(before: Any, config: Config) -> dict[str, tuple[int, ...]]:
   """The same of the state under the config of a checkpoint; `config` knows the size of the vocabulary."""
   before = config_lib.resolve(before)
   with before.unlocked():

@@ -8,6 +8,7 @@ import jax
 
 from t5like import sharding
 from t5like.batches import pipeline
+from t5like.config_type import Config
 from t5like.objectives import table
 from t5like.observe import metrics
 from t5like.training import stop
@@ -52,7 +53,7 @@ def lines(values: dict[str, float], step: int) -> Iterator[str]:
     yield f'  {name}: {metrics.describe(part)}'
 
 
-def _bytes_per_token(store: Any, config: Any) -> float:
+def _bytes_per_token(store: Any, config: Config) -> float:
   """Of validation text, where each token of it is predicted once; else 0."""
   if not table.of(config).predicts_each_token or config.data.mixture:
     return 0

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import lengths
 from t5like.objectives.spec import OneStack, Role
@@ -40,7 +41,7 @@ class Planned:
     return {role: i for role, i in roles.items() if i is not None}
 
 
-def known(config: Any) -> Any:
+def known(config: Config) -> Any:
   """The vocabulary of a config as far as it is known without its text: a Vocabulary, or a Planned.
 
   Reads a file only where vocabulary.path names one. Errors as of `vocabulary.imported`; ConfigError for a path without
@@ -57,7 +58,7 @@ def known(config: Any) -> Any:
   return Planned(v.sentinels, name=v.name)
 
 
-def check_vocabulary(config: Any, vocabulary: Any = None) -> Any:
+def check_vocabulary(config: Config, vocabulary: Any = None) -> Any:
   """Returns the vocabulary of a config; ConfigError, one paragraph, if it lacks a token that an objective needs.
 
   Args:
