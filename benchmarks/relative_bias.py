@@ -24,6 +24,7 @@ from configs import t5_1_1, yardstick_1b
 from t5like import sharding
 from t5like.errors import ConfigError
 from t5like.model import attention
+from t5like.model.attention_kernels import AttentionSpec
 from t5like.model.kernels import relative_bias_attention, relative_bias_blocks
 from t5like.model.layers import RelativeBias
 from t5like.preflight import compile_ahead, costs, hlo, prediction, search, topologies as tpu
@@ -34,7 +35,8 @@ def attend(kind, q_BTNH, k_BTNH, v_BTNH, table_NE, segments_BT, causal):
   T, rows = q_BTNH.shape[1], dict(segments=segments_BT)
   one_hot = jax.nn.one_hot(RelativeBias.buckets(T - jnp.arange(2 * T), not causal), 32)
   bias_NR = jnp.einsum('NE,RE->NR', table_NE, one_hot, out_sharding=sharding.weights('NR'))
-  return attention.dot_product(q_BTNH, k_BTNH, v_BTNH, rows, rows, causal, 1.0, bias_NR if kind == 'kernel' else None)
+  spec = AttentionSpec(causal, T, T)
+  return attention.dot_product(q_BTNH, k_BTNH, v_BTNH, rows, rows, spec, 1.0, bias_NR if kind == 'kernel' else None)
 
 
 def compiled(kind, generation, T, causal, B=1, N=8, H=128):

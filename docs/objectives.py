@@ -20,7 +20,7 @@ from docs.objectives_text import HEAD, SECTIONS
 from t5like import config as config_lib
 from t5like.batches import rows as rows_lib
 from t5like.config import base, templates
-from t5like.model import attention
+from t5like.model import attention_kernels
 from t5like.objectives import asking, lengths
 from t5like.objectives.spec import Pair
 from t5like.prepared import store as store_lib
@@ -207,8 +207,8 @@ def _grid(title, row, query, key, causal):
   """Grid of `make_mask`; what is seen only because it is a prefix has a colour of its own."""
   wide = lambda info, names: {k: v[None] for k, v in info.items() if k in names}
   names = ('positions', 'segments', *(['prefix'] if row.component.config.model.prefix_mask else []))
-  mask = np.array(attention.make_mask(wide(query, names), wide(key, names), causal)[0])
-  plain = np.array(attention.make_mask(wide(query, names[:2]), wide(key, names[:2]), causal)[0])
+  mask = np.array(attention_kernels.make_mask(wide(query, names), wide(key, names), causal)[0])
+  plain = np.array(attention_kernels.make_mask(wide(query, names[:2]), wide(key, names[:2]), causal)[0])
   cells = np.where(mask, np.where(plain, 'seen', 'prefix'), 'unseen').tolist()
   return Grid(title, *([_name(row, i) for i in info['inputs']] for info in (query, key)), cells)
 

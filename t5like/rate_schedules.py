@@ -11,15 +11,24 @@ from typing import Any
 class Span:
   """What a shape depends on. Steps are floats, since a whole number above 2^31 cannot meet an array.
 
-  total, warmup, decay: steps of the run, of its warm-up and of the decay at its end.
+  total, warmup: steps of the run and of its warm-up.
+  decay_at_end: steps of the decay at the end; None unless the schedule ends in one.
   final_scale: the learning rate at the end, as a share of the peak.
   timescale: steps at the peak before the rate falls as 1 / sqrt(step).
   """
   total: float
   warmup: float
-  decay: float
+  decay_at_end: float | None
   final_scale: float
   timescale: float
+
+  @property
+  def decay(self) -> float:
+    """Steps of the decay at the end. NotImplementedError where the schedule does not say that it has one."""
+    if self.decay_at_end is None:
+      raise NotImplementedError('the shape of this schedule reads span.decay, but its entry of SCHEDULES in '
+                                't5like/rate_schedules.py does not say ends_in_decay=True: it has no decay.')
+    return self.decay_at_end
 
 
 @dataclasses.dataclass(frozen=True)

@@ -222,7 +222,7 @@ def packing() -> float:
 
   from t5like import config as config_lib, sharding
   from t5like.model import transformer
-  model_config = transformer.ModelConfig(**config_lib.resolve(_packing_config()).model)
+  model_config = transformer.ModelConfig.of(config_lib.resolve(_packing_config()).model)
   sizes = (9, 30, 17)
   batch = _packing_batch(sizes)
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])

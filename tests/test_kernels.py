@@ -29,7 +29,7 @@ def example(T, S, N=4, K=2, H=64, B=2, seed=0):
 
 
 def plain(q, k, v, query, key, causal, bias=None):
-  mask = attention.make_mask(query, key, causal)[:, None]
+  mask = attention_kernels.make_mask(query, key, causal)[:, None]
   return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.1)
 
 
@@ -90,7 +90,8 @@ def test_every_kernel_on_rows_that_are_cut(kernel, axes, kind):
     q, k, v = spread(q, 'BTNH'), spread(k, 'BSKH'), spread(v, 'BSKH')
     query_there = {name: spread(x, 'BT') for name, x in query.items()}
     key_there = {name: spread(x, 'BS') for name, x in key.items()}
-    out = attention.dot_product(q, k, v, query_there, key_there, causal, 0.1, bias,
+    spec = attention_kernels.AttentionSpec(causal, T, S)
+    out = attention.dot_product(q, k, v, query_there, key_there, spec, 0.1, bias,
                                 kernel='xla' if kernel == 'xla' else 'splash')
     return jax.sharding.reshard(out, P())
 
@@ -186,7 +187,8 @@ def test_cudnn_in_a_program_for_gpus(monkeypatch):
   q, k = of((4, 64, 4, 32), 'BTNH', jnp.bfloat16), of((4, 64, 2, 32), 'BTKH', jnp.bfloat16)
   info = dict.fromkeys(('positions', 'segments'), of((4, 64), 'BT', jnp.int32))
   with jax.set_mesh(mesh):
-    loss = lambda q, k, v, info: jnp.sum(attention.dot_product(q, k, v, info, info).astype(jnp.float32))
+    spec = attention_kernels.AttentionSpec(True, 64, 64)
+    loss = lambda q, k, v, info: jnp.sum(attention.dot_product(q, k, v, info, info, spec).astype(jnp.float32))
     lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, info).lower(lowering_platforms=('cuda',))
   text = lowered.as_text()
   assert text.count('@__cudnn$fmhaScaleBiasSoftmax(') == text.count('@__cudnn$fmhaScaleBiasSoftmaxBackward(') == 1

@@ -135,6 +135,11 @@ ARGUMENTS = {name: (fits, words) for fits, words, names in (
     (_two_shares, 'two numbers, at least 0 and below 1, such as (0.9, 0.999)', 'betas'),
     (_preconditioning, "'frobenius', 'spectral', 'aol' or 'schatten'", 'preconditioning'),
 ) for name in names.split()}
+for _name_of, _takes in OPTIMIZERS.items():
+  for _argument in _takes:
+    if _argument not in ARGUMENTS:
+      raise NotImplementedError(f'optimizer.name={_name_of!r} takes {_argument}, of which ARGUMENTS in '
+                                't5like/config/optimizer_rules.py does not say which values fit.')
 MAY_BE_NONE = ('momentum', 'consistent_rms', 'beta3', 'init_estim_sq_dist', 'mu_dtype', 'accumulator_dtype')
 ONE_OF = dict(noisy_sgd=('seed', 'key'))  # two names of one argument, which has no default
 # Of two sides in optax they are weights rather than shares.

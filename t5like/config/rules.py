@@ -80,6 +80,24 @@ MOST = {key: most for most, keys in {
     1: 'model.norm_eps',
 }.items() for key in keys.split()}
 
+# Numbers whose range depends on other keys or on devices; the rules below and `mesh_rules` check them.
+RANGES_OF_RULES = ('reference.value', 'data.validation_fraction', 'stop.tokens', 'mesh.slice', 'mesh.data', 'mesh.fsdp',
+                   'mesh.context', 'mesh.tensor')
+
+
+def _check_tables() -> None:
+  """NotImplementedError for a number without a range, and for a rule of a key that does not exist."""
+  for key, default in DEFAULTS.items():
+    if type(default) in (int, float) and key not in (*RANGES, *RANGES_OF_RULES):
+      raise NotImplementedError(f'{key} is a number in t5like/config/base.py, but RANGES in t5like/config/rules.py '
+                                'does not say which values it may take.')
+  for key in (*CHOICES, *RANGES, *MOST):
+    if key not in DEFAULTS:
+      raise NotImplementedError(f'{key} has a rule in t5like/config/rules.py, but is no key of t5like/config/base.py.')
+
+
+_check_tables()
+
 METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
 
 

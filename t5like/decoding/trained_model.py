@@ -78,7 +78,7 @@ def load(workdir: Any, step: int | None = None, devices: Sequence[Any] | None = 
     trained, _ = models.build_model(config)
     abstract = sharding.abstract(lambda: trained.init(jax.random.key(0)), mesh)
     config, params = models.merged(config, checkpoints.params(step, abstract))
-    model = transformer.build(transformer.ModelConfig(**config.model))
+    model = transformer.build(transformer.ModelConfig.of(config.model))
     return Loaded(config, mesh, model, params, vocabulary, step)
 
 

@@ -229,7 +229,7 @@ def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Any) -
     check_fits(config, dict(model, vocab_size=size))
     spec, their_vocabulary = find_vocabulary(folder, config.vocabulary.special.to_dict())
     check_same_vocabulary(config, vocabulary, spec, their_vocabulary)
-    without_adapters = transformer.ModelConfig(**dict(config.model, lora_rank=0))
+    without_adapters = transformer.ModelConfig.of(dict(config.model, lora_rank=0))
     check_parameters(model, transformer.build(without_adapters).parameters)
     params: Tree = {}
     for path, array in leaves(model, tensor, size):
@@ -247,7 +247,7 @@ def _from_run(config: Config, workdir: Any, step: int | None, vocabulary: Any) -
   check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
     chosen = _checkpoint_step(config.init_from, checkpoints.steps, step)
-    init = transformer.build(transformer.ModelConfig(**sized.model)).init
+    init = transformer.build(transformer.ModelConfig.of(sized.model)).init
     abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
     _, params = models.merged(sized, checkpoints.params(chosen, abstract))
     return params
@@ -270,7 +270,7 @@ def _with_adapters(config: Config, abstract: Tree, params: Tree) -> Tree:
   """params, which have no adapters, with those that `abstract` has, initialised as at the beginning of any run."""
   if not config.model.lora_rank:
     return params
-  init = transformer.build(transformer.ModelConfig(**config.model)).init
+  init = transformer.build(transformer.ModelConfig.of(config.model)).init
   layout = {path: leaf.sharding for path, leaf in _missing_leaves(abstract, params).items()}
 
   def new_leaves() -> dict[str, jax.Array]:

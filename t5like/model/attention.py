@@ -1,11 +1,13 @@
 """Attention: the layer, on one device and on many, in training and in decoding."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, choose_kernel, make_mask
+from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, choose_kernel, spec_of, visible
 from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
 from t5like.sharding import everywhere, in_use
@@ -30,22 +32,23 @@ def bias_for(kernel, bias, T, S):
   return everywhere(relative_bias_attention.expand(bias, T, S), 'NT_')
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, causal=True, scale=None, bias=None, keep_BNTS=None, kernel='auto'):
+def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, spec: AttentionSpec, scale=None, bias=None, keep_BNTS=None,
+                kernel='auto'):
   """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`; scale None: 1 / sqrt(H); `bias`: T + S values of each head by
-  distance, query t having element t - s + S for key s, or what `bias_for` makes of them; `keep` multiplies
-  probabilities (dropout); `kernel`: see `choose_kernel`. Batch and heads never mix, so each device works alone on
-  what it has.
+  `query` and `key` are those of `make_mask`; `spec`: its head size, dtype, prefix, bias and dropout are read from the
+  arrays here; scale None: 1 / sqrt(H); `bias`: T + S values of each head by distance, query t having element t - s + S
+  for key s, or what `bias_for` makes of them; `keep` multiplies probabilities (dropout); `kernel`: see `choose_kernel`.
+  Batch and heads never mix, so each device works alone on what it has.
   """
   names = _shared(query, key)
   T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
-  spec = AttentionSpec(causal, T, S, head_dim=H, dtype=str(q_BTNH.dtype), prefix='prefix' in names and causal,
-                       bias=bias is not None, dropout=keep_BNTS is not None)
+  spec = dataclasses.replace(spec, head_dim=H, dtype=str(q_BTNH.dtype), prefix='prefix' in names and spec.causal,
+                             bias=bias is not None, dropout=keep_BNTS is not None)
   chosen, _ = choose_kernel(kernel, platform(), spec)
   run = KERNELS[chosen]
   scale = H ** -0.5 if scale is None else scale
-  call = Call(causal, scale, S, pieces(), interpret=platform() != 'tpu')
+  call = Call(spec, scale, pieces(), interpret=platform() != 'tpu')
 
   extras, dims = {}, {}
   if bias is not None:
@@ -75,7 +78,7 @@ def _shared(query, key):
   return [name for name in ('positions', 'segments', 'prefix') if name in query and name in key]
 
 
-def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=None):
+def cached(q_BTNH, k_BKSH, v_BKSH, query, key, spec: AttentionSpec, scale=None, bias=None):
   """`dot_product` for decoding, whose keys and values lie with heads first: no product has to turn them round first.
 
   `bias` is [N, T, S]. Each device works alone on what it has.
@@ -89,7 +92,7 @@ def cached(q_BTNH, k_BKSH, v_BKSH, query, key, causal=True, scale=None, bias=Non
     logits_BKGTS = scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
     if bias is not None:
       logits_BKGTS += bias.reshape(1, K, N // K, T, -1)
-    mask_BTS = make_mask(query, key, causal)
+    mask_BTS = visible(spec, query, key)
     logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, 0.7 * jnp.finfo(jnp.float32).min)
     p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKSH.dtype)
     return jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH).reshape(B, T, N, H)
@@ -139,13 +142,14 @@ class Attention(nnx.Module):
       q_BTNH = self.q_norm(q_BTNH)
     if self.is_rotated:
       q_BTNH = POSITIONS[c.position].rotate(q_BTNH, query['positions'], c)
+    spec = spec_of(c, self.causal, query['positions'].shape[1], key['positions'].shape[1])
     if decoding:
-      return self.o(cached(q_BTNH, *kv, query, key, self.causal, None if c.scale_attention else 1.0, bias))
+      return self.o(cached(q_BTNH, *kv, query, key, spec, None if c.scale_attention else 1.0, bias))
     keep_BNTS = None
     if random is not None and c.dropout:
       (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]
       shape = (B, N, 1 if choices.DROPOUT_STYLES[c.dropout_style].shared else T, S)
       keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
-    out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, self.causal,
+    out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, spec,
                            None if c.scale_attention else 1.0, bias, keep_BNTS, c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))

@@ -54,18 +54,29 @@ class AttentionSpec:
 SIZES = ('head_dim', 'dtype')  # fields with a default that are no features
 
 
+def spec_of(c: Any, causal: bool, queries: int, keys: int, *, prefix: bool = False, dropout: bool = False,
+            bias: bool = False) -> AttentionSpec:
+  """The AttentionSpec of a model; the one place that reads what its config says of attention.
+
+  Args:
+    c: a ModelConfig, or config.model with every size known.
+    causal, queries, keys, prefix, dropout, bias: as of AttentionSpec, which a layer and its arrays say.
+  """
+  return AttentionSpec(causal, queries, keys, head_dim=c.head_dim, dtype=c.dtype, prefix=prefix, dropout=dropout,
+                       bias=bias)
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
   """One call on one device: what is the same for all its tokens.
 
+  spec: what is computed; the queries of one device may be fewer than spec.queries.
   scale: of logits.
-  keys: S; the queries of one device may be fewer than T.
   pieces: into how many pieces the mesh cuts rows of queries.
   interpret: not on a TPU.
   """
-  causal: bool
+  spec: AttentionSpec
   scale: float
-  keys: int
   pieces: int
   interpret: bool
 
@@ -115,6 +126,11 @@ def make_mask(query: Info, key: Info, causal: bool) -> jax.Array:
   return mask
 
 
+def visible(spec: AttentionSpec, query: Info, key: Info) -> jax.Array:
+  """The mask of a spec, [B, T, S] bool; see `make_mask`."""
+  return make_mask(query, key, spec.causal)
+
+
 def _lacks_nothing(spec: AttentionSpec, platform: str) -> str:
   return ''
 
@@ -140,7 +156,7 @@ def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
 
 
 def _prepare_splash(call, q_BTNH, k_BSKH, has_prefix):
-  return splash.prepare(q_BTNH, k_BSKH, call.causal, call.causal and has_prefix, call.interpret)
+  return splash.prepare(q_BTNH, k_BSKH, call.spec.causal, call.spec.causal and has_prefix, call.interpret)
 
 
 def _run_splash(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
@@ -150,22 +166,22 @@ def _run_splash(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
 def _run_relative_bias(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
   T = q_BTNH.shape[1]  # this device's queries, the first of which is at `start`
   start = jax.lax.axis_index('context') * T if call.pieces > 1 else 0
-  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, T + call.keys, axis=1)
-  return relative_bias_attention.attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, call.causal, call.scale,
+  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, T + call.spec.keys, axis=1)
+  return relative_bias_attention.attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, call.spec.causal, call.scale,
                                            start=start, interpret=call.interpret)
 
 
 def _run_cudnn(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
-  mask = make_mask(query, key, call.causal)[:, None]
+  mask = visible(call.spec, query, key)[:, None]
   # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
-  lower_half = call.causal and 'prefix' not in query and q_BTNH.shape[1] == k_BSKH.shape[1]
+  lower_half = call.spec.causal and 'prefix' not in query and q_BTNH.shape[1] == k_BSKH.shape[1]
   return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=call.scale, is_causal=lower_half,
                                       implementation='cudnn')
 
 
 def _run_xla(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
   # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
-  mask = make_mask(query, key, call.causal)[:, None]
+  mask = visible(call.spec, query, key)[:, None]
   if 'keep' in extras:
     return _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask, call.scale, extras)
   bias = extras['bias'][None] if 'bias' in extras else None

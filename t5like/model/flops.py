@@ -27,6 +27,8 @@ EARLY, LATE = -1, math.inf  # layers before and after all others
 # layer -> its place, outside of blocks; relative: made for all layers, added where the first compares tokens
 OUTSIDE = dict(positions=(EARLY, 0), types=(EARLY, 0), embed_norm=(EARLY, 1), relative=(0, ORDER.index('attention/in')),
                last_norm=(LATE, 0), head=(LATE, 1), embed=(LATE, 2))  # a tied table multiplies last
+# model.name -> how often each token passes through the blocks of a stack
+PASSES = choices.implement('model.name', choices.ARCHITECTURES, dict(decoder=1, encoder=1, encoder_decoder=1))
 NEVER = (math.inf, math.inf)  # a place after everything
 
 
@@ -50,7 +52,8 @@ def per_row(model: Any, lengths: Any, rates: Mapping[str, Any] | None = None) ->
       raise NotImplementedError(f'{path} has matrices of its own along the axes {param.batch!r} of {param.dims}: '
                                 't5like/model/flops.py does not know which of them a token multiplies.')
     tokens = _tokens(c, param, lengths)
-    for layer in range(param.num_layers if tokens else 0):
+    passes = PASSES[c.name] if param.is_stacked else 1
+    for layer in range(passes * param.num_layers if tokens else 0):
       gradients = int(trained[path]) + int(first[_reads(param)] < _place(c, param, layer))
       total += 2 * (1 + gradients) * (param.size // param.num_layers) * tokens
   return total + _attention(c, lengths, first)
@@ -86,14 +89,14 @@ def _attention(c, lengths, first):
     kinds += [('encoder', 'attention', c.num_encoder_layers, S * S), ('decoder', 'cross', c.num_layers, T * S)]
   total = 0
   for stack, name, layers, pairs in kinds:
-    for layer in range(layers):
+    for layer in range(PASSES[c.name] * layers):
       is_trained = first[stack] < (layer, ORDER.index(f'{name}/pairs'))
       total += (12 if is_trained else 4) * c.num_heads * c.head_dim * pairs
   return total
 
 
 def _place(c: Any, param: Param, layer: int = 0) -> tuple[float, float]:
-  """Where a parameter is in its stack: (layer, part of the block)."""
+  """Where a parameter is in its stack: (layer, part of the block); a second pass follows the first."""
   if not param.is_stacked:
     if param.layer not in OUTSIDE:
       raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where it multiplies; OUTSIDE says it.')

@@ -29,7 +29,7 @@ def with_vocabulary(config: Config, vocabulary: Any) -> Any:
 
 def build_model(config: Config) -> tuple[transformer.Model, int]:
   """(model, number of parameters) of a resolved config; checks params_expected. Needs a mesh in force."""
-  model = transformer.build(transformer.ModelConfig(**config.model))
+  model = transformer.build(transformer.ModelConfig.of(config.model))
   count = transformer.count_params(model)
   if config.params_expected and count != config.params_expected:
     raise ConfigError(f'params_expected={config.params_expected:,}, but this model has {count:,} '
@@ -47,14 +47,14 @@ def parameters(config: Config) -> dict[str, tuple]:
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
   it raises. A vocabulary whose size is not known yet has size 0."""
   with no_devices():
-    model = transformer.build(transformer.ModelConfig(**config.model))
+    model = transformer.build(transformer.ModelConfig.of(config.model))
   rates = from_config.rates(config.optimizer, model.parameters)
   return {path: (param.shape, rates[path]) for path, param in model.parameters.items()}
 
 
 def merged(config: Config, params: dict) -> tuple[Any, dict]:
   """(config, params) of the same model without adapters (LoRA): what they add is in its weights then."""
-  c = transformer.ModelConfig(**config.model)
+  c = transformer.ModelConfig.of(config.model)
   if not c.lora_rank:
     return config, params
   with no_devices():

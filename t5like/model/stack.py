@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from t5like import choices
 from t5like.model import side_values
 from t5like.model.attention import Attention, bias_for, platform
-from t5like.model.attention_kernels import AttentionSpec, choose_kernel
+from t5like.model.attention_kernels import choose_kernel, spec_of
 from t5like.model.layers import MLP, POSITIONS, Norm, declare, dropout, place
 from t5like.parameters import of_layers
 
@@ -143,7 +143,7 @@ class Stack(nnx.Module):
     """What all layers share."""
     T, S, bias = x_BTD.shape[1], keys['positions'].shape[1], None
     if self.has_bias:
-      spec = AttentionSpec(not self.relative.bidirectional, T, S, bias=True, dropout=bool(drops))
+      spec = spec_of(self.c, not self.relative.bidirectional, T, S, bias=True, dropout=bool(drops))
       kernel, _ = choose_kernel(self.c.attention, platform(), spec)
       bias = bias_for(kernel, self.relative(T, S, at), T, S)
     return dict(query=query, keys=keys, memory=memory, bias=bias)

@@ -4,7 +4,7 @@ Flax NNX lives on this side of the seam only: modules are made and taken apart i
 of `Model`, and everybody else sees a nested dict of arrays.
 """
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,16 @@ class ModelConfig:
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple = ()
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any]) -> 'ModelConfig':
+    """Of `config.model`. NotImplementedError for a key that has no field here, so that no layer could read it."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key in section:
+      if key not in fields:
+        raise NotImplementedError(f'model.{key} is a key of t5like/config/base.py, but no field of ModelConfig in '
+                                  't5like/model/transformer.py: no layer can read it. Add the field there.')
+    return cls(**section)
 
   def size(self, dim):
     """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""

@@ -2,7 +2,7 @@
 they leave as it is."""
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,9 +31,12 @@ def schedule(spec, learning_rate, total_steps):
   Warm-up and decay that are longer than the run are cut, as `config_rules.phases` says.
   """
   phases = rules.phases(spec, total_steps)
-  span = rate_schedules.Span(total=float(total_steps), warmup=float(phases.warmup), decay=float(phases.decay),
-                             final_scale=spec.final_scale, timescale=float(spec.timescale))
-  shape = rate_schedules.SCHEDULES[spec.name].shape
+  entry = rate_schedules.SCHEDULES[spec.name]
+  span = rate_schedules.Span(
+      total=float(total_steps), warmup=float(phases.warmup),
+      decay_at_end=float(phases.decay) if entry.ends_in_decay else None,
+      final_scale=spec.final_scale, timescale=float(spec.timescale))
+  shape = entry.shape
 
   def value(step):
     step = jnp.asarray(step, jnp.float32)
@@ -94,12 +97,21 @@ def build(spec: Any, learning_rate: Any, parameters: Mapping[str, Param] | None 
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def _function(name):
+def _function(name: str) -> Callable[..., Any]:
+  """What makes an optimizer. NotImplementedError where nothing does, or not with the arguments of the table."""
   for module in (optimizers, optax, optax.contrib):
     if hasattr(module, name):
-      return getattr(module, name)
-  raise NotImplementedError(f'optimizer.name={name!r} is in t5like/config/optimizer_rules.py, but neither '
-                            't5like/optim/optimizers.py nor optax has it.')
+      function = getattr(module, name)
+      break
+  else:
+    raise NotImplementedError(f'optimizer.name={name!r} is in t5like/config/optimizer_rules.py, but neither '
+                              't5like/optim/optimizers.py nor optax has it.')
+  takes = inspect.signature(function).parameters
+  for argument in optimizer_rules.OPTIMIZERS[name]:
+    if argument not in takes:
+      raise NotImplementedError(f'optimizer.name={name!r} takes {argument} by t5like/config/optimizer_rules.py, but '
+                                f'the function takes {", ".join(takes)}.')
+  return function
 
 
 FUNCTIONS = {name: _function(name) for name in optimizer_rules.OPTIMIZERS}

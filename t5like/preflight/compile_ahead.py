@@ -101,7 +101,8 @@ def _attention_kernel(config: Config) -> Any:
   from t5like.model import attention, attention_kernels
   from t5like.objectives import lengths
   length = lengths.shapes(config).targets
-  spec = attention_kernels.AttentionSpec(
+  spec = attention_kernels.spec_of(
+      config.model,
       choices.ARCHITECTURES[config.model.name].causal,
       length,
       length,

@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
 from t5like.model import layers
-from t5like.model.attention import Attention, dot_product, make_mask
+from t5like.model.attention import Attention, dot_product
+from t5like.model.attention_kernels import AttentionSpec, make_mask
 from t5like.model.kernels.relative_bias_attention import expand
 from t5like.model.stack import Block
 from t5like.sharding import einsum
@@ -315,8 +316,8 @@ def test_dot_product(case, K):
   expected = attended(q, k, v, mask, scale, 0.0 if bias is None else bias[:, t - s + 5], 1.0 if keep is None else keep)
 
   def run(q, k, v, rows, bias, keep):
-    rows = sharding.spread_rows(rows)
-    return dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), rows, rows, case != 'both', scale,
+    rows, spec = sharding.spread_rows(rows), AttentionSpec(case != 'both', 5, 5)
+    return dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), rows, rows, spec, scale,
                        None if bias is None else place(bias, 'NR'), None if keep is None else place(keep, 'BNT_'))
   got = np.asarray(jax.jit(run)(q, k, v, rows, bias, keep))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
