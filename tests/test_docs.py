@@ -12,6 +12,7 @@ import pytest
 import t5like
 from t5like import command_line, config as config_lib
 from t5like.config import rules
+from tests import guide
 from tests.conftest import ROOT
 
 DOCS = ROOT / 'docs'
@@ -123,17 +124,12 @@ def test_functions_in_programs_exist(page):
 
 def test_examples_of_changes_can_be_made():
   """Each hunk of the diffs in docs/adding.md is found once, and all of them leave valid Python of our width."""
-  text, changed = (DOCS / 'adding.md').read_text(encoding='utf-8'), {}
-  hunks = [block for block in re.findall(r'^```diff\n(.*?)^```', text, re.M | re.S)]
-  for file, body in (part.split('\n', 1) for block in hunks for part in re.split(r'^--- ', block, flags=re.M)[1:]):
+  changed = {}
+  for file, old, new in guide.hunks(guide.GUIDE.read_text(encoding='utf-8')):
     source = changed[file] if file in changed else (ROOT / file).read_text(encoding='utf-8')
-    for hunk in re.split(r'^@@\n', body, flags=re.M):
-      lines = hunk.splitlines()
-      old, new = ('\n'.join(line[1:] for line in lines if line[:1] != sign) + '\n' for sign in '+-')
-      assert source.count(old) == 1, f'{file} has not, or not once:\n{old}'
-      source = source.replace(old, new)
-    changed[file] = source
-  assert len(changed) == 8
+    assert source.count(old) == 1, f'{file} has not, or not once:\n{old}'
+    changed[file] = source.replace(old, new)
+  assert len(changed) == 13
   for file, source in changed.items():
     ast.parse(source, file)
     assert max(map(len, source.splitlines())) <= 120, file

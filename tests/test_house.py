@@ -94,6 +94,28 @@ def test_density():
   assert not {key: (value, LIMITS[key]) for key, value in now.items() if value > LIMITS[key]}
 
 
+def unread_keys(root):
+  """Keys of config.model that no code below `root` reads as an attribute of a model's config, `c`."""
+  reads = set()
+  for file in (root / 't5like').rglob('*.py'):
+    if file.parent.name == 'config':
+      continue
+    for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition('.')[2] == 'c':
+        reads.add(node.attr)
+      if isinstance(node, ast.ClassDef) and node.name == 'ModelConfig':
+        reads |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+  source = ast.parse((root / 't5like' / 'config' / 'base.py').read_text(encoding='utf-8'))
+  keys = [keyword.arg for node in ast.walk(source) if isinstance(node, ast.Assign)
+          and ast.unparse(node.targets[0]) == 'c.model' for keyword in node.value.keywords]
+  assert len(keys) > 20
+  return [key for key in keys if key not in reads]
+
+
+def test_every_key_of_the_model_is_read():
+  assert not unread_keys(ROOT), 'these keys change nothing: read them, or take them out of t5like/config/base.py'
+
+
 def test_one_place_takes_gradients():
   uses = [name(f) for f in FILES if 'value_and_grad(' in f.read_text()]
   assert uses == ['training.step']

@@ -126,9 +126,21 @@ def make_mask(query: Info, key: Info, causal: bool) -> jax.Array:
   return mask
 
 
+# Features that hide keys: name -> (value of the feature, query, key) -> [B, T, S] bool, what it leaves visible.
+MASKS: dict[str, Callable[[Any, Info, Info], jax.Array]] = {}
+
+for _name in MASKS:
+  if _name not in {field.name for field in dataclasses.fields(AttentionSpec)}:
+    raise NotImplementedError(f'MASKS has {_name!r}, which is no feature of AttentionSpec.')
+
+
 def visible(spec: AttentionSpec, query: Info, key: Info) -> jax.Array:
   """The mask of a spec, [B, T, S] bool; see `make_mask`."""
-  return make_mask(query, key, spec.causal)
+  mask = make_mask(query, key, spec.causal)
+  for feature in spec.features:
+    if feature in MASKS:
+      mask &= MASKS[feature](getattr(spec, feature), query, key)
+  return mask
 
 
 def _lacks_nothing(spec: AttentionSpec, platform: str) -> str:
@@ -202,7 +214,8 @@ def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, extras):
 
 
 KERNELS = dict(
-    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding'}), _lacks_nothing, _run_xla, checks_layouts=True),
+    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding', *MASKS}), _lacks_nothing, _run_xla,
+               checks_layouts=True),
     splash=Kernel(frozenset({'prefix'}), _lacks_nothing, _run_splash, _prepare_splash),
     relative_bias=Kernel(frozenset({'prefix', 'bias'}), _needs_bias, _run_relative_bias, bias_by_distance=True),
     cudnn=Kernel(frozenset({'prefix'}), _cudnn_lacks, _run_cudnn,
