@@ -1,0 +1,301 @@
+"""Masked language modelling: which tokens of a row are to be predicted, and what the model reads in their places."""
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from t5like import choices
+from t5like.objectives.functions import (
+  MISSING,
+  NO_TOKEN,
+  Batch,
+  Generators,
+  ordinary_ids,
+  positions_and_segments,
+  segment_starts,
+)
+
+NOT_A_CANDIDATE = 2.0  # above every random number
+READ_AS_MASK = 0.8  # share of chosen tokens
+READ_AS_MASK_OR_RANDOM = 0.9
+
+
+# (tokens of each row, a number in [0, 1) for each token, one for each row, density) -> how many of a row are masked
+CountTokens = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+
+
+def _tokens_of_bert(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
+  return np.maximum(1, np.round(size_B * density))
+
+
+def _tokens_of_roberta(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
+  return np.floor(size_B * density + chance_B)
+
+
+def _tokens_of_bernoulli(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
+  return (keys_BT < density).sum(1)
+
+
+_TOKENS: dict[str, CountTokens] = dict(
+    bert=_tokens_of_bert,
+    roberta=_tokens_of_roberta,
+    bernoulli=_tokens_of_bernoulli)
+MASKED_TOKENS = choices.implement('objective.masking', choices.MASKINGS, _TOKENS)
+
+# (tokens of a row, a number for each of its words, one for the row, density) -> (most tokens, most words)
+CountWords = Callable[[int, np.ndarray, float, float], tuple[int, int]]
+
+
+def _words_of_bert(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
+  return max(1, round(size * density)), len(keys)
+
+
+def _words_of_roberta(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
+  return size, int(len(keys) * density + chance)
+
+
+def _words_of_bernoulli(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
+  return size, int((keys < density).sum())
+
+
+_WORDS: dict[str, CountWords] = dict(
+    bert=_words_of_bert,
+    roberta=_words_of_roberta,
+    bernoulli=_words_of_bernoulli)
+MASKED_WORDS = choices.implement('objective.masking', choices.MASKINGS, _WORDS)
+
+
+class _Rows(NamedTuple):
+  """Rows before they are masked: int32 [B, T] with 0 for what is missing, and bool [B, T]."""
+  inputs_BT: np.ndarray
+  is_token: np.ndarray
+  starts_BT: np.ndarray  # where segments start
+
+
+class _Draws(NamedTuple):
+  """Random numbers in [0, 1): of each token, of each prediction (how it is read, as which id), and of each row."""
+  keys_BT: np.ndarray
+  kind_BP: np.ndarray
+  other_BP: np.ndarray
+  chance_B: np.ndarray
+
+
+class _Chosen(NamedTuple):
+  """Positions to predict, int32 [B, P], ascending; which of them are used, bool [B, P]."""
+  predict_BP: np.ndarray
+  is_used: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """How rows are masked, and the tokens that this takes.
+
+  Attributes:
+    density: share of tokens to choose.
+    masking: how many of a row's n tokens (cls and sep included) are chosen, never special ones:
+      bert       min(P, max(1, round(density n)))                (Devlin et al. 2018, released code)
+      roberta    density n, rounded up or down by chance        (Liu et al. 2019, fairseq)
+      bernoulli  each by itself; of more than P a random choice  (the collator of transformers)
+    whole_word: all pieces of a word are chosen or none; words that do not fit are skipped.
+    predictions: P, the most tokens of a row that are chosen.
+    cls_sep: whether `cls_id` stands before each row and `sep_id` behind it.
+    document_mask: whether documents are segments that do not see each other.
+    eos_id: the token that ends documents; only document_mask needs it.
+    mask_id, cls_id, sep_id: ids of these tokens; without a `sep_id`, `eos_id` is it.
+    vocab_size: V.
+    special_ids: ids that are never chosen.
+    begins_word: bool [V], which ids begin a word; only whole_word needs it.
+  """
+  density: float
+  masking: str
+  whole_word: bool
+  predictions: int
+  cls_sep: bool
+  document_mask: bool
+  eos_id: int | None
+  mask_id: int | None
+  cls_id: int | None
+  vocab_size: int
+  special_ids: Sequence[int] | np.ndarray
+  begins_word: np.ndarray | None
+  sep_id: int | None = None
+
+
+def masked_lm(tokens_BT: np.ndarray, random: Generators, options: Options) -> Batch:
+  """Masked language modelling; `targets` and `weights` are [B, P] for the positions `predict` [B, P].
+
+  Of the chosen tokens 80 % are read as the mask, 10 % as a random id and 10 % as they are: each token by itself, for
+  roberta's whole words all pieces alike. Random ids are from all of the vocabulary, for roberta without special ones.
+
+  Args:
+    tokens_BT: int32, MISSING beyond the last token.
+    random: a generator for each row.
+    options: how rows are masked.
+  """
+  rows = _rows(tokens_BT, options)
+  inputs_BT = rows.inputs_BT
+  is_ordinary = ordinary_ids(options.vocab_size, options.special_ids)
+  draws = _draws(random, inputs_BT.shape[1], options.predictions)
+  if options.whole_word:
+    chosen, draws = _choose_words(rows, draws, options, is_ordinary)
+  else:
+    chosen = _choose_tokens(rows, draws, options, is_ordinary)
+  targets_BP = np.where(chosen.is_used, np.take_along_axis(inputs_BT, chosen.predict_BP, 1), 0)
+  replacements = np.flatnonzero(is_ordinary)
+  if choices.MASKINGS[options.masking].any_id:
+    replacements = np.arange(options.vocab_size)
+  read_BP = _read(targets_BP, draws, replacements, options.mask_id)
+  row, place = np.nonzero(chosen.is_used)
+  inputs_BT[row, chosen.predict_BP[row, place]] = read_BP[row, place]
+  positions_BT, segments_BT = positions_and_segments(rows.starts_BT, rows.is_token)
+  return dict(
+      inputs=inputs_BT,
+      positions=positions_BT,
+      segments=segments_BT,
+      predict=chosen.predict_BP,
+      targets=targets_BP.astype(np.int32),
+      weights=chosen.is_used.astype(np.float32))
+
+
+def _rows(tokens_BT: np.ndarray, options: Options) -> _Rows:
+  """Rows, between cls and sep where these belong to them."""
+  is_token = tokens_BT != MISSING
+  starts_BT = segment_starts(tokens_BT, options.eos_id if options.document_mask else NO_TOKEN)
+  rows = _Rows(np.where(is_token, tokens_BT, 0).astype(np.int32), is_token, starts_BT)
+  if not options.cls_sep:
+    return rows
+  if options.sep_id is None:
+    return _framed(rows, options.cls_id, options.eos_id)
+  return _framed(rows, options.cls_id, options.sep_id)
+
+
+def _framed(rows: _Rows, cls_id: int | None, sep_id: int | None) -> _Rows:
+  """Rows between cls, which belongs to the first segment, and sep, which belongs to the last."""
+  inputs_BT = _widened(rows.inputs_BT, cls_id)
+  is_token = _widened(rows.is_token, True)
+  starts_BT = _widened(rows.starts_BT, True)
+  starts_BT[:, 1] = False
+  row = np.arange(len(inputs_BT))
+  end = is_token.sum(1)
+  inputs_BT[row, end] = sep_id
+  is_token[row, end] = True
+  starts_BT[row, end] = False
+  return _Rows(inputs_BT, is_token, starts_BT)
+
+
+def _widened(x_BT: np.ndarray, first: int | bool | None) -> np.ndarray:
+  """[B, T + 2]: a column of `first` before, one of zeros behind."""
+  column = (len(x_BT), 1)
+  return np.concatenate([np.full(column, first, x_BT.dtype), x_BT, np.zeros(column, x_BT.dtype)], 1)
+
+
+def _draws(random: Generators, T: int, P: int) -> _Draws:
+  draws = np.stack([generator.random(T + 2 * P + 1) for generator in random])
+  return _Draws(
+      keys_BT=draws[:, :T],
+      kind_BP=draws[:, T:T + P],
+      other_BP=draws[:, T + P:T + 2 * P],
+      chance_B=draws[:, -1])
+
+
+def _read(targets_BP: np.ndarray, draws: _Draws, replacements: np.ndarray, mask_id: int | None) -> np.ndarray:
+  """Ids [B, P] that the model reads where it predicts `targets_BP`."""
+  random_BP = replacements[(draws.other_BP * len(replacements)).astype(np.int64)]
+  random_or_same_BP = np.where(draws.kind_BP < READ_AS_MASK_OR_RANDOM, random_BP, targets_BP)
+  return np.where(draws.kind_BP < READ_AS_MASK, mask_id, random_or_same_BP)
+
+
+# --- Single tokens ------------------------------------------------------------------------------------
+
+
+def _choose_tokens(rows: _Rows, draws: _Draws, options: Options, is_ordinary: np.ndarray) -> _Chosen:
+  candidates = rows.is_token & is_ordinary[rows.inputs_BT]
+  keys_BT = np.where(candidates, draws.keys_BT, NOT_A_CANDIDATE)
+  P = options.predictions
+  count_tokens = MASKED_TOKENS[options.masking]
+  count_B = count_tokens(rows.is_token.sum(1), keys_BT, draws.chance_B, options.density)
+  return _smallest(keys_BT, np.minimum(count_B, P), P)
+
+
+def _smallest(keys_BT: np.ndarray, count_B: np.ndarray, P: int) -> _Chosen:
+  """The positions [B, P] of the `count_B` smallest keys below 1, ascending; unused ones are 0."""
+  B, T = keys_BT.shape
+  if P < T:
+    places = np.argpartition(keys_BT, P - 1, axis=1)[:, :P]
+  else:
+    places = np.broadcast_to(np.arange(T), (B, T))
+  keys = np.take_along_axis(keys_BT, places, 1)
+  places = np.take_along_axis(places, np.argsort(keys, axis=1), 1)
+  is_candidate = np.take_along_axis(keys_BT, places, 1) < 1
+  is_used = (np.arange(P) < count_B[:, None]) & is_candidate
+  places = np.sort(np.where(is_used, places, T), axis=1)
+  is_used = places < T
+  return _Chosen(np.where(is_used, places, 0).astype(np.int32), is_used)
+
+
+# --- Whole words --------------------------------------------------------------------------------------
+
+
+def _choose_words(
+    rows: _Rows, draws: _Draws, options: Options, is_ordinary: np.ndarray,
+) -> tuple[_Chosen, _Draws]:
+  """The chosen tokens, and the draws by which they are read."""
+  P = options.predictions
+  count_words = MASKED_WORDS[options.masking]
+  predict = []
+  is_used = []
+  first = []
+  for row, inputs_T in enumerate(rows.inputs_BT):
+    candidates = rows.is_token[row] & is_ordinary[inputs_T]
+    begins = _word_begins(inputs_T, candidates, is_ordinary, options.begins_word)
+    keys = draws.keys_BT[row][begins]
+    size = rows.is_token[row].sum()
+    most_tokens, most_words = count_words(size, keys, draws.chance_B[row], options.density)
+    order = np.argsort(keys, kind='stable')[:most_words].tolist()
+    positions, firsts = _fill(_words(candidates, begins), order, min(P, most_tokens))
+    predict.append(_extended(positions, P))
+    first.append(_extended(firsts, P))
+    is_used.append(np.arange(P) < len(positions))
+  chosen = _Chosen(np.stack(predict), np.stack(is_used))
+  if choices.MASKINGS[options.masking].words_alike:
+    draws = draws._replace(kind_BP=np.take_along_axis(draws.kind_BP, np.stack(first), 1))
+  return chosen, draws
+
+
+def _word_begins(
+    inputs_T: np.ndarray, candidates: np.ndarray, is_ordinary: np.ndarray, begins_word: np.ndarray | None,
+) -> np.ndarray:
+  """Bool [T]: candidates that begin a word, as those behind a special token do."""
+  assert begins_word is not None, 'whole words need a vocabulary that says where words begin'
+  begins = candidates.copy()
+  begins[1:] &= begins_word[inputs_T[1:]] | ~is_ordinary[inputs_T[:-1]]
+  return begins
+
+
+def _words(candidates: np.ndarray, begins: np.ndarray) -> list[list[int]]:
+  """The positions of each word of a row."""
+  positions = np.flatnonzero(candidates)
+  starts = np.flatnonzero(begins[candidates])
+  return [word.tolist() for word in np.split(positions, starts)[1:]]
+
+
+def _fill(words: list[list[int]], order: list[int], room: int) -> tuple[list[int], list[int]]:
+  """(positions of the words that fit into `room`, ascending; for each the index of the first draw of its word)."""
+  pairs: list[tuple[int, int]] = []
+  for number in order:
+    word = words[number]
+    if len(pairs) + len(word) > room:
+      continue
+    first = len(pairs)
+    for position in word:
+      pairs.append((position, first))
+  pairs.sort()
+  return [position for position, _ in pairs], [first for _, first in pairs]
+
+
+def _extended(numbers: list[int], P: int) -> np.ndarray:
+  """int32 [P], zeros behind the numbers."""
+  extended = np.zeros(P, np.int32)
+  extended[:len(numbers)] = numbers
+  return extended
