@@ -13,9 +13,12 @@ from t5like import rate_schedules
 Implementation = TypeVar('Implementation')
 
 
-def implement(key: str, names: Collection[str],
-              implementations: Mapping[str, Implementation],
-              agree: Callable[[Any, Implementation], bool] | None = None) -> Mapping[str, Implementation]:
+def implement(
+    key: str,
+    names: Collection[str],
+    implementations: Mapping[str, Implementation],
+    agree: Callable[[Any, Implementation], bool] | None = None,
+) -> Mapping[str, Implementation]:
   """Returns the implementations of the names that a config key may have.
 
   Args:
@@ -34,6 +37,8 @@ def implement(key: str, names: Collection[str],
   if unnamed:
     raise NotImplementedError(f'{key}={unnamed[0]!r} is implemented, but it is no choice in t5like/choices.py.')
   if agree is not None:
+    if not isinstance(names, Mapping):
+      raise TypeError(f'{key}: its names have no facts in t5like/choices.py that implementations could agree with.')
     for name, implementation in implementations.items():
       if not agree(names[name], implementation):
         raise NotImplementedError(f'{key}={name!r} is not implemented as t5like/choices.py says: {names[name]}.')
@@ -55,7 +60,11 @@ class Packing:
   planned: bool = False
 
 
-PACKINGS = dict(concat_split=Packing(windows=True), best_fit=Packing(planned=True), none=Packing())
+PACKINGS = dict(
+    concat_split=Packing(windows=True),
+    best_fit=Packing(planned=True),
+    none=Packing(),
+)
 EMPTY = ('drop', 'error')
 OVERLONG = ('truncate', 'drop', 'error')
 
@@ -66,7 +75,10 @@ class MixtureRates:
   by_examples: bool
 
 
-MIXTURE_RATES = dict(weights=MixtureRates(by_examples=False), examples=MixtureRates(by_examples=True))
+MIXTURE_RATES = dict(
+    weights=MixtureRates(by_examples=False),
+    examples=MixtureRates(by_examples=True),
+)
 
 # What follows the kind in data.source: nothing, any text, or a number of letters of the alphabet.
 SOURCES = {'python_docs': '', 'python_functions': '', 'shakespeare': '', 'text': 'GLOB', 'jsonl': 'GLOB',
@@ -83,7 +95,10 @@ class Normalization:
   keeps_spaces: bool
 
 
-NORMALIZATIONS = dict(nmt_nfkc=Normalization(keeps_spaces=False), identity=Normalization(keeps_spaces=True))
+NORMALIZATIONS = dict(
+    nmt_nfkc=Normalization(keeps_spaces=False),
+    identity=Normalization(keeps_spaces=True),
+)
 
 
 # --- Objective ------------------------------------------------------------------------------------
@@ -100,7 +115,11 @@ class Masking:
   words_alike: bool = False
 
 
-MASKINGS = dict(bert=Masking(), roberta=Masking(any_id=False, words_alike=True), bernoulli=Masking())
+MASKINGS = dict(
+    bert=Masking(),
+    roberta=Masking(any_id=False, words_alike=True),
+    bernoulli=Masking(),
+)
 
 # --- Model ----------------------------------------------------------------------------------------
 
@@ -111,9 +130,17 @@ class Architecture:
   causal: bool
   has_encoder: bool = False
 
+  @property
+  def decoder_only(self) -> bool:
+    """Whether one stack reads the text and predicts what follows."""
+    return self.causal and not self.has_encoder
 
-ARCHITECTURES = dict(decoder=Architecture(causal=True), encoder=Architecture(causal=False),
-                     encoder_decoder=Architecture(causal=True, has_encoder=True))
+
+ARCHITECTURES = dict(
+    decoder=Architecture(causal=True),
+    encoder=Architecture(causal=False),
+    encoder_decoder=Architecture(causal=True, has_encoder=True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,8 +262,10 @@ class DropoutStyle:
   everywhere: bool
 
 
-DROPOUT_STYLES = dict(standard=DropoutStyle(shared=False, everywhere=False),
-                      t5=DropoutStyle(shared=True, everywhere=True))
+DROPOUT_STYLES = dict(
+    standard=DropoutStyle(shared=False, everywhere=False),
+    t5=DropoutStyle(shared=True, everywhere=True),
+)
 INITS = ('fan_in', 'gpt2', 'bert', 't5', 'neox')
 DTYPES = ('bfloat16', 'float32')
 ATTENTION = ('auto', 'xla', 'splash', 'cudnn')

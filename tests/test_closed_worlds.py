@@ -32,7 +32,7 @@ IMPLEMENTED_IN = {
     'data.overlong': 'prepared.shards',
     'data.mixture_rates': 'batches.mixing',
     'vocabulary.name': 'vocabulary.loading',
-    'objective.masking': 'objectives.functions',
+    'objective.masking': 'objectives.masking',
     'model.name': 'model.transformer',
     'model.activation': 'model.layers',
     'model.norm': 'model.layers',

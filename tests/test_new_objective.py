@@ -164,7 +164,7 @@ def test_a_pair_without_a_part_is_an_error(part):
     dataclasses.replace(entry, pair=Pair(**rest))
 
 
-@pytest.mark.parametrize('part', ['architecture', 'lengths', 'rows', 'style', 'begins'])
+@pytest.mark.parametrize('part', ['architecture', 'lengths', 'rows', 'style', 'styles', 'begins'])
 def test_a_stack_without_a_part_is_an_error(part):
   entry = table.OBJECTIVES['causal']
   rest = {name: value for name, value in parts_of(entry.stack).items() if name != part}
@@ -194,6 +194,20 @@ def test_a_style_of_prompts_that_does_not_exist_is_an_error():
   entry = of_the_guide()
   with pytest.raises(Incomplete, match="pair.style is 'marked', which is no style"):
     dataclasses.replace(entry, pair=dataclasses.replace(entry.pair, style='marked'))
+
+
+  stack = table.OBJECTIVES['causal'].stack
+  with pytest.raises(Incomplete, match="stack.styles has 'marked', which is no style"):
+    dataclasses.replace(table.OBJECTIVES['causal'], stack=dataclasses.replace(stack, styles=('document', 'marked')))
+  with pytest.raises(Incomplete, match="the objective 'ul2' is incomplete: style_of_pairs is 'marked', which is no"):
+    dataclasses.replace(table.OBJECTIVES['ul2'], style_of_pairs='marked')
+
+
+def test_a_style_of_prompts_that_a_stack_does_not_list_is_an_error(tmp_path):
+  entry = table.OBJECTIVES['causal']
+  short = dataclasses.replace(entry, stack=dataclasses.replace(entry.stack, styles=('stream',)))
+  with pytest.raises(Incomplete, match="writes prompts in the style 'document', which stack.styles lacks"):
+    short.style(tiny.config(tmp_path))
 
 
 @pytest.mark.parametrize('name', table.OBJECTIVES)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 Ids = Sequence[int]
 Sentinel = Callable[[int], int]  # the id of <extra_id_k>
+Prompt = tuple[list[int], list[int]]  # lead, source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Asking:
   """
   name: str
   question: Callable[[Ids, Ids, Ids, Sentinel], Question]
-  prompt: Callable[[Ids, Ids, Sentinel], tuple[list[int], list[int]]]
+  prompt: Callable[[Ids, Ids, Sentinel], Prompt]
   in_inputs: int = 1
   in_targets: int = 1
   twice: bool = False
@@ -57,10 +58,11 @@ class CannotBeAsked:
 
 
 def _in_place(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Question:
-  return Question([*before, sentinel(0), *after], begin=(sentinel(0),))
+  hole = sentinel(0)
+  return Question([*before, hole, *after], begin=(hole,))
 
 
-def _prompt_in_place(before: Ids, after: Ids, sentinel: Sentinel) -> tuple[list[int], list[int]]:
+def _prompt_in_place(before: Ids, after: Ids, sentinel: Sentinel) -> Prompt:
   return [], [*before, sentinel(0), *after]
 
 
@@ -68,7 +70,7 @@ def _inputs(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Questio
   return Question([*before, *after])
 
 
-def _prompt_inputs(before: Ids, after: Ids, sentinel: Sentinel) -> tuple[list[int], list[int]]:
+def _prompt_inputs(before: Ids, after: Ids, sentinel: Sentinel) -> Prompt:
   return [], [*before, *after]
 
 

@@ -36,6 +36,8 @@ def causal(tokens_BT: np.ndarray, *, document_mask: bool, eos_id: int | None, bo
     bos_id: the token that segments begin with; only document_mask needs it.
   """
   if document_mask:
+    if bos_id is None:
+      raise LookupError('documents need a token that they begin with, which the vocabulary lacks')
     return shifted(tokens_BT, segment_starts(tokens_BT, eos_id), bos_id)
   inputs_BT = tokens_BT[:, :-1]
   targets_BT = tokens_BT[:, 1:]
@@ -56,7 +58,7 @@ def segment_starts(tokens_BT: np.ndarray, eos_id: int | None) -> np.ndarray:
   return starts_BT
 
 
-def shifted(tokens_BT: np.ndarray, starts_BT: np.ndarray, bos_id: int | None) -> Batch:
+def shifted(tokens_BT: np.ndarray, starts_BT: np.ndarray, bos_id: int) -> Batch:
   """The batch in which every token is a target, its input the token before it, or `bos_id` where a segment starts."""
   is_token = tokens_BT != MISSING
   previous_BT = np.zeros_like(tokens_BT)
@@ -86,7 +88,7 @@ def prefix_lm(
     *,
     document_mask: bool,
     eos_id: int | None,
-    bos_id: int | None = 0,
+    bos_id: int = 0,
 ) -> Batch:
   """As `causal` with a beginning, but tokens before a random split see each other and are not predicted.
 

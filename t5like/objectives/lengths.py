@@ -1,17 +1,24 @@
 """How many tokens objectives take and give: arithmetic of configs alone, before any data is there.
 
-A config may ask for several datasets and objectives at once; `components` lists them, each as a
+A config may name several datasets and objectives at once; `components` lists them, each as a
 config of its own.
 """
 import dataclasses
 import fractions
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from t5like.choices import ARCHITECTURES
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import table
-from t5like.objectives.spec import Lengths, Mixture, OneStack, Pair
+from t5like.objectives.spec import Lengths, Mixture, Objective, OneStack, Pair
+
+Window = tuple[int, int]  # rows: the first, and the one after the last
+
+NUMBER = re.compile(r'([+-]?[0-9_.]*[0-9](?:e[+-]?[0-9]{1,2})?)\s*([kmbt]?)')
+UNITS = {'': 1, 'k': 1000, 'm': 1000 ** 2, 'b': 1000 ** 3, 't': 1000 ** 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,99 +33,163 @@ class Component:
   mode: str = ''
 
   @property
-  def objective(self) -> Any:
-    """The entry of its objective, an Objective."""
-    return table.of(self.config)
+  def objective(self) -> Objective:
+    """The entry of its objective."""
+    entry = table.of(self.config)
+    if isinstance(entry, Mixture):
+      raise TypeError(f'a component has an objective of its own, not the mixture {entry.name!r}')
+    return entry
 
   @property
   def layout(self) -> OneStack | Pair:
     """How its rows are made."""
     return self.objective.layout(self.config.model.name, self.mode)
 
+  @property
+  def has_prefix(self) -> bool:
+    """Whether its batches say which inputs see each other."""
+    if not ARCHITECTURES[self.config.model.name].decoder_only:
+      return False
+    layout = self.layout
+    return isinstance(layout, Pair) or layout.has_prefix
 
-def components(config, weights=()):
-  """All components of a config, a plain one being its own only component. Raises ConfigError.
 
-  `weights`: a dict of the mixture's names, whose weights take the place of the config's.
+def components(config: Config, weights: Mapping[str, float] | None = None) -> list[Component]:
+  """All components of a config, a plain one being its own only component.
+
+  Args:
+    config: the whole config.
+    weights: weights of components of data.mixture that take the place of the config's.
+
+  Raises:
+    ConfigError: for wrong values of objective.denoisers.
   """
-  weights_of = lambda name: {'weight': weights[name]} if name in weights else {}
-  mixed = [(name, float({'weight': 1, **parts, **weights_of(name)}['weight']), _changed(config, parts))
-           for name, parts in config.data.mixture.to_dict().items()] or [('', 1.0, config)]
-  found = []
-  for name, weight, part in mixed:
-    entry = table.of(part)
-    if not isinstance(entry, Mixture):
-      found.append(Component(name, weight, part))
-      continue
-    denoisers = entry.parts(entry.read(part.objective))
-    rates = sum(denoiser.rate for denoiser in denoisers)
-    for denoiser in denoisers:
-      found.append(Component(f'{name} {denoiser.label}'.strip(), weight * denoiser.rate / rates,
-                             _changed(part, dict(objective=denoiser.changes)), denoiser.mode))
-  total = sum(c.weight for c in found) or 1  # all 0 is refused by objective_rules
-  return [dataclasses.replace(c, weight=c.weight / total) for c in found]
+  listed = []
+  for component in _datasets(config, weights or {}):
+    listed += _by_objectives(component)
+  total = sum(component.weight for component in listed) or 1  # all 0 is refused by objective_rules
+  return [dataclasses.replace(component, weight=component.weight / total) for component in listed]
 
 
-def stages(config):
+def _datasets(config: Config, weights: Mapping[str, float]) -> list[Component]:
+  """A Component for each dataset of a config, whose objective may still be a mixture."""
+  mixture = config.data.mixture.to_dict()
+  if not mixture:
+    return [Component('', 1.0, config)]
+  datasets = []
+  for name, changes in mixture.items():
+    weight = weights.get(name, changes.get('weight', 1))
+    datasets.append(Component(name, float(weight), _changed(config, changes)))
+  return datasets
+
+
+def _by_objectives(dataset: Component) -> list[Component]:
+  """The components of a dataset, one for each part of its objective."""
+  entry = table.of(dataset.config)
+  if not isinstance(entry, Mixture):
+    return [dataset]
+  parts = entry.parts(entry.read(dataset.config.objective))
+  rates = sum(part.rate for part in parts)
+  listed = []
+  for part in parts:
+    name = f'{dataset.name} {part.label}'.strip()
+    config = _changed(dataset.config, dict(objective=part.changes))
+    listed.append(Component(name, dataset.weight * part.rate / rates, config, part.mode))
+  return listed
+
+
+def stages(config: Config) -> list[tuple[int, list[float]]]:
   """[(tokens, [weight of each component])]: from so many tokens on, these are the weights. Raises ConfigError."""
-  changed, found = {}, [(0, [c.weight for c in components(config)])]
-  given = [(whole_number(str(stage['tokens'])), stage['weights']) for stage in config.data.stages.to_dict().values()]
-  for tokens, weights in sorted(given, key=lambda stage: stage[0]):
+  changes: list[tuple[int, dict[str, float]]] = []
+  for name, stage in config.data.stages.to_dict().items():
+    tokens = whole_number(str(stage['tokens']))
+    if tokens is None:
+      raise ConfigError(f'data.stages.{name}.tokens={stage["tokens"]!r}: needs a whole number.')
+    changes.append((tokens, stage['weights']))
+  changes.sort(key=_start)
+  listed = [(0, _weights(components(config)))]
+  changed: dict[str, float] = {}
+  for tokens, weights in changes:
     changed.update(weights)
-    found.append((tokens, [c.weight for c in components(config, changed)]))
-  return found
+    listed.append((tokens, _weights(components(config, changed))))
+  return listed
 
 
-def skipped(text):
+def _start(change: tuple[int, Any]) -> int:
+  return change[0]
+
+
+def _weights(listed: Iterable[Component]) -> list[float]:
+  return [component.weight for component in listed]
+
+
+def skipped(text: str) -> list[Window]:
   """[(start, stop)], sorted and disjoint, of 'start:stop,start:stop' in rows. Raises ConfigError."""
-  found = []
-  for window in filter(None, (part.strip() for part in text.split(','))):
-    ends = [whole_number(end) for end in window.split(':')]
-    if len(ends) != 2 or None in ends or not 0 <= ends[0] < ends[1]:
-      raise ConfigError(f"data.skip_rows={text!r}: {window!r} is no window of rows. Write the first row and the one "
-                        "after the last, as in '128000:153600' or '128K:154K'.")
-    found.append(tuple(ends))
-  return merged(found)
+  windows = []
+  for part in text.split(','):
+    if part.strip():
+      windows.append(_window(part.strip(), text))
+  return merged(windows)
 
 
-def merged(windows):
+def _window(part: str, text: str) -> Window:
+  """The window that one part of data.skip_rows=`text` says."""
+  start, _, stop = part.partition(':')
+  first = whole_number(start)
+  last = whole_number(stop)
+  if first is None or last is None or not 0 <= first < last:
+    raise ConfigError(f"data.skip_rows={text!r}: {part!r} is no window of rows. Write the first row and the one "
+                      "after the last, as in '128000:153600' or '128K:154K'.")
+  return first, last
+
+
+def merged(windows: Iterable[Iterable[int]]) -> list[Window]:
   """Pairs (start, stop), sorted, those that touch made one."""
-  found = []
+  disjoint: list[Window] = []
   for start, stop in sorted(map(tuple, windows)):
-    if found and start <= found[-1][1]:
-      found[-1] = (found[-1][0], max(stop, found[-1][1]))
+    if disjoint and start <= disjoint[-1][1]:
+      first, last = disjoint.pop()
+      disjoint.append((first, max(stop, last)))
     else:
-      found.append((start, stop))
-  return found
+      disjoint.append((start, stop))
+  return disjoint
 
 
-def whole_number(text):
+def whole_number(text: str) -> int | None:
   """12000 from '12_000', '12K' or '1.2e4'; None when a text is no whole number."""
-  m = re.fullmatch(r'([+-]?[0-9_.]*[0-9](?:e[+-]?[0-9]{1,2})?)\s*([kmbt]?)', text.strip().lower())
-  try:
-    n = fractions.Fraction(m[1].replace('_', '')) * 1000 ** ' kmbt'.index(m[2] or ' ')
-  except (TypeError, ValueError):
+  match = NUMBER.fullmatch(text.strip().lower())
+  if match is None:
     return None
-  return int(n) if n.denominator == 1 else None
+  digits, unit = match.groups()
+  try:
+    number = fractions.Fraction(digits.replace('_', '')) * UNITS[unit]
+  except ValueError:
+    return None
+  if number.denominator != 1:
+    return None
+  return int(number)
 
 
-def _changed(config, parts):
+def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
+  """A copy without mixtures of datasets, whose sections data and objective are changed."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.data.mixture, config.data.stages = {}, {}
+    config.data.mixture = {}
+    config.data.stages = {}
     for section in ('data', 'objective'):
-      config[section].update(parts.get(section, {}))
+      config[section].update(changes.get(section, {}))
   return config
 
 
 def of(component: Component, mode: int = 0) -> Lengths:
   """Lengths of a Component whose mode token takes `mode` tokens of its inputs."""
-  data, layout = component.config.data, component.layout
+  data = component.config.data
+  layout = component.layout
   keys = component.objective.read(component.config.objective)
   if isinstance(layout, OneStack):
     return layout.lengths(keys, data)
   room = data.seq_len - mode
-  if component.config.model.name == 'decoder':
+  if not ARCHITECTURES[component.config.model.name].has_encoder:
     fit = layout.one_row(keys, room)
     return Lengths(fit.raw, 0, data.seq_len, spans=fit.spans)
   fit = layout.two_rows(keys, room, data.target_len, mode)
@@ -133,7 +204,12 @@ def are_known(config: Config) -> bool:
     return False
 
 
-def shapes(config):
+def shapes(config: Config) -> Lengths:
   """Lengths of the rows of a batch of a config: the longest of its components; `raw` is the most."""
-  all_of = [of(c) for c in components(config)]
-  return Lengths(*(max(getattr(n, f.name) for n in all_of) for f in dataclasses.fields(Lengths)))
+  return longest(components(config))
+
+
+def longest(listed: Iterable[Component]) -> Lengths:
+  """The most of each length that components have."""
+  rows = [dataclasses.astuple(of(component)) for component in listed]
+  return Lengths(*map(max, zip(*rows)))

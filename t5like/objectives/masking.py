@@ -114,7 +114,7 @@ class Options:
   cls_sep: bool
   document_mask: bool
   eos_id: int | None
-  mask_id: int | None
+  mask_id: int
   cls_id: int | None
   vocab_size: int
   special_ids: Sequence[int] | np.ndarray
@@ -199,7 +199,7 @@ def _draws(random: Generators, T: int, P: int) -> _Draws:
       chance_B=draws[:, -1])
 
 
-def _read(targets_BP: np.ndarray, draws: _Draws, replacements: np.ndarray, mask_id: int | None) -> np.ndarray:
+def _read(targets_BP: np.ndarray, draws: _Draws, replacements: np.ndarray, mask_id: int) -> np.ndarray:
   """Ids [B, P] that the model reads where it predicts `targets_BP`."""
   random_BP = replacements[(draws.other_BP * len(replacements)).astype(np.int64)]
   random_or_same_BP = np.where(draws.kind_BP < READ_AS_MASK_OR_RANDOM, random_BP, targets_BP)

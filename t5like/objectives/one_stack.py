@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5like import choices
+from t5like.config_type import Section
 from t5like.objectives.spans import likely
 from t5like.objectives.spec import NO_SENTINELS, Lengths, Objective, OneStack, Role, Setting
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # configs are checked without numpy
 # --- causal: each next token ------------------------------------------------------------------------
 
 
-def _causal_lengths(keys: Any, data: Any) -> Lengths:
+def _causal_lengths(keys: Any, data: Section) -> Lengths:
   T = data.seq_len
   if data.document_mask:
     return Lengths(T, 0, T)
@@ -29,15 +30,15 @@ def _causal_rows(
   return functions.causal(tokens_BT, document_mask=setting.document_mask, eos_id=ids.eos, bos_id=ids.begin)
 
 
-def _causal_style(keys: Any, data: Any) -> str:
+def _causal_style(keys: Any, data: Section) -> str:
   return 'document' if data.document_mask else 'stream'
 
 
-def _has_documents(data: Any) -> bool:
+def _has_documents(data: Section) -> bool:
   return data.document_mask
 
 
-def _last_token_is_read_again(data: Any) -> int:
+def _last_token_is_read_again(data: Section) -> int:
   """A window of a stream predicts all its tokens but the first, which the window before has predicted."""
   return int(not data.document_mask)
 
@@ -75,7 +76,7 @@ MOST = choices.implement('objective.masking', choices.MASKINGS, dict(
     bert=_most_of_bert, roberta=_most_of_roberta, bernoulli=likely))
 
 
-def _masked_lengths(keys: Any, data: Any) -> Lengths:
+def _masked_lengths(keys: Any, data: Section) -> Lengths:
   T = data.seq_len
   most = MOST[keys.masking](T, keys.noise_density)
   predictions = min(keys.predictions or most, most)
@@ -96,7 +97,7 @@ def _masked_rows(
       cls_sep=keys.cls_sep,
       document_mask=setting.document_mask,
       eos_id=ids.eos,
-      mask_id=ids.mask,
+      mask_id=ids.token('mask'),
       cls_id=ids.cls,
       vocab_size=ids.vocab_size,
       special_ids=ids.special,
@@ -105,11 +106,11 @@ def _masked_rows(
   return masking.masked_lm(tokens_BT, random, options)
 
 
-def _masked_style(keys: Any, data: Any) -> str:
+def _masked_style(keys: Any, data: Section) -> str:
   return 'fill_row' if keys.cls_sep else 'fill'
 
 
-def _rows_have_no_beginning(data: Any) -> bool:
+def _rows_have_no_beginning(data: Section) -> bool:
   return False
 
 

@@ -2,12 +2,21 @@
 
 They are made of a text, which is what `data.field` holds, or, for seq2seq, given by the data.
 """
-import dataclasses
-from typing import Any
+from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from t5like.config_type import Section
 from t5like.objectives import asking
 from t5like.objectives.spans import likely, run_starts, span_counts, span_lengths, span_raw
 from t5like.objectives.spec import NO_SENTINELS, Filled, Fit, Lengths, Objective, OneStack, Pair, Sentinels, Setting
+
+if TYPE_CHECKING:  # configs are checked without numpy
+  import numpy as np
+
+  Sides = tuple[np.ndarray, np.ndarray]  # inputs, targets
 
 BOTH = ('decoder', 'encoder_decoder')
 
@@ -22,8 +31,8 @@ def _text_twice(keys: Any, room: int) -> Fit:
   return Fit((room - 2) // 2)
 
 
-def _whole_on_both_sides(keys: Any, text: Any) -> tuple[Any, Any]:
-  return text + 1, text + 1
+def _whole_on_both_sides(keys: Any, sizes: np.ndarray) -> Sides:
+  return sizes + 1, sizes + 1
 
 
 def _text_is_the_targets(keys: Any, S: int, T: int, mode: int) -> Fit:
@@ -55,81 +64,114 @@ ONE_SENTINEL = Sentinels(_one, _for_spans, 'for what is corrupted in a row')
 # --- prefix_lm: the rest of a text, after a prefix that is seen whole --------------------------------
 
 
-def _prefix_lengths(keys: Any, data: Any) -> Lengths:
+def _prefix_lengths(keys: Any, data: Section) -> Lengths:
   return Lengths(data.seq_len, 0, data.seq_len)
 
 
-def _prefix_rows(tokens_BT: Any, random: Any, setting: Setting) -> dict:
+def _prefix_rows(
+    tokens_BT: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+) -> dict[str, np.ndarray]:
   from t5like.objectives import functions
-  return functions.prefix_lm(tokens_BT, random, document_mask=setting.document_mask, eos_id=setting.ids.eos,
-                             bos_id=setting.ids.begin)
+  ids = setting.ids
+  return functions.prefix_lm(
+      tokens_BT, random, document_mask=setting.document_mask, eos_id=ids.eos, bos_id=ids.token('begin'))
 
 
-def _prefix_style(keys: Any, data: Any) -> str:
+def _prefix_style(keys: Any, data: Section) -> str:
   return 'prefix'
 
 
-def _rows_begin(data: Any) -> bool:
+def _rows_begin(data: Section) -> bool:
   return True
 
 
-def _split(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _split(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   """(prefix, rest); the split is uniform on 1 .. n - 1 (T5's prefix_lm, for an encoder)."""
-  at = int(random.integers(1, max(2, len(text))))
-  return text[:at], text[at:]
+  split = int(random.integers(1, max(2, len(text))))
+  return text[:split], text[split:]
 
 
 def _two_halves(keys: Any, S: int, T: int, mode: int) -> Fit:
   """Two texts of L tokens: together their prefixes take L, their rests L."""
-  half = min(S - mode, T or S) - 2
-  return Fit(2 * half, T or S)
+  targets = T or S
+  half = min(S - mode, targets) - 2
+  return Fit(2 * half, targets)
 
 
-def _pairs_of_halves(tokens: Any, random: Any, setting: Setting) -> list | None:
+def _pairs_of_halves(tokens: np.ndarray, random: np.random.Generator, setting: Setting) -> list[Sides] | None:
   from t5like.objectives import functions
   if not setting.has_encoder:
     return None
   if len(tokens) == setting.lengths.raw:
     return functions.prefix_pair(tokens, random, eos_id=setting.ids.eos)
-  if len(tokens) > setting.lengths.raw // 2:
-    half = len(tokens) // 2
-    return [functions.of_text(PREFIX_LM.pair, text, random, setting) for text in (tokens[:half], tokens[half:])]
-  return None
+  if len(tokens) <= setting.lengths.raw // 2:
+    return None
+  half = len(tokens) // 2
+  first = functions.of_text(PREFIX, tokens[:half], random, setting)
+  second = functions.of_text(PREFIX, tokens[half:], random, setting)
+  return [first, second]
 
+
+PREFIX = Pair(
+    make=_split,
+    sizes=_whole_on_both_sides,
+    one_row=_text_and_two_ends,
+    two_rows=_two_halves,
+    style='pair',
+    ask=asking.INPUTS,
+    of_window=_pairs_of_halves)
 
 PREFIX_LM = Objective(
-    name='prefix_lm', architectures=BOTH, keys=(), sentinels=NO_SENTINELS, by_chance=('encoder_decoder',),
-    stack=OneStack(architecture='decoder', lengths=_prefix_lengths, rows=_prefix_rows, style=_prefix_style,
-                   begins=_rows_begin, has_prefix=True),
-    pair=Pair(make=_split, sizes=_whole_on_both_sides, one_row=_text_and_two_ends, two_rows=_two_halves,
-              style='pair', ask=asking.INPUTS, of_window=_pairs_of_halves))
+    name='prefix_lm',
+    architectures=BOTH,
+    keys=(),
+    sentinels=NO_SENTINELS,
+    by_chance=('encoder_decoder',),
+    stack=OneStack(
+        architecture='decoder',
+        lengths=_prefix_lengths,
+        rows=_prefix_rows,
+        style=_prefix_style,
+        styles=('prefix',),
+        begins=_rows_begin,
+        has_prefix=True),
+    pair=PREFIX)
 
 
 # --- span_corruption: spans become sentinels, which in the targets stand before their tokens ----------
 
 
-def _spans(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _spans(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   from t5like.objectives import functions
   return functions.spans(text, random, setting)
 
 
-def _all_spans(windows_BL: Any, random: Any, setting: Setting) -> tuple[Any, Any] | None:
+def _all_spans(
+    windows_BL: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+) -> Sides | None:
   from t5like.objectives import functions
   keys = setting.keys
   if keys.roll:
     return None
-  return functions.span_corruption(windows_BL, random, density=keys.noise_density, mean_span=keys.mean_span, roll=False,
-                                   sentinels=setting.ids.sentinels, eos_id=setting.ids.eos)
+  return functions.span_corruption(
+      windows_BL,
+      random,
+      density=keys.noise_density,
+      mean_span=keys.mean_span,
+      roll=False,
+      sentinels=setting.ids.sentinels,
+      eos_id=setting.ids.eos)
 
 
-def _span_sizes(keys: Any, text: Any) -> tuple[Any, Any]:
+def _span_sizes(keys: Any, sizes: np.ndarray) -> Sides:
   from t5like.objectives import functions
-  return functions.span_sizes(text, keys.noise_density, keys.mean_span, int(keys.roll))
+  return functions.span_sizes(sizes, keys.noise_density, keys.mean_span, int(keys.roll))
 
 
 def _spans_of(keys: Any, raw: int) -> int:
+  _, spans = span_counts(raw, keys.noise_density, keys.mean_span)
   # A mask that is rolled may cut a span in two, which adds a sentinel to one side or the other.
-  return span_counts(raw, keys.noise_density, keys.mean_span)[1] + keys.roll
+  return spans + keys.roll
 
 
 def _spans_in_one_row(keys: Any, room: int) -> Fit:
@@ -140,38 +182,55 @@ def _spans_in_one_row(keys: Any, room: int) -> Fit:
 
 
 def _spans_in_two_rows(keys: Any, S: int, T: int, mode: int) -> Fit:
-  density, mean_span = keys.noise_density, keys.mean_span
-
   def fits(inputs: int, targets: int) -> bool:
-    return inputs + keys.roll <= S and (not T or targets + keys.roll <= T)
-  raw = span_raw(fits, density, mean_span)
-  if not T and density == 0.5 and span_lengths(raw, density, mean_span)[1] > S:
+    if T and targets + keys.roll > T:
+      return False
+    return inputs + keys.roll <= S
+  raw = span_raw(fits, keys.noise_density, keys.mean_span)
+  if T:
+    return Fit(raw, T, _spans_of(keys, raw))
+  if keys.noise_density == 0.5 and _span_targets(keys, raw) > S:
     raw -= 1  # as T5's random_spans_helper: no longer targets than inputs at a half
-  targets = span_lengths(raw, density, mean_span)[1] + keys.roll
-  return Fit(raw, T or targets, _spans_of(keys, raw))
+  return Fit(raw, _span_targets(keys, raw) + keys.roll, _spans_of(keys, raw))
+
+
+def _span_targets(keys: Any, raw: int) -> int:
+  """Tokens of the targets of so much text, where spans are not rolled."""
+  _, targets = span_lengths(raw, keys.noise_density, keys.mean_span)
+  return targets
 
 
 def _spans_that_fill(keys: Any, S: int, raw: int) -> Filled:
   def fits(inputs: int, targets: int) -> bool:
     return inputs <= S
   text = span_raw(fits, keys.noise_density, keys.mean_span)
-  targets = span_lengths(text, keys.noise_density, keys.mean_span)[1]
-  return Filled(text, targets, span_lengths(raw, keys.noise_density, keys.mean_span)[0])
+  inputs, _ = span_lengths(raw, keys.noise_density, keys.mean_span)
+  return Filled(text, _span_targets(keys, text), inputs)
 
 
 SPAN_CORRUPTION = Objective(
-    name='span_corruption', architectures=BOTH, keys=('noise_density', 'mean_span', 'roll'),
-    sentinels=dataclasses.replace(SENTINEL_PER_SPAN, depends=('objective.noise_density', 'objective.mean_span',
-                                                              'data.seq_len')),
+    name='span_corruption',
+    architectures=BOTH,
+    keys=('noise_density', 'mean_span', 'roll'),
+    sentinels=dataclasses.replace(
+        SENTINEL_PER_SPAN,
+        depends=('objective.noise_density', 'objective.mean_span', 'data.seq_len')),
     example='def <extra_id_0>(self):',
-    pair=Pair(make=_spans, sizes=_span_sizes, one_row=_spans_in_one_row, two_rows=_spans_in_two_rows, style='pair',
-              ask=asking.SENTINEL, whole_windows=_all_spans, filled=_spans_that_fill))
+    pair=Pair(
+        make=_spans,
+        sizes=_span_sizes,
+        one_row=_spans_in_one_row,
+        two_rows=_spans_in_two_rows,
+        style='pair',
+        ask=asking.SENTINEL,
+        whole_windows=_all_spans,
+        filled=_spans_that_fill))
 
 
 # --- iid_denoising: the same for runs of tokens that are each corrupted by themselves -----------------
 
 
-def _runs(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _runs(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   from t5like.objectives import functions
   corrupted = functions.noise(text, random, setting.keys.noise_density)
   return functions.sentinel_pair(text, corrupted, setting.ids.sentinels)
@@ -183,69 +242,106 @@ def _likely_runs(keys: Any, raw: int, deviations: float = 5) -> int:
 
 def _runs_in_one_row(keys: Any, room: int) -> Fit:
   raw = room - 2
-  while raw > 0 and raw + 2 * _likely_runs(keys, raw) + 2 > room:  # inputs and targets both hold the sentinels
+  while raw > 0:
+    needs = raw + 2 * _likely_runs(keys, raw) + 2  # inputs and targets both hold the sentinels, and end
+    if needs <= room:
+      break
     raw -= 1
   return Fit(raw, spans=_likely_runs(keys, raw, 3))
 
 
 def _runs_in_two_rows(keys: Any, S: int, T: int, mode: int) -> Fit:
   raw = S - 1
-  targets = likely(raw, keys.noise_density) + _likely_runs(keys, raw) + 1
-  return Fit(raw, T or min(targets, S), _likely_runs(keys, raw, 3))
+  likely_targets = likely(raw, keys.noise_density) + _likely_runs(keys, raw) + 1
+  targets = T or min(likely_targets, S)
+  return Fit(raw, targets, spans=_likely_runs(keys, raw, 3))
 
 
 IID_DENOISING = Objective(
-    name='iid_denoising', architectures=BOTH, keys=('noise_density',), sentinels=SENTINEL_PER_SPAN, by_chance=BOTH,
+    name='iid_denoising',
+    architectures=BOTH,
+    keys=('noise_density',),
+    sentinels=SENTINEL_PER_SPAN,
+    by_chance=BOTH,
     example='def <extra_id_0>(self):',
-    pair=Pair(make=_runs, sizes=_whole_on_both_sides, one_row=_runs_in_one_row, two_rows=_runs_in_two_rows,
-              style='pair', ask=asking.SENTINEL))
+    pair=Pair(
+        make=_runs,
+        sizes=_whole_on_both_sides,
+        one_row=_runs_in_one_row,
+        two_rows=_runs_in_two_rows,
+        style='pair',
+        ask=asking.SENTINEL))
 
 
 # --- mass: corrupted tokens become the first sentinel; the targets are all of the text ----------------
 
 
-def _masked(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _masked(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   from t5like.objectives import functions
   return functions.masked(text, random, setting), text
 
 
 MASS = Objective(
-    name='mass', architectures=BOTH, keys=('noise_density',), sentinels=ONE_SENTINEL,
-    pair=Pair(make=_masked, sizes=_whole_on_both_sides, one_row=_text_twice, two_rows=_text_is_on_both_sides,
-              style='pair', ask=asking.CORRUPTED))
+    name='mass',
+    architectures=BOTH,
+    keys=('noise_density',),
+    sentinels=ONE_SENTINEL,
+    pair=Pair(
+        make=_masked,
+        sizes=_whole_on_both_sides,
+        one_row=_text_twice,
+        two_rows=_text_is_on_both_sides,
+        style='pair',
+        ask=asking.CORRUPTED))
 
 
 # --- bert_style: the same, one in ten becoming a random id instead ------------------------------------
 
 
-def _bert_style(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _bert_style(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   from t5like.objectives import functions
   return functions.bert_style(text, random, setting), text
 
 
 BERT_STYLE = Objective(
-    name='bert_style', architectures=BOTH, keys=('noise_density',), sentinels=ONE_SENTINEL,
-    pair=Pair(make=_bert_style, sizes=_whole_on_both_sides, one_row=_text_twice, two_rows=_text_is_on_both_sides,
-              style='pair', ask=asking.CORRUPTED))
+    name='bert_style',
+    architectures=BOTH,
+    keys=('noise_density',),
+    sentinels=ONE_SENTINEL,
+    pair=Pair(
+        make=_bert_style,
+        sizes=_whole_on_both_sides,
+        one_row=_text_twice,
+        two_rows=_text_is_on_both_sides,
+        style='pair',
+        ask=asking.CORRUPTED))
 
 
 # --- deshuffling: the inputs are in random order; the targets are the text ----------------------------
 
 
-def _shuffled(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _shuffled(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   return random.permutation(text), text
 
 
 DESHUFFLING = Objective(
-    name='deshuffling', architectures=BOTH, keys=(), sentinels=NO_SENTINELS,
-    pair=Pair(make=_shuffled, sizes=_whole_on_both_sides, one_row=_text_twice, two_rows=_text_is_on_both_sides,
-              style='pair', ask=asking.CannotBeAsked('is given the answer in another order')))
+    name='deshuffling',
+    architectures=BOTH,
+    keys=(),
+    sentinels=NO_SENTINELS,
+    pair=Pair(
+        make=_shuffled,
+        sizes=_whole_on_both_sides,
+        one_row=_text_twice,
+        two_rows=_text_is_on_both_sides,
+        style='pair',
+        ask=asking.CannotBeAsked('is given the answer in another order')))
 
 
 # --- drop: tokens that are each left out by themselves are the targets --------------------------------
 
 
-def _dropped(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _dropped(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   from t5like.objectives import functions
   gone = functions.noise(text, random, setting.keys.noise_density)
   return text[~gone], text[gone]
@@ -253,34 +349,60 @@ def _dropped(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
 
 def _most_dropped(keys: Any, S: int, T: int, mode: int) -> Fit:
   raw = S - 1
-  return Fit(raw, T or min(likely(raw, keys.noise_density) + 1, S))
+  likely_targets = likely(raw, keys.noise_density) + 1
+  return Fit(raw, T or min(likely_targets, S))
 
 
 DROP = Objective(
-    name='drop', architectures=BOTH, keys=('noise_density',), sentinels=NO_SENTINELS, by_chance=BOTH,
-    pair=Pair(make=_dropped, sizes=_whole_on_both_sides, one_row=_text_and_two_ends, two_rows=_most_dropped,
-              style='pair', ask=asking.INPUTS))
+    name='drop',
+    architectures=BOTH,
+    keys=('noise_density',),
+    sentinels=NO_SENTINELS,
+    by_chance=BOTH,
+    pair=Pair(
+        make=_dropped,
+        sizes=_whole_on_both_sides,
+        one_row=_text_and_two_ends,
+        two_rows=_most_dropped,
+        style='pair',
+        ask=asking.INPUTS))
 
 
 # --- lm: no inputs; the targets are the text ------------------------------------------------------------
 
 
-def _no_inputs(text: Any, random: Any, setting: Setting) -> tuple[Any, Any]:
+def _no_inputs(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
   return text[:0], text
 
 
-def _an_end_and_the_text(keys: Any, text: Any) -> tuple[Any, Any]:
-  return 0 * text + 1, text + 1
+def _an_end_and_the_text(keys: Any, sizes: np.ndarray) -> Sides:
+  return 0 * sizes + 1, sizes + 1
 
 
 LM = Objective(
-    name='lm', architectures=BOTH, keys=(), sentinels=NO_SENTINELS,
-    pair=Pair(make=_no_inputs, sizes=_an_end_and_the_text, one_row=_text_and_two_ends, two_rows=_text_is_the_targets,
-              style='pair', ask=asking.TARGETS_ALONE))
+    name='lm',
+    architectures=BOTH,
+    keys=(),
+    sentinels=NO_SENTINELS,
+    pair=Pair(
+        make=_no_inputs,
+        sizes=_an_end_and_the_text,
+        one_row=_text_and_two_ends,
+        two_rows=_text_is_the_targets,
+        style='pair',
+        ask=asking.TARGETS_ALONE))
 
 
 # --- seq2seq: the targets of data.inputs and data.targets ----------------------------------------------
 
 SEQ2SEQ = Objective(
-    name='seq2seq', architectures=BOTH, keys=(), sentinels=NO_SENTINELS,
-    pair=Pair(given=True, one_row=_text_and_two_ends, two_rows=_text_is_the_targets, style='pair', ask=asking.INPUTS))
+    name='seq2seq',
+    architectures=BOTH,
+    keys=(),
+    sentinels=NO_SENTINELS,
+    pair=Pair(
+        given=True,
+        one_row=_text_and_two_ends,
+        two_rows=_text_is_the_targets,
+        style='pair',
+        ask=asking.INPUTS))

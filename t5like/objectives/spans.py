@@ -10,8 +10,10 @@ def span_counts(n: int, density: float, mean_span: float) -> tuple[int, int]:
   and then disagrees with its own random_spans_helper at some lengths, such as 190.
   """
   n = max(n, 2)
-  noise = min(max(round(n * density), 1), n - 1)
-  return noise, min(max(round(noise / mean_span), 1), n - noise)
+  noise = max(round(n * density), 1)
+  noise = min(noise, n - 1)
+  spans = max(round(noise / mean_span), 1)
+  return noise, min(spans, n - noise)
 
 
 def span_lengths(n: int, density: float, mean_span: float) -> tuple[int, int]:
@@ -43,12 +45,16 @@ def largest(is_fit: Callable[[int], bool]) -> int:
       least = middle
     else:
       most = middle
-  return least if least > 1 else 0
+  if least < 2:
+    return 0
+  return least
 
 
 def likely(n: int, density: float, deviations: float = 5) -> int:
   """How many of n tokens a chance of `density` each takes at most: the mean and some standard deviations."""
-  return min(n, math.ceil(n * density + deviations * math.sqrt(n * density * (1 - density))))
+  mean = n * density
+  deviation = math.sqrt(n * density * (1 - density))
+  return min(n, math.ceil(mean + deviations * deviation))
 
 
 def run_starts(density: float) -> float:

@@ -2,16 +2,20 @@
 
 Configs are checked by these before JAX starts, so that nothing here imports numpy; functions that make rows get arrays.
 """
+from __future__ import annotations
+
 import dataclasses
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from t5like.config_type import Config
+from t5like.choices import ARCHITECTURES, Architecture
+from t5like.config_type import Config, Section
 from t5like.objectives.asking import Asking, CannotBeAsked
 from t5like.objectives.prompts import STYLES
 
-ARCHITECTURES = ('decoder', 'encoder', 'encoder_decoder')
+if TYPE_CHECKING:  # configs are checked without numpy
+  import numpy as np
 
 
 class _Missing:
@@ -71,12 +75,19 @@ class Ids:
   eos: int
   begin: int | None
   vocab_size: int
-  sentinels: Any
-  special: Any
+  sentinels: np.ndarray
+  special: Sequence[int]
   mask: int | None = None
   cls: int | None = None
   sep: int | None = None
-  begins_word: Any = None
+  begins_word: np.ndarray | None = None
+
+  def token(self, role: str) -> int:
+    """The id of a special token, by the name of its field, that vocabulary/requirements.py has seen to be there."""
+    number = getattr(self, role)
+    if number is None:
+      raise LookupError(f'rows need a token {role!r}, which the vocabulary lacks')
+    return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +141,7 @@ def no_roles(keys: Any) -> tuple[Role, ...]:
   return ()
 
 
-def no_overlap(data: Any) -> int:
+def no_overlap(data: Section) -> int:
   """Of windows that share no token."""
   return 0
 
@@ -143,18 +154,21 @@ class OneStack:
     architecture: 'decoder' or 'encoder'.
     lengths: Lengths of (keys, config.data).
     rows: the batch of (tokens int32 [B, T], -1 where there are none, one generator a row, Setting).
-    style: the style of prompts of (keys, config.data), a key of prompts.STYLES.
+    style: the style of prompts of (keys, config.data), one of `styles`.
+    styles: all that `style` can return, keys of prompts.STYLES.
     begins: of config.data, whether rows begin with the token that texts begin with.
     overlap: of config.data, how many tokens a window shares with the next.
     has_prefix: whether batches say which inputs see each other.
     streams: whether it can train on text without beginnings and ends.
   """
   architecture: str = _needed("'decoder' or 'encoder'")
-  lengths: Callable[[Any, Any], Lengths] = _needed('how many tokens of text fill a row')
-  rows: Callable[[Any, Any, Setting], dict] = _needed('how rows are made of tokens')
-  style: Callable[[Any, Any], str] = _needed('how prompts are written')
-  begins: Callable[[Any], bool] = _needed('whether rows begin with a token of their own')
-  overlap: Callable[[Any], int] = no_overlap
+  lengths: Callable[[Any, Section], Lengths] = _needed('how many tokens of text fill a row')
+  rows: Callable[[np.ndarray, Sequence[np.random.Generator], Setting], dict[str, np.ndarray]] = _needed(
+      'how rows are made of tokens')
+  style: Callable[[Any, Section], str] = _needed('how prompts are written')
+  styles: tuple[str, ...] = _needed('which styles of prompts there are')
+  begins: Callable[[Section], bool] = _needed('whether rows begin with a token of their own')
+  overlap: Callable[[Section], int] = no_overlap
   has_prefix: bool = False
   streams: bool = False
 
@@ -179,15 +193,18 @@ class Pair:
     filled: the Filled of (keys, tokens of inputs, tokens of text in an example), where data.target_len may leave inputs
       unfilled.
   """
-  make: Callable[[Any, Any, Setting], tuple[Any, Any]] = _needed('how inputs and targets are made of a text')
-  sizes: Callable[[Any, Any], tuple[Any, Any]] = _needed('how long inputs and targets of so many tokens are')
+  make: Callable[[np.ndarray, np.random.Generator, Setting], tuple[Any, Any]] = _needed(
+      'how inputs and targets are made of a text')
+  sizes: Callable[[Any, Any], tuple[Any, Any]] = _needed('how long inputs and targets are, by the tokens of a text')
   one_row: Callable[[Any, int], Fit] = _needed('how much text fits into a row of a decoder')
   two_rows: Callable[[Any, int, int, int], Fit] = _needed('how much text fits into rows of an encoder and a decoder')
   style: str = _needed('how prompts are written')
   ask: Asking | CannotBeAsked = _needed('how answers are asked for')
   given: bool = False
-  of_window: Callable[[Any, Any, Setting], list | None] | None = None
-  whole_windows: Callable[[Any, Any, Setting], tuple[Any, Any] | None] | None = None
+  of_window: Callable[
+      [np.ndarray, np.random.Generator, Setting], list[tuple[np.ndarray, np.ndarray]] | None] | None = None
+  whole_windows: Callable[
+      [np.ndarray, Sequence[np.random.Generator], Setting], tuple[np.ndarray, np.ndarray] | None] | None = None
   filled: Callable[[Any, int, int], Filled] | None = None
 
 
@@ -227,28 +244,35 @@ class Objective:
     """Whether its inputs and targets come from data.inputs and data.targets."""
     return self.pair is not None and self.pair.given
 
-  def layout(self, architecture: str, mode: str = '') -> Any:
-    """The OneStack or Pair by which rows of an architecture are made; mode: text that stands before inputs."""
-    if self.stack is None or architecture == 'encoder_decoder':
+  def layout(self, architecture: str, mode: str = '') -> OneStack | Pair:
+    """How rows of an architecture are made; mode: text that stands before inputs."""
+    is_pair = bool(mode) or ARCHITECTURES[architecture].has_encoder
+    if self.pair is not None and (is_pair or self.stack is None):
       return self.pair
-    if mode and self.pair is not None:
-      return self.pair
+    if self.stack is None:
+      raise Incomplete(f'the objective {self.name!r} has neither stack nor pair.')
     return self.stack
 
   def style(self, config: Config) -> str:
     """How a model of a config takes prompts: a key of STYLES."""
     layout = self.layout(config.model.name)
-    if isinstance(layout, OneStack):
-      return layout.style(self.read(config.objective), config.data)
-    return pair_style(config.model.name, layout.style)
+    if isinstance(layout, Pair):
+      return pair_style(config.model.name, layout.style)
+    style = layout.style(self.read(config.objective), config.data)
+    if style not in layout.styles:
+      raise Incomplete(f'the objective {self.name!r} writes prompts in the style {style!r}, which stack.styles lacks: '
+                       f'it has {", ".join(layout.styles)}.')
+    return style
 
-  def asking(self, section: Any) -> tuple[Asking | CannotBeAsked, str]:
+  def asking(self, section: Section) -> tuple[Asking | CannotBeAsked, str]:
     """(how models of pairs are asked, the mode that goes before it)."""
+    if self.pair is None:
+      raise Incomplete(f'the objective {self.name!r} has no pair, and pairs alone are asked.')
     return self.pair.ask, ''
 
-  def read(self, section: Any) -> types.SimpleNamespace:
+  def read(self, section: Section) -> types.SimpleNamespace:
     """Those keys of config.objective that this objective reads."""
-    return types.SimpleNamespace(**{key: section[key] for key in self.keys})
+    return _read(section, self.keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +306,7 @@ class Mixture:
   predicts_each_token = False
 
   def __post_init__(self) -> None:
-    problems = list(_missing(self)) or list(_unknown(self))
+    problems = list(_missing(self)) or list(_contradictions_of_mixture(self))
     if problems:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
 
@@ -290,21 +314,31 @@ class Mixture:
     """How a model of a config takes prompts: a key of STYLES."""
     return pair_style(config.model.name, self.style_of_pairs)
 
-  def asking(self, section: Any) -> tuple[Asking, str]:
+  def asking(self, section: Section) -> tuple[Asking, str]:
     """(how models of pairs are asked, the mode that goes before it)."""
     return self.ask(self.read(section))
 
-  def read(self, section: Any) -> types.SimpleNamespace:
+  def read(self, section: Section) -> types.SimpleNamespace:
     """Those keys of config.objective that this mixture reads."""
-    return types.SimpleNamespace(**{key: section[key] for key in self.keys})
+    return _read(section, self.keys)
+
+
+def _read(section: Section, keys: Iterable[str]) -> types.SimpleNamespace:
+  values = types.SimpleNamespace()
+  for key in keys:
+    setattr(values, key, section[key])
+  return values
 
 
 def pair_style(architecture: str, style: str) -> str:
-  """The style of prompts of models of pairs, whose decoder alone would have the given one."""
-  return 'encoder' if architecture == 'encoder_decoder' else style
+  """The style of prompts of models of pairs; `style`: that of a decoder alone."""
+  return 'encoder' if ARCHITECTURES[architecture].has_encoder else style
 
 
-def _missing(entry: Any) -> Iterator[str]:
+# --- What is wrong with an entry ----------------------------------------------------------------------
+
+
+def _missing(entry: Objective | Mixture) -> Iterator[str]:
   """What an entry and its parts do not say."""
   yield from _left_out(entry, '', set())
   if not isinstance(entry, Objective):
@@ -314,44 +348,76 @@ def _missing(entry: Any) -> Iterator[str]:
   if entry.stack is not None:
     yield from _left_out(entry.stack, 'stack.', set())
   if entry.pair is not None:
-    yield from _left_out(entry.pair, 'pair.', _not_needed(entry))
+    yield from _left_out(entry.pair, 'pair.', _not_needed(entry, entry.pair))
 
 
-def _left_out(part: Any, where: str, optional: set[str]) -> Iterator[str]:
+def _left_out(part: Objective | Mixture | OneStack | Pair, where: str, optional: set[str]) -> Iterator[str]:
   for field in dataclasses.fields(part):
     if getattr(part, field.name) is MISSING and field.name not in optional:
       yield f'{where}{field.name} is missing ({field.metadata["about"]})'
 
 
-def _not_needed(entry: Objective) -> set[str]:
+def _not_needed(entry: Objective, pair: Pair) -> set[str]:
   """Parts of a Pair that this objective has no use for."""
   optional = set()
-  if entry.pair.given:
+  if pair.given:
     optional.update(('make', 'sizes'))
   if entry.architectures is not MISSING:
-    if 'decoder' not in entry.architectures:
+    architectures = _known_architectures(entry)
+    if not any(architecture.decoder_only for architecture in architectures):
       optional.update(('one_row', 'style'))
-    if 'encoder_decoder' not in entry.architectures:
+    if not any(architecture.has_encoder for architecture in architectures):
       optional.add('two_rows')
   return optional
 
 
+def _known_architectures(entry: Objective) -> list[Architecture]:
+  return [ARCHITECTURES[name] for name in entry.architectures if name in ARCHITECTURES]
+
+
 def _contradictions(entry: Objective) -> Iterator[str]:
-  yield from _unknown(entry)
-  one_stack = entry.stack.architecture if entry.stack is not None else None
-  for architecture in entry.architectures:
-    if architecture != one_stack and (architecture == 'encoder' or entry.pair is None):
-      yield f'architectures has {architecture!r}, for which neither stack nor pair makes rows'
-  if one_stack not in (None, *entry.architectures):
-    yield f'stack makes rows for {one_stack!r}, which architectures does not have'
+  unknown = list(_unknown_architectures(entry))
+  if unknown:
+    yield from unknown
+    return
+  yield from _without_rows(entry)
   for architecture in entry.by_chance:
     if architecture not in entry.architectures:
       yield f'by_chance has {architecture!r}, which architectures does not have'
-  if 'decoder' in entry.architectures and entry.pair is not None and entry.pair.style not in STYLES:
-    yield f'pair.style is {entry.pair.style!r}, which is no style of prompts: there is {", ".join(STYLES)}'
+  if entry.stack is not None:
+    if not entry.stack.styles:
+      yield f'stack.styles is empty: there is {", ".join(STYLES)}'
+    for style in entry.stack.styles:
+      yield from _unknown_style('stack.styles has', style)
+  has_style = any(architecture.decoder_only for architecture in _known_architectures(entry))
+  if entry.pair is not None and has_style:
+    yield from _unknown_style('pair.style is', entry.pair.style)
 
 
-def _unknown(entry: Any) -> Iterator[str]:
+def _without_rows(entry: Objective) -> Iterator[str]:
+  """Architectures whose rows nothing makes, and rows of another architecture."""
+  of_stack = None
+  if entry.stack is not None:
+    of_stack = entry.stack.architecture
+  for name in entry.architectures:
+    is_paired = entry.pair is not None and ARCHITECTURES[name].causal
+    if name != of_stack and not is_paired:
+      yield f'architectures has {name!r}, for which neither stack nor pair makes rows'
+  if of_stack not in (None, *entry.architectures):
+    yield f'stack makes rows for {of_stack!r}, which architectures does not have'
+
+
+def _contradictions_of_mixture(entry: Mixture) -> Iterator[str]:
+  yield from _unknown_architectures(entry)
+  yield from _unknown_style('style_of_pairs is', entry.style_of_pairs)
+
+
+def _unknown_style(what: str, style: str) -> Iterator[str]:
+  if style not in STYLES:
+    yield f'{what} {style!r}, which is no style of prompts: there is {", ".join(STYLES)}'
+
+
+def _unknown_architectures(entry: Objective | Mixture) -> Iterator[str]:
   for architecture in entry.architectures:
     if architecture not in ARCHITECTURES:
       yield f'architectures has {architecture!r}, which does not exist: there is {", ".join(ARCHITECTURES)}'

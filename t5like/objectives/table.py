@@ -1,6 +1,4 @@
 """The table of objectives: config.objective.name is a key of it. All that depends on an objective is in its entry."""
-from typing import Any
-
 from t5like.config_type import Config
 from t5like.objectives import mixtures, one_stack, pairs
 from t5like.objectives.spec import Mixture, Objective
@@ -22,7 +20,7 @@ def _entries() -> dict[str, Objective | Mixture]:
 OBJECTIVES = _entries()
 
 
-def of(config: Config) -> Any:
+def of(config: Config) -> Objective | Mixture:
   """The entry of a config's objective."""
   return OBJECTIVES[config.objective.name]
 

@@ -1,4 +1,5 @@
 """Objectives: golden examples of the papers' code (specs/objectives.md 1a to 1g), statistics, properties."""
+import dataclasses
 import math
 import types
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from t5like.config import base
-from t5like.objectives import functions, lengths, spans as spans_lib
+from t5like.objectives import functions, lengths, masking, spans as spans_lib
 from t5like.objectives.spec import Ids, Lengths, Setting
 from t5like.objectives.table import OBJECTIVES
 
@@ -133,9 +134,10 @@ def chi_square(counts):
 
 
 def masked(tokens, random, **changes):
-  return functions.masked_lm(tokens, random, **dict(dict(
+  options = masking.Options(
       density=.15, masking='bert', whole_word=False, predictions=77, cls_sep=False, document_mask=True, eos_id=EOS,
-      mask_id=MASK, cls_id=CLS, vocab_size=V, special_ids=SPECIAL, begins_word=None), **changes))
+      mask_id=MASK, cls_id=CLS, vocab_size=V, special_ids=SPECIAL, begins_word=None)
+  return masking.masked_lm(tokens, random, dataclasses.replace(options, **changes))
 
 
 @pytest.mark.parametrize('T, most, n', [(128, 20, 19), (512, 77, 77), (512, 76, 76), (3, 5, 1), (30, 9, 4), (50, 9, 8)])
