@@ -24,7 +24,6 @@ from benchmarks import plain_jax
 from t5like import config as config_lib, sharding
 from t5like.batches import pipeline
 from t5like.model import models
-from t5like.objectives import lengths
 from t5like.observe import metrics
 from t5like.prepared import opening
 from t5like.training import build, loop, parts, step as step_lib
@@ -49,8 +48,7 @@ def random_batch(config, rows):
       elif key != 'prefix':
         x[:] = 1
     return batch
-  parts = lengths.components(config)
-  return fill(pipeline.blank(lengths.shapes(config), any(map(pipeline.has_prefix, parts)), rows))
+  return fill(pipeline.frame_of(config).blank(rows))
 
 
 def timed(run):

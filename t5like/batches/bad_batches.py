@@ -8,8 +8,7 @@ from etils import epath
 
 from t5like.errors import DataError
 from t5like.files import plain_json, schema
-
-Batch = dict[str, Any]  # {name: numpy array, or a dict of the same kind}
+from t5like.objectives.functions import Batch
 
 
 def pack(batch: Batch, about: Mapping[str, Any]) -> bytes:

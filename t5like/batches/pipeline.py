@@ -8,10 +8,12 @@ of all rows in every epoch, for any i at once. The batch of a step is the batch_
 and restarts cannot change it, and the only state to keep is the integer `examples_seen`.
 """
 import contextlib
-import functools
+import dataclasses
 import itertools
 import signal
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -19,20 +21,23 @@ from absl import flags
 
 from t5like.batches import mixing
 from t5like.batches.rows import Rows
+from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
-from t5like.objectives.spec import Pair
+from t5like.objectives.functions import Batch
+from t5like.objectives.spec import Lengths
 from t5like.prepared import parts
+from t5like.prepared.store import Store, Stores
 
 VALIDATION = 2 ** 32  # stream of random numbers; those of training components count from 0
 
+Windows = Sequence[lengths.Window]  # of rows that are left out, sorted and disjoint
 
-def after(skipped, row, count):
-  """The row that comes `count` rows after `row` (or after a window that holds it), without `skipped` ones.
 
-  skipped: [(start, stop)] in rows, sorted and disjoint.
-  """
-  row, first = row + count, row
+def after(skipped: Windows, row: int, count: int) -> int:
+  """The row that comes `count` rows after `row` (or after a window that holds it), without `skipped` ones."""
+  first = row
+  row += count
   for start, stop in skipped:
     if start > row:
       break
@@ -40,7 +45,7 @@ def after(skipped, row, count):
   return row
 
 
-def to_skip(config, examples_seen, recorded):
+def to_skip(config: Config, examples_seen: int, recorded: Windows) -> list[lengths.Window]:
   """Windows of rows to leave out: those recorded in a checkpoint, and of data.skip_rows what lies ahead.
 
   ConfigError for a window that was trained on already.
@@ -51,106 +56,67 @@ def to_skip(config, examples_seen, recorded):
       ahead.append((max(start, examples_seen), stop))
     elif not any(first < stop <= last for first, last in recorded):
       raise ConfigError(f'data.skip_rows: rows {start:,} to {stop - 1:,} were trained on already, this run is at row '
-                        f'{examples_seen:,}. To leave them out, go on from an older checkpoint (delete the newer ones) '
+                        f'{examples_seen:,}. To leave them out, resume from an older checkpoint (delete newer ones) '
                         'or begin in another --workdir.')
   return lengths.merged([*recorded, *ahead])
 
 
-class TrainRows:
-  """Random access to batches of rows of the endless training sequence."""
-
-  def __init__(self, store, config):
-    self.parts, self.orders = [], []
-    components = lengths.components(config)
-    for k, component in enumerate(components):
-      rows = Rows(store, component, 'train', config.seed, k)
-      seed = config.seed if k == 0 else int(np.random.SeedSequence([config.seed, k]).generate_state(1)[0])
-      self.parts.append(rows)
-      self.orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
-    self.names = [c.name for c in components]
-    self.blank = functools.partial(blank, lengths.shapes(config), any(has_prefix(c) for c in components))
-    self.mixture = mixing.Mixture(self._stages(config)) if len(components) > 1 else None
-
-  def _stages(self, config):
-    """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
-    data, stages = config.data, lengths.stages(config)
-    documents = [part.store.manifest['splits']['train']['documents'] for part in self.parts]
-    scale = mixing.RATES[data.mixture_rates](documents, data)
-    return [(-(-tokens // data.seq_len), np.array(weights) * scale) for tokens, weights in stages]
-
-  def describe(self, rows):
-    """What the first `rows` rows are made of, a line per component."""
-    for part, name, count in zip(self.parts, self.names, self.counts(rows)):
-      packed = '' if part.is_windows else ', of whose positions text takes ' + ' and '.join(
-          f'{share:.1%}' for share in part.plan.fill)
-      yield (f'{f"{name}: {count / rows:.1%} of rows, " if name else ""}{count / len(part):.3g} epochs of '
-             f'{len(part):,} rows from {part.store.folder}{packed}'
-             + ('' if 'validation' in part.store.splits else ', which has no text to validate on'))
-
-  def counts(self, rows):
-    """How many of the first `rows` rows each component has: a list of ints, in the order of `names`."""
-    return self.mixture.counts(rows).tolist() if self.mixture else [rows]
-
-  def used(self, examples_seen, skipped):
-    """{'rows/NAME': rows of that component that training has read}; {} if there is only one component."""
-    if not self.mixture:
-      return {}
-    counts = np.array(self.counts(examples_seen))
-    for start, stop in skipped:
-      if start < examples_seen:
-        counts -= np.array(self.counts(min(stop, examples_seen))) - self.counts(start)
-    return {f'rows/{name}': count for name, count in zip(self.names, counts.tolist())}
-
-  def component(self, i):
-    """(component, its row, epoch) of row i, ints."""
-    k, rank = self.mixture[i] if self.mixture else (0, i)
-    return k, int(self.orders[k][rank]), rank // len(self.parts[k])
-
-  def batch(self, rows):
-    """Batch of `rows` (ints): a dict of numpy arrays."""
-    chosen = [self.component(i) for i in rows]
-    if len(self.parts) == 1:
-      return self._fill(self.blank(0), self.parts[0].batch([n for _, n, _ in chosen], [e for *_, e in chosen]))
-    out = self.blank(len(chosen))
-    for k, part in enumerate(self.parts):
-      rows = [i for i, (of, _, _) in enumerate(chosen) if of == k]
-      if rows:
-        made = part.batch([chosen[i][1] for i in rows], [chosen[i][2] for i in rows])
-        _put(out, made, rows)
-    return out
-
-  def _fill(self, frame, made):
-    """`made` itself where it is as wide as batches must be, else padded."""
-    if all(made[k].shape[1] == v.shape[1] for k, v in frame.items() if k != 'encoder') and set(frame) == set(made):
-      return made
-    out = self.blank(len(made['inputs']))
-    _put(out, made, range(len(made['inputs'])))
-    return out
+# --- Frames -----------------------------------------------------------------------------------------
 
 
-def has_prefix(component):
-  """Whether batches of a Component say which inputs see each other."""
-  if component.config.model.name != 'decoder':
-    return False
-  return isinstance(component.layout, Pair) or component.layout.has_prefix
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """What batches of a config are like, whatever component their rows are of.
+
+  Attributes:
+    lengths: widths of rows.
+    has_prefix: whether batches say which inputs see each other.
+  """
+  lengths: Lengths
+  has_prefix: bool
+
+  def blank(self, rows: int) -> Batch:
+    """A batch of padding."""
+    T = self.lengths.targets
+    P = self.lengths.predictions or T
+    batch: Batch = dict(
+        inputs=np.zeros((rows, T), np.int32),
+        targets=np.zeros((rows, P), np.int32),
+        weights=np.zeros((rows, P), np.float32),
+        positions=np.zeros((rows, T), np.int32),
+        segments=np.zeros((rows, T), np.int32))
+    if self.lengths.predictions:
+      batch['predict'] = np.zeros((rows, P), np.int32)
+    if self.has_prefix:
+      batch['prefix'] = np.zeros((rows, T), bool)
+    if self.lengths.inputs:
+      of_encoder = (rows, self.lengths.inputs)
+      batch['encoder'] = dict(
+          inputs=np.zeros(of_encoder, np.int32),
+          positions=np.zeros(of_encoder, np.int32),
+          segments=np.zeros(of_encoder, np.int32))
+    return batch
+
+  def holds(self, batch: Batch) -> bool:
+    """Whether a batch is as wide as this; its encoder's rows always are."""
+    frame = self.blank(0)
+    if set(frame) != set(batch):
+      return False
+    return all(batch[key].shape[1] == frame[key].shape[1] for key in frame if key != 'encoder')
 
 
-def blank(shapes, has_prefix, rows):
-  """A batch of padding, of the widths in `shapes` (see `lengths.shapes`)."""
-  T, P = shapes.targets, shapes.predictions or shapes.targets
-  widths = dict(inputs=T, targets=P, weights=P, positions=T, segments=T)
-  if shapes.predictions:
-    widths['predict'] = P
-  if has_prefix:
-    widths['prefix'] = T
-  kinds = dict(weights=np.float32, prefix=bool)
-  batch = {k: np.zeros((rows, n), kinds[k] if k in kinds else np.int32) for k, n in widths.items()}
-  if shapes.inputs:
-    batch['encoder'] = {k: np.zeros((rows, shapes.inputs), np.int32) for k in ('inputs', 'positions', 'segments')}
-  return batch
+def frame_of(config: Config) -> Frame:
+  """The Frame of all batches of a config."""
+  return _frame(lengths.components(config))
 
 
-def _put(out, made, rows):
+def _frame(components: Sequence[lengths.Component]) -> Frame:
+  has_prefix = any(component.has_prefix for component in components)
+  return Frame(lengths.longest(components), has_prefix)
+
+
+def _put(out: Batch, made: Batch, rows: Iterable[int]) -> None:
+  """Copies a batch into `rows` of one that is as wide or wider."""
   for key, value in made.items():
     if isinstance(value, dict):
       _put(out[key], value, rows)
@@ -158,42 +124,164 @@ def _put(out, made, rows):
       out[key][list(rows), :value.shape[1]] = value
 
 
+# --- Training ---------------------------------------------------------------------------------------
+
+
+class TrainRows:
+  """Random access to batches of rows of the endless training sequence.
+
+  Attributes:
+    parts: the Rows of each component.
+    orders: of each component, Grain's order of its rows, without end.
+    names: of components.
+    mixture: which component rows belong to; None if there is only one.
+  """
+
+  def __init__(self, store: Store | Stores, config: Config):
+    """`store`: what `opening.open_data` returns."""
+    components = lengths.components(config)
+    self.parts: list[Rows] = []
+    self.orders: list[Any] = []
+    for k, component in enumerate(components):
+      rows = Rows(store, component, 'train', config.seed, k)
+      order = grain.MapDataset.range(len(rows)).seed(_seed_of_order(config.seed, k)).shuffle().repeat()
+      self.parts.append(rows)
+      self.orders.append(order)
+    self.names = [component.name for component in components]
+    self.frame = _frame(components)
+    self.mixture: mixing.Mixture | None = None
+    if len(components) > 1:
+      self.mixture = mixing.Mixture(self._stages(config))
+
+  def _stages(self, config: Config) -> list[mixing.Stage]:
+    """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
+    data = config.data
+    documents = [part.store.manifest['splits']['train']['documents'] for part in self.parts]
+    scale = mixing.RATES[data.mixture_rates](documents, data)
+    stages = []
+    for tokens, weights in lengths.stages(config):
+      first_row = -(-tokens // data.seq_len)
+      stages.append((first_row, np.array(weights) * scale))
+    return stages
+
+  def describe(self, rows: int) -> Iterator[str]:
+    """What the first `rows` rows are made of, a line per component."""
+    for part, name, count in zip(self.parts, self.names, self.counts(rows)):
+      line = f'{count / len(part):.3g} epochs of {len(part):,} rows from {part.store.folder}'
+      if name:
+        line = f'{name}: {count / rows:.1%} of rows, {line}'
+      if not part.is_windows:
+        shares = [f'{share:.1%}' for share in part.plan.fill]
+        line += f', of whose positions text takes {" and ".join(shares)}'
+      if 'validation' not in part.store.splits:
+        line += ', which has no text to validate on'
+      yield line
+
+  def counts(self, rows: int) -> list[int]:
+    """How many of the first `rows` rows each component has, in the order of `names`."""
+    if self.mixture is None:
+      return [rows]
+    return self.mixture.counts(rows).tolist()
+
+  def used(self, examples_seen: int, skipped: Windows) -> dict[str, int]:
+    """{'rows/NAME': rows of that component that training has read}; {} if there is only one component."""
+    if self.mixture is None:
+      return {}
+    counts = self.mixture.counts(examples_seen)
+    for start, stop in skipped:
+      if start < examples_seen:
+        counts = counts - (self.mixture.counts(min(stop, examples_seen)) - self.mixture.counts(start))
+    return {f'rows/{name}': count for name, count in zip(self.names, counts.tolist())}
+
+  def component(self, i: int) -> tuple[int, int, int]:
+    """(component, its row, epoch) of row i."""
+    k = 0
+    rank = i
+    if self.mixture is not None:
+      k, rank = self.mixture[i]
+    return k, int(self.orders[k][rank]), rank // len(self.parts[k])
+
+  def batch(self, rows: Iterable[int]) -> Batch:
+    """Batch of `rows` of the sequence: numpy arrays."""
+    numbers: list[list[int]] = [[] for _ in self.parts]  # of each component: its rows
+    epochs: list[list[int]] = [[] for _ in self.parts]
+    places: list[list[int]] = [[] for _ in self.parts]  # where they are in the batch
+    size = 0
+    for place, i in enumerate(rows):
+      k, number, epoch = self.component(i)
+      numbers[k].append(number)
+      epochs[k].append(epoch)
+      places[k].append(place)
+      size += 1
+    out = None
+    for k, part in enumerate(self.parts):
+      if not places[k]:
+        continue
+      made = part.batch(numbers[k], epochs[k])
+      if len(places[k]) == size and self.frame.holds(made):
+        return made
+      if out is None:
+        out = self.frame.blank(size)
+      _put(out, made, places[k])
+    return out or self.frame.blank(0)
+
+
+def _seed_of_order(seed: int, component: int) -> int:
+  """The seed of the order of a component's rows; that of the first, which usually is the only one, is the run's."""
+  if component == 0:
+    return seed
+  return int(np.random.SeedSequence([seed, component]).generate_state(1)[0])
+
+
 class _HostBatches:
   """What Grain reads ahead: element k is this host's part of the k-th batch after `examples_seen`."""
 
-  def __init__(self, rows, batch_size, examples_seen, skipped, mine):
-    self.rows, self.batch_size, self.seen, self.skipped = rows, batch_size, examples_seen, skipped
+  def __init__(self, rows: TrainRows, batch_size: int, examples_seen: int, skipped: Windows, mine: Iterable[int]):
+    self.rows = rows
+    self.batch_size = batch_size
+    self.seen = examples_seen
+    self.skipped = skipped
     self.mine = mine
 
-  def __len__(self):
+  def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, k):
-    start = k * self.batch_size
+  def __getitem__(self, index: int) -> Batch:
+    start = index * self.batch_size
     return self.rows.batch([after(self.skipped, self.seen, start + n) for n in self.mine])
 
 
 @contextlib.contextmanager
-def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
-  """Iterator of this host's part of each batch of TrainRows, read ahead by a thread (or worker processes).
+def train_batches(
+    rows: TrainRows,
+    config: Config,
+    examples_seen: int = 0,
+    mine: Sequence[int] | None = None,
+    skipped: Windows = (),
+) -> Iterator[Iterator[Batch]]:
+  """Iterator of this host's part of each batch, read ahead by a thread (or worker processes).
 
-  It begins with row `examples_seen` and leaves out windows of rows `skipped` (see `after`). mine: which rows of each
-  batch are this host's (sharding.rows_of_host), by default all. The global array, row for row, is the same for
-  every number of hosts.
+  The global array, row for row, is the same for every number of hosts.
+
+  Args:
+    rows: of the sequence.
+    config: of the run.
+    examples_seen: the row that it begins with.
+    mine: which rows of each batch are this host's (sharding.rows_of_host), by default all.
+    skipped: windows of rows to leave out (see `after`).
   """
-  mine = range(config.batch_size) if mine is None else mine
+  if mine is None:
+    mine = range(config.batch_size)
   source = _HostBatches(rows, config.batch_size, examples_seen, skipped, mine)
-  dataset = grain.MapDataset.source(source)
+  read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
+  dataset = grain.MapDataset.source(source).to_iter_dataset(read)
   if config.data.workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
       flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=config.data.workers,
-                                           per_worker_buffer_size=config.data.prefetch)
-    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(options, _be_a_worker))
-  else:
-    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    iterator = iter(dataset.to_iter_dataset(read))
+    options = grain.MultiprocessingOptions(
+        num_workers=config.data.workers, per_worker_buffer_size=config.data.prefetch)
+    dataset = dataset.mp_prefetch(options, _be_a_worker)
+  iterator = iter(dataset)
   try:
     yield _read(iterator)
   finally:
@@ -203,7 +291,7 @@ def train_batches(rows, config, examples_seen=0, mine=None, skipped=()):
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _be_a_worker(*_):
+def _be_a_worker(*_: Any) -> None:
   """Begins a worker process of Grain, which passes its number and how many there are.
 
   Signals that a terminal or a cluster sends to all processes of a run are the training process's to act upon: it
@@ -216,7 +304,7 @@ def _be_a_worker(*_):
 
 
 @contextlib.contextmanager
-def _blocked():
+def _blocked() -> Iterator[None]:
   """Processes that are started meanwhile are deaf to ENDING until `_be_a_worker`."""
   before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
   try:
@@ -225,7 +313,7 @@ def _blocked():
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read(iterator):
+def _read(iterator: Iterator[Batch]) -> Iterator[Batch]:
   try:
     with _blocked():  # workers start with the first
       first = next(iterator)
@@ -234,27 +322,43 @@ def _read(iterator):
     if 'terminated unexpectedly' not in str(error):
       raise
     raise DataError('A reading process was killed (out of memory? data.workers sets how many there are). Nothing is '
-                    'lost: the same command goes on from the newest checkpoint, with the same rows.') from error
+                    'lost: the same command resumes from the newest checkpoint, with the same rows.') from error
 
 
-def evaluation_batches(store, config, split='validation', mine=None):
+# --- Evaluation -------------------------------------------------------------------------------------
+
+
+def evaluation_batches(
+    store: Store | Stores,
+    config: Config,
+    split: str = 'validation',
+    mine: Sequence[int] | None = None,
+) -> Iterator[tuple[str, Batch]]:
   """Pairs (component name, batch): every row of a split once, in order, component by component.
 
   Rows missing from a component's last batch have weight 0. Yields as many batches on each host, of its rows (`mine`,
   as of `train_batches`). What is masked or corrupted is the same every time and for every seed.
   """
-  components, shapes = lengths.components(config), lengths.shapes(config)
-  mine = range(config.batch_size) if mine is None else mine
+  if mine is None:
+    mine = range(config.batch_size)
+  components = lengths.components(config)
+  frame = _frame(components)
   for k, component in enumerate(components):
     if split not in store.of(component).splits:
       continue
     rows = Rows(store, component, split, 0, VALIDATION + k)
-    batches = -(-len(rows) // config.batch_size)
-    if config.evaluate.batches:
-      batches = min(batches, config.evaluate.batches)
-    for b in range(batches):
-      here = [row for row in (b * config.batch_size + n for n in mine) if row < len(rows)]
-      out = blank(shapes, any(has_prefix(c) for c in components), len(mine))
-      if here:
-        _put(out, rows.batch(here, [0] * len(here)), range(len(here)))
+    for b in range(_num_batches(len(rows), config)):
+      start = b * config.batch_size
+      numbers = [start + n for n in mine if start + n < len(rows)]
+      out = frame.blank(len(mine))
+      if numbers:
+        _put(out, rows.batch(numbers, [0] * len(numbers)), range(len(numbers)))
       yield component.name, out
+
+
+def _num_batches(rows: int, config: Config) -> int:
+  """Batches that evaluate so many rows, or as many of them as evaluate.batches allows."""
+  batches = -(-rows // config.batch_size)
+  if config.evaluate.batches:
+    return min(batches, config.evaluate.batches)
+  return batches

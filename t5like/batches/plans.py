@@ -10,63 +10,99 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 KEPT = 100_000  # texts; smaller plans are made anew each time, in less than 0.1 s
-ARRAYS = ('rows', 'starts', 'sizes', 'fill')
 FORMAT = 1  # raise it when the same key would give another plan
+STORED = ('rows', 'starts', 'sizes')  # read slice by slice, where a plan lies on disk
+
+Arrays = dict[str, np.ndarray]
 
 
 class _Stored:
   """The array in a .npy file, read slice by slice: a memory map would count as this process's memory."""
 
-  def __init__(self, path):
+  def __init__(self, path: pathlib.Path):
     array = np.load(path, mmap_mode='r')
-    self.shape, self._dtype, self._offset = array.shape, array.dtype, array.offset
-    self._row = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+    self.shape = array.shape
+    self._dtype = array.dtype
+    self._offset = array.offset
+    self._row_bytes = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
     self._file = open(path, 'rb')  # closed with this object
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self.shape[0]
 
-  def __getitem__(self, span):
+  def __getitem__(self, span: slice) -> np.ndarray:
     start, stop, _ = span.indices(len(self))
-    content = os.pread(self._file.fileno(), (stop - start) * self._row, self._offset + start * self._row)
+    num_bytes = (stop - start) * self._row_bytes
+    content = os.pread(self._file.fileno(), num_bytes, self._offset + start * self._row_bytes)
     return np.frombuffer(content, self._dtype).reshape(-1, *self.shape[1:])
 
 
 class Plan:
   """The arrays above; of one that lies on disk, slices can be had. It pickles as its path."""
 
-  def __init__(self, arrays=None, folder=None):
-    self._arrays, self._folder = arrays, folder
+  def __init__(self, arrays: Arrays | None = None, folder: pathlib.Path | None = None):
+    """One of both: the arrays, or the folder that holds them."""
+    self._arrays: dict[str, Any] | None = arrays
+    self._folder = folder
 
-  def __getattr__(self, name):
-    if name.startswith('_') or name not in ARRAYS:
-      raise AttributeError(name)
+  @property
+  def rows(self) -> np.ndarray | _Stored:
+    return self._array('rows')
+
+  @property
+  def starts(self) -> np.ndarray | _Stored:
+    return self._array('starts')
+
+  @property
+  def sizes(self) -> np.ndarray | _Stored:
+    return self._array('sizes')
+
+  @property
+  def fill(self) -> np.ndarray:
+    return self._array('fill')
+
+  def _array(self, name: str) -> Any:
     if self._arrays is None:
-      self._arrays = {k: _Stored(self._folder / f'{k}.npy') for k in ARRAYS[:3]}
-      self._arrays['fill'] = np.load(self._folder / 'fill.npy')
+      self._arrays = _open(self._folder)
     return self._arrays[name]
 
-  def __getstate__(self):
-    return dict(_folder=self._folder, _arrays=None if self._folder else self._arrays)
+  def __getstate__(self) -> dict[str, Any]:
+    if self._folder is not None:
+      return dict(_folder=self._folder, _arrays=None)
+    return dict(_folder=None, _arrays=self._arrays)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.rows) - 1
 
 
-def plan(folder, key, texts, make):
-  """The Plan of `make()`, a dict of arrays, or what it made before for the same `key` (for JSON).
+def _open(folder: pathlib.Path | None) -> dict[str, Any]:
+  if folder is None:
+    raise ValueError('a plan needs its arrays, or the folder that holds them')
+  arrays: dict[str, Any] = {name: _Stored(folder / f'{name}.npy') for name in STORED}
+  arrays['fill'] = np.load(folder / 'fill.npy')
+  return arrays
 
-  `folder`: of the prepared dataset; `texts`: how many there are, about. A folder that cannot be written
-  to does no harm.
+
+def plan(folder: str | pathlib.Path, key: Any, texts: int, make: Callable[[], Arrays]) -> Plan:
+  """The Plan of `make()`, a dict of arrays, or what it made before for the same `key`.
+
+  A folder that cannot be written to does no harm.
+
+  Args:
+    folder: of the prepared dataset.
+    key: all that the plan depends on, for JSON.
+    texts: how many there are, about.
+    make: makes the arrays.
   """
   if texts < KEPT:
     return Plan(make())
-  name = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-  kept = pathlib.Path(folder) / 'plans' / name
+  kept = pathlib.Path(folder) / 'plans' / _digest(key)
   if not kept.is_dir():
     arrays = make()
     if not _keep(arrays, kept):
@@ -74,16 +110,21 @@ def plan(folder, key, texts, make):
   return Plan(folder=kept)
 
 
-def _keep(arrays, kept):
-  """Writes arrays as the folder `kept`, whole or not at all; whether it is there now."""
+def _digest(key: Any) -> str:
+  text = json.dumps([FORMAT, key], sort_keys=True, allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _keep(arrays: Arrays, kept: pathlib.Path) -> bool:
+  """Writes arrays as the folder `kept`, whole or not at all; whether it exists now."""
   new = kept.with_name(f'{kept.name}.{os.uname().nodename}.{os.getpid()}.tmp')
   try:
     new.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
-      with open(new / f'{name}.npy', 'wb') as f:
-        np.save(f, array)
-        f.flush()
-        os.fsync(f.fileno())
+      with open(new / f'{name}.npy', 'wb') as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(new, kept)
   except OSError:  # no room, no permission, or another process was first
     shutil.rmtree(new, ignore_errors=True)

@@ -1,159 +1,262 @@
 """The rows of one dataset under one objective: any of them by its number."""
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from t5like import choices
 from t5like.batches import packing, plans
 from t5like.objectives import functions, lengths
-from t5like.objectives.functions import MISSING
-from t5like.objectives.spec import Ids, Pair, Setting
+from t5like.objectives.functions import MISSING, Batch, TokenPair
+from t5like.objectives.spec import Ids, OneStack, Pair, Setting
+from t5like.prepared.store import Store, Stores
+from t5like.vocabulary.kinds import Vocabulary
+
+Span = tuple[int, int]  # (start, size): tokens of a split, all its shards counted through
+Generators = Sequence[np.random.Generator]  # one for each row
+Pairs = list[TokenPair]  # of a row
 
 
-def generator(seed, stream, epoch, number):
+def generator(seed: int, stream: int, epoch: int, number: int) -> np.random.Generator:
   """The random numbers of one row and epoch; no two rows share any (Salmon et al. 2011: counter-based)."""
   return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, epoch, number]))
 
 
 class Rows:
-  """Rows of a `lengths.Component`; `len` of them in an epoch. Pickles small, is safe in threads."""
+  """Rows of a `lengths.Component`; `len` of them in an epoch. Pickles small, is safe in threads.
 
-  def __init__(self, store, component, split, seed, stream):
-    """`seed` and `stream` (ints) choose the random numbers. `store`: what `opening.open_data` returns."""
-    c, vocabulary = component.config, store.vocabulary
-    self.store, self.layout = store.of(component), component.layout
-    self.seed, self.stream = seed, stream
-    self.mode = vocabulary.encode(component.mode) if component.mode else np.zeros(0, np.int32)
+  Attributes:
+    store: the prepared dataset.
+    layout: how rows are made.
+    is_windows: whether rows are windows of all documents joined; otherwise they hold whole texts, as `plan` says.
+    windows: of tokens, where rows are windows.
+    plan, tokens: which texts are in each row, and the tokens of the split, where they are not.
+  """
+
+  def __init__(self, store: Store | Stores, component: lengths.Component, split: str, seed: int, stream: int):
+    """`seed` and `stream` choose the random numbers. `store`: what `opening.open_data` returns."""
+    config = component.config
+    vocabulary = store.vocabulary
+    self.store = store.of(component)
+    self.layout = component.layout
+    self.seed = seed
+    self.stream = stream
+    self.mode = np.zeros(0, np.int32)
+    if component.mode:
+      self.mode = vocabulary.encode(component.mode)
     self.lengths = lengths.of(component, len(self.mode))
-    self.has_encoder = choices.ARCHITECTURES[c.model.name].has_encoder
-    self.is_pairs = isinstance(self.layout, Pair)
+    self.has_encoder = choices.ARCHITECTURES[config.model.name].has_encoder
     self.is_given = component.objective.given
-    self.setting = Setting(keys=component.objective.read(c.objective), ids=_ids(vocabulary, self.has_encoder),
-                           lengths=self.lengths, document_mask=c.data.document_mask, has_encoder=self.has_encoder)
-    self.packing = c.data.packing
+    self.setting = Setting(
+        keys=component.objective.read(config.objective),
+        ids=_ids(vocabulary, self.has_encoder),
+        lengths=self.lengths,
+        document_mask=config.data.document_mask,
+        has_encoder=self.has_encoder)
+    self.packing = config.data.packing
     self.is_windows = choices.PACKINGS[self.packing].windows
     if self.is_windows:
-      overlap = 0 if self.is_pairs else self.layout.overlap(c.data)
-      self.windows = self.store.windows(split, self.lengths.raw, stride=self.lengths.raw - overlap,
-                                        tail=split != 'train')
+      stride = self.lengths.raw
+      if isinstance(self.layout, OneStack):
+        stride -= self.layout.overlap(config.data)
+      self.windows = self.store.windows(split, self.lengths.raw, stride=stride, tail=split != 'train')
     else:
-      key = [self.store.fingerprint, split, self.packing, seed, self._capacity(), self.lengths.raw, self.is_pairs,
-             len(self.mode), c.objective.to_dict()]
-      texts = self.store.manifest['splits'][split]['documents'] if split in self.store.splits else 0
       self.tokens = self.store.tokens(split)
-      self.plan = plans.plan(self.store.folder, key, texts, lambda: self._plan(split))
+      self.plan = self._planned(split, config.objective.to_dict())
+
+  @property
+  def is_pairs(self) -> bool:
+    """Whether rows are made of inputs and targets."""
+    return isinstance(self.layout, Pair)
 
   # --- Which text goes into a row -------------------------------------------------------------------
 
-  def _plan(self, split):
+  def _planned(self, split: str, objective: dict[str, Any]) -> plans.Plan:
+    """The plan of a split, made or read; objective: config.objective."""
+    key = [
+        self.store.fingerprint,
+        split,
+        self.packing,
+        self.seed,
+        self._capacity(),
+        self.lengths.raw,
+        self.is_pairs,
+        len(self.mode),
+        objective,
+    ]
+    texts = 0
+    if split in self.store.splits:
+      texts = self.store.manifest['splits'][split]['documents']
+
+    def make() -> plans.Arrays:
+      return self._make_plan(split)
+    return plans.plan(self.store.folder, key, texts, make)
+
+  def _make_plan(self, split: str) -> plans.Arrays:
     """The rows of whole examples (long documents in pieces), by their lengths alone: see plans.py."""
     examples = self.store.examples(split)
-    sizes, starts = examples.lengths, examples.starts[:-1]
+    sizes = examples.lengths
+    starts = examples.starts[:-1]
     if not self.is_given:
       # Of pairs, inputs and targets have ends of their own, and the text's is left out.
-      number, first, size = packing.pieces(sizes[:, 0] - self.is_pairs, self.lengths.raw)
-      enough = size >= 1 + self.is_pairs
-      starts, sizes = (starts[number] + first)[enough], size[enough, None]
+      ends = int(self.is_pairs)
+      number, first, size = packing.pieces(sizes[:, 0] - ends, self.lengths.raw)
+      is_enough = size >= 1 + ends
+      starts = (starts[number] + first)[is_enough]
+      sizes = size[is_enough, None]
     needs = self._needs(sizes)
     members, rows = packing.PLANS[self.packing](needs, self._capacity(), self.seed)
-    return dict(rows=rows, starts=starts[members], sizes=sizes[members].astype(np.int32),
-                fill=np.atleast_1d(packing.efficiency(needs, members, rows, self._capacity())))
+    fill = packing.efficiency(needs, members, rows, self._capacity())
+    return dict(
+        rows=rows,
+        starts=starts[members],
+        sizes=sizes[members].astype(np.int32),
+        fill=np.atleast_1d(fill))
 
-  def _capacity(self):
-    if not self.is_pairs:
+  def _capacity(self) -> packing.Capacity:
+    """Tokens that texts may take in a row."""
+    if isinstance(self.layout, OneStack):
       return self.lengths.raw
-    return (self.lengths.inputs, self.lengths.targets) if self.has_encoder else self.lengths.targets
-
-  def _needs(self, sizes):
-    """Tokens that each piece takes in a row: [n, 2] of encoder and decoder, else [n]."""
-    if not self.is_pairs:
-      return sizes[:, 0]
-    inputs, targets = sizes.T if self.is_given else self.layout.sizes(self.setting.keys, sizes[:, 0])
-    inputs = inputs + len(self.mode)
     if self.has_encoder:
-      return np.stack([np.minimum(inputs, self.lengths.inputs), np.minimum(targets, self.lengths.targets)], 1)
-    return np.minimum(inputs + targets, self.lengths.targets)
+      return self.lengths.inputs, self.lengths.targets
+    return self.lengths.targets
 
-  def __len__(self):
-    return len(self.windows) if self.is_windows else len(self.plan)
+  def _needs(self, sizes: np.ndarray) -> np.ndarray:
+    """Tokens that each piece takes in a row: [n, 2] of encoder and decoder, else [n]."""
+    if isinstance(self.layout, OneStack):
+      return sizes[:, 0]
+    if self.is_given:
+      inputs, targets = sizes.T
+    else:
+      inputs, targets = self.layout.sizes(self.setting.keys, sizes[:, 0])
+    inputs = inputs + len(self.mode)
+    if not self.has_encoder:
+      return np.minimum(inputs + targets, self.lengths.targets)
+    return np.stack([np.minimum(inputs, self.lengths.inputs), np.minimum(targets, self.lengths.targets)], 1)
 
-  def spans(self, number):
-    """[(start, size)] of the texts of row `number`: tokens of the split, all its shards counted through."""
+  def __len__(self) -> int:
+    if self.is_windows:
+      return len(self.windows)
+    return len(self.plan)
+
+  def spans(self, number: int) -> list[Span]:
+    """Where the texts of row `number` are in the split."""
     if self.is_windows:
       return [self.windows.span(number)]
     texts = self._members(number)
-    return list(zip(self.plan.starts[texts].tolist(), self.plan.sizes[texts].sum(1).tolist()))
+    starts = self.plan.starts[texts].tolist()
+    sizes = self.plan.sizes[texts].sum(1).tolist()
+    return list(zip(starts, sizes))
 
-  def _members(self, number):
-    return slice(*self.plan.rows[number:number + 2].tolist())
+  def _members(self, number: int) -> slice:
+    """Which texts of the plan are in a row."""
+    first, last = self.plan.rows[number:number + 2].tolist()
+    return slice(first, last)
 
-  def _texts(self, number):
-    """The pieces of row `number`, each one array or, for given targets, a pair."""
-    found = [self.tokens.span(start, size) for start, size in self.spans(number)]
-    if not self.is_given:
-      return found
-    inputs = self.plan.sizes[self._members(number)][:, 0].tolist()
-    return [(text[:n], text[n:]) for text, n in zip(found, inputs)]
+  def _texts(self, number: int) -> list[np.ndarray]:
+    """The pieces of row `number`; of targets that the data has, inputs and targets joined."""
+    return [self.tokens.span(start, size) for start, size in self.spans(number)]
 
   # --- Rows -----------------------------------------------------------------------------------------
 
-  def batch(self, numbers, epochs):
-    """Batch of the rows `numbers`, each as in its epoch (lists of ints), of the widths in `lengths`."""
-    random = [generator(self.seed, self.stream, e, n) for e, n in zip(epochs, numbers)]
+  def batch(self, numbers: Sequence[int], epochs: Sequence[int]) -> Batch:
+    """Batch of the rows `numbers`, each as in its epoch, of the widths in `lengths`."""
+    random = []
+    for epoch, number in zip(epochs, numbers):
+      random.append(generator(self.seed, self.stream, epoch, number))
     if self.is_windows:
-      tokens = np.stack(self.windows._getitems(numbers))
-      return self._of_windows(tokens, random)
-    texts = [self._texts(n) for n in numbers]
-    if self.is_pairs:
-      return self._lay_out([[self._pair(t, r) for t in row] for row, r in zip(texts, random)])
-    tokens = np.full((len(numbers), self._capacity()), MISSING, np.int32)
-    for row, pieces in zip(tokens, texts):
-      joined = np.concatenate(pieces)
+      return self._of_windows(np.stack(self.windows._getitems(numbers)), random)
+    if isinstance(self.layout, Pair):
+      return self._lay_out(self._pairs_of_texts(numbers, random))
+    tokens_BT = np.full((len(numbers), self.lengths.raw), MISSING, np.int32)
+    for row, number in zip(tokens_BT, numbers):
+      joined = np.concatenate(self._texts(number))
       row[:len(joined)] = joined
-    return self.layout.rows(tokens, random, self.setting)
+    return self.layout.rows(tokens_BT, random, self.setting)
 
-  def _of_windows(self, tokens, random):
-    if not self.is_pairs:
-      return self.layout.rows(tokens, random, self.setting)
-    is_whole = (tokens[:, -1] != MISSING).all()
-    if is_whole and self.has_encoder and self.layout.whole_windows is not None:
-      made = self.layout.whole_windows(tokens, random, self.setting)
-      if made is not None:
-        return self._lay_out_at_once(*made)
-    return self._lay_out([self._pairs_of_window(t[t != MISSING], r) for t, r in zip(tokens, random)])
+  def _pairs_of_texts(self, numbers: Sequence[int], random: Generators) -> list[Pairs]:
+    """The pairs of each row."""
+    rows = []
+    for number, row_random in zip(numbers, random):
+      texts = self._texts(number)
+      if self.is_given:
+        rows.append(self._given_pairs(number, texts))
+      else:
+        rows.append([self._pair(text, row_random) for text in texts])
+    return rows
 
-  def _pairs_of_window(self, tokens, random):
+  def _given_pairs(self, number: int, texts: Sequence[np.ndarray]) -> Pairs:
+    """Inputs and targets that the data has, of a row; texts: both joined."""
+    sizes = self.plan.sizes[self._members(number)][:, 0].tolist()
+    pairs = []
+    for text, size in zip(texts, sizes):
+      pairs.append(self._with_mode((text[:size], text[size:])))
+    return pairs
+
+  def _of_windows(self, tokens_BT: np.ndarray, random: Generators) -> Batch:
+    if isinstance(self.layout, OneStack):
+      return self.layout.rows(tokens_BT, random, self.setting)
+    whole_windows = self.layout.whole_windows
+    is_whole = bool((tokens_BT[:, -1] != MISSING).all())
+    if is_whole and self.has_encoder and whole_windows is not None:
+      pairs = whole_windows(tokens_BT, random, self.setting)
+      if pairs is not None:
+        return self._lay_out_at_once(*pairs)
+    rows = []
+    for tokens_T, row_random in zip(tokens_BT, random):
+      rows.append(self._pairs_of_window(tokens_T[tokens_T != MISSING], row_random))
+    return self._lay_out(rows)
+
+  def _pairs_of_window(self, tokens: np.ndarray, random: np.random.Generator) -> Pairs:
     if len(tokens) < 2:
       return []
+    layout = self._pair_layout()
     several = None
-    if self.layout.of_window is not None:
-      several = self.layout.of_window(tokens, random, self.setting)
+    if layout.of_window is not None:
+      several = layout.of_window(tokens, random, self.setting)
     if several is None:
       return [self._pair(tokens, random)]
     return [self._with_mode(pair) for pair in several]
 
-  def _pair(self, text, random):
-    """text: ids [n], or for given targets the pair itself."""
-    if self.is_given:
-      return self._with_mode(text)
-    return self._with_mode(functions.of_text(self.layout, text, random, self.setting))
+  def _pair(self, text: np.ndarray, random: np.random.Generator) -> TokenPair:
+    return self._with_mode(functions.of_text(self._pair_layout(), text, random, self.setting))
 
-  def _with_mode(self, pair):
-    return (np.concatenate([self.mode, pair[0]]), pair[1]) if len(self.mode) else pair
+  def _pair_layout(self) -> Pair:
+    if isinstance(self.layout, OneStack):
+      raise TypeError('rows of one stack are not made of pairs')
+    return self.layout
 
-  def _lay_out(self, rows):
+  def _with_mode(self, pair: TokenPair) -> TokenPair:
+    if not len(self.mode):
+      return pair
+    inputs, targets = pair
+    return np.concatenate([self.mode, inputs]), targets
+
+  def _lay_out(self, rows: Sequence[Pairs]) -> Batch:
+    begin = self.setting.ids.token('begin')
     if self.has_encoder:
-      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, self.setting.ids.begin)
-    return packing.concatenated_rows(rows, self.lengths.targets, self.setting.ids.begin)
+      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, begin)
+    return packing.concatenated_rows(rows, self.lengths.targets, begin)
 
-  def _lay_out_at_once(self, inputs, targets):
-    """Pairs of the same lengths, one to a row: [B, I] and [B, J]."""
+  def _lay_out_at_once(self, inputs_BI: np.ndarray, targets_BJ: np.ndarray) -> Batch:
+    """Pairs of the same lengths, one to a row."""
     if len(self.mode):
-      inputs = np.concatenate([np.broadcast_to(self.mode, (len(inputs), len(self.mode))), inputs], 1)
-    return packing.one_pair_rows(inputs, targets, self.lengths.inputs, self.lengths.targets, self.setting.ids.begin)
+      modes = np.broadcast_to(self.mode, (len(inputs_BI), len(self.mode)))
+      inputs_BI = np.concatenate([modes, inputs_BI], 1)
+    begin = self.setting.ids.token('begin')
+    return packing.one_pair_rows(inputs_BI, targets_BJ, self.lengths.inputs, self.lengths.targets, begin)
 
 
-def _ids(vocabulary, has_encoder):
+def _ids(vocabulary: Vocabulary, has_encoder: bool) -> Ids:
   """What rows need of a vocabulary."""
   sentinels = [vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)]
-  return Ids(eos=vocabulary.eos_id, begin=vocabulary.start_id if has_encoder else vocabulary.bos_id,
-             vocab_size=vocabulary.size, sentinels=np.array(sentinels, np.int32), special=vocabulary.special_ids,
-             mask=vocabulary.mask_id, cls=vocabulary.cls_id, sep=vocabulary.sep_id, begins_word=vocabulary.begins_word)
+  return Ids(
+      eos=vocabulary.eos_id,
+      begin=vocabulary.start_id if has_encoder else vocabulary.bos_id,
+      vocab_size=vocabulary.size,
+      sentinels=np.array(sentinels, np.int32),
+      special=vocabulary.special_ids,
+      mask=vocabulary.mask_id,
+      cls=vocabulary.cls_id,
+      sep=vocabulary.sep_id,
+      begins_word=vocabulary.begins_word)

@@ -6,6 +6,7 @@ pairs (inputs, targets), which `packing` lays out in rows. What is random comes 
 are passed in, one per row, so that a row depends on nothing else. Masked language models are in `masking`.
 """
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ PADDING = 0  # where there is no token
 MISSING = -1  # the store marks with it what lies beyond the last token
 NO_TOKEN = -2  # no id, nor MISSING: nothing ends a segment where documents are not kept apart
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # {name: array, or a dict of arrays for the encoder}
 Tokens = np.ndarray  # int32 [n], of one text
 TokenPair = tuple[Tokens, Tokens]  # inputs, targets
 Generators = Sequence[np.random.Generator]  # one for each row
@@ -271,7 +272,7 @@ def of_text(pair: Pair, tokens: Tokens, random: np.random.Generator, setting: Se
 
   An EOS that ends the text already is no part of it. `random`, `setting`: as of `spec.Pair.make`.
   """
-  eos_id = setting.ids.eos
+  eos_id = setting.ids.token('eos')
   if len(tokens) and tokens[-1] == eos_id:
     tokens = tokens[:-1]
   inputs, targets = pair.make(tokens, random, setting)

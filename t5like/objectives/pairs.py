@@ -103,7 +103,7 @@ def _pairs_of_halves(tokens: np.ndarray, random: np.random.Generator, setting: S
   if not setting.has_encoder:
     return None
   if len(tokens) == setting.lengths.raw:
-    return functions.prefix_pair(tokens, random, eos_id=setting.ids.eos)
+    return functions.prefix_pair(tokens, random, eos_id=setting.ids.token('eos'))
   if len(tokens) <= setting.lengths.raw // 2:
     return None
   half = len(tokens) // 2
@@ -160,7 +160,7 @@ def _all_spans(
       mean_span=keys.mean_span,
       roll=False,
       sentinels=setting.ids.sentinels,
-      eos_id=setting.ids.eos)
+      eos_id=setting.ids.token('eos'))
 
 
 def _span_sizes(keys: Any, sizes: np.ndarray) -> Sides:

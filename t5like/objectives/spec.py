@@ -72,11 +72,11 @@ class Ids:
 
   `begin` is what the decoder's rows begin with: the start token behind an encoder, else the one that begins texts.
   """
-  eos: int
+  eos: int | None
   begin: int | None
   vocab_size: int
   sentinels: np.ndarray
-  special: Sequence[int]
+  special: Sequence[int] | np.ndarray
   mask: int | None = None
   cls: int | None = None
   sep: int | None = None

@@ -82,7 +82,6 @@ def _abstract_batch(config: Config, mesh: Any) -> Any:
 
   from t5like import sharding
   from t5like.batches import pipeline
-  from t5like.objectives import lengths
   pieces = mesh.shape['context']
 
   def spread(x: Any) -> jax.ShapeDtypeStruct:
@@ -90,9 +89,7 @@ def _abstract_batch(config: Config, mesh: Any) -> Any:
     by_rows = jax.sharding.NamedSharding(mesh, sharding.row_spec(x, pieces))
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows)
 
-  has_prefix = any(map(pipeline.has_prefix, lengths.components(config)))
-  row = pipeline.blank(lengths.shapes(config), has_prefix, 1)
-  return jax.tree.map(spread, row)
+  return jax.tree.map(spread, pipeline.frame_of(config).blank(rows=1))
 
 
 def _attention_kernel(config: Config) -> Any:

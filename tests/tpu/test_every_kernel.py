@@ -130,17 +130,15 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
   from t5like.decoding import sampling
   from t5like.evals import score
   from t5like.model import models
-  from t5like.objectives import lengths
   from t5like.training import build
   axes, slices = MESHES['context2']
   resolved = config_lib.resolve(config(architecture, kernel, axes))
   mesh = sharding.make_mesh(resolved.mesh, devices(slices))
-  shapes = lengths.shapes(resolved)
 
   def on(mesh, batch):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(
         mesh, sharding.row_spec(x, mesh.shape['context']))), batch)
-  rows = pipeline.blank(shapes, any(pipeline.has_prefix(c) for c in lengths.components(resolved)), 16)
+  rows = pipeline.frame_of(resolved).blank(16)
   with jax.set_mesh(mesh):
     model, _ = models.build_model(resolved)
     eval_step = build.build_step(resolved, model, 100, mesh)[2]
