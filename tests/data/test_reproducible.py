@@ -84,7 +84,7 @@ def test_killed_workers_lose_nothing(tmp_path):
   rows = pipeline.TrainRows(store, config)
   before, seen = {p.pid for p in psutil.Process().children(recursive=True)}, 0
   found = []
-  with pytest.raises(DataError, match='reading process .*killed.*goes on'), \
+  with pytest.raises(DataError, match='reading process .*killed.*resumes'), \
        pipeline.train_batches(rows, config) as batches:
     for _ in range(200):
       found.append(next(batches))
