@@ -14,15 +14,25 @@ suffixes K, M, B and T (thousand to trillion: `--config.stop.tokens=20B`), durat
 and d (`--config.stop.wall_time=90min`); both may be written as strings in config files too.
 The rules that values must keep (types, choices, ranges, combinations) are in `t5like/config/rules.py`.
 """
-
 import ml_collections
 
+from t5like import choices
+from t5like.config_type import Config, Section
 from t5like.objectives import table
 
+# Keys that hold dicts whose names are not known beforehand.
+OPEN = (
+    ('data', 'mixture'),
+    ('data', 'stages'),
+    ('vocabulary', 'special'),
+    ('optimizer', 'extra'),
+    ('compile', 'options'),
+)
 
-def base():
+
+def base() -> Config:
   """Returns a locked ConfigDict holding every key with its default."""
-  c = ml_collections.ConfigDict(type_safe=False)  # t5like.config checks types, and says more
+  c: Config = ml_collections.ConfigDict(type_safe=False)  # t5like.config checks types, and says more
 
   c.seed = 0  # one number for initial weights, dropout and the order of the data
   c.batch_size = 8  # sequences per optimizer step, over all devices and hosts
@@ -275,41 +285,59 @@ def base():
       top_p=1.0,  # sample from the likeliest that hold this share of probability
   )
   c.lock()
-  c.optimizer.extra.unlock()
-  c.data.mixture.unlock()
-  c.vocabulary.special.unlock()
-  c.compile.options.unlock()
-  c.data.stages.unlock()
+  for section, key in OPEN:
+    c[section][key].unlock()
   return c
 
 
-def smoke(c):
+SMALL = dict(source='python_docs', validation='hash', validation_fraction=0.05, max_documents=200)
+SMALL_PAIRS = dict(SMALL, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
+SMALL_TOKENS = 8 * 64 * 20  # of 20 steps of 8 rows of 64 tokens
+
+
+def smoke(c: Config) -> Config:
   """Shrinks any config to one that trains a few steps on a laptop, keeping its kind of everything."""
-  m, objective = c.model, table.of(c)
-  paired = objective.given
-  m.update(
-      vocab_size=0, d_model=64, num_layers=2, num_encoder_layers=0, num_heads=4, head_dim=16, d_ff=128,
-      max_positions=66 if m.position == 'learned_from_2' else 64,
-      num_kv_heads=2 if 0 < m.num_kv_heads < m.num_heads else 0)
-  small = dict(source='python_docs', validation='hash', validation_fraction=0.05, max_documents=200)
-  pairs = dict(small, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
-  for part in c.data.mixture.values():
-    given = part.data if 'data' in part else {}
-    part.data = dict(given, **(pairs if 'targets' in given else small))
-  c.data.update(pairs if paired else small, seq_len=64, target_len=64 if paired or c.data.mixture else 0)
-  for number, stage in enumerate(c.data.stages.values(), 1):
-    stage.tokens = 8 * 64 * 20 * number // (len(c.data.stages) + 1)
+  objective = table.of(c)
+  _shrink_model(c.model)
+  _shrink_data(c.data, objective.given)
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='')
   c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
   c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
-  c.stop.update(tokens=8 * 64 * 20, target='', patience=0, wall_time=0.0)
+  c.stop.update(tokens=SMALL_TOKENS, target='', patience=0, wall_time=0.0)
   c.log.every = 1
   c.evaluate.update(every=10, batches=2, limit=8)
   c.evaluate.tasks = tuple(task for task in c.evaluate.tasks if '/' not in task)  # which may need a download
   c.checkpoint.every = 10
-  prompt = '' if m.name == 'decoder' else objective.example
-  c.sample.update(prompts=(prompt,), tokens=16)
+  c.sample.update(prompts=(objective.example,), tokens=16)
+  if choices.ARCHITECTURES[c.model.name].decoder_only:
+    c.sample.prompts = ('',)
   return c
+
+
+def _shrink_model(model: Section) -> None:
+  has_fewer_key_heads = 0 < model.num_kv_heads < model.num_heads
+  model.update(
+      vocab_size=0,
+      d_model=64,
+      num_layers=2,
+      num_encoder_layers=0,
+      num_heads=4,
+      num_kv_heads=2 if has_fewer_key_heads else 0,
+      head_dim=16,
+      d_ff=128,
+      max_positions=64 + choices.POSITIONS[model.position].first_row)
+
+
+def _shrink_data(data: Section, is_paired: bool) -> None:
+  """is_paired: the objective takes inputs and targets from the data."""
+  for part in data.mixture.values():
+    own = part.data if 'data' in part else {}
+    part.data = dict(own, **(SMALL_PAIRS if 'targets' in own else SMALL))
+  data.update(SMALL_PAIRS if is_paired else SMALL, seq_len=64, target_len=0)
+  if is_paired or data.mixture:
+    data.target_len = 64
+  for number, stage in enumerate(data.stages.values(), 1):
+    stage.tokens = SMALL_TOKENS * number // (len(data.stages) + 1)
