@@ -111,8 +111,8 @@ def test_prompts_that_are_no_text_are_refused(prompt, run):
 
 
 @pytest.mark.parametrize('name, values', dict(
-    tokens=[0, -1, 2 ** 31], temperature=[-0.1, float('nan'), float('inf')], top_k=[-1], alpha=[-1.0, float('nan')],
-    top_p=[0.0, 1.1, float('nan')], seed=[-1, 2 ** 32], beams=[0, 10 ** 9]).items())
+    tokens=[0, -1, 2 ** 31], temperature=[-0.1, float('nan'), float('inf')], top_k=[-1],
+    alpha=[-1.0, float('nan'), 1e308], top_p=[0.0, 1.1, float('nan')], seed=[-1, 2 ** 32], beams=[0, 10 ** 9]).items())
 def test_numbers_that_mean_nothing_are_refused(name, values, run):
   for value in values:
     with pytest.raises(ConfigError, match=f'{name}='):

@@ -159,6 +159,10 @@ def test_changes_of_a_config_are_refused_where_there_is_none():
 
 @pytest.mark.parametrize('argv, words', [
     ('evaluate --limit=-395', ['--limit=-395', 'at least 0']),
+    ('generate --tokens=3000000000', ['--tokens=3000000000', 'at most 2147483647']),
+    ('generate --beams=1001', ['--beams=1001', 'at most 1000']),
+    ('generate --alpha=1e308', ['--alpha=1e+308', 'at most 5']),
+    ('replay --steps=100000000000', ['--steps=100000000000', 'at most 1000000']),
     ('evaluate --shots=-2', ['--shots=-2', 'at least -1']),
     ('evaluate --step=-1', ['--step=-1', 'at least 0']),
     ('evaluate --tasks=a,,b', ['--tasks=a,,b', 'empty']),

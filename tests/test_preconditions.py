@@ -48,6 +48,8 @@ def wrong(tmp_path):
                       'sample.prompts', ConfigError),
       'mark': (dict(sample=dict(prompts=('<extra_id_7>',)), objective=dict(name='span_corruption'),
                     vocabulary=dict(sentinels=4), model=dict(vocab_size=0)), '', 'extra_id_7', ConfigError),
+      'long mark': (dict(sample=dict(prompts=(f'<extra_id_{"7" * 5000}>',)), objective=dict(name='span_corruption'),
+                         vocabulary=dict(sentinels=4), model=dict(vocab_size=0)), '', 'extra_id_777', ConfigError),
       'vocabulary file': (dict(vocabulary=dict(name='sentencepiece', path=str(tmp_path / 'no.model'))), '',
                           'vocabulary.path', ConfigError),
       'no vocabulary': (dict(vocabulary=dict(name='sentencepiece', path=str(tmp_path / 'not.model'))), '',
@@ -74,10 +76,10 @@ def wrong(tmp_path):
   }
 
 
-NAMES = ['patterns', 'parameters', 'share', 'long prompt', 'mark', 'vocabulary file', 'no vocabulary', 'tracker',
-         'items', 'shots', 'glob', 'field', 'kind of file', 'validation', 'tfds', 'directory', 'variable', 'no weights',
-         'bad weights', 'store of weights', 'kind of store', 'workdir', 'workdir on gs', 'workdir nowhere',
-         'long workdir']
+NAMES = ['patterns', 'parameters', 'share', 'long prompt', 'mark', 'long mark', 'vocabulary file', 'no vocabulary',
+         'tracker', 'items', 'shots', 'glob', 'field', 'kind of file', 'validation', 'tfds', 'directory', 'variable',
+         'no weights', 'bad weights', 'store of weights', 'kind of store', 'workdir', 'workdir on gs',
+         'workdir nowhere', 'long workdir']
 # What another machine may have, is a note where nothing is read here.
 OF_THE_MACHINE = {'vocabulary file', 'tracker', 'items', 'shots', 'glob', 'field', 'kind of file',
                   'validation', 'tfds', 'directory', 'variable', 'no weights', 'bad weights', 'store of weights',

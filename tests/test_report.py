@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from t5like.errors import CheckpointError
 from t5like.observe import report
 from tests.browser.run import write_run
 
@@ -27,3 +28,8 @@ def test_lines_that_are_no_numbers_are_left_out(line, run):
   with open(run / 'metrics.jsonl', 'a', encoding='utf-8') as f:
     f.write(line + '\n')
   assert report.gather(run)['curves'] == before
+
+
+def test_a_page_that_cannot_be_written_is_said_of_its_flag(run):
+  with pytest.raises(CheckpointError, match='--output: cannot write .*Is a directory'):
+    report.write(run, run)

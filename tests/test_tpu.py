@@ -21,10 +21,15 @@ def test_topologies(name, shape, slices, devices, chips, wrap):
 
 @pytest.mark.parametrize('name, words', [
     ('v9-8', "no TPU generation 'v9'"), ('v5e-7', 'one of 1, 4, 8, 16'), ('v5e:512x16', 'at most 256'),
-    ('v5p:4x4', '3 dimensions, such as v5p:4x4x4'), ('pod', 'such as v5e-256'), ('v5p-7', 'no slice of v5p')])
+    ('v5p:4x4', '3 dimensions, such as v5p:4x4x4'), ('pod', 'such as v5e-256'), ('v5p-7', 'no slice of v5p'),
+    ('0xv5e-256', 'no TPU generation'), ('v5p:0x4x4', 'such as v5e-256'), ('9999xv5e-256', 'at most 1,024 slices'),
+    ('9' * 5000 + 'xv5e-256', 'no TPU generation'), ('v5e-' + '9' * 5000, 'such as'),
+    ('v5p:' + '9' * 5000 + 'x4x4', 'such as')],
+    ids=lambda text: text[:20])
 def test_topologies_that_do_not_exist(name, words):
-  with pytest.raises(ConfigError, match=words):
+  with pytest.raises(ConfigError, match=words) as e:
     topologies.parse(name)
+  assert len(str(e.value)) < 400
 
 
 @pytest.mark.parametrize('name', ['v5e', 'v5p', 'v6e', 'tpu7x'])

@@ -170,6 +170,9 @@ def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(CheckpointError, match='model.safetensors cannot be read as safetensors') as e:
       model_folders.read(folder)
     assert '\n' not in str(e.value)
+  path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+  with pytest.raises(CheckpointError, match='git lfs pull'):
+    model_folders.read(folder)
   path.unlink()
   (folder / 'pytorch_model.bin').write_bytes(contents['pickle'])
   with pytest.raises(CheckpointError, match=r'pytorch_model.bin, must be saved by save_pretrained first'):

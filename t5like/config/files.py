@@ -37,6 +37,8 @@ from t5like.errors import ConfigError
 from t5like.files import paths, plain_json, schema
 from t5like.nearest import nearest
 
+LONGEST_ID = 18  # digits of a token's id
+
 # Of a config that was stored: sections are objects, the rest is checked key by key.
 STORED = schema.Object({name: schema.Object() for name in SECTIONS})
 
@@ -228,6 +230,14 @@ def special_of(overrides):
   return flat['vocabulary.special']
 
 
+def _token(text: str) -> int | str:
+  """A token as the command line names it: its id, or else its text."""
+  is_id = text.isascii() and text.isdecimal() and len(text) <= LONGEST_ID
+  if is_id:
+    return int(text)
+  return text
+
+
 def _override(flat, item):
   key, equals, text = item.partition('=')
   key = re.sub(r'^(--)?(config\.)?', '', key.strip())
@@ -240,7 +250,7 @@ def _override(flat, item):
     value = text if value is None and text != 'None' else value
     flat['optimizer.extra'] = {**flat['optimizer.extra'], extra: value}
   elif role != key and isinstance(flat.get('vocabulary.special'), dict):
-    flat['vocabulary.special'] = {**flat['vocabulary.special'], role: int(text) if text.isdecimal() else text}
+    flat['vocabulary.special'] = {**flat['vocabulary.special'], role: _token(text)}
   elif key in DEFAULTS:
     flat[key] = parse(key, text)
     if flat[key] is None:

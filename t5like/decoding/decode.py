@@ -21,6 +21,8 @@ from t5like.sharding import batch_shards, place
 PIECE = 16  # tokens between two looks at the text that is being made
 ROUND = 16  # lengths of prompts are multiples of it: few distinct shapes, so few compilations
 MOST_BEAMS = 1000
+MOST_TOKENS = 2 ** 31 - 1
+MOST_ALPHA = 5  # above, penalties of long answers exceed fp32
 LARGEST = sys.float_info.max
 Ids = list[int]
 
@@ -41,13 +43,13 @@ class Bounds:
 
 
 BOUNDS = dict(  # of arguments of `stream`
-    tokens=Bounds(1, 2 ** 31 - 1, 'at least 1'),
+    tokens=Bounds(1, MOST_TOKENS, f'from 1 to {MOST_TOKENS}'),
     temperature=Bounds(0, LARGEST, 'a finite number, at least 0'),
     top_k=Bounds(0, LARGEST, 'at least 1, or 0 for all tokens'),
     top_p=Bounds(0, 1, 'above 0 and at most 1', above=True),
     seed=Bounds(0, 2 ** 32 - 1, 'from 0 to 4294967295'),
     beams=Bounds(1, MOST_BEAMS, f'from 1 to {MOST_BEAMS}'),
-    alpha=Bounds(0, LARGEST, 'a finite number, at least 0'))
+    alpha=Bounds(0, MOST_ALPHA, f'from 0 to {MOST_ALPHA}'))
 
 
 class PromptError(ValueError):

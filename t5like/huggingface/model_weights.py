@@ -117,7 +117,10 @@ def _plausible(file):
   if '://' not in str(file) and not os.path.isfile(file):  # epath takes a pipe, which never ends, for a file
     raise CheckpointError(f'{file} is not a regular file.')
   with file.open('rb') as f:
-    length = int.from_bytes(f.read(8), 'little')
+    beginning = f.read(8)
+  if beginning == b'version ':
+    raise CheckpointError(f'{file} is a pointer of Git LFS to a file that was not fetched. Fetch it: git lfs pull')
+  length = int.from_bytes(beginning, 'little')
   if length > HEADER:
     raise CheckpointError(f'{file} cannot be read as safetensors: its first 8 bytes say that its header has {length:,} '
                           f'bytes, and no model needs more than {HEADER:,}. Was it saved as something else (a pickle)?')

@@ -103,7 +103,7 @@ class Profiler:
 
 def parse(steps: str) -> tuple[int, int]:
   """(first, stop) of '10:13'; ConfigError for another text."""
-  match = re.fullmatch(r'(\d+):(\d+)', steps)
+  match = re.fullmatch(r'([0-9]{1,18}):([0-9]{1,18})', steps)
   if not match or not 0 < int(match[1]) < int(match[2]):
     raise ConfigError(f'--profile_steps={steps}: two steps are needed, the first of the trace and the one after its '
                       'last, such as --profile_steps=10:13.')

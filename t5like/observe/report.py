@@ -68,7 +68,8 @@ def write(workdir: str, out: str | None = None, compare: Sequence[str] = ()) -> 
   _name_apart(runs, folders)
   runs[0]['differences'] = _differences(runs)
   path = epath.Path(out or f'{workdir}/report.html')
-  workdir_lib.write_file(path, _page(runs))
+  flag = '--output' if out else '--workdir'
+  workdir_lib.write_file(path, _page(runs), flag)
   return path, runs[0]['time']
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any
 
+from t5like.config.values import cut
 from t5like.errors import ConfigError
 
 
@@ -67,7 +68,10 @@ ALIASES = {'7x': 'tpu7x', 'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'iro
 # Shapes of slices as Google Cloud offers them, by chips.
 FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 KNOWN = ', '.join(GENERATIONS)
-PATTERN = re.compile(r'(?:(\d+)x)?([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)+))')  # slices, generation, size or shape
+MOST_SLICES = 1024
+# Slices, generation, size or shape; numbers without zeros before them.
+NUMBER = '[1-9][0-9]{0,8}'
+PATTERN = re.compile(f'(?:({NUMBER})x)?([a-z0-9]+?)(?:-([0-9]{{1,9}})|:({NUMBER}(?:x{NUMBER})+))')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +134,12 @@ def parse(text: str) -> Topology:
   """
   match = PATTERN.fullmatch(text.lower())
   if not match:
-    raise ConfigError(f'--topology={text}: write generation and size, such as v5e-256, 2xv5e-256 (slices) or '
+    raise ConfigError(f'--topology={cut(text)}: write generation and size, such as v5e-256, 2xv5e-256 (slices) or '
                       f'v5p:4x4x8. There are {KNOWN}.')
   slices, name, size, shape = match.groups()
   name = ALIASES.get(name, name)
   if name not in GENERATIONS:
-    raise ConfigError(f'--topology={text}: there is no TPU generation {match[2]!r} here. There are {KNOWN}.')
+    raise ConfigError(f'--topology={cut(text)}: there is no TPU generation {cut(match[2])!r} here. There are {KNOWN}.')
   generation = GENERATIONS[name]
   if shape:
     sides = _parse_shape(text, generation, shape)
@@ -143,9 +147,12 @@ def parse(text: str) -> Topology:
     sides = _shape_of_size(text, generation, int(size))
   chips = math.prod(sides)
   if chips > generation.largest:
-    raise ConfigError(f'--topology={text}: {chips} chips, but a slice of {name} has at most {generation.largest}. '
+    raise ConfigError(f'--topology={cut(text)}: {chips} chips, but a slice of {name} has at most {generation.largest}. '
                       f'Use several slices, as in 2x{name}-{generation.largest}.')
-  return Topology(generation, sides, int(slices or 1))
+  number_of_slices = int(slices or 1)
+  if number_of_slices > MOST_SLICES:
+    raise ConfigError(f'--topology={cut(text)}: at most {MOST_SLICES:,} slices.')
+  return Topology(generation, sides, number_of_slices)
 
 
 def _parse_shape(text: str, generation: Generation, shape: str) -> tuple[int, ...]:
@@ -153,7 +160,7 @@ def _parse_shape(text: str, generation: Generation, shape: str) -> tuple[int, ..
   sides = tuple(map(int, shape.split('x')))
   if len(sides) != generation.dims:
     example = 'x'.join('4' * generation.dims)
-    raise ConfigError(f'--topology={text}: slices of {generation.name} have {generation.dims} dimensions, such as '
+    raise ConfigError(f'--topology={cut(text)}: slices of {generation.name} have {generation.dims} dimensions, such as '
                       f'{generation.name}:{example}.')
   return sides
 
@@ -183,7 +190,7 @@ def _no_such_size(text: str, generation: Generation) -> ConfigError:
     sizes = [2 * side ** 3 for side in (2, 4, 8, 12)]
     alternative = f', or any shape of multiples of 4, as in {name}:4x4x8'
   listed = ', '.join(map(str, sizes))
-  return ConfigError(f'--topology={text}: no slice of {name} has that size. Use {name}-N with N one of '
+  return ConfigError(f'--topology={cut(text)}: no slice of {name} has that size. Use {name}-N with N one of '
                      f'{listed}{alternative}.')
 
 

@@ -15,6 +15,7 @@ UNPACK = 'Unpack it, and give its files'
 EXPORT = 'Save what it says as plain text (UTF-8), and give that'
 PACK = 'Pack it as .gz, .bz2, .xz or .zst'
 CONVERT_RECORDS = 'Convert it to Parquet or JSON lines'
+NAME_IT = 'Let its name end in '
 LEAVE_OUT = 'Leave it out of the glob'
 PARQUET = "Read it with data.source='parquet:GLOB'"
 # No encoding is named: with a wrong one the conversion also succeeds, and trains.
@@ -27,17 +28,18 @@ ENDINGS = {
     '.pdf .epub .mobi .djvu': ('a document for printing or reading', EXPORT),
     '.png .jpg .jpeg .gif .webp .tiff .mp3 .mp4 .wav .ogg .mov': ('a picture or sound', LEAVE_OUT),
     '.exe .dll .pyc .npy .npz .pkl .safetensors .h5 .sqlite': ('a program or data of one', LEAVE_OUT),
-    '.lz4 .br .lzo .snappy': ('compressed in a way that is not read here', PACK),
+    '.lz4 .lzma .br .lzo .snappy': ('compressed in a way that is not read here', PACK),
     '.parquet': ('a Parquet file', PARQUET),
     '.arrow .feather .avro .orc .tfrecord .array_record': ('a file of records', CONVERT_RECORDS),
 }
+LFS = b'version https://git-lfs.github.com/spec/v1\n'
 # First bytes of files that are not text: (bytes, kind of file, what to do). Compressed files come here only where
 # their names do not say that they are compressed.
 MAGIC = (
-    (b'\x1f\x8b', 'gzip data', 'Let its name end in .gz'),
-    (b'BZh', 'bzip2 data', 'Let its name end in .bz2'),
-    (b'\xfd7zXZ\x00', 'xz data', 'Let its name end in .xz'),
-    (b'\x28\xb5\x2f\xfd', 'Zstandard data', 'Let its name end in .zst'),
+    (b'\x1f\x8b', 'gzip data', f'{NAME_IT}.gz'),
+    (b'BZh', 'bzip2 data', f'{NAME_IT}.bz2'),
+    (b'\xfd7zXZ\x00', 'xz data', f'{NAME_IT}.xz'),
+    (b'\x28\xb5\x2f\xfd', 'Zstandard data', f'{NAME_IT}.zst'),
     (b'PK\x03\x04', 'a ZIP archive (.zip, .docx, .odt, .epub ..)', UNPACK),
     (b'PK\x05\x06', 'an empty ZIP archive', LEAVE_OUT),
     (b'%PDF-', 'a PDF', EXPORT),
@@ -56,7 +58,11 @@ MAGIC = (
     (b'GIF8', 'a picture', LEAVE_OUT),
     (b'ID3', 'sound (MP3)', LEAVE_OUT),
     (b'OggS', 'sound', LEAVE_OUT),
+    (LFS, 'a pointer of Git LFS to a file that was not fetched',
+     'Fetch the files: git lfs pull'),
 )
+# How texts in 7-bit encodings switch to another set of characters: what follows is letters of ASCII, but other text.
+SWITCHES = (b'\x1b$@', b'\x1b$B', b'\x1b$(D', b'\x1b$)C', b'\x1b$)A', b'\x1b$)G')
 PRINTABLE = (b'%PDF-', b'{\\rtf')  # of formats that may be all ASCII, and still are not text to learn from
 MOST_ZEROS = 0.01  # share of zero bytes up to which a file may still be text
 
@@ -73,6 +79,9 @@ def refuse_content(head: bytes, path: str) -> None:
   _refuse_magic(head, path)
   if head[257:262] == b'ustar':
     raise DataError(f'{path} is a tar archive, not text. {UNPACK}.')
+  if any(switch in head for switch in SWITCHES):
+    raise DataError(f'{path} seems to be in ISO-2022 (JP, KR or CN), whose bytes are also valid UTF-8 of other '
+                    f'letters; {CONVERT}')
   zeros = head.count(0)
   _, marked_encoding = mark_of(head)
   is_wide = marked_encoding not in ('', 'utf-8')  # UTF-16 and UTF-32 are full of zeros
@@ -91,6 +100,8 @@ def _refuse_magic(head: bytes, path: str) -> None:
       continue
     if _may_begin_text(magic) and _is_utf8(head):
       continue
+    if fix.startswith(NAME_IT) and path.lower().endswith(fix.removeprefix(NAME_IT)):
+      fix = 'It was packed twice: unpack it once'
     raise DataError(f'{path} is {kind}, not text. {fix}.')
 
 

@@ -1,5 +1,6 @@
 """Bytes of files on disk or wherever fsspec reads, uncompressed; how a file that cannot be read is reported."""
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 
 from t5like.errors import DataError
 from t5like.files import mirror
+from t5like.sources.encodings import LFS
 
 # A compressed file is abandoned where it has more text than BOMB bytes and than RATIO times its own bytes: gzip of one
 # letter repeated is 1,000 times shorter, of text that people wrote 2 to 10 times.
@@ -93,6 +95,15 @@ def errors(path: str) -> tuple[type[Exception], ...]:
   return (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
+def _is_pointer(path: str) -> bool:
+  """Whether a local file is what Git LFS puts in place of one that it has not fetched."""
+  if mirror.is_remote(path):
+    return False
+  with contextlib.suppress(OSError), open(path, 'rb') as file:
+    return file.read(len(LFS)) == LFS
+  return False
+
+
 def unreadable(path: str, error: Exception, where: str) -> DataError:
   """A DataError for a file; `where`: how far it was read."""
   if isinstance(error, DataError):
@@ -102,4 +113,6 @@ def unreadable(path: str, error: Exception, where: str) -> DataError:
     fix = 'it was there a moment ago: put it back'
   elif isinstance(error, PermissionError):
     fix = 'let this user read it'
+  elif _is_pointer(path):
+    fix = 'it is a pointer of Git LFS to a file that was not fetched: git lfs pull'
   return DataError(f'{path} cannot be read {where}: {error}; {fix}.')

@@ -40,14 +40,14 @@ EXTRAS = dict(gs='gcs', s3='s3')  # {store: extra of this package that installs 
 RESUME_ADVICE = 'Delete it: the run resumes from its newest checkpoint.'
 
 
-def _write(path: Any, content: str | bytes) -> None:
-  """Writes a file whole or not at all."""
+def _write(path: Any, content: str | bytes, name: str = '--workdir') -> None:
+  """Writes a file whole or not at all; `name`: the flag that gives its place, for errors."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     writing.write_file(path, content)
   except OSError as e:
-    raise CheckpointError(f'--workdir: cannot write {path} ({e}). Give a folder that this user may write to, with '
-                          'room on its disk.') from e
+    raise CheckpointError(f'{name}: cannot write {path} ({e.strerror or e}). Give a place that this user may write to, '
+                          'with room on its disk.') from e
 
 
 def _read(path: Any) -> bytes | None:
@@ -229,9 +229,9 @@ def write_json(path: Any, values: Any) -> None:
   _write(epath.Path(path), plain_json.dumps(values, indent=2) + '\n')
 
 
-def write_file(path: Any, content: str | bytes) -> None:
-  """Text or bytes at any path, whole or not at all."""
-  _write(epath.Path(path), content)
+def write_file(path: Any, content: str | bytes, name: str = '--workdir') -> None:
+  """Text or bytes at any path, whole or not at all; `name`: the flag that gives the path, for errors."""
+  _write(epath.Path(path), content, name)
 
 
 def read_json(path: Any, shape: schema.Shape = schema.ANY, advice: str = '') -> Any:

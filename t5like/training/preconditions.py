@@ -107,7 +107,7 @@ def _marks(config, vocabulary):
     return
   for prompt in config.sample.prompts:
     for mark in kinds.MARK.findall(prompt):
-      number = int(mark[10:-1]) if mark.startswith('<extra_id_') else 0
+      number = kinds.sentinel_number(mark) if mark.startswith('<extra_id_') else 0
       if number >= vocabulary.num_sentinels:
         raise ConfigError(f'sample.prompts has {show(prompt)}: the vocabulary will have no {mark}, for '
                           f'vocabulary.sentinels={config.vocabulary.sentinels}. Raise that, or leave it out.')

@@ -18,7 +18,8 @@ from t5like.vocabulary import special_tokens
 
 UNKNOWN = ' ⁇ '  # text that the unknown id decodes to, as in SentencePiece
 SPACE = '\u2581'  # how SentencePiece writes a space inside pieces
-MARK = re.compile(r'(<mask>|<extra_id_\d+>)')
+MARK = re.compile('(<mask>|<extra_id_[0-9]+>)')
+MOST_SENTINELS = 10 ** 9  # no vocabulary has as many
 NEWLINE = '\\n'  # how a newline is shown
 BYTES = 256
 SPECIALS = ('<pad>', '</s>', '<unk>')  # ids 0, 1 and 2 of our own vocabularies
@@ -181,7 +182,7 @@ class Vocabulary:
 
   def _marked(self, mark: str) -> int:
     if mark != '<mask>':
-      return self.sentinel(int(re.sub(r'\D', '', mark)))
+      return self.sentinel(sentinel_number(mark))
     if self.mask_id is None:
       raise ConfigError('<mask> is not in the vocabulary, which has no id for it: ' + self._more.format(1))
     return self.mask_id
@@ -350,6 +351,14 @@ def spelling(names: Iterable[str]) -> re.Pattern[str]:
   if not alternatives:
     return re.compile('(?!)')  # matches nothing
   return re.compile('|'.join(alternatives))
+
+
+def sentinel_number(mark: str) -> int:
+  """The number k of a mark <extra_id_k>; MOST_SENTINELS, which no vocabulary has, for one that is still larger."""
+  digits = mark.removeprefix('<extra_id_').removesuffix('>')
+  if len(digits) > len(str(MOST_SENTINELS)):
+    return MOST_SENTINELS
+  return int(digits)
 
 
 def cut(text: str, places: Sequence[int]) -> list[str]:

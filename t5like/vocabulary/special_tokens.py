@@ -19,7 +19,7 @@ from t5like.files import plain_json, schema
 
 ROLES = ('bos', 'eos', 'pad', 'unk', 'mask', 'cls', 'sep')  # named by tokenizers
 KEYS = (*ROLES, 'start')  # of config.vocabulary.special
-SENTINEL = re.compile('\u2581?<extra_id_([0-9]+)>')  # mT5 has them as pieces that begin with a space
+SENTINEL = re.compile('\u2581?<extra_id_(0|[1-9][0-9]{0,8})>')  # mT5 has them as pieces that begin with a space
 FIRST = b'{"t5like": "vocabulary"'  # how a vocabulary file with special tokens begins
 # Tokenizers have many pieces and merges: Gemma's, the largest we know, 262,144 and 514,906 in 33 MB.
 LARGE = schema.Limits(size=256 << 20, values=5_000_000, depth=100)

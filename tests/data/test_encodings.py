@@ -155,7 +155,8 @@ def test_what_is_no_text_is_refused_by_its_name_before_it_is_read(tmp_path, name
     (lambda: bz2.compress(b'words'), '.bz2'), (lambda: lzma.compress(b'words'), '.xz'),
     (lambda: zstandard.compress(b'words'), '.zst'), (lambda: gzip.compress(tarred()), '.gz'),
     (lambda: bytes(100), 'zero'), (lambda: b'text and ' + bytes(40), 'zero'),
-    (lambda: b'{\\rtf1\\ansi Hello}', 'RTF'), (lambda: b'\x7fELF' + bytes(30), 'program')])
+    (lambda: b'{\\rtf1\\ansi Hello}', 'RTF'), (lambda: b'\x7fELF' + bytes(30), 'program'),
+    (lambda: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n', 'git lfs pull')])
 def test_what_is_no_text_is_refused_by_its_first_bytes(tmp_path, kind, make, word):
   path = tmp_path / 'a.txt'
   path.write_bytes(make())
@@ -168,6 +169,28 @@ def test_a_database_and_a_packed_archive_are_refused(tmp_path):
   assert 'SQLite' in said(f'text:{tmp_path}/a.txt')
   (tmp_path / 'b.txt.gz').write_bytes(gzip.compress(tarred()))
   assert 'tar archive' in said(f'text:{tmp_path}/b.txt.gz')
+
+
+@pytest.mark.parametrize('name', ['a.txt.gz', 'a.jsonl.zst', 'a.jsonl.xz', 'a.parquet'])
+def test_pointers_of_git_lfs_are_said_to_be_that(tmp_path, name):
+  (tmp_path / name).write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+  kind = name.split('.')[1].replace('txt', 'text')
+  assert 'git lfs pull' in said(f'{kind}:{tmp_path}/{name}')
+
+
+def test_what_is_packed_twice_is_not_to_be_renamed(tmp_path):
+  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(gzip.compress(b'words')))
+  assert 'packed twice' in said(f'text:{tmp_path}/a.txt.gz')
+
+
+@pytest.mark.parametrize('encoding', ['iso2022_jp', 'iso2022_jp_1', 'iso2022_kr'])
+def test_encodings_of_seven_bits_are_refused_though_they_are_valid_utf8(tmp_path, encoding):
+  text = '\ud55c\uad6d\uc5b4' if encoding == 'iso2022_kr' else '\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8'
+  content = f'{{"text": "plain, then {text}"}}\n'.encode(encoding)
+  content.decode('utf-8')
+  for name, kind in (('a.txt', 'text'), ('a.jsonl', 'jsonl')):
+    (tmp_path / name).write_bytes(content)
+    assert 'ISO-2022' in said(f'{kind}:{tmp_path}/{name}') and 'iconv -f ENCODING' in said(f'{kind}:{tmp_path}/{name}')
 
 
 def test_within_max_bad_records_what_is_no_text_is_a_damaged_record(tmp_path):

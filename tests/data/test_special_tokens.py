@@ -29,6 +29,10 @@ def read(folder, file='tokenizer.json', kind='huggingface', **special):
   return vocabulary_lib.imported(s, s.path)
 
 
+def ascii_start(text):
+  return ascii(text)[:20]
+
+
 def ids(vocabulary):
   return {role: i for role, i in vocabulary.special().items() if role in special_tokens.ROLES}
 
@@ -241,6 +245,21 @@ def test_sentinels_are_found_and_no_more_are_added(form, count, tmp_path):
   assert v.encode('the quick fox').tolist() == model.encode('the quick fox')
 
 
+@pytest.mark.parametrize('name', [f'<extra_id_{"9" * 5000}>', '<extra_id_00>', '<extra_id_\u0660>'], ids=ascii_start)
+def test_what_only_looks_like_a_sentinel_is_text(name, tmp_path):
+  made = folders.byte_level(['</s>', '<extra_id_0>'], pieces=[name])
+  v = read(folders.folder(tmp_path, made, tokenizer_config=dict(eos_token='</s>')))
+  assert v.num_sentinels == 1 and v.sentinel(0) == made.token_to_id('<extra_id_0>')
+
+
+@pytest.mark.parametrize('mark', [f'<extra_id_{"9" * 5000}>', '<extra_id_1>'], ids=ascii_start)
+def test_marks_of_numbers_that_no_vocabulary_has(mark, tmp_path):
+  made = folders.byte_level(['</s>', '<extra_id_0>'])
+  v = read(folders.folder(tmp_path, made, tokenizer_config=dict(eos_token='</s>')))
+  with pytest.raises(ConfigError, match='has 1 sentinels'):
+    v.encode_marked(f'a {mark} b')
+
+
 def test_sentinels_of_a_tokenizer_json(tmp_path):
   made = folders.byte_level(['</s>'], pieces=[f'\u2581<extra_id_{k}>' for k in range(5)])
   v = read(folders.folder(tmp_path, made, tokenizer_config=dict(eos_token='</s>')))
@@ -439,6 +458,9 @@ def test_the_key_on_the_command_line(bare, tmp_path):
                                  '  c.stop.tokens = 100_000\n  return c\n')
   c = config_lib.load(tmp_path / 'c.py', ['vocabulary.special.eos=<|x|>', 'vocabulary.special.bos=7'])
   assert c.vocabulary.special.to_dict() == dict(eos='<|x|>', bos=7)
+  for text in ('9' * 5000, '\u0663', '\u00b2'):  # no ids, though int() takes the second for 3
+    c = config_lib.load(tmp_path / 'c.py', [f'vocabulary.special.eos={text}'])
+    assert c.vocabulary.special.eos == text
   c = config_lib.load(tmp_path / 'c.py', ["vocabulary.special={'eos': '<|x|>'}"])
   assert c.vocabulary.special.to_dict() == dict(eos='<|x|>')
 
