@@ -2,62 +2,93 @@
 import collections
 import re
 import string
+from collections.abc import Callable, Sequence
+
+Judged = dict[str, float | list[float]]  # {metric: a value for each answer, or one for all}
+Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], Judged]
+
+ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
-def normalised(text):
+def normalised(text: str) -> str:
   """Lower case, without punctuation, articles and repeated spaces (SQuAD v1.1's evaluation script)."""
-  text = ''.join(c for c in text.lower() if c not in string.punctuation)
-  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+  letters = [c for c in text.lower() if c not in string.punctuation]
+  without_articles = re.sub(r'\b(a|an|the)\b', ' ', ''.join(letters))
+  return ' '.join(without_articles.split())
 
 
-def exact_match(answer, references):
+def exact_match(answer: str, references: Sequence[str]) -> float:
   """1.0 if the answer is one of the references, spaces at both ends aside; else 0.0."""
-  return float(answer.strip() in [reference.strip() for reference in references])
+  stripped = [reference.strip() for reference in references]
+  return float(answer.strip() in stripped)
 
 
-def f1(answer, references):
+def f1(answer: str, references: Sequence[str]) -> float:
   """The best F1 of words with a reference (Rajpurkar et al. 2016, section 6.1); both without any: 1.0."""
-  return max(_f1(normalised(answer).split(), normalised(reference).split()) for reference in references)
+  words = normalised(answer).split()
+  return max(_f1(words, normalised(reference).split()) for reference in references)
 
 
-def _f1(words, others):
+def _f1(words: list[str], others: list[str]) -> float:
   if not words or not others:
     return float(words == others)
-  common = sum((collections.Counter(words) & collections.Counter(others)).values())
+  shared = collections.Counter(words) & collections.Counter(others)
+  common = sum(shared.values())
   return 2 * common / (len(words) + len(others))
 
 
-def judge(metrics, answers, references):
-  """({metric: [a value for each answer] or one value for all}, notes for people).
+def judge(metrics: Sequence[str], answers: Sequence[str],
+          references: Sequence[Sequence[str]]) -> tuple[Judged, list[str]]:
+  """Values of metrics, and notes for people.
 
-  answers: [text]; references: [[text]]. exact_match, f1 and rouge (rouge1, rouge2, rougeL: F-measure, stemmed;
-  the best of the references) are values from 0 to 1; bleu (sacreBLEU's, of the whole corpus) is from 0 to 100.
-  A metric whose package is not there is left out, which a note says.
+  exact_match, f1 and rouge (rouge1, rouge2, rougeL: F-measure, stemmed; the best of the references) are values from 0
+  to 1; bleu (sacreBLEU's, of the whole corpus) is from 0 to 100. A metric whose package is missing is left out, which
+  a note says.
+
+  Args:
+    metrics: keys of METRICS.
+    answers: texts.
+    references: texts that each answer is compared with.
+
+  Returns:
+    ({metric: a list with a value for each answer, or one value for all}, notes).
   """
-  found, notes = {}, []
+  values: Judged = {}
+  notes = []
   for metric in metrics:
     try:
-      if metric in ('exact_match', 'f1'):
-        found[metric] = [dict(exact_match=exact_match, f1=f1)[metric](*pair) for pair in zip(answers, references)]
-      elif metric == 'bleu':
-        found['bleu'] = _bleu(answers, references)
-      else:
-        found.update(_rouge(answers, references))
+      values.update(METRICS[metric](answers, references))
     except ImportError as error:
       notes.append(f"{metric} is left out: it needs the package {error.name}; run: pip install -e '.[eval]'")
-  return found, notes
+  return values, notes
 
 
-def _bleu(answers, references):
+def _exact_matches(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
+  return dict(exact_match=list(map(exact_match, answers, references)))
+
+
+def _f1s(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
+  return dict(f1=list(map(f1, answers, references)))
+
+
+def _bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
   import sacrebleu
   most = max(map(len, references))
   # sacreBLEU wants as many references for each answer; one that is repeated counts once.
-  by_rank = [[r[min(k, len(r) - 1)] for r in references] for k in range(most)]
-  return sacrebleu.corpus_bleu(answers, by_rank).score
+  by_rank = []
+  for rank in range(most):
+    by_rank.append([texts[min(rank, len(texts) - 1)] for texts in references])
+  return dict(bleu=sacrebleu.corpus_bleu(answers, by_rank).score)
 
 
-def _rouge(answers, references):
+def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
   from rouge_score import rouge_scorer
-  scorer = rouge_scorer.RougeScorer(['rouge1', 'rouge2', 'rougeL'], use_stemmer=True)
-  scores = [scorer.score_multi(r, answer) for answer, r in zip(answers, references)]
-  return {kind: [score[kind].fmeasure for score in scores] for kind in ('rouge1', 'rouge2', 'rougeL')}
+  scorer = rouge_scorer.RougeScorer([*ROUGE], use_stemmer=True)
+  scores = list(map(scorer.score_multi, references, answers))
+  values: Judged = {}
+  for kind in ROUGE:
+    values[kind] = [score[kind].fmeasure for score in scores]
+  return values
+
+
+METRICS: dict[str, Judge] = dict(exact_match=_exact_matches, f1=_f1s, bleu=_bleu, rouge=_rouge)

@@ -2,41 +2,64 @@
 import dataclasses
 import functools
 import math
-import re
 import statistics
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from t5like import sharding
 from t5like.config import task_files as task_lib
+from t5like.config.task_files import Task
 from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError, Failure
 from t5like.evals import answers, ask, items, score
+from t5like.evals.items import Question
 from t5like.model import transformer
 from t5like.objectives import lengths
 from t5like.observe import metrics
+from t5like.vocabulary.kinds import Vocabulary
 
 TOKENS_AT_ONCE = 4096  # of prompts and answers that are decoded together, per piece of the batch
+SENTINEL = '<extra_id_0>'
+FILLS = 'a masked language model fills in as many tokens as the reference has'
+
+Ids = list[int]
+Values = dict[str, float]  # {metric: value}
+Results = dict[str, Values]  # by task
+Evaluated = tuple[Values, list[str]]  # and notes for people
+Job = Callable[[], tuple[Results, list[str]]]
+Say = Callable[[str], None]
 
 
 @dataclasses.dataclass
 class Subject:
-  """What is evaluated: a model with its parameters on a mesh, its vocabulary and its config."""
+  """What is evaluated.
+
+  Attributes:
+    model: a `t5like.model.transformer` model.
+    params: nested dict of arrays on `mesh`.
+    vocabulary: of the model.
+    config: of its run.
+    mesh: that the parameters lie on.
+    tick: called after each batch.
+    scorer: of the same.
+  """
   model: Any
   params: Any
-  vocabulary: Any
+  vocabulary: Vocabulary
   config: Config
-  mesh: Any
-  tick: Any = lambda: None
+  mesh: jax.sharding.Mesh
+  tick: Callable[[], None] = score.no_tick
+  scorer: score.Scorer = dataclasses.field(init=False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.scorer = score.Scorer(self.model, self.params, self.vocabulary, self.config, self.mesh, self.tick)
 
-  def generate(self, prompts, tokens, until=(), style=None, context=0):
+  def generate(self, prompts: Sequence[Ids], tokens: int, until: Sequence[str] = (), style: str | None = None,
+               context: int = 0) -> list[str]:
     """The likeliest answers to prompts, greedily, decoded in batches of few shapes.
 
     Args:
@@ -47,69 +70,95 @@ class Subject:
       context: the longest row; that of training by default.
 
     Returns:
-      [text]
+      A text for each prompt.
     """
-    style = style or decode.style_of(self.config)
     context = context or self.config.data.seq_len
-    targets = lengths.shapes(self.config).targets
-    width = lambda i: ask.width(len(prompts[i]) + 2, context)
-    order = sorted(range(len(prompts)), key=lambda i: (width(i), i))
+    options: dict[str, Any] = dict(
+        style=style or decode.style_of(self.config),
+        targets=lengths.shapes(self.config).targets,
+        context=context,
+        tokens=tokens,
+        temperature=0.0)
+    widths = [ask.width(len(prompt) + 2, context) for prompt in prompts]
     model, params, mesh = self._for_decoding()
-    answered = [''] * len(prompts)
-    while order:
-      most = max(1, min(score.ROWS, TOKENS_AT_ONCE // (width(order[0]) + tokens))) * sharding.batch_shards(mesh)
-      some = [i for i in order[:most] if width(i) == width(order[0])]
-      order = order[len(some):]
+    texts_of = [''] * len(prompts)
+    for numbers in _batches(widths, tokens, sharding.batch_shards(mesh)):
+      rows = [prompts[number] for number in numbers]
+      texts: list[str] = []
       with jax.set_mesh(mesh):
-        for texts in decode.stream(model, params, self.vocabulary, [prompts[i] for i in some], style=style,
-                                   targets=targets, context=context, tokens=tokens, temperature=0.0):
+        for texts in decode.stream(model, params, self.vocabulary, rows, **options):
           if all(ended(text, until) != text for text in texts):
             break
       self.tick()
-      for i, text in zip(some, texts):
-        answered[i] = text
-    return answered
+      for number, text in zip(numbers, texts):
+        texts_of[number] = text
+    return texts_of
 
-  def fill(self, rows):
+  def fill(self, rows: Sequence[Ids]) -> list[Ids]:
     """Lists of ids whose masks are filled in."""
-    (model, params, mesh), found, most = self._for_decoding(), [], score.ROWS
-    for start in range(0, len(rows), most):
+    model, params, mesh = self._for_decoding()
+    is_framed = self.scorer.asker.style.framed
+    filled: list[Ids] = []
+    for start in range(0, len(rows), score.ROWS):
       with jax.set_mesh(mesh):
-        found += decode.fill(model, params, self.vocabulary, rows[start:start + most],
-                             decode.style_of(self.config) == 'fill_row')
+        filled += decode.fill(model, params, self.vocabulary, rows[start:start + score.ROWS], is_framed)
       self.tick()
-    return found
+    return filled
 
-  def _for_decoding(self):
+  def _for_decoding(self) -> tuple[Any, Any, jax.sharding.Mesh]:
     """(model, params, mesh): tokens come one by one, so no axis can cut a row."""
     mesh = sharding.without_context(self.mesh)
     if mesh is self.mesh:
       return self.model, self.params, mesh
     with jax.set_mesh(mesh):
       model = _built(self.model.config, mesh)
-      like = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-      return model, jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), self.params, like), mesh
+      abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+      params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), self.params, abstract)
+      return model, params, mesh
+
+
+def _batches(widths: Sequence[int], tokens: int, shards: int) -> Iterable[list[int]]:
+  """Numbers of prompts that are decoded together: those of one width, the smallest first.
+
+  Args:
+    widths: of each prompt.
+    tokens: of an answer.
+    shards: pieces that the mesh cuts batches into.
+  """
+  members: dict[int, list[int]] = {}
+  for number, width in enumerate(widths):
+    members.setdefault(width, []).append(number)
+  for width, numbers in sorted(members.items()):
+    rows = max(1, min(score.ROWS, TOKENS_AT_ONCE // (width + tokens)))
+    size = rows * shards
+    for start in range(0, len(numbers), size):
+      yield numbers[start:start + size]
 
 
 @functools.lru_cache(4)
-def _built(config, mesh):
-  """The same model each time, for programs are compiled anew for another."""
+def _built(config: transformer.ModelConfig, mesh: jax.sharding.Mesh) -> Any:
+  """The same model each time, as programs are compiled anew for another."""
   return transformer.build(config)
 
 
 class TasksFailed(Failure):
   """Some of several tasks failed. errors: {task: exception}; results: {task: {metric: value}} of the others."""
 
-  def __init__(self, errors: dict[str, Exception], results: dict[str, dict]):
+  def __init__(self, errors: dict[str, Exception], results: Results):
     tried = len(errors) + len(results)
-    super().__init__(f'{len(errors)} of {tried} tasks failed: ' + '; '.join(
-        f'{name} ({in_words(error)})' for name, error in errors.items()))
-    self.errors, self.results = errors, results
-    self.exit_code = getattr(next(iter(errors.values())), 'exit_code', 1)
+    reasons = [f'{name} ({in_words(error)})' for name, error in errors.items()]
+    super().__init__(f'{len(errors)} of {tried} tasks failed: {"; ".join(reasons)}')
+    self.errors = errors
+    self.results = results
+    first = next(iter(errors.values()))
+    self.exit_code = getattr(first, 'exit_code', 1)
 
 
 def in_words(error: Exception) -> str:
-  return str(error) if isinstance(error, Failure) else f'{type(error).__name__}: {error}'
+  """An exception for people: with its type where it is not one of t5like's own."""
+  if isinstance(error, Failure):
+    return str(error)
+  return f'{type(error).__name__}: {error}'
 
 
 def check(shots: int, limit: int) -> None:
@@ -120,10 +169,10 @@ def check(shots: int, limit: int) -> None:
     raise ConfigError(f'limit={limit} must be at least 1, or 0 for all questions.')
 
 
-def read(tasks, shots: int = -1, limit: int = 0) -> dict:
+def read(tasks: Iterable[Task], shots: int = -1, limit: int = 0) -> dict[Task, list[Question] | Failure]:
   """{Task: its [Question], or the Failure with which reading them ended}; `shots`, `limit`: see `items.questions`."""
   check(shots, limit)
-  questions_of = {}
+  questions_of: dict[Task, list[Question] | Failure] = {}
   for task in tasks:
     try:
       questions_of[task] = items.questions(task, shots, limit)
@@ -132,20 +181,27 @@ def read(tasks, shots: int = -1, limit: int = 0) -> dict:
   return questions_of
 
 
-def jobs(subject: Subject, questions_of: dict) -> dict[str, Callable]:
+def jobs(subject: Subject, questions_of: Mapping[Task, list[Question] | Failure]) -> dict[str, Job]:
   """{task's name: a function that returns ({name: {metric: value}}, notes)} of what `read` returned."""
-  return {task.name: functools.partial(_answered, subject, task, questions)
-          for task, questions in questions_of.items()}
+  job_of = {}
+  for task, questions in questions_of.items():
+    job_of[task.name] = functools.partial(_answered, subject, task, questions)
+  return job_of
 
 
-def _answered(subject, task, questions):
+def _answered(subject: Subject, task: Task, questions: list[Question] | Failure) -> tuple[Results, list[str]]:
   if isinstance(questions, Failure):
     raise questions
   values, notes = EVALUATORS[task.kind](subject, task, questions)
   return {task.name: values}, notes
 
 
-def attempt(jobs: dict[str, Callable], say=lambda _: None, done=lambda results: None) -> tuple[dict, dict]:
+def _ignore(value: Any) -> None:
+  """Where nobody is to hear of lines or results."""
+
+
+def attempt(jobs: Mapping[str, Job], say: Say = _ignore,
+            done: Callable[[Results], None] = _ignore) -> tuple[Results, dict[str, Exception]]:
   """Runs jobs one after the other, whether others fail or not.
 
   Args:
@@ -156,7 +212,8 @@ def attempt(jobs: dict[str, Callable], say=lambda _: None, done=lambda results: 
   Returns:
     {task: {metric: value}} of all that succeeded and {job: exception} of the others.
   """
-  results, errors = {}, {}
+  results: Results = {}
+  errors: dict[str, Exception] = {}
   for name, job in jobs.items():
     try:
       values_of, notes = job()
@@ -175,115 +232,169 @@ def attempt(jobs: dict[str, Callable], say=lambda _: None, done=lambda results: 
   return results, errors
 
 
-def finished(results: dict, errors: dict) -> dict:
+def finished(results: Results, errors: dict[str, Exception]) -> Results:
   """The results of `attempt`; its error if a single job was all there was, TasksFailed if some of several failed."""
   if not errors:
     return results
   first = next(iter(errors.values()))
-  raise first if len(errors) == 1 and not results else TasksFailed(errors, results) from first
+  if len(errors) == 1 and not results:
+    raise first
+  raise TasksFailed(errors, results) from first
 
 
-def evaluate(subject, tasks, shots=-1, limit=0, say=lambda _: None):
-  """{task: {metric: value}} of Tasks; `say` hears of each. `shots` and `limit`: see `items.questions`.
+def evaluate(subject: Subject, tasks: Iterable[Task], shots: int = -1, limit: int = 0, say: Say = _ignore) -> Results:
+  """{task: {metric: value}} of tasks.
 
   Every value is a mean over items, whose standard error is METRIC_stderr, but for perplexities, which are of all
   tokens, and bleu; `items` says how many there were, `cut` how many lost part of their question to the model's length.
-  A task that fails does not keep the others from being asked; then see `finished`.
+  A task that fails does not keep the others from being evaluated; then see `finished`.
+
+  Args:
+    subject: what is evaluated.
+    tasks: those to evaluate.
+    shots: see `items.questions`.
+    limit: see `items.questions`.
+    say: called with a line for each task.
   """
-  return finished(*attempt(jobs(subject, read(tasks, shots, limit)), say))
+  results, errors = attempt(jobs(subject, read(tasks, shots, limit)), say)
+  return finished(results, errors)
 
 
-def describe(values):
+def describe(values: Values) -> str:
   """The numbers of a task, for people."""
   shown = []
   for key, value in values.items():
-    if key.endswith('_stderr') or key == 'cut' and not value:
-      continue
-    error = values.get(f'{key}_stderr')
-    shown.append(f'{key} {value:,}' if isinstance(value, int) else
-                 f'{key} {value:.4g}' + (f' ± {error:.2g}' if error else ''))
+    is_stderr = key.endswith('_stderr')
+    nothing_cut = key == 'cut' and not value
+    if not is_stderr and not nothing_cut:
+      shown.append(f'{key} {_number(value, values.get(f"{key}_stderr"))}')
   return ', '.join(shown)
 
 
-def _means(**samples):
-  found = {}
+def _number(value: float, stderr: float | None) -> str:
+  if isinstance(value, int):
+    return f'{value:,}'
+  if not stderr:
+    return f'{value:.4g}'
+  return f'{value:.4g} ± {stderr:.2g}'
+
+
+def _means(samples: Mapping[str, Sequence[float]]) -> Values:
+  """The mean of each metric's values, and its standard error where there are several."""
+  means: Values = {}
   for name, values in samples.items():
-    found[name] = statistics.fmean(values)
+    means[name] = statistics.fmean(values)
     if len(values) > 1:
-      found[f'{name}_stderr'] = statistics.stdev(values) / math.sqrt(len(values))
-  return found
+      means[f'{name}_stderr'] = statistics.stdev(values) / math.sqrt(len(values))
+  return means
 
 
-def perplexity_of(logp, tokens, size):
+def perplexity_of(logp: float, tokens: int, size: int) -> Values:
   """nll (nats per token), perplexity and bits_per_byte of `tokens` tokens that stand for `size` bytes of text."""
   nll = -logp / max(1, tokens)
   return dict(nll=nll, perplexity=metrics.perplexity(nll), bits_per_byte=-logp / math.log(2) / max(1, size))
 
 
-def _perplexity(subject, task, questions):
+def _perplexity(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
   texts = [question.answers[0] for question in questions]
   scores = subject.scorer.score_text(texts)
   tokens = sum(s.tokens for s in scores)
   if not tokens:
     raise DataError(f'task {task.name}: none of its texts has a token, so they have no perplexity.')
-  values = perplexity_of(sum(s.logp for s in scores), tokens, sum(len(text.encode()) for text in texts))
-  return dict(values, tokens=tokens, items=len(texts)), []
+  logp = sum(s.logp for s in scores)
+  size = sum(len(text.encode()) for text in texts)
+  return dict(perplexity_of(logp, tokens, size), tokens=tokens, items=len(texts)), []
 
 
-def _choice(subject, task, questions):
+def _choice(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
   """accuracy: the likeliest choice is right; accuracy_norm: the likeliest per character of the choice."""
-  scores = subject.scorer.score_choices([list(zip(q.before, q.answers, q.after)) for q in questions])
-  plain, norm, cut = [], [], 0
-  for q, got in zip(questions, scores):
-    plain.append(_is_best(q.right, [s.logp for s in got]))
-    norm.append(_is_best(q.right, [s.logp / max(1, n) for s, n in zip(got, q.lengths)]))
-    cut += any(s.cut for s in got)
-  return dict(_means(accuracy=plain, accuracy_norm=norm), items=len(questions), cut=cut), []
+  groups = [list(zip(question.before, question.answers, question.after)) for question in questions]
+  plain = []
+  normalised = []
+  cut = 0
+  for question, scores in zip(questions, subject.scorer.score_choices(groups)):
+    logps = [s.logp for s in scores]
+    per_character = [logp / max(1, length) for logp, length in zip(logps, question.lengths)]
+    plain.append(_is_best(question.right, logps))
+    normalised.append(_is_best(question.right, per_character))
+    cut += any(s.cut for s in scores)
+  return dict(_means(dict(accuracy=plain, accuracy_norm=normalised)), items=len(questions), cut=cut), []
 
 
-def _is_best(right, values):
+def _is_best(right: int, values: Sequence[float]) -> float:
   """1.0 if the value at index `right` is the first of the largest, else 0.0. NaN is the smallest, and never right."""
   known = [-math.inf if math.isnan(value) else value for value in values]
-  return float(known[right] > -math.inf and known.index(max(known)) == right)
+  if known[right] == -math.inf:
+    return 0.0
+  return float(known.index(max(known)) == right)
 
 
-def _cloze(subject, task, questions):
-  scores = subject.scorer.score([(q.before[0], q.answers[0], q.after[0]) for q in questions])
-  logp, tokens = sum(s.logp for s in scores), sum(s.tokens for s in scores)
-  size = sum(len((q.answers[0] + q.after[0]).encode()) for q in questions)
-  return dict(_means(accuracy=[float(s.greedy) for s in scores]), **perplexity_of(logp, tokens, size),
-              items=len(questions), cut=sum(s.cut > 0 for s in scores)), []
+def _cloze(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
+  scores = subject.scorer.score([question.first for question in questions])
+  logp = sum(s.logp for s in scores)
+  tokens = sum(s.tokens for s in scores)
+  size = 0
+  for question in questions:
+    _, answer, after = question.first
+    size += len((answer + after).encode())
+  values = _means(dict(accuracy=[float(s.greedy) for s in scores]))
+  values.update(perplexity_of(logp, tokens, size))
+  values.update(items=len(questions), cut=sum(s.cut > 0 for s in scores))
+  return values, []
 
 
-def _generate(subject, task, questions):
-  asker, notes = subject.scorer.asker, []
-  if asker.manner in ('fill', 'fill_row'):
-    notes.append('a masked language model fills in as many tokens as the reference has')
-    blanks = [asker.blank(q.before[0], q.answers[0], q.after[0]) for q in questions]
-    filled = subject.fill([ids for ids, _ in blanks])
-    said = [subject.vocabulary.decode([ids[t] for t in at]) for ids, (_, at) in zip(filled, blanks)]
+def _generate(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
+  notes = []
+  if subject.scorer.asker.style.fills:
+    notes.append(FILLS)
+    texts = _filled_in(subject, questions)
   else:
-    said = subject.generate([asker.prompt(q.before[0], q.after[0], task.tokens) for q in questions], task.tokens,
-                            task.until)
-  said = [ended(re.sub('<extra_id_0>', '', text), task.until).strip() for text in said]
-  values, more = answers.judge(task.metrics, said, [q.references for q in questions])
-  samples = {k: v for k, v in values.items() if isinstance(v, list)}
-  whole = {k: v for k, v in values.items() if not isinstance(v, list)}
-  return dict(_means(**samples), **whole, items=len(questions)), notes + more
+    prompts = []
+    for question in questions:
+      before, _, after = question.first
+      prompts.append(subject.scorer.asker.prompt(before, after, task.tokens))
+    texts = subject.generate(prompts, task.tokens, task.until)
+  texts = [ended(text.replace(SENTINEL, ''), task.until).strip() for text in texts]
+  judged, more_notes = answers.judge(task.metrics, texts, [question.references for question in questions])
+  samples = {metric: values for metric, values in judged.items() if isinstance(values, list)}
+  values = _means(samples)
+  for metric, value in judged.items():
+    if not isinstance(value, list):
+      values[metric] = value
+  values['items'] = len(questions)
+  return values, notes + more_notes
 
 
-def ended(text, until):
+def _filled_in(subject: Subject, questions: list[Question]) -> list[str]:
+  """What a masked language model says in place of answers."""
+  blanks = [subject.scorer.asker.blank(*question.first) for question in questions]
+  filled = subject.fill([ids for ids, _ in blanks])
+  texts = []
+  for ids, (_, masked) in zip(filled, blanks):
+    texts.append(subject.vocabulary.decode([ids[position] for position in masked]))
+  return texts
+
+
+def ended(text: str, until: Iterable[str]) -> str:
   """A text up to the first of the texts `until`."""
-  return text[:min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text))]
+  end = len(text)
+  for stop in until:
+    position = text.find(stop)
+    if stop and position >= 0:
+      end = min(end, position)
+  return text[:end]
 
 
-EVALUATORS = dict(perplexity=_perplexity, choice=_choice, cloze=_cloze, generate=_generate)
+EVALUATORS: dict[str, Callable[[Subject, Task, list[Question]], Evaluated]] = dict(
+    perplexity=_perplexity, choice=_choice, cloze=_cloze, generate=_generate)
 
 
-def chosen(names):
-  """[Task] of names and paths; all that are built in when there are none. ConfigError for an unknown one."""
+def chosen(names: Sequence[str]) -> list[Task]:
+  """Tasks of names and paths; all that are built in when there are none. ConfigError for an unknown one."""
   tasks = [task_lib.find(name) for name in names or task_lib.built_in()]
-  twice = [task.name for i, task in enumerate(tasks) if task.name in [other.name for other in tasks[:i]]]
-  if twice:
-    raise ConfigError(f'task {twice[0]!r} is named twice. Rename one of the files.')
+  task_names = set()
+  for task in tasks:
+    if task.name in task_names:
+      raise ConfigError(f'task {task.name!r} is named twice. Rename one of the files.')
+    task_names.add(task.name)
   return tasks

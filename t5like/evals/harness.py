@@ -13,11 +13,16 @@ token first. For models of other objectives the harness has no way of its own, a
 import collections
 import functools
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from t5like import choices
+from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
-from t5like.evals import ask
-from t5like.evals.evaluate import attempt, ended, finished
+from t5like.evals import evaluate as evals
+from t5like.evals.ask import Asker
+from t5like.evals.manners import Ids, Row
+from t5like.evals.score import Score
 from t5like.nearest import suggestion
 
 # Names of one limit, of which the first counts.
@@ -27,49 +32,66 @@ USUAL_TOKENS = 256
 WITHOUT_EFFECT = ('until', 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p', 'seed', *TOKENS)
 NEUTRAL = dict(num_beams=1, repetition_penalty=1.0, num_return_sequences=1, no_repeat_ngram_size=0, length_penalty=1.0)
 MARKS = re.compile(r'<extra_id_\d+>')
+STREAM = 'stream'  # the style in which prompts are only their ids
+
+Request = Any  # an lm_eval.api.instance.Instance, which is only imported where a task of the harness is evaluated
 
 
 class Continuing:
-  """How the harness's backend asks a decoder: a text is what its tokenizer makes of it, BOS included if it puts one."""
+  """How the harness's backend asks a decoder: a text is what its tokenizer makes of it, BOS included if it puts one.
+
+  Attributes:
+    room: the longest row, in tokens.
+    begin: ids that every text begins with.
+    end: ids that every text ends with.
+    makes_text: whether its generated text is compared.
+  """
   makes_text = True
 
-  def __init__(self, asker, config):
-    self.asker, self.vocabulary = asker, asker.vocabulary
-    learned = choices.POSITIONS[config.model.position].learned
-    self.room = config.model.max_positions if learned else config.data.seq_len  # as an exported config.json says
-    self.begin = [self.vocabulary.bos_id] if asker.manner == 'document' else []
-    self.end = list(self.vocabulary.after)  # some tokenizers end texts too
+  def __init__(self, asker: Asker, config: Config):
+    self.vocabulary = asker.vocabulary
+    self.room: int = config.data.seq_len
+    if choices.POSITIONS[config.model.position].learned:
+      self.room = config.model.max_positions  # as an exported config.json says
+    self.begin: Ids = []
+    if asker.style.begins and self.vocabulary.bos_id is not None:
+      self.begin = [self.vocabulary.bos_id]
+    self.end: Ids = list(self.vocabulary.after)  # some tokenizers end texts too
 
   @property
-  def prefix(self):
+  def prefix(self) -> Ids:
     """What stands before a text that nothing stands before."""
-    if not self.begin and self.vocabulary.begin_id is None:
+    if self.begin:
+      return self.begin
+    if self.vocabulary.begin_id is None:
       raise ConfigError('this model knows no beginning of documents (vocabulary.specials=False), so the harness cannot '
                         'ask it for the first token of a text.')
-    return self.begin or [self.vocabulary.begin_id]
+    return [self.vocabulary.begin_id]
 
-  def encode(self, text):
+  def encode(self, text: str) -> Ids:
+    """The ids of a text, with those that begin and end all texts."""
     return [*self.begin, *self.vocabulary.encode(text), *self.end]
 
-  def pair(self, context, continuation):
+  def pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
     """(ids of the context, ids of the continuation), cut as the harness does."""
     if not context:
       return self.prefix, list(self.vocabulary.encode(continuation))
     stripped = context.rstrip()
-    continuation = context[len(stripped):] + continuation
-    return self._apart(stripped, continuation)
+    spaces = context[len(stripped):]
+    return self._apart(stripped, spaces + continuation)
 
-  def _apart(self, context, continuation):
+  def _apart(self, context: str, continuation: str) -> tuple[Ids, Ids]:
     context_ids = self.encode(context)
     whole = self.encode(context + continuation)
     return context_ids or self.prefix, whole[len(context_ids):]
 
-  def row(self, context, continuation):
-    """The row that asks for the continuation, both ids."""
+  def row(self, context: Ids, continuation: Ids) -> Row:
+    """The row that asks for the continuation."""
     ids = [*context, *continuation]
     cut = max(0, len(ids) - self.room - 1)
     inputs = ids[cut:-1]
-    return ask.Row(inputs, list(range(len(inputs) - len(continuation), len(inputs))), continuation, cut=cut)
+    predict = list(range(len(inputs) - len(continuation), len(inputs)))
+    return Row(inputs, predict, continuation, cut=cut)
 
 
 class Answering(Continuing):
@@ -80,46 +102,55 @@ class Answering(Continuing):
   """
   makes_text = False
 
-  def __init__(self, asker, config):
+  def __init__(self, asker: Asker, config: Config):
     super().__init__(asker, config)
     self.room = config.data.seq_len
-    self.begin, self.end = [], asker.ends
+    self.begin = []
+    self.end = asker.ends
 
-  def _apart(self, context, continuation):
+  def _apart(self, context: str, continuation: str) -> tuple[Ids, Ids]:
     return self.encode(context), list(self.vocabulary.encode(continuation))
 
-  def row(self, context, continuation):
-    inputs = [self.vocabulary.start_id, *continuation[:-1]]
-    return ask.Row(inputs, list(range(len(inputs))), continuation, encoder=context[-self.room:],
-                   cut=max(0, len(context) - self.room))
+  def row(self, context: Ids, continuation: Ids) -> Row:
+    inputs: Any = [self.vocabulary.start_id, *continuation[:-1]]
+    cut = max(0, len(context) - self.room)
+    return Row(inputs, list(range(len(inputs))), continuation, encoder=context[-self.room:], cut=cut)
 
 
-def way_of(subject):
+def way_of(subject: evals.Subject) -> Continuing | None:
   """How the harness itself would ask an exported model; None for models that it has no way to ask."""
   asker = subject.scorer.asker
-  if asker.manner in ('document', 'stream'):
+  if asker.style.slides:
     return Continuing(asker, subject.config)
-  if asker.style == 'encoder' and asker.is_given:
+  if asker.style.in_encoder and asker.is_given:
     return Answering(asker, subject.config)
   return None
 
 
-def _texts(request, count):
+def _texts(request: Request, count: int) -> tuple[str, ...]:
   """The first arguments of a request, texts that can be encoded."""
-  for text in request.args[:count]:
+  texts = request.args[:count]
+  for text in texts:
     try:
       text.encode()
     except UnicodeEncodeError as error:
       raise DataError(f'{_name(request)}: a text holds {text[error.start]!r}, half of a surrogate pair, which is no '
                       'character.') from error
-  return request.args[:count]
+  return texts
 
 
-def _name(request):
-  return f'harness:{getattr(request, "task_name", None) or "request"}'
+def _text(request: Request) -> str:
+  """The first argument of a request."""
+  (text,) = _texts(request, 1)
+  return text
 
 
-def pair_row(way, request):
+def _name(request: Request) -> str:
+  task = getattr(request, 'task_name', None) or 'request'
+  return f'harness:{task}'
+
+
+def pair_row(way: Continuing, request: Request) -> Row:
   """The row of a request for the log-likelihood of a continuation."""
   context, continuation = _texts(request, 2)
   context_ids, continuation_ids = way.pair(context, continuation)
@@ -133,58 +164,86 @@ def pair_row(way, request):
   return way.row(context_ids, continuation_ids)
 
 
-def window_rows(way, request):
+def window_rows(way: Continuing, request: Request) -> list[Row]:
   """The rows of a request for the log-likelihood of a whole text."""
   from lm_eval import utils
-  (text,) = _texts(request, 1)
-  windows = utils.get_rolling_token_windows(way.encode(text), way.prefix[0], way.room, 1)
-  return [way.row(*utils.make_disjoint_window(window)) for window in windows]
+  ids = way.encode(_text(request))
+  rows = []
+  for window in utils.get_rolling_token_windows(ids, way.prefix[0], way.room, 1):
+    context, continuation = utils.make_disjoint_window(window)
+    rows.append(way.row(context, continuation))
+  return rows
 
 
-def greedy_limits(request):
+def greedy_limits(request: Request) -> tuple[int, tuple[str, ...]]:
   """(tokens, until) of a request for text. ConfigError unless it is plain greedy text that is asked for."""
-  how = dict(request.args[1])
-  temperature = float(how.get('temperature') or 0.0)
-  sampled = how.get('do_sample', temperature > 0)
-  if sampled and (temperature > 0 or 'temperature' not in how):
+  options = dict(request.args[1])
+  if _is_sampled(options):
     raise ConfigError(f'--tasks={_name(request)}: asks for sampled text, and only greedy text is compared here. Set '
                       'do_sample: false in its generation_kwargs.')
-  for key, value in how.items():
-    if key not in WITHOUT_EFFECT and (key not in NEUTRAL or value != NEUTRAL[key]):
+  for key, value in options.items():
+    if not _is_greedy(key, value):
       raise ConfigError(f'--tasks={_name(request)}: its generation_kwargs have {key}={value!r}, and only greedy text '
                         f'is made here. Take {key} out.')
-  limits = [how[key] for key in TOKENS if how.get(key) is not None]
-  tokens = int(limits[0]) if limits else USUAL_TOKENS
+  tokens = _most_tokens(options)
   if tokens < 1:
     raise ConfigError(f'--tasks={_name(request)}: asks for {tokens} tokens; that must be at least 1.')
-  until = how.get('until') or []
-  return tokens, tuple([until] if isinstance(until, str) else until)
+  until = options.get('until') or []
+  if isinstance(until, str):
+    until = [until]
+  return tokens, tuple(until)
 
 
-class Text:
-  """Greedy text for requests of a model: as the harness's backend has it where it can, else as our own tasks.
+def _is_sampled(options: dict[str, Any]) -> bool:
+  """Whether generation_kwargs ask for text that is not greedy."""
+  temperature = float(options.get('temperature') or 0.0)
+  if not options.get('do_sample', temperature > 0):
+    return False
+  return temperature > 0 or 'temperature' not in options
 
-  say: called with a line where a request asks for more tokens than a row has.
-  """
 
-  def __init__(self, subject, say):
-    self.subject, self.say = subject, say
+def _is_greedy(key: str, value: Any) -> bool:
+  """Whether an option leaves greedy text as it is."""
+  if key in WITHOUT_EFFECT:
+    return True
+  return key in NEUTRAL and value == NEUTRAL[key]
+
+
+def _most_tokens(options: dict[str, Any]) -> int:
+  for key in TOKENS:
+    if options.get(key) is not None:
+      return int(options[key])
+  return USUAL_TOKENS
+
+
+class TextMaker:
+  """Greedy text for requests of a model: as the harness's backend has it where it can, else as our own tasks."""
+
+  def __init__(self, subject: evals.Subject, say: Callable[[str], Any]):
+    """`say`: called with a line where a request asks for more tokens than a row has."""
+    self.subject = subject
+    self.say = say
     self.asker = subject.scorer.asker
     self.way = way_of(subject)
 
-  def of(self, requests):
-    """([text], [tokens that were cut off the prompt])."""
-    texts, cuts, groups = [''] * len(requests), [0] * len(requests), collections.defaultdict(list)
-    for i, request in enumerate(requests):
-      _texts(request, 1)
-      groups[greedy_limits(request)].append(i)
+  def texts(self, requests: Sequence[Request]) -> tuple[list[str], list[int]]:
+    """(texts, tokens that were cut off each prompt)."""
+    texts = [''] * len(requests)
+    cuts = [0] * len(requests)
+    groups = collections.defaultdict(list)
+    for number, request in enumerate(requests):
+      _text(request)
+      groups[greedy_limits(request)].append(number)
     for (tokens, until), members in groups.items():
-      for i, text, cut in zip(members, *self._group([requests[i].args[0] for i in members], tokens, until)):
-        texts[i] = ended(MARKS.sub('', text), until)
-        cuts[i] = cut
+      prompts = [_text(requests[number]) for number in members]
+      group_texts, group_cuts = self._group(prompts, tokens, until)
+      for number, text, cut in zip(members, group_texts, group_cuts):
+        texts[number] = evals.ended(MARKS.sub('', text), until)
+        cuts[number] = cut
     return texts, cuts
 
-  def _group(self, prompts, tokens, until):
+  def _group(self, prompts: list[str], tokens: int, until: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """(texts, tokens cut off) of prompts that share their limits."""
     way = self.way
     if way is None or not way.makes_text:
       return self._as_ours(prompts, tokens, until)
@@ -192,66 +251,84 @@ class Text:
       self.say(f'{tokens:,} tokens of text are asked for and this model reads {way.room:,}, which the harness does not '
                f'allow; here they are at most {way.room // 2:,}.')
       return self._as_ours(prompts, way.room // 2, until)
-    whole = [way.encode(prompt) or way.prefix for prompt in prompts]
+    wholes = [way.encode(prompt) or way.prefix for prompt in prompts]
     most = way.room - tokens
+    rows = [ids[-most:] for ids in wholes]
     ends = tuple(way.vocabulary.pieces(self.asker.ends))
-    texts = self.subject.generate([ids[-most:] for ids in whole], tokens, (*until, *ends), 'stream', way.room)
-    return [ended(text, ends) for text in texts], [max(0, len(ids) - most) for ids in whole]
+    texts = self.subject.generate(rows, tokens, (*until, *ends), STREAM, way.room)
+    cuts = [max(0, len(ids) - most) for ids in wholes]
+    return [evals.ended(text, ends) for text in texts], cuts
 
-  def _as_ours(self, prompts, tokens, until):
-    ids = [self.asker.prompt(prompt, '', tokens) for prompt in prompts]
-    lengths = [len(self.asker.mode) + self.asker.marks + len(self.asker.vocabulary.encode(prompt))
-               for prompt in prompts]
-    return self.subject.generate(ids, tokens, until), [max(0, n - len(one)) for n, one in zip(lengths, ids)]
+  def _as_ours(self, prompts: list[str], tokens: int, until: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    rows = [self.asker.prompt(prompt, '', tokens) for prompt in prompts]
+    cuts = list(map(self.asker.cut_of_prompt, prompts, rows))
+    return self.subject.generate(rows, tokens, until), cuts
 
 
-def language_model(subject, say=lambda _: None):
-  """An lm_eval LM that asks an `evaluate.Subject`.
+def _ignore(line: str) -> None:
+  """Where nobody is to hear of lines."""
+
+
+def language_model(subject: evals.Subject, say: Callable[[str], Any] = _ignore) -> Any:
+  """An lm_eval.api.model.LM that asks a subject.
 
   Its `cut` is {task: the set of the documents that lost the beginning of a prompt}.
   """
   from lm_eval.api.model import LM
-  scorer, way, text = subject.scorer, way_of(subject), Text(subject, say)
+  scorer = subject.scorer
+  way = way_of(subject)
+  maker = TextMaker(subject, say)
 
-  class Ours(LM):
+  def rows_of_pair(request: Request) -> list[Row]:
+    if way is not None:
+      return [pair_row(way, request)]
+    context, continuation = _texts(request, 2)
+    return scorer.asker.rows(context, continuation)
 
-    def __init__(self):
+  class SubjectModel(LM):
+    """The subject, as the harness sees it."""
+
+    def __init__(self) -> None:
       super().__init__()
-      self.cut = collections.defaultdict(set)
+      self.cut: dict[str | None, set[int | None]] = collections.defaultdict(set)
 
-    def _note(self, requests, cuts):
+    def _note(self, requests: Iterable[Request], cuts: Iterable[int]) -> None:
       for request, cut in zip(requests, cuts):
         if cut:
-          self.cut[getattr(request, 'task_name', None)].add(getattr(request, 'doc_id', None))
+          task = getattr(request, 'task_name', None)
+          self.cut[task].add(getattr(request, 'doc_id', None))
 
-    def loglikelihood(self, requests, disable_tqdm=False):
-      """[(log-likelihood of the continuation, whether it is greedy)] of requests (context, continuation)."""
-      rows = [[pair_row(way, request)] if way else scorer.asker.rows(*_texts(request, 2)) for request in requests]
-      scores = scorer.score_rows(rows)
+    def loglikelihood(self, requests: list[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+      """(log-likelihood of the continuation, whether it is greedy) of requests (context, continuation)."""
+      scores = scorer.score_rows(list(map(rows_of_pair, requests)))
       self._note(requests, [score.cut for score in scores])
       return [(score.logp, score.greedy) for score in scores]
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
-      """[log-likelihood] of whole texts."""
-      if not way:
-        return [score.logp for score in scorer.score_text([_texts(request, 1)[0] for request in requests])]
-      return [score.logp for score in scorer.score_rows([window_rows(way, request) for request in requests])]
+    def loglikelihood_rolling(self, requests: list[Request], disable_tqdm: bool = False) -> list[float]:
+      """Log-likelihoods of whole texts."""
+      scores: list[Score]
+      if way is None:
+        scores = scorer.score_text(list(map(_text, requests)))
+      else:
+        scores = scorer.score_rows([window_rows(way, request) for request in requests])
+      return [score.logp for score in scores]
 
-    def generate_until(self, requests, disable_tqdm=False):
-      """[text], greedily, each up to the first of its `until`."""
-      texts, cuts = text.of(requests)
+    def generate_until(self, requests: list[Request], disable_tqdm: bool = False) -> list[str]:
+      """Greedy texts, each up to the first of its `until`."""
+      texts, cuts = maker.texts(requests)
       self._note(requests, cuts)
       return texts
-  return Ours()
+
+  return SubjectModel()
 
 
 @functools.lru_cache(4)
-def _manager(path):
+def _manager(path: str | None) -> Any:
   from lm_eval.tasks import TaskManager
   return TaskManager(include_path=path)
 
 
-def check(names, path=None):
+def check(names: Iterable[str], path: str | None = None) -> None:
   """Refuses tasks that the harness does not have, those in the folder `path` included. ConfigError."""
   try:
     import lm_eval  # noqa: F401 (is it there?)
@@ -265,32 +342,51 @@ def check(names, path=None):
                         'task files.')
 
 
-def jobs(subject, names, path=None, shots=-1, limit=0):
+def jobs(subject: evals.Subject, names: Iterable[str], path: str | None = None, shots: int = -1,
+         limit: int = 0) -> dict[str, evals.Job]:
   """{'harness:TASK': function that returns ({'harness:TASK': {metric: value}}, notes)}, see `evaluate.attempt`."""
   check(names, path)
-  return {f'harness:{name}': functools.partial(_run, subject, name, path, shots, limit) for name in names}
+  job_of = {}
+  for name in names:
+    job_of[f'harness:{name}'] = functools.partial(_run, subject, name, path, shots, limit)
+  return job_of
 
 
-def _run(subject, name, path, shots, limit):
-  import lm_eval
-  notes = []
+def _run(subject: evals.Subject, name: str, path: str | None, shots: int,
+         limit: int) -> tuple[evals.Results, list[str]]:
+  from lm_eval import evaluator
+  notes: list[str] = []
   model = language_model(subject, notes.append)
-  results = lm_eval.simple_evaluate(
-      model, tasks=[name], num_fewshot=None if shots < 0 else shots, limit=limit or None, task_manager=_manager(path),
+  num_fewshot = None if shots < 0 else shots
+  results: Any = evaluator.simple_evaluate(
+      model, tasks=[name], num_fewshot=num_fewshot, limit=limit or None, task_manager=_manager(path),
       bootstrap_iters=0, log_samples=False)
   values_of = {}
   for task, values in results['results'].items():
-    # 'acc,none' is a metric and a filter; what is no number is a name or a missing standard error.
-    numbers = {key.removesuffix(',none'): float(value) for key, value in values.items() if isinstance(value, float)}
+    numbers = _numbers(values)
     if task in results['n-samples']:
       numbers.update(items=results['n-samples'][task]['effective'], cut=len(model.cut[task]))
     values_of[f'harness:{task}'] = numbers
   return values_of, list(dict.fromkeys(notes))
 
 
-def evaluate(subject, names, path=None, shots=-1, limit=0, say=lambda _: None):
+def _numbers(values: dict[str, Any]) -> evals.Values:
+  """The numbers of a task: {'acc': 0.5} of {'acc,none': 0.5}, a metric and a filter.
+
+  What is no number is a name or a missing standard error.
+  """
+  numbers: evals.Values = {}
+  for key, value in values.items():
+    if isinstance(value, float):
+      numbers[key.removesuffix(',none')] = float(value)
+  return numbers
+
+
+def evaluate(subject: evals.Subject, names: Iterable[str], path: str | None = None, shots: int = -1, limit: int = 0,
+             say: Callable[[str], Any] = _ignore) -> evals.Results:
   """{'harness:TASK': {metric: value}} of tasks of the harness, those in the folder `path` included.
 
   `cut` says how many documents lost the beginning of a prompt to the model's length.
   """
-  return finished(*attempt(jobs(subject, names, path, shots, limit), say))
+  results, errors = evals.attempt(jobs(subject, names, path, shots, limit), say)
+  return evals.finished(results, errors)

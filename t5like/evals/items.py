@@ -2,9 +2,11 @@
 import dataclasses
 import pathlib
 import string
+from typing import Any
 
 from t5like.config import templates
 from t5like.config.rules import SOURCES
+from t5like.config.task_files import Task
 from t5like.config.values import base
 from t5like.errors import ConfigError, DataError
 from t5like.files import schema
@@ -14,22 +16,37 @@ from t5like.sources import registry
 OBJECTS = 'Each line must hold a JSON object with the fields of an item.'
 LINES = schema.Limits(unique=False, constants=True)
 MOST = schema.Limits(size=1 << 30)
+Item = dict[str, Any]  # {field: plain value}
+Texts = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What is asked of one item. Texts: before and after the answer; answers: those to choose from or, else, the
-  right one only; right: its number, or -1; lengths: characters of each choice, for normalising; references: texts."""
-  before: tuple
-  answers: tuple
-  after: tuple
+  """What is asked of one item.
+
+  Attributes:
+    before: texts before each answer.
+    answers: those to choose from or, else, the right one only.
+    after: texts after each answer.
+    right: number of the right answer.
+    lengths: characters of each choice, for normalising.
+    references: texts that generated ones are compared with.
+  """
+  before: Texts
+  answers: Texts
+  after: Texts
   right: int = 0
-  lengths: tuple = ()
-  references: tuple = ()
+  lengths: tuple[int, ...] = ()
+  references: Texts = ()
+
+  @property
+  def first(self) -> tuple[str, str, str]:
+    """(before, answer, after) of a question that is no choice."""
+    return self.before[0], self.answers[0], self.after[0]
 
 
-def records(task):
-  """The items of a task, [dict]. DataError when they are not there."""
+def records(task: Task) -> list[Item]:
+  """The items of a task. DataError when they are not there."""
   name = task.items or f'{task.name}.jsonl'
   if name.partition(':')[0] in SOURCES:
     return _of_source(task, name)
@@ -46,71 +63,144 @@ def records(task):
   return values
 
 
-def _of_source(task, name):
-  config = base()
+def _of_source(task: Task, name: str) -> list[Item]:
+  """The items of a data.source."""
+  config: Any = base()
   config.data.update(source=name, split=task.split, validation_fraction=task.held_out)
-  found = []
+  items = []
   for record, where in registry.open_source(config).documents():
     if isinstance(record, DataError):
       raise record
     if not task.held_out or _is_held_out(task, record, where, config):
-      found.append(record)
-  if not found:
+      items.append(record)
+  if not items:
     raise DataError(f'task {task.name}: none of the items of {name} is held out. Raise held_out={task.held_out}.')
-  return found
+  return items
 
 
-def _is_held_out(task, record, where, config):
+def _is_held_out(task: Task, record: Item, where: str, config: Any) -> bool:
   """Whether training with data.inputs=`before` and data.targets=`answer` leaves an item to validation."""
   if task.kind == 'perplexity':
-    texts = (templates.fill('text', task.text, record, where),)
+    texts: Texts = (templates.fill('text', task.text, record, where),)
   else:
     question = _question(task, record, where)
     texts = question.before[question.right], question.answers[question.right]
-  return examples.split_example(texts, '', config)[0][0] == 'validation'
+  split, *_ = examples.split_example(texts, '', config)[0]
+  return split == 'validation'
 
 
-def questions(task, shots=-1, limit=0):
-  """[Question] of a task: of all its items, or of the first `limit`; shots -1: as many as the task says."""
+def questions(task: Task, shots: int = -1, limit: int = 0) -> list[Question]:
+  """The questions of a task.
+
+  Args:
+    task: the task.
+    shots: worked examples before each question; -1: as many as the task says.
+    limit: of questions; 0: all items.
+
+  Raises:
+    ConfigError: the task does not hold back that many examples.
+    DataError: its items are missing, or are not what its templates need.
+  """
   items = records(task)
   if task.kind == 'perplexity':
-    return [Question(('',), (templates.fill('text', task.text, item, _where(task, i)),), ('',))
-            for i, item in enumerate(items[:limit or None])]
-  shots, held = task.shots if shots < 0 else shots, min(task.reserved, len(items) - 1)
+    return [_text_alone(task, number, item) for number, item in enumerate(items[:limit or None])]
+  if shots < 0:
+    shots = task.shots
+  held = min(task.reserved, len(items) - 1)
   if shots > held:
     raise ConfigError(f'--shots={shots}: the task {task.name} holds {held} items back for examples (`reserved`). Use '
                       'at most that.')
-  asked = list(enumerate(items))
-  made = [_question(task, item, _where(task, i)) for i, item in asked[:shots] + asked[held:][:limit or None]]
-  start = (task.description + task.separator if task.description else '') + ''.join(
-      q.before[q.right] + q.answers[q.right] + q.after[q.right] + task.separator for q in made[:shots])
-  return [dataclasses.replace(q, before=tuple(start + text for text in q.before)) for q in made[shots:]]
+  numbered = list(enumerate(items))
+  worked = [_question(task, item, _where(task, number)) for number, item in numbered[:shots]]
+  start = _demonstrations(task, worked)
+  asked = []
+  for number, item in numbered[held:][:limit or None]:
+    question = _question(task, item, _where(task, number))
+    before = tuple(start + text for text in question.before)
+    asked.append(dataclasses.replace(question, before=before))
+  return asked
 
 
-def _where(task, i):
-  return f'task {task.name}, item {i + 1}'
+def _text_alone(task: Task, number: int, item: Item) -> Question:
+  text = templates.fill('text', task.text, item, _where(task, number))
+  return Question(('',), (text,), ('',))
 
 
-def _question(task, item, where):
-  fill = lambda key, record: templates.fill(key, getattr(task, key), record, where)
-  if task.kind != 'choice':
-    texts = [(fill(key, item),) for key in ('before', 'answer', 'after')]
-    named = item.get(task.references) if task.references else None
-    if task.references and not (isinstance(named, (str, list)) and named):
-      raise DataError(f'{where}: the field references={schema.show(task.references)} must hold a text or a list of '
-                      'texts.')
-    references = texts[1] if named is None else (named,) if isinstance(named, str) else tuple(map(str, named))
-    return Question(*texts, references=tuple(text.strip() for text in references))
-  listed = isinstance(task.choices, tuple)
-  choices, right = list(task.choices) if listed else item.get(task.choices), item.get(task.label)
+def _demonstrations(task: Task, worked: list[Question]) -> str:
+  """What stands before each question: the task's description and questions with their right answers."""
+  text = ''
+  if task.description:
+    text = task.description + task.separator
+  for question in worked:
+    right = question.right
+    text += question.before[right] + question.answers[right] + question.after[right] + task.separator
+  return text
+
+
+def _where(task: Task, number: int) -> str:
+  return f'task {task.name}, item {number + 1}'
+
+
+def _question(task: Task, item: Item, where: str) -> Question:
+  if task.kind == 'choice':
+    return _choice(task, item, where)
+  before, answer, after = _filled(task, item, where)
+  references = [reference.strip() for reference in _references(task, item, answer, where)]
+  return Question((before,), (answer,), (after,), references=tuple(references))
+
+
+def _filled(task: Task, item: Item, where: str) -> tuple[str, str, str]:
+  """(before, answer, after) of an item."""
+  return (
+      templates.fill('before', task.before, item, where),
+      templates.fill('answer', task.answer, item, where),
+      templates.fill('after', task.after, item, where))
+
+
+def _references(task: Task, item: Item, answer: str, where: str) -> list[str]:
+  """What generated texts are compared with: the field `references`, the answer where the task names none."""
+  if not task.references:
+    return [answer]
+  named = item.get(task.references)
+  if isinstance(named, str) and named:
+    return [named]
+  if isinstance(named, list) and named:
+    return list(map(str, named))
+  raise DataError(f'{where}: the field references={schema.show(task.references)} must hold a text or a list of '
+                  'texts.')
+
+
+def _choice(task: Task, item: Item, where: str) -> Question:
+  choices = _choices(task, item, where)
+  right = _right(task, item, choices, where)
+  filled = [_filled(task, dict(item, choice=choice), where) for choice in choices]
+  before, answers, after = zip(*filled)
+  lengths = [len(str(choice)) for choice in choices]
+  return Question(before, answers, after, right=right, lengths=tuple(lengths))
+
+
+def _choices(task: Task, item: Item, where: str) -> list[Any]:
+  """What a question lets choose from: what the task lists, or the field that it names."""
+  if isinstance(task.choices, tuple):
+    choices: Any = list(task.choices)
+  else:
+    choices = item.get(task.choices)
   if not isinstance(choices, list) or len(choices) < 2:
     raise DataError(f'{where}: the field choices={schema.show(task.choices)} must hold a list of at least two texts.')
-  if isinstance(right, str) and right in choices:
-    right = choices.index(right)
-  elif isinstance(right, str) and right in string.ascii_uppercase[:len(choices)]:
-    right = string.ascii_uppercase.index(right)
+  return choices
+
+
+def _right(task: Task, item: Item, choices: list[Any], where: str) -> int:
+  """The number of the right choice, which an item gives as its number, text or letter."""
+  label = item.get(task.label)
+  right = label
+  if isinstance(label, str):
+    letters = list(string.ascii_uppercase[:len(choices)])
+    if label in choices:
+      right = choices.index(label)
+    elif label in letters:
+      right = letters.index(label)
   if not isinstance(right, int) or not 0 <= right < len(choices):
-    raise DataError(f'{where}: the field label={schema.show(task.label)} holds {schema.show(right)}; it '
+    raise DataError(f'{where}: the field label={schema.show(task.label)} holds {schema.show(label)}; it '
                     f'must be the number of the right choice, 0 to {len(choices) - 1}, its letter or its text.')
-  filled = [[fill(key, dict(item, choice=choice)) for key in ('before', 'answer', 'after')] for choice in choices]
-  return Question(*map(tuple, zip(*filled)), right=right, lengths=tuple(len(str(choice)) for choice in choices))
+  return right

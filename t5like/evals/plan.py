@@ -1,40 +1,61 @@
 """From the names on a command line to results: all that can be known without a model is found out before one is loaded.
 
-    asked = plan.make(['agreement', 'my/task.json', 'harness:lambada_openai'], shots=4)
-    results, errors = asked.run(subject)
+    planned = plan.make(['agreement', 'my/task.json', 'harness:lambada_openai'], shots=4)
+    results, errors = planned.run(subject)
 """
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from t5like.config.task_files import Task
 from t5like.errors import Failure
 from t5like.evals import evaluate, harness
+from t5like.evals.items import Question
 
 HARNESS = 'harness:'
 
 
+def _ignore(value: Any) -> None:
+  """Where nobody is to hear of lines or results."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """questions_of: as `evaluate.read` returns; theirs: names of tasks of lm-evaluation-harness."""
-  questions_of: dict
-  theirs: tuple[str, ...]
+  """What is to be evaluated.
+
+  Attributes:
+    questions_of: as `evaluate.read` returns.
+    harness_tasks: names of tasks of lm-evaluation-harness.
+    shots: worked examples before each question; -1: as many as each task says.
+    limit: of questions of each task; 0: all.
+    harness_path: a folder with more tasks of the harness.
+  """
+  questions_of: dict[Task, list[Question] | Failure]
+  harness_tasks: tuple[str, ...]
   shots: int
   limit: int
   harness_path: str | None
 
   @property
   def problems(self) -> dict[str, Failure]:
-    """{task: why it cannot be asked}, as far as is known before a model is there."""
-    return {task.name: questions for task, questions in self.questions_of.items() if isinstance(questions, Failure)}
+    """{task: why it cannot be evaluated}, as far as is known before a model is there."""
+    problems = {}
+    for task, questions in self.questions_of.items():
+      if isinstance(questions, Failure):
+        problems[task.name] = questions
+    return problems
 
   @property
   def hopeless(self) -> bool:
-    return not self.theirs and len(self.problems) == len(self.questions_of)
+    """Whether no task can be evaluated."""
+    return not self.harness_tasks and len(self.problems) == len(self.questions_of)
 
-  def run(self, subject, say: Callable = lambda _: None, done: Callable = lambda results: None) -> tuple[dict, dict]:
+  def run(self, subject: evaluate.Subject, say: Callable[[str], Any] = _ignore,
+          done: Callable[[evaluate.Results], Any] = _ignore) -> tuple[evaluate.Results, dict[str, Exception]]:
     """(results, errors): see `evaluate.attempt`."""
     jobs = evaluate.jobs(subject, self.questions_of)
-    if self.theirs:
-      jobs.update(harness.jobs(subject, self.theirs, self.harness_path, self.shots, self.limit))
+    if self.harness_tasks:
+      jobs.update(harness.jobs(subject, self.harness_tasks, self.harness_path, self.shots, self.limit))
     return evaluate.attempt(jobs, say, done)
 
 
@@ -45,9 +66,17 @@ def make(names: Sequence[str] = (), shots: int = -1, limit: int = 0, harness_pat
     ConfigError: a task does not exist, is named twice or needs a package that is missing; shots or limit out of range.
   """
   evaluate.check(shots, limit)
-  theirs = tuple(dict.fromkeys(name.removeprefix(HARNESS) for name in names if name.startswith(HARNESS)))
-  ours = [name for name in names if not name.startswith(HARNESS)]
-  tasks = evaluate.chosen(ours) if ours or not names else []
-  if theirs:
-    harness.check(theirs, harness_path)
-  return Plan(evaluate.read(tasks, shots, limit), theirs, shots, limit, harness_path)
+  of_harness = []
+  others = []
+  for name in names:
+    if name.startswith(HARNESS):
+      of_harness.append(name.removeprefix(HARNESS))
+    else:
+      others.append(name)
+  tasks: list[Task] = []
+  if others or not names:
+    tasks = evaluate.chosen(others)
+  harness_tasks = tuple(dict.fromkeys(of_harness))
+  if harness_tasks:
+    harness.check(harness_tasks, harness_path)
+  return Plan(evaluate.read(tasks, shots, limit), harness_tasks, shots, limit, harness_path)

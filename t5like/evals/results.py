@@ -10,7 +10,8 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -19,23 +20,34 @@ from t5like.files import schema
 from t5like.storage import workdir
 
 KEYS = ('step', 'shots', 'limit')
-ENTRY = schema.Object(dict(step=schema.Whole(), shots=schema.Whole(-1), limit=schema.Whole(),
-                           tasks=schema.Object(rest=schema.Object())), needs=(*KEYS, 'tasks'))
+ENTRY = schema.Object(
+    dict(
+        step=schema.Whole(),
+        shots=schema.Whole(-1),
+        limit=schema.Whole(),
+        tasks=schema.Object(rest=schema.Object())),
+    needs=(*KEYS, 'tasks'))
 SHAPE = schema.Object(dict(ENTRY.fields, results=schema.List(ENTRY)), needs=ENTRY.needs)
 
+Path = str | os.PathLike[str]
+Entry = dict[str, Any]  # step, shots, limit and tasks
+Results = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
 
-def read(path) -> list[dict]:
+
+def read(path: Path) -> list[Entry]:
   """The entries of a file, the newest last; none where there is no file. ConfigError for a file of something else."""
   try:
     values = schema.read(epath.Path(path), SHAPE, ConfigError, 'It is no file of evaluate and was not changed: give '
                          'another --output, or move it away.', schema.LINE)
   except FileNotFoundError:
     return []
-  return values.get('results') or [{key: values[key] for key in (*KEYS, 'tasks')}]
+  if values.get('results'):
+    return values['results']
+  return [{key: values[key] for key in (*KEYS, 'tasks')}]
 
 
-def add(path, key: dict, tasks: dict) -> None:
-  """Adds the results of tasks, {task: {metric: value}}, to a file, whole or not at all.
+def add(path: Path, key: Mapping[str, int], tasks: Results) -> None:
+  """Adds the results of tasks to a file, whole or not at all.
 
   Args:
     path: of the file, local or gs://.
@@ -44,20 +56,28 @@ def add(path, key: dict, tasks: dict) -> None:
   """
   with _alone(path):
     entries = read(path)
-    same = [entry for entry in entries if all(entry[name] == key[name] for name in KEYS)]
-    entry = same[0] if same else dict(key, tasks={})
-    entry['tasks'].update({task: _finite(values) for task, values in tasks.items()})
+    same = [entry for entry in entries if _has_key(entry, key)]
+    entry: Entry = same[0] if same else dict(key, tasks={})
     others = [other for other in entries if other is not entry]
+    for task, values in tasks.items():
+      entry['tasks'][task] = _finite(values)
     workdir.write_json(path, dict(entry, results=[*others, entry]))
 
 
-def _finite(values):
+def _has_key(entry: Entry, key: Mapping[str, int]) -> bool:
+  return all(entry[name] == key[name] for name in KEYS)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
   """A task's values, null in place of numbers that JSON does not have."""
-  return {metric: None if isinstance(value, float) and not math.isfinite(value) else value
-          for metric, value in values.items()}
+  finite = {}
+  for metric, value in values.items():
+    is_json = not isinstance(value, float) or math.isfinite(value)
+    finite[metric] = value if is_json else None
+  return finite
 
 
-def check(path) -> None:
+def check(path: Path) -> None:
   """Refuses a file that cannot be added to, before hours are spent on what goes there. ConfigError."""
   read(path)
   if '://' in str(path):
@@ -68,16 +88,17 @@ def check(path) -> None:
 
 
 class Kept:
-  """Adds results as they come. What cannot be written (a full disk) is tried again with the next, and by `close`.
+  """Adds results as they come. What cannot be written (a full disk) is tried again with the next, and by `close`."""
 
-  path, key: see `add`; say: called with warnings.
-  """
+  def __init__(self, path: Path, key: Mapping[str, int], say: Callable[[str], Any] = print):
+    """`path` and `key`: see `add`; `say`: called with warnings."""
+    self.path = path
+    self.key = key
+    self.say = say
+    self.waiting: dict[str, Mapping[str, float]] = {}
 
-  def __init__(self, path, key: dict, say: Callable = print):
-    self.path, self.key, self.say = path, key, say
-    self.waiting = {}
-
-  def add(self, tasks: dict) -> None:
+  def add(self, tasks: Results) -> None:
+    """Adds results; those that cannot be written wait."""
     self.waiting.update(tasks)
     try:
       self.close()
@@ -92,15 +113,16 @@ class Kept:
 
 
 @contextlib.contextmanager
-def _alone(path):
-  """Keeps others on this machine from writing a file's folder until it is left, for they would lose each other's."""
+def _alone(path: Path) -> Iterator[None]:
+  """Keeps others on this machine from writing a file's folder until it is left, so that no results are lost."""
   if '://' in str(path):
     yield
     return
   import fcntl  # not on Windows
+  parent = pathlib.Path(path).absolute().parent
   try:
-    pathlib.Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(pathlib.Path(path).absolute().parent, os.O_RDONLY)
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(parent, os.O_RDONLY)
   except OSError as error:
     raise CheckpointError(f'--output={path}: its folder cannot be used ({error}).') from error
   try:

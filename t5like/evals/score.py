@@ -6,23 +6,37 @@ what a row gets does not depend on the rows beside it.
 import collections
 import dataclasses
 import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t5like import sharding
+from t5like.config_type import Config
 from t5like.evals import ask
+from t5like.evals.manners import Row
 from t5like.model import loss as loss_lib
 from t5like.sharding import everywhere
+from t5like.vocabulary.kinds import Vocabulary
 
-ROWS, TOKENS = 64, 8192  # most rows, and positions, of a batch per piece that the mesh cuts batches into
+ROWS = 64  # most rows of a batch per piece that the mesh cuts batches into
+TOKENS = 8192  # most positions of the same
+
+Prediction = tuple[np.ndarray, np.ndarray]  # nll [P] in nats, and whether each target is the likeliest, bool [P]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Of one answer: logp, its log-likelihood in nats; tokens, how many it has; greedy, whether each of them is
-  the likeliest where it stands; cut, how many tokens of the question did not fit."""
+  """Of one answer.
+
+  Attributes:
+    logp: its log-likelihood in nats.
+    tokens: how many it has.
+    greedy: whether each of them is the likeliest where it stands.
+    cut: how many tokens of the question did not fit.
+  """
   logp: float
   tokens: int
   greedy: bool
@@ -30,94 +44,153 @@ class Score:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predictions(model, chunks, params, batch):
+def _predictions(model: Any, chunks: int, params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
   """(nll_BP, hit_BP) at positions `predict` [B, P] of a batch, on every device: nats, and whether likeliest."""
   batch = dict(batch)
-  at_BP, targets_BP = (batch.pop(name) for name in ('predict', 'targets'))
+  predict_BP = batch.pop('predict')
+  targets_BP = batch.pop('targets')
   x_BTD, _ = model.hidden(params, batch)
   x_BTD = everywhere(x_BTD, 'B_D')
-  x_BPD = everywhere(jnp.take_along_axis(x_BTD, everywhere(at_BP, 'B_')[:, :, None], axis=1), 'BTD')
+  predict_BP1 = everywhere(predict_BP, 'B_')[:, :, None]
+  x_BPD = jnp.take_along_axis(x_BTD, predict_BP1, axis=1)
+  x_BPD = everywhere(x_BPD, 'BTD')
 
-  def some(_, piece):
-    nll_BP, _, hit_BP = loss_lib.cross_entropy(model.logits(params, piece[0]), piece[1])
-    return None, (nll_BP, hit_BP)
-  if chunks == 1:
-    nll_BP, hit_BP = some(None, (x_BPD, targets_BP))[1]
-  else:
-    pieces = tuple(loss_lib.split(x, 1, chunks) for x in (x_BPD, targets_BP))
+  def of_piece(carry: None, piece: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+    x_BPD, targets_BP = piece
+    nll_BP, _, hit_BP = loss_lib.cross_entropy(model.logits(params, x_BPD), targets_BP)
+    return carry, (nll_BP, hit_BP)
+
+  def in_order(pieces: jax.Array) -> jax.Array:
     # Piece i has positions i, i + n, ..: back in order, each beside its neighbours.
-    nll_BP, hit_BP = (jnp.moveaxis(y, 0, -1).reshape(at_BP.shape, out_sharding=sharding.in_use('BT'))
-                      for y in jax.lax.scan(some, None, pieces)[1])
+    return jnp.moveaxis(pieces, 0, -1).reshape(predict_BP.shape, out_sharding=sharding.in_use('BT'))
+
+  if chunks == 1:
+    _, (nll_BP, hit_BP) = of_piece(None, (x_BPD, targets_BP))
+  else:
+    pieces = (loss_lib.split(x_BPD, 1, chunks), loss_lib.split(targets_BP, 1, chunks))
+    _, (nll, hit) = jax.lax.scan(of_piece, None, pieces)
+    nll_BP = in_order(nll)
+    hit_BP = in_order(hit)
   whole = jax.sharding.PartitionSpec()
   return jax.sharding.reshard(nll_BP, whole), jax.sharding.reshard(hit_BP, whole)
+
+
+def no_tick() -> None:
+  """Called after each batch where nobody waits for signs of life."""
 
 
 class Scorer:
   """Scores answers by the model of a config. Call it under no mesh or its own; all processes alike.
 
-  asker: how questions become rows (ask.py); tick: called after each batch.
+  Attributes:
+    asker: how questions become rows (ask.py).
+    tick: called after each batch.
   """
 
-  def __init__(self, model, params, vocabulary, config, mesh, tick=lambda: None):
-    self.model, self.params, self.mesh, self.tick = model, params, mesh, tick
+  def __init__(self, model: Any, params: Any, vocabulary: Vocabulary, config: Config, mesh: jax.sharding.Mesh,
+               tick: Callable[[], None] = no_tick):
+    self.model = model
+    self.params = params
+    self.mesh = mesh
+    self.tick = tick
     self.asker = ask.Asker(config, vocabulary)
-    self.shards, self.platform = sharding.batch_shards(mesh), mesh.devices.flat[0].platform
+    self.shards = sharding.batch_shards(mesh)
+    self.platform: str = mesh.devices.flat[0].platform
 
-  def score(self, questions):
+  def score(self, questions: Iterable[tuple[str, ...]]) -> list[Score]:
     """[Score] of questions (before, answer, after), texts; `after` may be left out. DataError: as `Asker.apart`."""
     return self.score_rows([self.asker.rows(*question) for question in questions])
 
-  def score_choices(self, groups):
+  def score_choices(self, groups: Sequence[Sequence[ask.TextQuestion]]) -> list[list[Score]]:
     """A list of Scores for each list of questions (before, answer, after) that are compared with each other."""
-    scores = iter(self.score_rows([rows for group in groups for rows in self.asker.rows_of_choices(group)]))
-    return [[next(scores) for _ in group] for group in groups]
+    rows_of_answers: list[list[Row]] = []
+    for group in groups:
+      rows_of_answers += self.asker.rows_of_choices(group)
+    scores = iter(self.score_rows(rows_of_answers))
+    by_group = []
+    for group in groups:
+      by_group.append([next(scores) for _ in group])
+    return by_group
 
-  def score_text(self, texts):
+  def score_text(self, texts: Iterable[str]) -> list[Score]:
     """[Score] of whole texts, in as many rows as each needs (see `ask.windows`)."""
-    rows = lambda ids: [row for window in ask.windows(self.asker, ids) for row in self.asker.rows_of_ids(*window)]
-    encode = self.asker.vocabulary.encode_batch
+    rows_of_texts = []
+    for ids in self.asker.vocabulary.encode_batch(texts):
+      rows: list[Row] = []
+      for before, answer in ask.windows(self.asker, ids):
+        rows += self.asker.rows_of_ids(before, answer)
+      rows_of_texts.append(rows)
     # What a window's text lacks on its left is meant to be missing.
-    return [dataclasses.replace(s, cut=0) for s in self.score_rows([rows(ids) for ids in encode(texts)])]
+    return [dataclasses.replace(score, cut=0) for score in self.score_rows(rows_of_texts)]
 
-  def score_rows(self, rows_of):
+  def score_rows(self, rows_of_answers: Sequence[Sequence[Row]]) -> list[Score]:
     """[Score], one for each list of rows."""
-    flat = [row for rows in rows_of for row in rows]
-    found = iter(self.predictions(flat))
+    flat: list[Row] = []
+    for rows in rows_of_answers:
+      flat += rows
+    predictions = iter(self.predictions(flat))
     scores = []
-    for rows in rows_of:
-      parts = [next(found) for _ in rows]
-      nll, hit = (np.concatenate([part[k] for part in parts] or [np.zeros(0)]) for k in (0, 1))
-      greedy = len(hit) > 0 and bool(hit.all())
-      scores.append(Score(-float(nll.sum(dtype=np.float64)), len(nll), greedy, sum(row.cut for row in rows)))
+    for rows in rows_of_answers:
+      scores.append(_score(rows, [next(predictions) for _ in rows]))
     return scores
 
-  def predictions(self, rows):
-    """[(nll, hit)] of each row: arrays over the positions that it predicts."""
-    pieces, asker = self.mesh.shape['context'], self.asker
+  def predictions(self, rows: Sequence[Row]) -> list[Prediction]:
+    """(nll, hit) of each row: arrays over the positions that it predicts."""
     buckets = collections.defaultdict(list)
-    for i, row in enumerate(rows):
-      widths = (ask.width(len(row.inputs), asker.room if row.encoder is None else asker.target_room, pieces),
-                ask.width(len(row.predict), 1, pieces) if len(row.predict) > 1 else pieces,
-                ask.width(len(row.encoder), asker.room, pieces) if row.encoder is not None else 0)
-      buckets[widths].append(i)
-    found = [None] * len(rows)
-    for (inputs, predictions, sources), members in sorted(buckets.items()):
+    for number, row in enumerate(rows):
+      buckets[self._widths(row)].append(number)
+    of_row: dict[int, Prediction] = {}
+    for widths, members in sorted(buckets.items()):
+      inputs, predictions, sources = widths
       most = max(1, min(ROWS, TOKENS // (inputs + sources)))
       for start in range(0, len(members), most * self.shards):
-        some = members[start:start + most * self.shards]
-        count = next(n for n in (max(1, most // 16), max(1, most // 4), most) if n * self.shards >= len(some))
-        made = ask.batch([rows[i] for i in some], count * self.shards, inputs, predictions, sources)
-        for i, result in zip(some, self._run(made)):
-          found[i] = result
-    return found
+        numbers = members[start:start + most * self.shards]
+        count = self._count(len(numbers), most)
+        batch = ask.batch([rows[number] for number in numbers], count, inputs, predictions, sources)
+        of_row.update(zip(numbers, self._run(batch)))
+    return [of_row[number] for number in range(len(rows))]
 
-  def _run(self, batch):
+  def _widths(self, row: Row) -> tuple[int, int, int]:
+    """Widths of the batch that a row goes into: of inputs, predictions and the encoder's inputs (0 without one)."""
+    pieces = self.mesh.shape['context']
+    predictions = pieces
+    if len(row.predict) > 1:
+      predictions = ask.width(len(row.predict), 1, pieces)
+    if row.encoder is None:
+      return ask.width(len(row.inputs), self.asker.room, pieces), predictions, 0
+    inputs = ask.width(len(row.inputs), self.asker.target_room, pieces)
+    return inputs, predictions, ask.width(len(row.encoder), self.asker.room, pieces)
+
+  def _count(self, needed: int, most: int) -> int:
+    """Rows of the batch that `needed` rows go into, one of three sizes; `most`: of rows per shard."""
+    for rows in (most // 16, most // 4):
+      count = max(1, rows) * self.shards
+      if count >= needed:
+        return count
+    return most * self.shards
+
+  def _run(self, batch: dict[str, Any]) -> list[Prediction]:
+    """(nll, hit) of each row of a batch (see `ask.batch`)."""
     count, width = batch['predict'].shape
     vocab = self.model.config.vocab_size // self.mesh.shape['tensor']
     pieces = width // self.mesh.shape['context']
-    chunks = loss_lib.num_chunks(0, pieces, count // self.shards, vocab, self.platform) if pieces > 1 else 1
-    weights = batch.pop('weights') > 0
+    chunks = 1
+    if pieces > 1:
+      chunks = loss_lib.num_chunks(0, pieces, count // self.shards, vocab, self.platform)
+    is_predicted_BP = batch.pop('weights') > 0
     with jax.set_mesh(self.mesh):
-      nll_BP, hit_BP = jax.device_get(_predictions(self.model, chunks, self.params, sharding.place(self.mesh, batch)))
+      placed = sharding.place(self.mesh, batch)
+      nll_BP, hit_BP = jax.device_get(_predictions(self.model, chunks, self.params, placed))
     self.tick()
-    return [(nll[there], hit[there]) for nll, hit, there in zip(nll_BP, hit_BP, weights)]
+    predictions = []
+    for nll, hit, is_predicted in zip(nll_BP, hit_BP, is_predicted_BP):
+      predictions.append((nll[is_predicted], hit[is_predicted]))
+    return predictions
+
+
+def _score(rows: Sequence[Row], predictions: Sequence[Prediction]) -> Score:
+  """The Score of an answer whose rows have these predictions; 0 tokens without rows."""
+  nll = np.concatenate([np.zeros(0, np.float32), *[nll for nll, _ in predictions]])
+  hit = np.concatenate([np.zeros(0, bool), *[hit for _, hit in predictions]])
+  greedy = len(hit) > 0 and bool(hit.all())
+  return Score(-float(nll.sum(dtype=np.float64)), len(nll), greedy, sum(row.cut for row in rows))

@@ -66,7 +66,7 @@ def questions(c, vocabulary) -> str:
   said = [asker.rows(*question) for question in QUESTIONS]
   said += [asker.prompt(before, after, 8) for before, _, after in QUESTIONS]
   said.append(list(ask.windows(asker, range(10, 400))))
-  if asker.manner.startswith('fill'):
+  if asker.style.fills:
     said.append(asker.blank(*QUESTIONS[1]))
   return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 

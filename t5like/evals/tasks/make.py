@@ -8,9 +8,12 @@ repository's. The first items of a file are for demonstrations (`Task.reserved`)
 import json
 import pathlib
 import random
+from collections.abc import Callable, Iterable
+from typing import Any
 
 ITEMS = 200
 RESERVED = 8
+TEXTS = 40  # of tasks of whole texts
 FOLDER = pathlib.Path(__file__).parent
 
 WORDS = '''river lamp stone bread cloud chair music garden paper window silver horse apple bridge candle winter
@@ -94,83 +97,131 @@ Birds that winter in the south leave when the nights grow cold.
 They agreed on the price quickly and argued about the colour for an hour.
 The engine made a noise that only the old mechanic understood.'''.split('\n')
 
+OPENING = '([{'
+CLOSING = ')]}'
+
 UNITS = '''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
   seventeen eighteen nineteen'''.split()
 TENS = '- - twenty thirty forty fifty sixty seventy eighty ninety'.split()
 
+Item = dict[str, Any]
 
-def in_words(n):
+
+def in_words(n: int) -> str:
   """English for 0 to 999."""
   if n < 20:
     return UNITS[n]
   if n < 100:
-    return TENS[n // 10] + (f'-{UNITS[n % 10]}' if n % 10 else '')
-  return f'{UNITS[n // 100]} hundred' + (f' and {in_words(n % 100)}' if n % 100 else '')
+    tens = TENS[n // 10]
+    unit = n % 10
+    return f'{tens}-{UNITS[unit]}' if unit else tens
+  hundreds = f'{UNITS[n // 100]} hundred'
+  rest = n % 100
+  if not rest:
+    return hundreds
+  return f'{hundreds} and {in_words(rest)}'
 
 
-def shuffled(rng, right, wrong):
+def shuffled(rng: random.Random, right: str, wrong: Iterable[str]) -> Item:
   """dict(choices, answer): the right one among others, in random order."""
   choices = [right, *wrong]
   rng.shuffle(choices)
   return dict(choices=choices, answer=choices.index(right))
 
 
-def arithmetic(rng):
-  a, b, sign = rng.randint(0, 99), rng.randint(0, 99), rng.choice('+-')
-  a, b = (max(a, b), min(a, b)) if sign == '-' else (a, b)
-  return dict(question=f'{a} {sign} {b} =', answer=str(a + b if sign == '+' else a - b))
+def arithmetic(rng: random.Random) -> Item:
+  """A sum or a difference that is not negative."""
+  a = rng.randint(0, 99)
+  b = rng.randint(0, 99)
+  sign = rng.choice('+-')
+  if sign == '+':
+    return dict(question=f'{a} + {b} =', answer=str(a + b))
+  larger = max(a, b)
+  smaller = min(a, b)
+  return dict(question=f'{larger} - {smaller} =', answer=str(larger - smaller))
 
 
-def copying(rng):
-  return dict(words=' '.join(rng.sample(WORDS, rng.randint(2, 6))))
+def copying(rng: random.Random) -> Item:
+  """Words to repeat."""
+  count = rng.randint(2, 6)
+  return dict(words=' '.join(rng.sample(WORDS, count)))
 
 
-def spelling(rng):
+def spelling(rng: random.Random) -> Item:
+  """A number and its words."""
   n = rng.randint(0, 999)
   return dict(number=n, words=in_words(n))
 
 
-def agreement(rng):
-  (subject, other), plural = rng.sample(NOUNS, 2), rng.random() < 0.5
-  between = rng.choice(BETWEEN).format(other.split('/')[not plural])  # the nearer noun is of the other number
-  verb = rng.choice(VERBS)
-  return dict(subject=f'The {subject.split("/")[plural]} {between}', choices=list(verb), answer=int(plural))
+def agreement(rng: random.Random) -> Item:
+  """A subject whose verb is of its number, though a noun of the other number stands between them."""
+  subject, other = rng.sample(NOUNS, 2)
+  is_plural = rng.random() < 0.5
+  nearer_noun = _of_number(other, not is_plural)
+  between = rng.choice(BETWEEN).format(nearer_noun)
+  verbs = rng.choice(VERBS)
+  noun = _of_number(subject, is_plural)
+  return dict(subject=f'The {noun} {between}', choices=list(verbs), answer=int(is_plural))
 
 
-def brackets(rng):
-  text, open_ones = f'{rng.choice(IDENTIFIERS)} = {rng.choice(IDENTIFIERS)}', []
+def _of_number(noun: str, is_plural: bool) -> str:
+  singular, _, plural = noun.partition('/')
+  return plural if is_plural else singular
+
+
+def brackets(rng: random.Random) -> Item:
+  """Nested brackets: which of them closes first."""
+  text = f'{rng.choice(IDENTIFIERS)} = {rng.choice(IDENTIFIERS)}'
+  unclosed = []
   for _ in range(rng.randint(2, 5)):
-    kind = rng.choice('([{')
-    text += kind + {'{': f"'{rng.choice(WORDS)}': ", '(': f'{rng.choice(IDENTIFIERS)}, ', '[': ''}[kind]
-    open_ones.append(kind)
+    bracket = rng.choice(OPENING)
+    # All are drawn, of which one is used: the files were made so.
+    first = {'{': f"'{rng.choice(WORDS)}': ", '(': f'{rng.choice(IDENTIFIERS)}, ', '[': ''}
+    text += bracket + first[bracket]
+    unclosed.append(bracket)
   text += str(rng.randint(0, 99))
-  for _ in range(rng.randint(0, len(open_ones) - 1)):
-    text += ')]}'['([{'.index(open_ones.pop())]
-  return dict(code=text, choices=[')', ']', '}'], answer='([{'.index(open_ones[-1]))
+  for _ in range(rng.randint(0, len(unclosed) - 1)):
+    text += CLOSING[OPENING.index(unclosed.pop())]
+  return dict(code=text, choices=list(CLOSING), answer=OPENING.index(unclosed[-1]))
 
 
-def snippet(rng):
+def snippet(rng: random.Random) -> list[str]:
+  """The lines of a snippet."""
   a, b = rng.sample(IDENTIFIERS, 2)
-  return [line.format(a=a, b=b) for line in rng.choice(SNIPPETS).split('|')]
+  return _lines(rng.choice(SNIPPETS), a, b)
 
 
-def next_line(rng):
-  which, a_b = rng.randrange(len(SNIPPETS)), rng.sample(IDENTIFIERS, 2)
-  lines = [[l.format(a=a_b[0], b=a_b[1]) for l in s.split('|')] for s in SNIPPETS]
-  right = lines[which][-1]
-  wrong = sorted({l[-1] for i, l in enumerate(lines) if i != which} - {right})
-  return dict(code='\n'.join(lines[which][:-1]), **shuffled(rng, right, rng.sample(wrong, 3)))
+def _lines(text: str, a: str, b: str) -> list[str]:
+  return [line.format(a=a, b=b) for line in text.split('|')]
 
 
-def gap(rng):
+def next_line(rng: random.Random) -> Item:
+  """A snippet without its last line, which is among the last lines of others."""
+  number = rng.randrange(len(SNIPPETS))
+  a, b = rng.sample(IDENTIFIERS, 2)
+  *lines, right = _lines(SNIPPETS[number], a, b)
+  others = set()
+  for text in SNIPPETS[:number] + SNIPPETS[number + 1:]:
+    others.add(_lines(text, a, b)[-1])
+  wrong = sorted(others - {right})
+  return dict(code='\n'.join(lines), **shuffled(rng, right, rng.sample(wrong, 3)))
+
+
+def gap(rng: random.Random) -> Item:
+  """A word of code that is missing."""
   before, right, after, wrong = rng.choice(GAPS)
   a, b = rng.sample(IDENTIFIERS, 2)
-  fill = lambda text: text.replace('{a}', a).replace('{b}', b)
+
+  def fill(text: str) -> str:
+    return text.replace('{a}', a).replace('{b}', b)
+
   return dict(before=fill(before), after=fill(after), **shuffled(rng, fill(right), wrong.split()))
 
 
-def last_word(rng):
-  (giver, taker), thing = rng.sample(NAMES, 2), rng.choice(OBJECTS)
+def last_word(rng: random.Random) -> Item:
+  """A text whose last word follows from what it says."""
+  giver, taker = rng.sample(NAMES, 2)
+  thing = rng.choice(OBJECTS)
   return rng.choice([
       dict(text=f'{giver} gave the {thing} to {taker}. {taker} said thank you to', word=giver),
       dict(text=f'{giver} gave the {thing} to {taker}. Now it belongs to', word=taker),
@@ -178,36 +229,55 @@ def last_word(rng):
       dict(text=f'{giver} and {taker} had one {thing}. {giver} kept it, so there was none for', word=taker)])
 
 
-def english(rng):
+def english(rng: random.Random) -> Item:
+  """Three sentences."""
   return dict(text=' '.join(rng.sample(SENTENCES, 3)))
 
 
-def code(rng):
-  return dict(text='\n'.join('\n'.join(snippet(rng)) for _ in range(3)) + '\n')
+def code(rng: random.Random) -> Item:
+  """Three snippets."""
+  lines: list[str] = []
+  for _ in range(3):
+    lines += snippet(rng)
+  return dict(text='\n'.join(lines) + '\n')
 
 
-MAKERS = dict(arithmetic=arithmetic, copying=copying, spelling=spelling, agreement=agreement, brackets=brackets,
-              next_line=next_line, gap=gap, last_word=last_word, english=english, code=code)
+MAKERS: dict[str, Callable[[random.Random], Item]] = dict(
+    arithmetic=arithmetic,
+    copying=copying,
+    spelling=spelling,
+    agreement=agreement,
+    brackets=brackets,
+    next_line=next_line,
+    gap=gap,
+    last_word=last_word,
+    english=english,
+    code=code)
 
 
-def items(name):
-  """[dict], RESERVED + ITEMS of them, no two alike where there are so many."""
-  rng, found = random.Random(name), {}
-  count = 40 if name in ('english', 'code') else RESERVED + ITEMS
+def items(name: str) -> list[Item]:
+  """RESERVED + ITEMS items, no two alike; fewer where no more exist."""
+  rng = random.Random(name)
+  count = TEXTS if name in ('english', 'code') else RESERVED + ITEMS
+  lines: dict[str, None] = {}
   for _ in range(100 * count):
-    item = json.dumps(MAKERS[name](rng), allow_nan=False)
-    found[item] = None
-    if len(found) == count:
+    lines[_line(MAKERS[name](rng))] = None
+    if len(lines) == count:
       break
-  return list(map(json.loads, found))
+  return list(map(json.loads, lines))
 
 
-def text_of(name):
+def _line(item: Item) -> str:
+  return json.dumps(item, allow_nan=False)
+
+
+def text_of(name: str) -> str:
   """What the file NAME.jsonl holds."""
-  return ''.join(f'{json.dumps(item, allow_nan=False)}\n' for item in items(name))
+  return ''.join(f'{_line(item)}\n' for item in items(name))
 
 
 if __name__ == '__main__':
   for task in MAKERS:
-    (FOLDER / f'{task}.jsonl').write_text(text_of(task))
-    print(task, text_of(task).count('\n'))
+    text = text_of(task)
+    (FOLDER / f'{task}.jsonl').write_text(text)
+    print(task, text.count('\n'))
