@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 from jax.sharding import PartitionSpec as P
 
 from t5like import choices, sharding
@@ -53,6 +54,57 @@ def test_splash_is_plain_attention(kind, T, S):
   np.testing.assert_allclose(out, want, atol=2e-5)
   for got, wanted in zip(grads, want_grads):
     np.testing.assert_allclose(got, wanted, atol=2e-4)
+
+
+def windowed(query, key, causal, before, after):
+  """[B, 1, T, S] bool: what is seen, written anew: by slots, which within a document are as far apart as positions."""
+  slots = jnp.arange(query['segments'].shape[1])
+  distance = slots[:, None] - slots[None]
+  near = (distance <= before) & (-distance <= after)
+  return (attention.make_mask(query, key, causal) & near[None])[:, None]
+
+
+LENGTHS = dict(length=st.integers(1, 420), before=st.integers(0, 450), after=st.integers(0, 450),
+               kind=st.sampled_from(['causal', 'prefix', 'bidirectional']), heads=st.sampled_from([(1, 1), (4, 2)]))
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(**LENGTHS)
+def test_splash_with_a_window_is_masked_attention(length, before, after, kind, heads):
+  splash_with_a_window(length, before, after, kind, heads)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(**LENGTHS)
+def test_splash_with_any_window_is_masked_attention(length, before, after, kind, heads):
+  splash_with_a_window(length, before, after, kind, heads)
+
+
+def splash_with_a_window(length, before, after, kind, heads):
+  """Forward and all gradients."""
+  q, k, v, query, key = example(length, length, *heads, H=16)
+  if kind != 'prefix':
+    query, key = ({n: x for n, x in info.items() if n != 'prefix'} for info in (query, key))
+  causal = kind != 'bidirectional'
+  mask = windowed(query, key, causal, before, after)
+  is_real = (query['segments'] > 0)[:, :, None, None]
+  mix = jnp.cos(jnp.arange(16.))[None, None, None]
+  kernels, _ = splash.prepare(q, k, causal, kind == 'prefix', interpret=True, window=(before, after))
+
+  def ours(q, k, v):
+    return splash.attention(kernels, q, k, v, query, key, 0.1, (before, after))
+
+  def theirs(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=0.1)
+
+  def run(attend):
+    return jax.vjp(lambda *x: jnp.where(is_real, attend(*x), 0) * mix, q, k, v)
+  (out, back), (wanted, wanted_back) = run(ours), run(theirs)
+  np.testing.assert_allclose(out, wanted, atol=1e-5)
+  ones = jnp.ones_like(out)
+  for gradient, wanted_gradient in zip(back(ones), wanted_back(ones)):
+    np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5 * max(1, float(jnp.abs(wanted_gradient).max())))
 
 
 KINDS = {'causal': (264, 264), 'prefix': (264, 264), 'bidirectional': (264, 264), 'cross': (136, 264)}
@@ -110,11 +162,14 @@ def test_every_kernel_on_rows_that_are_cut(kernel, axes, kind):
 
 
 def test_blocks_divide_and_are_smaller_under_a_causal_mask():
-  assert splash.block_size(2048, False) == 1024 and splash.block_size(2048, True) == 512
-  assert splash.block_size(8192, True) == 1024 and splash.block_size(128, True) == 128
+  whole, causal = splash.Reach(), splash.CAUSAL
+  assert splash.block_size(2048, whole) == 1024 and splash.block_size(2048, causal) == 512
+  assert splash.block_size(8192, causal) == 1024 and splash.block_size(128, causal) == 128
+  assert splash.block_size(8192, splash.Reach(1023, 0)) == 512
+  assert splash.block_size(8192, splash.Reach(64, 64)) == 256
   for length in range(128, 8193, 128):
-    for causal in (True, False):
-      b = splash.block_size(length, causal)
+    for reach in (whole, causal, splash.Reach(255, 0), splash.Reach(700, 300)):
+      b = splash.block_size(length, reach)
       assert length % b == 0 and b % 128 == 0 and b <= 1024
 
 

@@ -54,6 +54,10 @@ CASES = {
     'prefixes': (dict(T=256, S=256, documents=2, prefix=True), dict(causal=True)),
     'a soft cap': (dict(T=128, S=256, documents=2), dict(causal=False, softcap=2.0)),
     'a piece of the queries': (dict(T=128, S=384), dict(causal=True, start=256)),
+    'a window': (dict(T=700, S=700, N=4, K=2, documents=3), dict(causal=True, window=(150, 0))),
+    'a window both ways': (dict(T=640, S=640, documents=2), dict(causal=False, window=(100, 60))),
+    'a window and prefixes': (dict(T=500, S=500, documents=2, prefix=True), dict(causal=True, window=(90, 200))),
+    'a window in a piece of the queries': (dict(T=128, S=640), dict(causal=True, start=256, window=(140, 0))),
 }
 
 
@@ -102,7 +106,8 @@ def any_shape(data):
   S = T if causal else data.draw(st.integers(1, 300))
   sizes = dict(N=2 * group, K=2, H=draw(4, 16), documents=draw(1, 2, 5), prefix=causal and draw(True, False))
   check(both(*example(T, S, seed=T, **sizes), causal=causal, block_sizes=(draw(128, 256), draw(128, 256)),
-             scale=draw(1.0, 0.25), softcap=draw(0.0, 3.0)))
+             scale=draw(1.0, 0.25), softcap=draw(0.0, 3.0),
+             window=(data.draw(st.integers(0, 310)), data.draw(st.integers(0, 310))) if draw(True, False) else None))
 
 
 def test_queries_in_pieces_for_the_gradient(monkeypatch):
@@ -117,6 +122,7 @@ IN_PIECES = {  # of 256 queries and 256 keys
     'bidirectional': (dict(T=300, S=700, documents=2), dict(causal=False)),
     'prefixes': (dict(T=520, S=520, documents=2, prefix=True), dict(causal=True)),
     'a piece of the queries': (dict(T=128, S=640), dict(causal=True, start=256)),
+    'a window': (dict(T=640, S=640), dict(causal=True, window=(100, 0))),
 }
 
 
@@ -189,15 +195,19 @@ def test_a_row_becomes_a_diagonal_block_and_back():
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([128, 256]), st.sampled_from([128, 384]), st.booleans(),
-       st.integers(0, 700))
-def test_visits_are_the_pairs_of_blocks_that_see_each_other(rows, cols, block_q, block_k, causal, first):
-  form = blocks.Form(causal, 1.0, 0.0, block_q, block_k, rows * block_q, cols * block_k, True)
-  found = list(map(tuple, kernel.visits(form, first)))
-  seen = {(i, j) for i in range(rows) for j in range(cols)
-          if not causal or first + (i + 1) * block_q - 1 >= j * block_k}
-  assert found == sorted(set(found)) and seen <= set(found)
-  assert {i for i, _ in found} == set(range(rows)) and {j for _, j in found} == set(range(cols))
-  assert len(found) <= len(seen) + cols  # the last row sees to columns that nobody sees, so that they are written
+       st.integers(0, 700), st.none() | st.integers(0, 900), st.none() | st.integers(0, 900))
+def test_visits_are_the_pairs_of_blocks_that_see_each_other(rows, cols, block_q, block_k, causal, first, before, after):
+  form = blocks.Form(causal, 1.0, 0.0, block_q, block_k, rows * block_q, cols * block_k, True, before, after)
+  visited = list(map(tuple, kernel.visits(form, first)))
+  distance = first + np.arange(rows * block_q)[:, None] - np.arange(cols * block_k)
+  is_seen = (distance >= 0) | (not causal)
+  is_seen &= (distance <= (10_000 if before is None else before)) & (-distance <= (10_000 if after is None else after))
+  pairs = is_seen.reshape(rows, block_q, cols, block_k).any((1, 3))
+  seen = set(map(tuple, np.argwhere(pairs).tolist()))
+  assert visited == sorted(set(visited)) and seen <= set(visited)
+  assert {i for i, _ in visited} == set(range(rows)) and {j for _, j in visited} == set(range(cols))
+  # Rows and columns that see nothing are visited once, so that they are written.
+  assert len(visited) <= len(seen) + (~pairs.any(0)).sum() + (~pairs.any(1)).sum()
   assert len(kernel.visits(form, None)) == rows * cols
 
 

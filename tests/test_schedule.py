@@ -305,11 +305,27 @@ def test_kernels_are_priced_by_the_blocks_that_they_visit():
                                                  (512, 1024, True, 14), (114, 512, False, 1)])
 def test_blocks_that_splash_visits(T, S, causal, pairs):
   from t5like.model.kernels import splash
-  q, kv, found = splash.visits(T, S, causal)
+  q, kv, found = splash.visits(T, S, splash.CAUSAL if causal else splash.Reach())
   rows, columns = (-(-n // 128) * 128 for n in (T, S))
   seen = np.arange(rows)[:, None] + columns - rows >= np.arange(columns) if causal else np.ones((rows, columns), bool)
   blocks = seen.reshape(rows // q, q, columns // kv, kv).any((1, 3))
   assert found == blocks.sum() == pairs
+
+
+@pytest.mark.parametrize('T, S, reach, most', [
+    (8192, 8192, (1023, 0), 0.25), (8192, 8192, (127, 0), 0.1), (8192, 8192, (64, 64), 0.1),
+    (2048, 8192, (1023, 0), 0.2), (1000, 4000, (300, 200), 0.4), (640, 640, (640, 0), 1.0)])
+def test_blocks_that_a_window_visits(T, S, reach, most):
+  """Those that some query sees a key of, of the piece of the queries where they are most."""
+  from t5like.model.kernels import splash
+  q, kv, visited = splash.visits(T, S, splash.Reach(*reach))
+  rows, columns = (-(-n // 128) * 128 for n in (T, S))
+  largest = 0
+  for first in range(0, columns - rows + 1, rows):
+    distance = np.arange(first, first + rows)[:, None] - np.arange(columns)
+    seen = (distance <= reach[0]) & (-distance <= reach[1])
+    largest = max(largest, seen.reshape(rows // q, q, columns // kv, kv).any((1, 3)).sum())
+  assert visited == largest <= most * (rows // q) * (columns // kv)
 
 
 # --- Whole programs, of several compilers ---------------------------------------------------------

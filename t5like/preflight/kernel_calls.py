@@ -15,8 +15,10 @@ SPLASH = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5}
 WITH_COST = (
     'relative_bias_forward',
     'relative_bias_causal_forward',
+    'relative_bias_window_forward',
     'relative_bias_backward',
     'relative_bias_causal_backward',
+    'relative_bias_window_backward',
 )
 
 

@@ -51,6 +51,7 @@ def reference(
     scale: float = 1.0,
     softcap: float = 0.0,
     start: Any = 0,
+    window: tuple[int, int] | None = None,
 ) -> jax.Array:
   """What `attention` computes, in [T, S] arrays of fp32."""
   B, T, N, H = q_BTNH.shape
@@ -61,22 +62,25 @@ def reference(
   logits += expand(bias_NR, T, S).reshape(1, K, group, T, S)
   if softcap:
     logits = softcap * jnp.tanh(logits / softcap)
-  is_seen = _is_seen(query, key, causal, start)[:, None, None]
+  is_seen = _is_seen(query, key, causal, start, window)[:, None, None]
   p = jax.nn.softmax(jnp.where(is_seen, logits, blocks.MASKED))
   p = jnp.where(is_seen, p, 0).astype(v_BSKH.dtype)
   return jnp.einsum('BKGTS,BSKH->BTKGH', p, v_BSKH).reshape(q_BTNH.shape)
 
 
-def _is_seen(query: Tokens, key: Tokens, causal: bool, start: Any) -> jax.Array:
+def _is_seen(query: Tokens, key: Tokens, causal: bool, start: Any, window: tuple[int, int] | None) -> jax.Array:
   """[B, T, S] bool."""
   query_segments = query['segments'][:, :, None]
   is_seen = query_segments == _without_padding(key['segments'])[:, None]
-  if not causal:
-    return is_seen
   T = query['segments'].shape[1]
   S = key['segments'].shape[1]
   query_slot = start + jnp.arange(T)[None, :, None]
   key_slot = jnp.arange(S)[None, None]
+  if window is not None:
+    before, after = window
+    is_seen &= (query_slot - key_slot <= before) & (key_slot - query_slot <= after)
+  if not causal:
+    return is_seen
   is_before = query_slot >= key_slot
   if 'prefix' in query:
     is_before |= query['prefix'][:, :, None] & key['prefix'][:, None]
@@ -101,6 +105,7 @@ def attention(
     start: Any = 0,
     interpret: bool = False,
     block_sizes: tuple[int, int] | None = None,
+    window: tuple[int, int] | None = None,
 ) -> jax.Array:
   """softmax(scale q k + bias) v, [B, T, N, H], queries that see no key getting 0.
 
@@ -118,13 +123,15 @@ def attention(
     start: slot of S of the first query, an int or traced.
     interpret: not on a TPU.
     block_sizes: (of queries, of keys), multiples of 128; None: chosen.
+    window: (keys before its own slot, keys after it) that a query sees at most; None: all.
   """
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
-  block_q, block_k = block_sizes or (block_size(T, causal), block_size(S, causal))
+  before, after = window or (None, None)
+  block_q, block_k = block_sizes or (block_size(T, causal, before), block_size(S, causal, before))
   queries = _round_up(T, block_q)
   keys = _round_up(S, block_k)
-  form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret)
+  form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret, before, after)
   more_queries = queries - T
   more_keys = keys - S
   q_BNTH = _pad(q_BTNH, more_queries).swapaxes(1, 2)
@@ -149,18 +156,21 @@ def attention(
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def block_size(length: int, causal: bool) -> int:
+def block_size(length: int, causal: bool, before: int | None = None) -> int:
   """A multiple of 128 by which `length` is cut evenly: blocks as large as their intermediate values allow.
 
   These take 4 MiB each at 1024 x 1024, which all TPUs have room for but v4 with its 16 MiB: it has 512. Under a causal
   mask parts of the blocks on the diagonal are for nothing, less with blocks of a quarter of the length; but below 512
-  a step of the grid would cost more than what it computes (on v5e 0.7 us forward, v6e a fifth of it).
+  a step of the grid would cost more than what it computes (on v5e 0.7 us forward, v6e a fifth of it). The same goes for
+  windows of `before` keys.
   """
   most = SMALLER
   if vmem() > 32 * MIB:
     most = LARGEST
   if causal:
     most = min(most, max(SMALLER, length // 4))
+  if before is not None:
+    most = min(most, max(SMALLER, before // 2))
   count = math.ceil(length / most)
   return _round_up(math.ceil(length / count), LANES)
 
@@ -222,9 +232,10 @@ class Piece:
 
   def is_seen(self, form: Form, first: int | None, ids: jax.Array) -> bool:
     """Whether some of its queries may see some of its keys, as far as is known while tracing."""
-    if not form.causal or ids.shape[1] > 1 or first is None:
+    if first is None:
       return True
-    return first + self.queries.start + self.queries.size > self.keys.start
+    whole = dataclasses.replace(form, block_q=self.queries.size, block_k=self.keys.size)
+    return blocks.sees(whole, first + self.queries.start, self.keys.start, has_prefix=ids.shape[1] > 1)
 
   def distances(self, form: Form) -> slice:
     """Which values by distance its queries and keys have between them."""

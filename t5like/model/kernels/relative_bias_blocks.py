@@ -8,6 +8,8 @@ All blocks on all diagonals are in them: rows 128 .. 255 of a block are the same
 which costs nothing. Sums along diagonals, which the gradient needs, are the same steps backwards.
 """
 import dataclasses
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +40,8 @@ class Form:
   queries: int  # a multiple of block_q
   keys: int  # a multiple of block_k
   interpret: bool
+  before: int | None = None  # keys before its own slot that a query sees at most; None: all
+  after: int | None = None  # keys after it, as far as the mask lets it see those
 
 
 # --- Vectors and diagonals ------------------------------------------------------------------------
@@ -175,6 +179,8 @@ def _logits(
     is_seen &= _is_before(rows, columns, ahead, queries_are_rows)
     if column_ids.shape[0] > 1:
       is_seen = is_seen | _is_same(row_ids, column_ids, 1)
+  if form.before is not None or form.after is not None:
+    is_seen &= _is_near(form, rows, columns, ahead, queries_are_rows)
   return jnp.where(is_seen, s, MASKED)
 
 
@@ -203,11 +209,39 @@ def _is_before(rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool
   return row <= column
 
 
-def _visible(form: Form, first_query: jax.Array, first_key: jax.Array, ids: Ref) -> Any:
-  """Whether a query of a block may see a key of another; lists of visits leave out what they can of the rest."""
-  if form.causal and ids.shape[0] == 1:
-    return first_query + form.block_q > first_key
-  return True
+def _is_near(form: Form, rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool) -> jax.Array:
+  """[rows, columns] bool: whether the key is in the window of the query."""
+  row_number = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
+  row = _wide(row_number + ahead, columns)
+  column = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+  query, key = (row, column) if queries_are_rows else (column, row)
+  conditions = []
+  if form.before is not None:
+    conditions.append(query - key <= form.before)
+  if form.after is not None:
+    conditions.append(key - query <= form.after)
+  return functools.reduce(operator.and_, conditions)
+
+
+def sees(form: Form, first_query: Any, first_key: Any, has_prefix: bool) -> Any:
+  """Whether some query of a block may see some key of another.
+
+  Args:
+    form: of the kernel.
+    first_query: slot of the block's first query: a number, or an array of those of several blocks.
+    first_key: the same of the block of keys.
+    has_prefix: whether there are prefixes, whose tokens see each other under a causal mask, too.
+  """
+  conditions = []
+  if form.causal and not has_prefix:
+    conditions.append(first_query + form.block_q > first_key)
+  if form.before is not None:
+    conditions.append(first_key + form.block_k + form.before > first_query)
+  if form.after is not None:
+    conditions.append(first_query + form.block_q + form.after > first_key)
+  if not conditions:
+    return True
+  return functools.reduce(operator.and_, conditions)
 
 
 def _begins(blocks: Ref, n: jax.Array, block: jax.Array) -> jax.Array:
@@ -275,7 +309,7 @@ def forward(*refs: Ref, form: Form) -> None:
     r.weighted[...] = jnp.zeros_like(r.weighted)
     _turn(r.query_ids, r.ids)
 
-  @pl.when(_visible(form, first_query, first_key, r.query_ids))
+  @pl.when(sees(form, first_query, first_key, r.query_ids.shape[0] > 1))
   def _():
     first = first_key - (i + 1) * form.block_q + form.queries
     ahead = first_query - first_key
@@ -311,6 +345,7 @@ class BackwardRefs(NamedTuple):
   cols: Ref  # int [visits], block of keys
   written: Ref  # int [visits], block of queries whose gradient is done at this visit, or else at the
                 # next at which one is, so that none leaves VMEM before that
+  begun: Ref  # int [visits], whether this visit is the first to its block of queries
   start: Ref  # int [1], slot of the first query
   q: Ref  # [block_q, H]
   k: Ref  # [block_k, H]
@@ -362,11 +397,11 @@ def backward(*refs: Ref, form: Form) -> None:
     r.dv_sum[...] = jnp.zeros_like(r.dv_sum)
     _turn(r.key_ids, r.ids)
 
-  @pl.when(j == 0)  # which all queries may see
+  @pl.when(r.begun[n] == 1)
   def _():
     r.dq_sum[i] = jnp.zeros_like(r.dq_sum[i])
 
-  @pl.when(_visible(form, first_query, first_key, r.query_ids))
+  @pl.when(sees(form, first_query, first_key, r.query_ids.shape[0] > 1))
   def _():
     first = i * form.block_q - (j + 1) * form.block_k + form.keys
     ahead = first_key - first_query

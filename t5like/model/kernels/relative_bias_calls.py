@@ -73,14 +73,14 @@ def visits(form: Form, first: int | None = 0, has_prefix: bool = False) -> np.nd
   """
   rows = form.queries // form.block_q
   cols = form.keys // form.block_k
-  i, j = np.indices((rows, cols)).reshape(2, -1)
-  pairs = np.stack([i, j], 1).astype(np.int32)
-  if not form.causal or has_prefix or first is None:
-    return pairs
-  is_seen = first + (i + 1) * form.block_q > j * form.block_k
-  is_last_row = i == rows - 1
-  is_first_column = j == 0
-  return pairs[is_seen | is_last_row | is_first_column]
+  i, j = np.indices((rows, cols))
+  is_visited = np.ones((rows, cols), bool)
+  if first is not None:
+    is_visited &= blocks.sees(form, first + i * form.block_q, j * form.block_k, has_prefix)
+  # Each block of results is written at some visit, even if nothing goes into it.
+  is_visited[:, 0] |= ~is_visited.any(1)
+  is_visited[-1] |= ~is_visited.any(0)
+  return np.stack([i[is_visited], j[is_visited]], 1).astype(np.int32)
 
 
 # --- Where blocks are -----------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def backward(
       form,
       _name(form, I, 'backward'),
       blocks.backward,
-      lists=(rows, cols, _written(rows)),
+      lists=(rows, cols, _written(rows), _begun(rows)),
       start=arrays.start,
       inputs=_backward_inputs(form, arrays, do_BNTH, lse_BN1T, di_BN1T),
       outputs=[
@@ -293,6 +293,14 @@ def _written(rows: np.ndarray) -> np.ndarray:
   return rows[np.take(done, next_done, mode='clip')]
 
 
+def _begun(rows: np.ndarray) -> np.ndarray:
+  """At each visit 1, if it is the first to its block of queries, else 0."""
+  _, first_visits = np.unique(rows, return_index=True)
+  begun = np.zeros(len(rows), np.int32)
+  begun[first_visits] = 1
+  return begun
+
+
 def _dtype_of_sums(x: jax.Array, is_complete: bool) -> Any:
   if is_complete:
     return x.dtype
@@ -300,7 +308,9 @@ def _dtype_of_sums(x: jax.Array, is_complete: bool) -> Any:
 
 
 def _name(form: Form, ids: int, direction: str) -> str:
-  """By which preflight knows a call, and that a causal mask, where there are no prefixes, spares half of it."""
+  """By which preflight knows a call, and which mask spares a part of it."""
+  if form.before is not None or form.after is not None:
+    return f'relative_bias_window_{direction}'
   if form.causal and ids == 1:
     return f'relative_bias_causal_{direction}'
   return f'relative_bias_{direction}'

@@ -1,8 +1,9 @@
 """Attention on TPUs: JAX's splash kernel, which makes no [T, S] array and skips blocks that a mask empties.
 
 It runs on what one device holds, inside `shard_map`. Prefixes, which splash has no mask for, take two
-calls: one for the queries of prefixes, which see the prefix whole, one causal for the others.
+calls: one for the queries of prefixes, which see later tokens too, one causal for the others.
 """
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,52 @@ PADDING = -1  # segment of padding among keys: no query is in it
 # Blocks of queries and keys: the largest that fit the compiler's share of VMEM on every TPU at a head size
 # of 128. With short sequences a causal mask wastes part of the blocks on the diagonal: smaller ones then.
 LARGEST = 1024
+SMALLEST = 256
 
 Tokens = Mapping[str, jax.Array]  # segments: int [B, length]; perhaps prefix: bool [B, length]
+Window = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+  """How many keys before its own slot a query sees, and how many after it; None: all."""
+  before: int | None = None
+  after: int | None = None
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether all queries see all keys."""
+    return self.before is None and self.after is None
+
+  @property
+  def name(self) -> str:
+    """For labels."""
+    if self.is_whole:
+      return 'full'
+    return 'causal' if self.before is None else 'window'
+
+
+CAUSAL = Reach(None, 0)
+
+
+def reaches(causal: bool, has_prefix: bool, window: Window | None, keys: int) -> dict[str, Reach]:
+  """What queries see, by the call of `attention` that they are in: 'causal', 'both' ways or, with prefixes, either.
+
+  Args:
+    causal: whether queries see no later keys, but in prefixes.
+    has_prefix: whether there are prefixes.
+    window: (keys before its own slot, keys after it) that a query sees at most; None: all.
+    keys: S, from which on a window leaves nothing out.
+  """
+  before, after = window if window else (keys, keys)
+  before = before if before < keys - 1 else None
+  after = after if after < keys - 1 else None
+  out = {}
+  if causal:
+    out['causal'] = Reach(before, 0)
+  if has_prefix or not causal:
+    out['both'] = Reach(before, after)
+  return out
 
 
 def prepare(
@@ -29,11 +74,11 @@ def prepare(
     causal: bool,
     has_prefix: bool,
     interpret: bool,
+    window: Window | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Kernels for arrays that are spread over a mesh.
+  """Kernels for arrays that are spread over a mesh, one for each of the `reaches`.
 
-  The masks that `attention` needs are 'causal', 'full' or, with prefixes under a causal mask, both. What the backward
-  pass needs is named 'context', for `jax.checkpoint` policies.
+  What the backward pass needs is named 'context', for `jax.checkpoint` policies.
 
   Args:
     q_BTNH: queries, which may be spread over 'context'.
@@ -41,9 +86,10 @@ def prepare(
     causal: whether queries see no later keys.
     has_prefix: whether there are prefixes, whose tokens see each other.
     interpret: not on a TPU.
+    window: see `reaches`.
 
   Returns:
-    ({mask: kernel}, {mask: its specs for `shard_map`}).
+    ({call: kernel}, {call: its specs for `shard_map`}).
   """
   mesh = jax.sharding.get_abstract_mesh()
   pieces = 1
@@ -54,22 +100,21 @@ def prepare(
   T = q_BTNH.shape[1] // pieces
   S = k_BSKH.shape[1]
   kernels = {}
-  if causal:
-    kernels['causal'] = _kernel(CausalPieces(T, S, pieces), heads, pieces, interpret)
-  if has_prefix or not causal:
-    # Every piece of the queries sees all keys, so that one piece's kernel is that of all. (The library's own way to
-    # cut kernels into pieces does not take masks without a block that is masked in part.)
-    mask = splash_attention_mask.FullMask((_padded_length(T), _padded_length(S)))
-    kernels['full'] = _kernel(mask, heads, 1, interpret)
+  is_cut = {}
+  for call, reach in reaches(causal, has_prefix, window, S).items():
+    # Where all see all, one piece's kernel is that of every piece. (The library's own way to cut kernels into pieces
+    # does not take masks without a block that is masked in part.)
+    is_cut[call] = not reach.is_whole
+    kernels[call] = _kernel(reach, T, S, heads, pieces if is_cut[call] else 1, interpret)
   if mesh.empty:
     return kernels, {}
-  specs = {mask: _specs(mask, kernel) for mask, kernel in kernels.items()}
+  specs = {call: _specs(kernel, is_cut[call]) for call, kernel in kernels.items()}
   return jax.tree.map(jax.sharding.reshard, kernels, specs), specs
 
 
-def _specs(mask: str, kernel: Any) -> Any:
+def _specs(kernel: Any, is_cut: bool) -> Any:
   """PartitionSpecs of a kernel's arrays: by pieces of the queries where these differ, else on every device in full."""
-  if mask == 'causal':
+  if is_cut:
     by_rows = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(None, 'context'))
     return kernel.manual_sharding_spec(by_rows)
   return jax.tree.map(lambda x: PartitionSpec(), kernel)
@@ -83,6 +128,7 @@ def attention(
     query: Tokens,
     key: Tokens,
     scale: float,
+    window: Window | None = None,
 ) -> jax.Array:
   """softmax(scale q k) v, [B, T, N, H], of one device.
 
@@ -94,78 +140,121 @@ def attention(
     query: of the queries' tokens, see `make_mask` of model/attention.py.
     key: of the keys' tokens.
     scale: of logits.
+    window: of `prepare`.
   """
   B, T, N, H = q_BTNH.shape
   S = k_BSKH.shape[1]
+  has_both = 'causal' in kernels and 'both' in kernels
+  reach_of = reaches('causal' in kernels, has_both, window, S)
 
-  def under(mask: str, key: Tokens) -> jax.Array:
-    block_q, block_k, pairs = visits(T, S, mask == 'causal')
+  def run(call: str, key: Tokens) -> jax.Array:
+    reach = reach_of[call]
+    block_q, block_k, pairs = visits(T, S, reach)
     # Readers of compiled programs know by the label what the call computes.
-    label = Visits(mask, B, N, H, block_q, block_k, pairs).label
+    label = Visits(reach.name, B, N, H, block_q, block_k, pairs).label
     with jax.named_scope(label):
-      return _call(kernels[mask], q_BTNH * scale, k_BSKH, v_BSKH, query, key)
+      return _call(kernels[call], q_BTNH * scale, k_BSKH, v_BSKH, query, key)
 
-  if 'causal' not in kernels:
-    return under('full', key)
-  if 'full' not in kernels:
-    return under('causal', key)
+  if not has_both:
+    call, = kernels
+    return run(call, key)
   segments = jnp.where(key['prefix'], key['segments'], PADDING)
   in_prefix_BT11 = query['prefix'][:, :, None, None]
-  of_prefix_BTNH = under('full', {**key, 'segments': segments})
-  return jnp.where(in_prefix_BT11, of_prefix_BTNH, under('causal', key))
+  of_prefix_BTNH = run('both', {**key, 'segments': segments})
+  return jnp.where(in_prefix_BT11, of_prefix_BTNH, run('causal', key))
 
 
-class CausalPieces(splash_attention_mask.CausalMask):
-  """The causal mask of `pieces` x T queries on S keys, each piece padded to a multiple of LANES.
+class Pieces(splash_attention_mask.LocalMask):
+  """The mask of `pieces` x T queries on S keys, each piece padded to a multiple of LANES.
 
   Rows of padding see what the last query of their piece sees.
   """
 
-  def __init__(self, T: int, S: int, pieces: int):
+  def __init__(self, T: int, S: int, pieces: int, reach: Reach):
     padded = _padded_length(T)
-    super().__init__((pieces * padded, _padded_length(S)))
+    super().__init__((pieces * padded, _padded_length(S)), (reach.before, reach.after), 0)
     place = np.minimum(np.arange(padded), T - 1)
     first = np.arange(pieces) * T
     places = first[:, None] + place[None]
     self.q_sequence = places.reshape(-1).astype(np.int32)
+    self.reach = reach
+    if reach == CAUSAL:  # the same with an addition less
+      self.mask_function = splash_attention_mask.CausalMask(self.shape).mask_function
 
   def __getitem__(self, rows_columns: tuple[slice, slice]) -> np.ndarray:
     # The library asks for every block of the mask, several times. Of those that are all seen, or not at all, one
     # element says as much, and a mask of 131,072 x 131,072 takes a second instead of a minute.
     rows, columns = rows_columns
-    first = self.q_sequence[rows.start]
-    last = self.q_sequence[rows.stop - 1]
-    if first >= columns.stop - 1:
-      return np.ones((1, 1), bool)
-    if last < columns.start:
+    queries = Span(self.q_sequence[rows.start], self.q_sequence[rows.stop - 1])
+    keys = Span(columns.start, columns.stop - 1)
+    if not _is_seen_in_part(queries, keys, self.reach):
       return np.zeros((1, 1), bool)
+    if _is_seen_whole(queries, keys, self.reach):
+      return np.ones((1, 1), bool)
     return super().__getitem__(rows_columns)
 
 
-def visits(T: int, S: int, causal: bool) -> tuple[int, int, int]:
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Slots from the first to the last, both included."""
+  first: int
+  last: int
+
+
+def _is_seen_in_part(queries: Span, keys: Span, reach: Reach) -> bool:
+  """Whether some query sees some key."""
+  is_too_early = reach.before is not None and keys.last < queries.first - reach.before
+  is_too_late = reach.after is not None and keys.first > queries.last + reach.after
+  return not is_too_early and not is_too_late
+
+
+def _is_seen_whole(queries: Span, keys: Span, reach: Reach) -> bool:
+  """Whether all queries see all keys."""
+  sees_first = reach.before is None or keys.first >= queries.last - reach.before
+  sees_last = reach.after is None or keys.last <= queries.first + reach.after
+  return sees_first and sees_last
+
+
+def visits(T: int, S: int, reach: Reach) -> tuple[int, int, int]:
   """(block of queries, block of keys, pairs of blocks) of a device that has T queries and all S keys.
 
-  Of the pieces of a row that is spread over devices the last sees most: the pairs are those of its forward pass, and
-  of its backward pass, for one head and row.
+  Of the pieces of a row that is spread over devices, the one that sees most: the pairs are those of its forward pass,
+  and of its backward pass, for one head and row.
   """
   queries = _padded_length(T)
   keys = _padded_length(S)
-  block_q = block_size(queries, causal)
-  block_k = block_size(keys, causal)
-  if not causal:
+  block_q = block_size(queries, reach)
+  block_k = block_size(keys, reach)
+  if reach.is_whole:
     pairs = (queries // block_q) * (keys // block_k)
     return block_q, block_k, pairs
   pairs = 0
-  for end in range(keys - queries + block_q, keys + 1, block_q):
-    pairs += -(-end // block_k)
+  for start in range(0, max(1, keys - queries + 1), queries):
+    pairs = max(pairs, _pairs(start, queries, keys, block_q, block_k, reach))
   return block_q, block_k, pairs
 
 
-def block_size(length: int, causal: bool) -> int:
-  """The largest block that divides a length: at most LARGEST, and a quarter of the length under a causal mask."""
+def _pairs(start: int, queries: int, keys: int, block_q: int, block_k: int, reach: Reach) -> int:
+  """Pairs of blocks of which one sees the other in part, of a piece that begins at a slot."""
+  pairs = 0
+  for first in range(start, start + queries, block_q):
+    rows = Span(first, first + block_q - 1)
+    for column in range(0, keys, block_k):
+      pairs += _is_seen_in_part(rows, Span(column, column + block_k - 1), reach)
+  return pairs
+
+
+def block_size(length: int, reach: Reach) -> int:
+  """The largest block that divides a length.
+
+  At most LARGEST; under a mask at most a quarter of the length, and half of a window, but no less than SMALLEST for it:
+  smaller blocks take longer to begin than to compute.
+  """
   most = LARGEST
-  if causal:
+  if not reach.is_whole:
     most = min(LARGEST, max(LANES, length // 4))
+  if reach.before is not None:
+    most = min(most, max(SMALLEST, (reach.before + 1) // 2))
   largest = LANES
   for block in range(LANES, most + 1, LANES):
     if length % block == 0:
@@ -207,12 +296,15 @@ def _padded(x: jax.Array, value: int = 0) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
-def _kernel(mask: Any, heads: int, pieces: int, interpret: bool) -> Any:
-  """The library's kernel for a mask of the queries of all pieces, [queries, keys]."""
-  causal = isinstance(mask, CausalPieces)
-  queries, keys = mask.shape
-  block_q = block_size(queries // pieces, causal)
-  block_k = block_size(keys, causal)
+def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bool) -> Any:
+  """The library's kernel for the mask of the queries of all pieces, T each, on S keys."""
+  queries = _padded_length(T)
+  keys = _padded_length(S)
+  mask: Any = splash_attention_mask.FullMask((queries, keys))
+  if not reach.is_whole:
+    mask = Pieces(T, S, pieces, reach)
+  block_q = block_size(queries, reach)
+  block_k = block_size(keys, reach)
   block_sizes = library.BlockSizes(
       block_q=block_q,
       block_kv=block_k,

@@ -8,7 +8,7 @@ LABEL = re.compile(r'splash_(\w+?)_b(\d+)_n(\d+)_h(\d+)_q(\d+)_k(\d+)_v(\d+)')
 @dataclasses.dataclass(frozen=True)
 class Visits:
   """Of one call on one device: `pairs` of blocks are visited for each of `heads` heads of `rows` rows."""
-  mask: str  # 'causal' or 'full'
+  mask: str  # 'causal', 'window' or 'full'
   rows: int
   heads: int
   head_dim: int
