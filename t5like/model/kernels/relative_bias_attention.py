@@ -132,28 +132,38 @@ def attention(
   queries = _round_up(T, block_q)
   keys = _round_up(S, block_k)
   form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret, before, after)
-  more_queries = queries - T
-  more_keys = keys - S
-  q_BNTH = _pad(q_BTNH, more_queries).swapaxes(1, 2)
-  k_BKSH = _pad(k_BSKH, more_keys).swapaxes(1, 2)
-  v_BKSH = _pad(v_BSKH, more_keys).swapaxes(1, 2)
-  bias_NR = jnp.pad(bias_NR.astype(jnp.float32), [(0, 0), (more_keys, more_queries)])
-  has_prefix = causal and 'prefix' in query
-  key = {**key, 'segments': _without_padding(key['segments'])}
-  arrays = Arrays(
-      q_BNTH,
-      k_BKSH,
-      v_BKSH,
-      bias_NR,
-      query_ids=_ids(query, more_queries, 0, has_prefix),
-      key_ids=_ids(key, more_keys, NOBODY, has_prefix),
-      start=jnp.full((1,), start, jnp.int32),
-  )
+  arrays = _padded(form, q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, start)
   first = None
   if isinstance(start, int):
     first = start
   out_BNTH: Any = _attend(form, first, *arrays)
   return out_BNTH.swapaxes(1, 2)[:, :T]
+
+
+def _padded(
+    form: Form,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    bias_NR: jax.Array,
+    query: Tokens,
+    key: Tokens,
+    start: Any,
+) -> Arrays:
+  """What `attention` is given, as the kernels of a form read it."""
+  more_queries = form.queries - q_BTNH.shape[1]
+  more_keys = form.keys - k_BSKH.shape[1]
+  has_prefix = form.causal and 'prefix' in query
+  key = {**key, 'segments': _without_padding(key['segments'])}
+  return Arrays(
+      q_BNTH=_pad(q_BTNH, more_queries).swapaxes(1, 2),
+      k_BKSH=_pad(k_BSKH, more_keys).swapaxes(1, 2),
+      v_BKSH=_pad(v_BSKH, more_keys).swapaxes(1, 2),
+      bias_NR=jnp.pad(bias_NR.astype(jnp.float32), [(0, 0), (more_keys, more_queries)]),
+      query_ids=_ids(query, more_queries, 0, has_prefix),
+      key_ids=_ids(key, more_keys, NOBODY, has_prefix),
+      start=jnp.full((1,), start, jnp.int32),
+  )
 
 
 def block_size(length: int, causal: bool, before: int | None = None) -> int:

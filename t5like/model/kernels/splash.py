@@ -172,20 +172,21 @@ class Pieces(splash_attention_mask.LocalMask):
 
   def __init__(self, T: int, S: int, pieces: int, reach: Reach):
     padded = _padded_length(T)
-    super().__init__((pieces * padded, _padded_length(S)), (reach.before, reach.after), 0)
+    shape = (pieces * padded, _padded_length(S))
+    super().__init__(shape, (reach.before, reach.after), 0)
     place = np.minimum(np.arange(padded), T - 1)
     first = np.arange(pieces) * T
     places = first[:, None] + place[None]
     self.q_sequence = places.reshape(-1).astype(np.int32)
     self.reach = reach
     if reach == CAUSAL:  # the same with an addition less
-      self.mask_function = splash_attention_mask.CausalMask(self.shape).mask_function
+      self.mask_function = splash_attention_mask.CausalMask(shape).mask_function
 
   def __getitem__(self, rows_columns: tuple[slice, slice]) -> np.ndarray:
     # The library asks for every block of the mask, several times. Of those that are all seen, or not at all, one
     # element says as much, and a mask of 131,072 x 131,072 takes a second instead of a minute.
     rows, columns = rows_columns
-    queries = Span(self.q_sequence[rows.start], self.q_sequence[rows.stop - 1])
+    queries = Span(int(self.q_sequence[rows.start]), int(self.q_sequence[rows.stop - 1]))
     keys = Span(columns.start, columns.stop - 1)
     if not _is_seen_in_part(queries, keys, self.reach):
       return np.zeros((1, 1), bool)
