@@ -189,20 +189,37 @@ def preparations(trials):
 
 def table(trials, console):
   """Prints all trials, the lowest validation nll first."""
+  from rich.markup import escape
   from rich.table import Table
   results = [(t, t.result()) for t in trials]
   results.sort(key=lambda pair: pair[1]['validation']['nll'] if pair[1] else math.inf)
   keys = list(trials[0].chosen)
-  grid = Table(*keys, 'nll', 'steps', 'state')
+  grid = Table(*map(escape, keys), 'nll', 'steps', 'state')
   for t, result in results:
     nll, steps = (f'{result["validation"]["nll"]:.4f}', f'{result["step"]:,}') if result else ('', '')
-    grid.add_row(*t.chosen.values(), nll, steps, 'done' if result else t.state)
+    state = 'done' if result else t.state
+    grid.add_row(*map(escape, t.chosen.values()), nll, steps, escape(state))  # values may look like rich's markup
   console.print(grid)
+
+
+def check(args):
+  """The words of the launcher, none for the default; ConfigError for flags that cannot work."""
+  for flag, least, most in (('jobs', 1, 1000), ('samples', 0, 10_000)):
+    if not least <= getattr(args, flag) <= most:
+      raise ConfigError(f'--{flag}={getattr(args, flag)}: must be at least {least} and at most {most}.')
+  try:
+    re.compile(args.again)
+  except re.error as e:
+    raise ConfigError(f'--again={args.again}: is no regular expression ({e}). Such as --again=seed=[01].') from e
+  try:
+    return shlex.split(args.launcher)
+  except ValueError as e:
+    raise ConfigError(f'--launcher={args.launcher}: is no command line ({e}).') from e
 
 
 def run(args, rest):
   args.dir = args.dir or 'runs/sweep-' + re.sub(r'\W', '-', args.config.split('/')[-1].replace('.py', ''))
-  launcher = shlex.split(args.launcher) or [sys.executable, str(ROOT / 'main.py')]
+  launcher = check(args) or [sys.executable, str(ROOT / 'main.py')]
   trials = all_trials(args, rest)
   far = args.dry_run and '://' in args.dir  # a dry run needs no access to buckets
   todo = trials if far else [t for t in trials if not t.result()]

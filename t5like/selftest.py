@@ -289,11 +289,13 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
 def _cells(outcome: Outcome) -> list[str]:
   """A row of the table."""
+  from rich import markup
   difference = ''
   if outcome.difference is not None:
     difference = f'{outcome.difference:.2g}'
   limit = f'{outcome.limit:.0e}' if outcome.limit else '0'
-  result = outcome.problem or '[green]ok[/]'
+  problem = markup.escape(outcome.problem)
+  result = problem or '[green]ok[/]'
   if 'FAILED' in outcome.problem:
-    result = f'[red]{outcome.problem}[/]'
+    result = f'[red]{problem}[/]'
   return [outcome.name, outcome.compared, difference, limit, f'{outcome.seconds:.0f}', result]

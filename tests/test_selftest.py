@@ -66,3 +66,9 @@ def test_steps_done_twice_are_the_same_and_a_fault_is_named(tmp_path, monkeypatc
   with pytest.raises(NumericsError, match=r'Step 10, done twice from the checkpoint of step 8, gave different bits in'):
     replay.replay(tmp_path / 'run', 2)
   assert jax.device_count() == 8
+
+
+def test_problems_are_shown_as_they_are(capsys):
+  outcome = selftest.Outcome('mesh', 'devices', None, 0, 1.0, 'FAILED: no file matches [/data/x]')
+  selftest.show([outcome])
+  assert '[/data/x]' in ''.join(capsys.readouterr().out.split('\n'))

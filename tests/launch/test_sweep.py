@@ -3,9 +3,11 @@ import json
 import math
 import re
 import sys
+import types
 
 import pytest
 from hypothesis import given, strategies as st
+from rich.console import Console
 
 from launch import sweep as sweep_module
 from tests.launch.paths import python, recorded
@@ -119,11 +121,23 @@ def test_submitted_once(sweep, tmp_path):
     (['optimizer.learning_rates=1,2'], 'optimizer.learning_rates=1,2'.split(',')[0]),
     (['seed=0,x'], '1 of these runs cannot work, so none was begun'), (['seed'], 'no values given'),
     (['optimizer.learning_rate=1e-3..1e-2'], 'a range needs --samples'),
-    (['optimizer.learning_rate=1..-1', '--samples=3'], 'a range needs --samples'), ([], 'add KEY=VALUES')])
+    (['optimizer.learning_rate=1..-1', '--samples=3'], 'a range needs --samples'), ([], 'add KEY=VALUES'),
+    (['seed=0', '--again=('], '--again=(: is no regular expression'), (['seed=0', '--jobs=0'], '--jobs=0: must be'),
+    (['seed=0', '--samples=-1'], '--samples=-1: must be'), (['seed=0', '--samples=10001'], 'at most 10000'),
+    (['seed=0', "--launcher=x '"], 'is no command line')])
 def test_mistakes(sweep, tmp_path, flags, message):
   done = sweep(*flags)
-  assert done.returncode == 2 and message in done.stderr, done.stderr
+  assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
   assert not (tmp_path / 'sweep').exists()
+
+
+def test_the_table_shows_values_as_they_are(capsys):
+  """Brackets too, which rich takes for its own markup."""
+  chosen = {'data.source': 'text:/a/[/b]/*.txt', 'sample.prompts': '[bold]x'}
+  trial = types.SimpleNamespace(chosen=chosen, result=lambda: None, state='exit code 1, see [/x].log')
+  sweep_module.table([trial], Console(width=200))
+  shown = capsys.readouterr().out
+  assert all(text in shown for text in (*chosen.values(), trial.state))
 
 
 def test_real_runs(tmp_path):
