@@ -1,5 +1,6 @@
 """What the page of a run is made of: lines of files that a crash or another program may have spoilt."""
 import json
+import os
 
 import pytest
 
@@ -33,3 +34,12 @@ def test_lines_that_are_no_numbers_are_left_out(line, run):
 def test_a_page_that_cannot_be_written_is_said_of_its_flag(run):
   with pytest.raises(CheckpointError, match='--output: cannot write .*Is a directory'):
     report.write(run, run)
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'samples.jsonl'])
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(run, name, make):
+  (run / name).unlink(missing_ok=True)
+  make(run / name)
+  with pytest.raises(CheckpointError, match=f'{name} cannot be read'):
+    report.gather(run)

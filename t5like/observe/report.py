@@ -11,7 +11,7 @@ from etils import epath
 
 from t5like import config as config_lib
 from t5like.config_type import Config
-from t5like.errors import ConfigError
+from t5like.errors import CheckpointError, ConfigError
 from t5like.files import plain_json, schema
 from t5like.observe import ledger, metrics
 from t5like.storage import rewinds, workdir as workdir_lib
@@ -111,14 +111,22 @@ def _differences(runs: list[Facts]) -> list[list[str]]:
   return differences
 
 
+def _read_lines(path: Any, shape: schema.Shape) -> list[Line]:
+  """The whole lines of a file of a run, none where there is no file; CheckpointError where it cannot be read."""
+  try:
+    return list(schema.lines(path, shape))
+  except OSError as e:
+    raise CheckpointError(f'{path} cannot be read ({e.strerror or e}). Move it away, or let this user read it.') from e
+
+
 def gather(workdir: str) -> Facts:
   """Everything that the page shows of a run, as JSON."""
   config: Config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
-  lines = list(schema.lines(folder / 'metrics.jsonl', metrics.NUMBERS))
+  lines = _read_lines(folder / 'metrics.jsonl', metrics.NUMBERS)
   per_step = config.batch_size * config.data.seq_len
   points = _Points(lines, per_step)
-  samples = list(schema.lines(folder / 'samples.jsonl', metrics.SAMPLE))
+  samples = _read_lines(folder / 'samples.jsonl', metrics.SAMPLE)
   return dict(
       name=folder.absolute().name,
       made=time.strftime('%Y-%m-%d %H:%M'),
