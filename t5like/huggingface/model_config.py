@@ -107,8 +107,11 @@ def _checked(kind, m):
 
 
 def _rope(kind, hf):
-  """(theta, fraction): transformers 5 keeps them in `rope_parameters`, older ones beside the rest."""
-  where = 'rope_parameters' if hf.get('rope_parameters') else 'rope_scaling'
+  """(theta, fraction): transformers 5 keeps them in `rope_parameters`, older ones beside the rest.
+
+  Where there are both, transformers reads `rope_scaling`.
+  """
+  where = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
   rope = hf.get(where) or {}
   how = rope.get('rope_type', rope.get('type', 'default'))
   if how != 'default':
