@@ -135,6 +135,11 @@ class Architecture:
     """Whether one stack reads the text and predicts what follows."""
     return self.causal and not self.has_encoder
 
+  @property
+  def rows(self) -> tuple[bool, bool]:
+    """What its rows are like; objectives make rows for all architectures of the same."""
+    return self.causal, self.has_encoder
+
 
 ARCHITECTURES = dict(
     decoder=Architecture(causal=True),

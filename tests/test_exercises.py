@@ -195,6 +195,68 @@ def test_arguments_of_an_optimizer_that_nothing_takes_are_errors(arguments, word
   assert words in refusal(checkout, tmp_path / 'runs', **OPTIMIZER)
 
 
+# --- An architecture --------------------------------------------------------------------------------
+
+ARCHITECTURE = 'An architecture'
+LOOPED = dict(model=dict(name='looped'), steps=6)
+DECODES = """
+import dataclasses, pathlib
+import jax
+import numpy as np
+from t5like import sharding
+from t5like.errors import ConfigError
+from t5like.huggingface import model_config
+from t5like.model import flops, transformer
+from t5like.objectives import table
+from t5like.objectives.spec import Lengths
+from tests import tiny
+
+T = 8
+assert table.trains('looped') == table.trains('decoder') != []
+c = dataclasses.replace(tiny.MODEL, name='looped', num_layers=2)
+with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])):
+  model, deep = transformer.build(c), transformer.build(dataclasses.replace(c, name='decoder', num_layers=4))
+  params = jax.jit(model.init)(jax.random.key(0))
+  ids = np.random.default_rng(0).integers(3, 60, (1, T)).astype(np.int32)
+  rows = dict(inputs=ids, positions=np.arange(T, dtype=np.int32)[None], segments=np.ones((1, T), np.int32))
+  full = jax.jit(model.apply)(params, rows)
+  cache = model.cache(params, rows, T)
+  for t in range(T):
+    keys = dict(rows, segments=np.where(np.arange(T) <= t, 1, 0).astype(np.int32)[None])
+    logits, cache = model.extend(params, {name: x[:, t:t + 1] for name, x in rows.items()}, keys, cache, t)
+    np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
+  assert flops.per_row(model, Lengths(T, 0, T)) == flops.per_row(deep, Lengths(T, 0, T))
+try:
+  model_config.family_of(vars(c))
+  raise AssertionError('it was exported')
+except ConfigError as error:
+  assert "model.name='looped', which would have to be 'decoder'" in str(error), error
+for objective in ('prefix_lm', 'span_corruption', 'ul2'):
+  tiny.config(pathlib.Path('.'), model=dict(name='looped', vocab_size=384), data=dict(seq_len=128),
+              vocabulary=dict(sentinels=32), objective=dict(name=objective))
+"""
+
+
+def test_an_architecture_is_three_files(tmp_path):
+  assert len(guide.files(ARCHITECTURE)) == 3
+  checkout = guide.changed(tmp_path, ARCHITECTURE)
+  done = guide.run(checkout, DECODES)
+  assert done.returncode == 0, done.stderr[-3000:]
+  sample = dict(sample=dict(prompts=['the '], tokens=8))
+  runs = train(checkout, tmp_path / 'runs', looped=dict(LOOPED, **sample), decoder=dict(steps=6))
+  assert losses(runs['looped'])[-1] < losses(runs['looped'])[0]
+  assert losses(runs['looped']) != losses(runs['decoder'])
+
+
+@pytest.mark.parametrize('file, words', [
+    ('t5like/choices.py', "model.name='looped' is implemented, but it is no choice in t5like/choices.py"),
+    ('t5like/model/transformer.py', "model.name='looped' is a choice in t5like/choices.py, but nothing implements it"),
+    ('t5like/model/flops.py', "model.name='looped' is a choice in t5like/choices.py, but nothing implements it")])
+def test_an_architecture_with_one_file_left_out_is_refused(file, words, tmp_path):
+  checkout = guide.changed(tmp_path, ARCHITECTURE, without=[file])
+  assert words in refusal(checkout, tmp_path / 'runs', **LOOPED)
+
+
 # --- A periodic action ------------------------------------------------------------------------------
 
 ACTION = dict(log=dict(near_zero_every=2), steps=4)

@@ -214,7 +214,7 @@ class Objective:
 
   Attributes:
     name: as config.objective.name says it.
-    architectures: those that can be trained on it.
+    architectures: those that can be trained on it; where choices.py has others that read the same rows, these too.
     keys: keys of config.objective that its functions read; they are handed no others.
     sentinels: how many rows need of a vocabulary.
     stack, pair: how rows are made. A decoder that could have both reads pairs where a mode stands before inputs.
@@ -238,6 +238,8 @@ class Objective:
     problems = list(_missing(self)) or list(_contradictions(self))
     if problems:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
+    object.__setattr__(self, 'architectures', with_same_rows(self.architectures))
+    object.__setattr__(self, 'by_chance', with_same_rows(self.by_chance))
 
   @property
   def given(self) -> bool:
@@ -309,6 +311,7 @@ class Mixture:
     problems = list(_missing(self)) or list(_contradictions_of_mixture(self))
     if problems:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
+    object.__setattr__(self, 'architectures', with_same_rows(self.architectures))
 
   def style(self, config: Config) -> str:
     """How a model of a config takes prompts: a key of STYLES."""
@@ -328,6 +331,12 @@ def _read(section: Section, keys: Iterable[str]) -> types.SimpleNamespace:
   for key in keys:
     setattr(values, key, section[key])
   return values
+
+
+def with_same_rows(names: Iterable[str]) -> tuple[str, ...]:
+  """These architectures, and all others that read rows like theirs."""
+  rows = {ARCHITECTURES[name].rows for name in names if name in ARCHITECTURES}
+  return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.rows in rows)
 
 
 def pair_style(architecture: str, style: str) -> str:
@@ -396,15 +405,15 @@ def _contradictions(entry: Objective) -> Iterator[str]:
 
 def _without_rows(entry: Objective) -> Iterator[str]:
   """Architectures whose rows nothing makes, and rows of another architecture."""
-  of_stack = None
+  of_stack = ()
   if entry.stack is not None:
-    of_stack = entry.stack.architecture
+    of_stack = with_same_rows([entry.stack.architecture])
   for name in entry.architectures:
     is_paired = entry.pair is not None and ARCHITECTURES[name].causal
-    if name != of_stack and not is_paired:
+    if name not in of_stack and not is_paired:
       yield f'architectures has {name!r}, for which neither stack nor pair makes rows'
-  if of_stack not in (None, *entry.architectures):
-    yield f'stack makes rows for {of_stack!r}, which architectures does not have'
+  if entry.stack is not None and entry.stack.architecture not in entry.architectures:
+    yield f'stack makes rows for {entry.stack.architecture!r}, which architectures does not have'
 
 
 def _contradictions_of_mixture(entry: Mixture) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from t5like import choices
 from t5like.config_type import Config
 from t5like.errors import ConfigError
+from t5like.model import flops
 from t5like.objectives import lengths
 from t5like.preflight.hlo_schedule import MXU, Prediction
 
@@ -63,7 +64,8 @@ def spared(config: Config) -> float:
   if not choices.ARCHITECTURES[model.name].causal:
     return 0
   targets = lengths.shapes(config).targets
-  return 6 * model.num_heads * model.head_dim * model.num_layers * targets ** 2
+  layers = flops.PASSES[model.name] * model.num_layers
+  return 6 * model.num_heads * model.head_dim * layers * targets ** 2
 
 
 def _padding(shapes: lengths.Lengths, pieces: int) -> float:

@@ -86,7 +86,7 @@ def _lacking(component: lengths.Component, vocabulary: Any) -> Iterator[str]:
     yield (f"model.name='encoder_decoder' needs a token that the decoder begins with, and {_name(c)} "
            + _says_none(vocabulary, 'start'))
   # Streams of text have no beginnings; all other rows of a decoder do.
-  begins = architecture == 'decoder' if pairs else layout.begins(c.data)
+  begins = choices.ARCHITECTURES[architecture].decoder_only if pairs else layout.begins(c.data)
   if begins and vocabulary.bos_id is None:
     streams = not pairs and layout.streams
     plain = ' To train on text without beginnings, set data.document_mask=False.' if streams else ''
