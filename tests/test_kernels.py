@@ -61,7 +61,7 @@ def windowed(query, key, causal, before, after):
   slots = jnp.arange(query['segments'].shape[1])
   distance = slots[:, None] - slots[None]
   near = (distance <= before) & (-distance <= after)
-  return (attention.make_mask(query, key, causal) & near[None])[:, None]
+  return (attention_kernels.make_mask(query, key, causal) & near[None])[:, None]
 
 
 LENGTHS = dict(length=st.integers(1, 420), before=st.integers(0, 450), after=st.integers(0, 450),
