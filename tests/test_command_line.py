@@ -160,6 +160,11 @@ def test_changes_of_a_config_are_refused_where_there_is_none():
 @pytest.mark.parametrize('argv, words', [
     ('evaluate --limit=-395', ['--limit=-395', 'at least 0']),
     ('generate --tokens=3000000000', ['--tokens=3000000000', 'at most 2147483647']),
+    ('--config=decoder_tiny --num_processes=2', ['--num_processes=2', '--coordinator=HOST:PORT']),
+    ('--config=decoder_tiny --process_id=1', ['--process_id=1', '--coordinator=HOST:PORT']),
+    ('--config=decoder_tiny --coordinator=a:1', ['--num_processes=0 --process_id=0', 'from 0']),
+    ('--config=decoder_tiny --coordinator=a:1 --num_processes=2 --process_id=2', ['--process_id=2', 'from 0']),
+    ('--config=decoder_tiny --coordinator=a --num_processes=2', ['--coordinator=a', 'HOST:PORT']),
     ('generate --beams=1001', ['--beams=1001', 'at most 1000']),
     ('generate --alpha=1e308', ['--alpha=1e+308', 'at most 5']),
     ('replay --steps=100000000000', ['--steps=100000000000', 'at most 1000000']),

@@ -243,7 +243,8 @@ def test_rotary_numbers_of_all_versions():
   assert rope(rotary_pct=0.5, rotary_emb_base=500) == [500.0, 0.5]
   assert rope(rope_parameters=dict(rope_theta=7e3, partial_rotary_factor=1.0)) == [7e3, 1.0]
   both = dict(rope_parameters=dict(rope_theta=7e3), rope_scaling=dict(type='default', rope_theta=8e3))
-  assert rope(**both) == [8e3, 0.25]
+  both['rope_scaling']['partial_rotary_factor'] = 1.0
+  assert rope(**both) == [8e3, 1.0]
   llama = {k: v for k, v in ABOUT['llama']['config'].items() if k != 'rope_parameters'}
   with pytest.raises(ConfigError, match="rope_scaling .*rope_type='linear'"):
     model_config.to_model(dict(ABOUT['llama']['config'], rope_scaling=dict(type='linear', factor=2.0)))

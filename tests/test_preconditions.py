@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from t5like.decoding import decode
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.prepared import prepare
 from t5like.storage import workdir as workdir_lib
-from t5like.training import build, preconditions
+from t5like.training import build, loop, preconditions
 from t5like.vocabulary import loading as vocabulary_lib
 from tests import tiny
 from tests.conftest import ROOT
@@ -287,6 +288,15 @@ def test_a_batch_that_the_devices_cannot_divide_is_refused_before_data_is_prepar
   with pytest.raises(ConfigError, match='batch_size=12 is not divisible'):
     loop.train(c, str(tmp_path / 'run'), 'run')
   assert not (tmp_path / 'prepared').exists()
+
+
+def test_options_that_the_compiler_does_not_know_are_refused_before_data_is_prepared(tmp_path):
+  c = tiny.config(tmp_path, compile=dict(options={'xla_nonsense': '1'}))
+  with pytest.raises(ConfigError, match="compile.options=.*xla_nonsense.*the compiler for cpu"):
+    loop.train(c, tmp_path / 'run', 'test')
+  assert not (tmp_path / 'prepared').exists()
+  known = tiny.config(tmp_path, compile=dict(options={'xla_cpu_enable_fast_math': False}))
+  build.check_compile_options(known, jax.devices()[0])
 
 
 @pytest.mark.parametrize('prompt, sentinels, fine', [

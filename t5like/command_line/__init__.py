@@ -245,9 +245,29 @@ def _check_flags(name: str, values: flags.FlagValues, overrides: list[str]) -> N
     problem = _out_of_range(flag, values[flag].value)
     if problem:
       raise ConfigError(problem)
+  _check_cluster(values)
   if overrides and name not in TAKES_OVERRIDES:
     raise ConfigError(f'--config.{cut(overrides[0])}: {name} takes its config from the run in --workdir, and changes '
                       f'none of its keys. --config.KEY=VALUE belongs to {either(TAKES_OVERRIDES)}.')
+
+
+def _check_cluster(values: flags.FlagValues) -> None:
+  """ConfigError for --coordinator, --num_processes and --process_id that do not go together."""
+  coordinator = values['coordinator'].value
+  count = values['num_processes'].value
+  number = values['process_id'].value
+  if not coordinator:
+    for name, value, least in (('num_processes', count, 1), ('process_id', number, 0)):
+      if value > least:
+        raise ConfigError(f'--{name}={value}: has no effect without --coordinator=HOST:PORT, the address of process 0.')
+    return
+  host, _, port = coordinator.rpartition(':')
+  is_address = host and port.isascii() and port.isdecimal() and len(port) <= 5
+  if not is_address:
+    raise ConfigError(f'--coordinator={cut(coordinator)}: must be HOST:PORT, such as 10.0.0.2:8476.')
+  if number >= count:
+    raise ConfigError(f'--num_processes={count} --process_id={number}: processes are numbered from 0 to the number of '
+                      'them less one.')
 
 
 def _out_of_range(name: str, value: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from t5like import sharding
+from t5like.config.values import show
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import loss as loss_lib
@@ -22,6 +23,19 @@ def rows_per_device(config: Config, mesh: jax.sharding.Mesh) -> int:
     raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
                       f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
   return config.batch_size // pieces
+
+
+def check_compile_options(config: Config, device: jax.Device) -> None:
+  """ConfigError for compile.options that the compiler of a device does not take: seen on a program of nothing."""
+  options = config.compile.options.to_dict()
+  if not options:
+    return
+  try:
+    with jax.default_device(device):
+      jax.jit(lambda: 0, compiler_options=options).lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise ConfigError(f'compile.options={show(options)}: the compiler for {device.platform} does not take them '
+                      f'({str(error)[:300]}). Correct or remove them.') from error
 
 
 def build_optimizer(config: Config, model: Model, total_steps: int) -> tuple[Any, dict]:

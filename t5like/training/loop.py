@@ -33,6 +33,7 @@ def train(config: Config, workdir: str, name: str, devices: Any = None, profile_
   profiling.compile_cache(config.compile.cache)
   mesh = sharding.make_mesh(config.mesh, devices)
   build.rows_per_device(config, mesh)  # before data is prepared for a batch that cannot be divided
+  build.check_compile_options(config, mesh.local_devices[0])
   store = opening.open_data(config)
   preconditions.check_prompts(config, store.vocabulary)
   with contextlib.ExitStack() as ends:
