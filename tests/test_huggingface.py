@@ -18,7 +18,7 @@ from t5like import config as config_lib, sharding
 from t5like.config import base
 from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError
-from t5like.huggingface import model_config, model_folders, runs
+from t5like.huggingface import model_config, model_folders, runs, weight_table
 from t5like.huggingface.families import FAMILIES
 from t5like.model import transformer
 from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
@@ -93,11 +93,11 @@ def test_fused_projections_by_hand(tmp_path):
 def test_layouts_are_undone(numbers, layout):
   dims, axes = layout
   sizes = dict(zip('DNHF', numbers)) | {'3': 3}
-  shape = model_config.shape_of(axes, sizes)
+  shape = weight_table.shape_of(axes, sizes)
   x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-  ours = model_config.to_ours(x, dims, axes, sizes)
+  ours = weight_table.to_ours(x, dims, axes, sizes)
   assert ours.shape[-len(dims):] == tuple(sizes[d] for d in dims)
-  assert np.array_equal(model_config.to_theirs(ours, dims, axes, sizes), x)
+  assert np.array_equal(weight_table.to_theirs(ours, dims, axes, sizes), x)
 
 
 def test_a_model_without_biases_goes_out_with_zeros(tmp_path):

@@ -3,14 +3,18 @@
 A table has a line per parameter: when it is there (- always, g with a gated activation, p with a plain
 one, u when embeddings are untied), our path, our dimensions, their name, their dimensions. Letters are
 those of `t5like/sharding.py` and of `ModelConfig.size`; letters without a space between them are one
-axis of theirs; {} in a name is the layer, and our arrays have a leading axis L for it. Three of ours
+axis of theirs; {stack} in a name is the layer of that stack (a key of STACKS), and our arrays have a leading axis L for
+it. Three of ours
 may lie in one of theirs: then the axis 3 says which of q, k, v. So 'NH D' is a matrix [N * H, D].
 
 Sources: the modeling_*.py of transformers 5, whose numbers `tests/parity` compares with ours.
 """
 import dataclasses
+from typing import Any
 
-PLAIN = dict(  # what a model is where a family says nothing else
+Keys = dict[str, Any]  # {key: value}
+
+PLAIN: Keys = dict(  # what a model is where a family says nothing else
     name='decoder', block='pre_norm', norm='rmsnorm', use_bias=False, embed_norm=False, position='rope',
     rope_theta=10_000.0, rope_fraction=1.0, num_types=0, head='linear', scale_attention=True, qk_norm='none',
     logit_softcap=0.0, init='fan_in', dropout=0.0, dropout_style='standard')
@@ -24,24 +28,49 @@ UNGATED = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """A `model_type`: `ours` are values of config.model that all its models share (a tuple: any of them),
-  `keys` its names for ours, `defaults` what its config.json may leave out, `only` values of its keys that
-  we can follow, `unused` (a regex) weights that its language models have no use for, `copies` names under
-  which tied weights may lie a second time."""
+  """A `model_type` of transformers.
+
+  Attributes:
+    architecture: the class of its language models.
+    ours: values of config.model that all its models share; a tuple: any of them.
+    keys: {its name of a key: ours}.
+    activations: {its name: ours}.
+    table: of its weights, see above.
+    defaults: of keys that its config.json may leave out.
+    only: values of its keys that ours can follow.
+    prefix: of all names of weights but the head's; files of the bare model lack it.
+    unused: a regex of weights that its language models have no use for.
+    copies: {name under which tied weights may lie a second time: that of the weights}.
+    grouped: whether there may be fewer heads of keys and values.
+    any_head_dim: whether heads may have any size.
+    any_rope_fraction: whether a part of each head may be turned.
+    rope_fraction: the part that is turned where its config.json does not say.
+    whole_heads: whether transformers refuses a d_model that num_heads does not divide, whatever the head size.
+  """
   architecture: str
-  ours: dict
-  keys: dict
-  activations: dict
+  ours: Keys
+  keys: dict[str, str]
+  activations: dict[str, str]
   table: str
-  defaults: dict = dataclasses.field(default_factory=dict)
-  only: dict = dataclasses.field(default_factory=dict)
-  prefix: str = ''  # of all names but the head's; files of the bare model lack it
+  defaults: Keys = dataclasses.field(default_factory=dict)
+  only: Keys = dataclasses.field(default_factory=dict)
+  prefix: str = ''
   unused: str = '(?!)'
-  copies: dict = dataclasses.field(default_factory=dict)
-  grouped: bool = False  # may have fewer heads of keys and values
+  copies: dict[str, str] = dataclasses.field(default_factory=dict)
+  grouped: bool = False
   any_head_dim: bool = False
   any_rope_fraction: bool = False
-  whole_heads: bool = True  # transformers refuses a d_model that num_heads does not divide, whatever the head size
+  rope_fraction: float = 1.0
+  whole_heads: bool = True
+
+  @property
+  def theirs(self) -> dict[str, str]:
+    """{our name of a key: its}."""
+    return {ours: theirs for theirs, ours in self.keys.items()}
+
+
+# The key of config.model that says how many layers a stack has.
+STACKS = dict(stack='num_layers', encoder='num_encoder_layers', decoder='num_layers')
 
 
 SIZES = dict(hidden_size='d_model', num_hidden_layers='num_layers', num_attention_heads='num_heads',
@@ -50,15 +79,15 @@ SIZES = dict(hidden_size='d_model', num_hidden_layers='num_layers', num_attentio
 
 LLAMA_TABLE = '''
 - embed/w                      VD   model.embed_tokens.weight                     V D
-- stack/blocks/attention/q/w   DNH  model.layers.{}.self_attn.q_proj.weight       NH D
-- stack/blocks/attention/k/w   DKH  model.layers.{}.self_attn.k_proj.weight       KH D
-- stack/blocks/attention/v/w   DKH  model.layers.{}.self_attn.v_proj.weight       KH D
-- stack/blocks/attention/o/w   NHD  model.layers.{}.self_attn.o_proj.weight       D NH
-- stack/blocks/mlp/gate/w      DF   model.layers.{}.mlp.gate_proj.weight          F D
-- stack/blocks/mlp/up/w        DF   model.layers.{}.mlp.up_proj.weight            F D
-- stack/blocks/mlp/down/w      FD   model.layers.{}.mlp.down_proj.weight          D F
-- stack/blocks/attention_norm/scale D model.layers.{}.input_layernorm.weight      D
-- stack/blocks/mlp_norm/scale  D    model.layers.{}.post_attention_layernorm.weight D
+- stack/blocks/attention/q/w   DNH  model.layers.{stack}.self_attn.q_proj.weight       NH D
+- stack/blocks/attention/k/w   DKH  model.layers.{stack}.self_attn.k_proj.weight       KH D
+- stack/blocks/attention/v/w   DKH  model.layers.{stack}.self_attn.v_proj.weight       KH D
+- stack/blocks/attention/o/w   NHD  model.layers.{stack}.self_attn.o_proj.weight       D NH
+- stack/blocks/mlp/gate/w      DF   model.layers.{stack}.mlp.gate_proj.weight          F D
+- stack/blocks/mlp/up/w        DF   model.layers.{stack}.mlp.up_proj.weight            F D
+- stack/blocks/mlp/down/w      FD   model.layers.{stack}.mlp.down_proj.weight          D F
+- stack/blocks/attention_norm/scale D model.layers.{stack}.input_layernorm.weight      D
+- stack/blocks/mlp_norm/scale  D    model.layers.{stack}.post_attention_layernorm.weight D
 - stack/norm/scale             D    model.norm.weight                             D
 u head/out/w                   DV   lm_head.weight                                V D
 '''
@@ -66,25 +95,25 @@ u head/out/w                   DV   lm_head.weight                              
 # OLMo 2 norms what comes out of attention and MLP, under names that Llama has for something else.
 OLMO2_TABLE = LLAMA_TABLE.replace('post_attention_layernorm', 'post_feedforward_layernorm').replace(
     'input_layernorm', 'post_attention_layernorm') + '''
-- stack/blocks/attention/q_norm/scale NH model.layers.{}.self_attn.q_norm.weight  NH
-- stack/blocks/attention/k_norm/scale KH model.layers.{}.self_attn.k_norm.weight  KH
+- stack/blocks/attention/q_norm/scale NH model.layers.{stack}.self_attn.q_norm.weight  NH
+- stack/blocks/attention/k_norm/scale KH model.layers.{stack}.self_attn.k_norm.weight  KH
 '''
 
 GPT2_TABLE = '''
 - embed/w                      VD   transformer.wte.weight                        V D
 - positions/w                  TD   transformer.wpe.weight                        T D
-- stack/blocks/attention_norm/scale D transformer.h.{}.ln_1.weight                D
-- stack/blocks/attention_norm/b D   transformer.h.{}.ln_1.bias                    D
-- stack/blocks/attention/*/w   DNH  transformer.h.{}.attn.c_attn.weight           D 3NH
-- stack/blocks/attention/*/b   NH   transformer.h.{}.attn.c_attn.bias             3NH
-- stack/blocks/attention/o/w   NHD  transformer.h.{}.attn.c_proj.weight           NH D
-- stack/blocks/attention/o/b   D    transformer.h.{}.attn.c_proj.bias             D
-- stack/blocks/mlp_norm/scale  D    transformer.h.{}.ln_2.weight                  D
-- stack/blocks/mlp_norm/b      D    transformer.h.{}.ln_2.bias                    D
-- stack/blocks/mlp/up/w        DF   transformer.h.{}.mlp.c_fc.weight              D F
-- stack/blocks/mlp/up/b        F    transformer.h.{}.mlp.c_fc.bias                F
-- stack/blocks/mlp/down/w      FD   transformer.h.{}.mlp.c_proj.weight            F D
-- stack/blocks/mlp/down/b      D    transformer.h.{}.mlp.c_proj.bias              D
+- stack/blocks/attention_norm/scale D transformer.h.{stack}.ln_1.weight                D
+- stack/blocks/attention_norm/b D   transformer.h.{stack}.ln_1.bias                    D
+- stack/blocks/attention/*/w   DNH  transformer.h.{stack}.attn.c_attn.weight           D 3NH
+- stack/blocks/attention/*/b   NH   transformer.h.{stack}.attn.c_attn.bias             3NH
+- stack/blocks/attention/o/w   NHD  transformer.h.{stack}.attn.c_proj.weight           NH D
+- stack/blocks/attention/o/b   D    transformer.h.{stack}.attn.c_proj.bias             D
+- stack/blocks/mlp_norm/scale  D    transformer.h.{stack}.ln_2.weight                  D
+- stack/blocks/mlp_norm/b      D    transformer.h.{stack}.ln_2.bias                    D
+- stack/blocks/mlp/up/w        DF   transformer.h.{stack}.mlp.c_fc.weight              D F
+- stack/blocks/mlp/up/b        F    transformer.h.{stack}.mlp.c_fc.bias                F
+- stack/blocks/mlp/down/w      FD   transformer.h.{stack}.mlp.c_proj.weight            F D
+- stack/blocks/mlp/down/b      D    transformer.h.{stack}.mlp.c_proj.bias              D
 - stack/norm/scale             D    transformer.ln_f.weight                       D
 - stack/norm/b                 D    transformer.ln_f.bias                         D
 u head/out/w                   DV   lm_head.weight                                V D
@@ -92,18 +121,18 @@ u head/out/w                   DV   lm_head.weight                              
 
 NEOX_TABLE = '''
 - embed/w                      VD   gpt_neox.embed_in.weight                      V D
-- stack/blocks/attention_norm/scale D gpt_neox.layers.{}.input_layernorm.weight   D
-- stack/blocks/attention_norm/b D   gpt_neox.layers.{}.input_layernorm.bias       D
-- stack/blocks/attention/*/w   DNH  gpt_neox.layers.{}.attention.query_key_value.weight N3H D
-- stack/blocks/attention/*/b   NH   gpt_neox.layers.{}.attention.query_key_value.bias N3H
-- stack/blocks/attention/o/w   NHD  gpt_neox.layers.{}.attention.dense.weight     D NH
-- stack/blocks/attention/o/b   D    gpt_neox.layers.{}.attention.dense.bias       D
-- stack/blocks/mlp_norm/scale  D    gpt_neox.layers.{}.post_attention_layernorm.weight D
-- stack/blocks/mlp_norm/b      D    gpt_neox.layers.{}.post_attention_layernorm.bias D
-- stack/blocks/mlp/up/w        DF   gpt_neox.layers.{}.mlp.dense_h_to_4h.weight   F D
-- stack/blocks/mlp/up/b        F    gpt_neox.layers.{}.mlp.dense_h_to_4h.bias     F
-- stack/blocks/mlp/down/w      FD   gpt_neox.layers.{}.mlp.dense_4h_to_h.weight   D F
-- stack/blocks/mlp/down/b      D    gpt_neox.layers.{}.mlp.dense_4h_to_h.bias     D
+- stack/blocks/attention_norm/scale D gpt_neox.layers.{stack}.input_layernorm.weight   D
+- stack/blocks/attention_norm/b D   gpt_neox.layers.{stack}.input_layernorm.bias       D
+- stack/blocks/attention/*/w   DNH  gpt_neox.layers.{stack}.attention.query_key_value.weight N3H D
+- stack/blocks/attention/*/b   NH   gpt_neox.layers.{stack}.attention.query_key_value.bias N3H
+- stack/blocks/attention/o/w   NHD  gpt_neox.layers.{stack}.attention.dense.weight     D NH
+- stack/blocks/attention/o/b   D    gpt_neox.layers.{stack}.attention.dense.bias       D
+- stack/blocks/mlp_norm/scale  D    gpt_neox.layers.{stack}.post_attention_layernorm.weight D
+- stack/blocks/mlp_norm/b      D    gpt_neox.layers.{stack}.post_attention_layernorm.bias D
+- stack/blocks/mlp/up/w        DF   gpt_neox.layers.{stack}.mlp.dense_h_to_4h.weight   F D
+- stack/blocks/mlp/up/b        F    gpt_neox.layers.{stack}.mlp.dense_h_to_4h.bias     F
+- stack/blocks/mlp/down/w      FD   gpt_neox.layers.{stack}.mlp.dense_4h_to_h.weight   D F
+- stack/blocks/mlp/down/b      D    gpt_neox.layers.{stack}.mlp.dense_4h_to_h.bias     D
 - stack/norm/scale             D    gpt_neox.final_layer_norm.weight              D
 - stack/norm/b                 D    gpt_neox.final_layer_norm.bias                D
 u head/out/w                   DV   embed_out.weight                              V D
@@ -115,22 +144,22 @@ BERT_STACK = '''
 - types/w                      PD   bert.embeddings.token_type_embeddings.weight  P D
 - embed_norm/scale             D    bert.embeddings.LayerNorm.weight              D
 - embed_norm/b                 D    bert.embeddings.LayerNorm.bias                D
-- stack/blocks/attention/q/w   DNH  bert.encoder.layer.{}.attention.self.query.weight NH D
-- stack/blocks/attention/q/b   NH   bert.encoder.layer.{}.attention.self.query.bias NH
-- stack/blocks/attention/k/w   DNH  bert.encoder.layer.{}.attention.self.key.weight NH D
-- stack/blocks/attention/k/b   NH   bert.encoder.layer.{}.attention.self.key.bias NH
-- stack/blocks/attention/v/w   DNH  bert.encoder.layer.{}.attention.self.value.weight NH D
-- stack/blocks/attention/v/b   NH   bert.encoder.layer.{}.attention.self.value.bias NH
-- stack/blocks/attention/o/w   NHD  bert.encoder.layer.{}.attention.output.dense.weight D NH
-- stack/blocks/attention/o/b   D    bert.encoder.layer.{}.attention.output.dense.bias D
-- stack/blocks/attention_norm/scale D bert.encoder.layer.{}.attention.output.LayerNorm.weight D
-- stack/blocks/attention_norm/b D   bert.encoder.layer.{}.attention.output.LayerNorm.bias D
-- stack/blocks/mlp/up/w        DF   bert.encoder.layer.{}.intermediate.dense.weight F D
-- stack/blocks/mlp/up/b        F    bert.encoder.layer.{}.intermediate.dense.bias F
-- stack/blocks/mlp/down/w      FD   bert.encoder.layer.{}.output.dense.weight     D F
-- stack/blocks/mlp/down/b      D    bert.encoder.layer.{}.output.dense.bias       D
-- stack/blocks/mlp_norm/scale  D    bert.encoder.layer.{}.output.LayerNorm.weight D
-- stack/blocks/mlp_norm/b      D    bert.encoder.layer.{}.output.LayerNorm.bias   D
+- stack/blocks/attention/q/w   DNH  bert.encoder.layer.{stack}.attention.self.query.weight NH D
+- stack/blocks/attention/q/b   NH   bert.encoder.layer.{stack}.attention.self.query.bias NH
+- stack/blocks/attention/k/w   DNH  bert.encoder.layer.{stack}.attention.self.key.weight NH D
+- stack/blocks/attention/k/b   NH   bert.encoder.layer.{stack}.attention.self.key.bias NH
+- stack/blocks/attention/v/w   DNH  bert.encoder.layer.{stack}.attention.self.value.weight NH D
+- stack/blocks/attention/v/b   NH   bert.encoder.layer.{stack}.attention.self.value.bias NH
+- stack/blocks/attention/o/w   NHD  bert.encoder.layer.{stack}.attention.output.dense.weight D NH
+- stack/blocks/attention/o/b   D    bert.encoder.layer.{stack}.attention.output.dense.bias D
+- stack/blocks/attention_norm/scale D bert.encoder.layer.{stack}.attention.output.LayerNorm.weight D
+- stack/blocks/attention_norm/b D   bert.encoder.layer.{stack}.attention.output.LayerNorm.bias D
+- stack/blocks/mlp/up/w        DF   bert.encoder.layer.{stack}.intermediate.dense.weight F D
+- stack/blocks/mlp/up/b        F    bert.encoder.layer.{stack}.intermediate.dense.bias F
+- stack/blocks/mlp/down/w      FD   bert.encoder.layer.{stack}.output.dense.weight     D F
+- stack/blocks/mlp/down/b      D    bert.encoder.layer.{stack}.output.dense.bias       D
+- stack/blocks/mlp_norm/scale  D    bert.encoder.layer.{stack}.output.LayerNorm.weight D
+- stack/blocks/mlp_norm/b      D    bert.encoder.layer.{stack}.output.LayerNorm.bias   D
 '''
 
 BERT_TABLE = BERT_STACK + '''
@@ -150,25 +179,26 @@ ROBERTA_TABLE = BERT_STACK.replace(' bert.', ' roberta.') + '''
 '''
 
 T5_ATTENTION = '''
-- SIDE/blocks/OURS/q/w         DNH  SIDE.block.{}.layer.AT.THEIRS.q.weight        NH D
-- SIDE/blocks/OURS/k/w         DNH  SIDE.block.{}.layer.AT.THEIRS.k.weight        NH D
-- SIDE/blocks/OURS/v/w         DNH  SIDE.block.{}.layer.AT.THEIRS.v.weight        NH D
-- SIDE/blocks/OURS/o/w         NHD  SIDE.block.{}.layer.AT.THEIRS.o.weight        D NH
-- SIDE/blocks/OURS_norm/scale  D    SIDE.block.{}.layer.AT.layer_norm.weight      D
+- SIDE/blocks/OURS/q/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.q.weight        NH D
+- SIDE/blocks/OURS/k/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.k.weight        NH D
+- SIDE/blocks/OURS/v/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.v.weight        NH D
+- SIDE/blocks/OURS/o/w         NHD  SIDE.block.{SIDE}.layer.AT.THEIRS.o.weight        D NH
+- SIDE/blocks/OURS_norm/scale  D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
 '''
 
 T5_REST = '''
 - SIDE/relative/w              N_   SIDE.block.0.layer.0.SelfAttention.relative_attention_bias.weight _ N
-g SIDE/blocks/mlp/gate/w       DF   SIDE.block.{}.layer.AT.DenseReluDense.wi_0.weight F D
-g SIDE/blocks/mlp/up/w         DF   SIDE.block.{}.layer.AT.DenseReluDense.wi_1.weight F D
-p SIDE/blocks/mlp/up/w         DF   SIDE.block.{}.layer.AT.DenseReluDense.wi.weight F D
-- SIDE/blocks/mlp/down/w       FD   SIDE.block.{}.layer.AT.DenseReluDense.wo.weight D F
-- SIDE/blocks/mlp_norm/scale   D    SIDE.block.{}.layer.AT.layer_norm.weight      D
+g SIDE/blocks/mlp/gate/w       DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi_0.weight F D
+g SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi_1.weight F D
+p SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi.weight F D
+- SIDE/blocks/mlp/down/w       FD   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wo.weight D F
+- SIDE/blocks/mlp_norm/scale   D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
 - SIDE/norm/scale              D    SIDE.final_layer_norm.weight                  D
 '''
 
 
-def _t5(side, mlp_at):
+def _t5(side: str, mlp_at: str) -> str:
+  """The lines of a stack; `mlp_at`: number of the MLP among the parts of a block."""
   attention = T5_ATTENTION.replace('OURS', 'attention').replace('AT', '0').replace('THEIRS', 'SelfAttention')
   return (attention + T5_REST.replace('AT', mlp_at)).replace('SIDE', side)
 
@@ -181,7 +211,7 @@ u head/out/w                   DV   lm_head.weight                              
 
 ROTARY = r'rotary_emb\.inv_freq$'
 BIASED = dict(norm='layernorm', use_bias=True)
-BERT = dict(
+BERT: Keys = dict(
     ours=dict(BIASED, name='encoder', block='post_norm', embed_norm=True, position='learned', head='mlm',
               tie_embeddings=True, init='bert'),
     keys=dict(SIZES, layer_norm_eps='norm_eps', type_vocab_size='num_types', hidden_dropout_prob='dropout',
@@ -191,7 +221,7 @@ BERT = dict(
                   hidden_dropout_prob=0.1, max_position_embeddings=512),
     only=dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False))
 
-FAMILIES = dict(
+FAMILIES: dict[str, Family] = dict(
     llama=Family(
         'LlamaForCausalLM', {}, dict(
             SIZES, num_key_value_heads='num_kv_heads', head_dim='head_dim', rms_norm_eps='norm_eps',
@@ -220,7 +250,7 @@ FAMILIES = dict(
     gpt_neox=Family(
         'GPTNeoXForCausalLM', dict(BIASED, block=('parallel', 'pre_norm'), init='neox'), dict(
             SIZES, layer_norm_eps='norm_eps', hidden_dropout='dropout', hidden_act='activation'),
-        UNGATED, NEOX_TABLE, any_rope_fraction=True, prefix='gpt_neox.',
+        UNGATED, NEOX_TABLE, any_rope_fraction=True, rope_fraction=0.25, prefix='gpt_neox.',
         unused=rf'attention\.(bias|masked_bias)$|{ROTARY}',
         defaults=dict(layer_norm_eps=1e-5, hidden_dropout=0.0, hidden_act='gelu', tie_word_embeddings=False,
                       max_position_embeddings=2048),

@@ -1,144 +1,229 @@
 """Model configs, ours and Hugging Face's: `to_model` reads a config.json, `to_hf` makes one."""
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from t5like import choices
 from t5like.config.values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.files import schema
 from t5like.files.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
-from t5like.huggingface.families import FAMILIES, FREE, PLAIN
+from t5like.huggingface.families import FAMILIES, FREE, PLAIN, Family
 from t5like.nearest import suggestion
-from t5like.parameters import Param
+from t5like.vocabulary.kinds import Vocabulary
+
+Values = dict[str, Any]  # of config.model, or of a config.json
+Model = Mapping[str, Any]  # config.model, every size known
 
 # What sizes and numbers may be, by our names: above what is built, and below what takes all memory.
 BOUNDS = dict(
-    d_model=Whole(1, 1 << 20), num_layers=Whole(1, 10_000), num_encoder_layers=Whole(1, 10_000),
-    num_heads=Whole(1, 1 << 16), num_kv_heads=Whole(1, 1 << 16), head_dim=Whole(1, 1 << 16), d_ff=Whole(1, 1 << 24),
-    vocab_size=Whole(1, 1 << 24), max_positions=Whole(1, 1 << 24), num_types=Whole(0, 1 << 16), tie_embeddings=Flag(),
-    norm_eps=Real(0, 1, above=True), dropout=Real(0, 1, below=True), activation=Text(100))
-THETA, FRACTION = Real(0, 1e15, above=True), Real(0, 1, above=True)
+    d_model=Whole(1, 1 << 20),
+    num_layers=Whole(1, 10_000),
+    num_encoder_layers=Whole(1, 10_000),
+    num_heads=Whole(1, 1 << 16),
+    num_kv_heads=Whole(1, 1 << 16),
+    head_dim=Whole(1, 1 << 16),
+    d_ff=Whole(1, 1 << 24),
+    vocab_size=Whole(1, 1 << 24),
+    max_positions=Whole(1, 1 << 24),
+    num_types=Whole(0, 1 << 16),
+    tie_embeddings=Flag(),
+    norm_eps=Real(0, 1, above=True),
+    dropout=Real(0, 1, below=True),
+    activation=Text(100))
+THETA = Real(0, 1e15, above=True)
+FRACTION = Real(0, 1, above=True)
 ROPE = Maybe(Object(dict(rope_type=Text(100), type=Text(100), rope_theta=THETA, partial_rotary_factor=FRACTION)))
 TOKEN = Maybe(Either((Whole(-1, 1 << 24), List(Whole(0, 1 << 24), most=1000))))
 # Keys of all families: unknown ones may hold anything.
-KNOWN = dict(
-    model_type=Text(100), rope_scaling=ROPE, rope_parameters=ROPE, rope_theta=THETA, rotary_emb_base=THETA,
-    rotary_pct=FRACTION, partial_rotary_factor=FRACTION, use_parallel_residual=Flag(), scale_decoder_outputs=Flag(),
-    bos_token_id=TOKEN, eos_token_id=TOKEN, pad_token_id=TOKEN)
+KNOWN: dict[str, schema.Shape] = dict(
+    model_type=Text(100),
+    rope_scaling=ROPE,
+    rope_parameters=ROPE,
+    rope_theta=THETA,
+    rotary_emb_base=THETA,
+    rotary_pct=FRACTION,
+    partial_rotary_factor=FRACTION,
+    use_parallel_residual=Flag(),
+    scale_decoder_outputs=Flag(),
+    bos_token_id=TOKEN,
+    eos_token_id=TOKEN,
+    pad_token_id=TOKEN)
+REAL = ('norm_eps', 'rope_theta', 'rope_fraction', 'dropout')  # keys of config.model that are floats
 
 
-def to_model(hf):
-  """Values of config.model (all keys but dtype, attention, scan_layers and remat) of a config.json's dict.
+def to_model(hf: Values) -> Values:
+  """Values of config.model of a config.json's: all keys but dtype, attention, scan_layers and remat.
 
-  Raises ConfigError, naming the key, where the model does something that ours cannot.
+  Raises:
+    ConfigError: naming the key, where the model does something that ours cannot.
   """
   check_types(hf)
+  kind = _kind(hf)
+  family = FAMILIES[kind]
+  _check_only(kind, hf)
+  _check_sizes(family, hf)
+  missing = [key for key in family.keys if key not in hf and key not in family.defaults]
+  if missing:
+    raise ConfigError(f'config.json of a {kind} model lacks {", ".join(missing)}.')
+  values = dict(PLAIN)
+  for key, allowed in family.ours.items():
+    values[key] = _allowed(allowed)[0]
+  for key, ours in family.keys.items():
+    values[ours] = hf.get(key, family.defaults.get(key))
+  _complete(kind, hf, values)
+  _check(kind, values)
+  for key in REAL:
+    values[key] = float(values[key])
+  return values
+
+
+def _allowed(values: Any) -> tuple[Any, ...]:
+  """The values of a key of `Family.ours`."""
+  if isinstance(values, tuple):
+    return values
+  return (values,)
+
+
+def _kind(hf: Values) -> str:
+  """The key of FAMILIES of a config.json."""
   kind = hf.get('model_type')
   if kind not in FAMILIES:
     guess = suggestion(str(kind), FAMILIES, ' (the nearest is {})')
     raise ConfigError(f'model_type={show(kind)} in config.json is none that can be read{guess}. '
                       f'There is {either(FAMILIES)}.')
-  family = FAMILIES[kind]
-  for key, value in dict(family.only, quantization_config=None).items():
+  return kind
+
+
+def _check_only(kind: str, hf: Values) -> None:
+  """ConfigError where keys have other values than those that can be followed."""
+  only = dict(FAMILIES[kind].only, quantization_config=None)
+  for key, value in only.items():
     if hf.get(key, value) != value:
       raise ConfigError(f'{key}={show(hf[key])} in config.json: {kind} models can only be read where it is '
                         f'{show(value)} or not given.')
-  shapes = {key: BOUNDS[ours] for key, ours in family.keys.items()}
-  check_types(hf, {key: Maybe(shape) if key in family.defaults and family.defaults[key] is None else shape
-                   for key, shape in shapes.items()})
-  missing = [key for key in family.keys if key not in hf and key not in family.defaults]
-  if missing:
-    raise ConfigError(f'config.json of a {kind} model lacks {", ".join(missing)}.')
-  m = dict(PLAIN, **{key: v[0] if isinstance(v, tuple) else v for key, v in family.ours.items()})
+
+
+def _check_sizes(family: Family, hf: Values) -> None:
+  """ConfigError for sizes and numbers out of BOUNDS."""
+  shapes: dict[str, schema.Shape] = {}
   for key, ours in family.keys.items():
-    m[ours] = hf.get(key, family.defaults.get(key))
-  return _completed(kind, family, hf, m)
+    shapes[key] = BOUNDS[ours]
+    may_be_null = key in family.defaults and family.defaults[key] is None
+    if may_be_null:
+      shapes[key] = Maybe(BOUNDS[ours])
+  check_types(hf, shapes)
 
 
-def check_types(hf, shapes=KNOWN):
-  """ConfigError where values of a config.json's dict are not of the types that `shapes` gives."""
+def check_types(hf: Values, shapes: Mapping[str, schema.Shape] = KNOWN) -> None:
+  """ConfigError where values of a config.json are not of the types that `shapes` gives."""
   try:
     Object(shapes, rest=Anything()).check(hf, '')
   except schema.Invalid as error:
     raise ConfigError(f'config.json: {error}.') from error
 
 
-def _completed(kind, family, hf, m):
-  """`m` with what its own numbers and several keys of `hf` together say."""
-  theirs = next(key for key, ours in family.keys.items() if ours == 'activation')
-  if m['activation'] not in family.activations:
-    raise ConfigError(f'{theirs}={show(m["activation"])} in config.json: {kind} models can be read with '
+def _complete(kind: str, hf: Values, values: Values) -> None:
+  """Adds to the values of config.model what its own numbers and several keys of config.json together say."""
+  _translate_activation(kind, values)
+  values['d_ff'] = values['d_ff'] or 4 * values['d_model']
+  values['num_layers'] = values['num_layers'] or values['num_encoder_layers']
+  values.setdefault('num_encoder_layers', values['num_layers'])
+  values['num_kv_heads'] = values.get('num_kv_heads') or values['num_heads']
+  if not values.get('head_dim'):
+    if values['d_model'] % values['num_heads']:
+      raise ConfigError(f'config.json: {values["num_heads"]} heads do not divide the width {values["d_model"]} of the '
+                        'model, and no size of a head is given.')
+    values['head_dim'] = values['d_model'] // values['num_heads']
+  if choices.POSITIONS[values['position']].rotary:
+    values['rope_theta'], values['rope_fraction'] = _rope(kind, hf)
+    _check_turned(values)
+  if kind in READERS:
+    READERS[kind](hf, values)
+
+
+def _translate_activation(kind: str, values: Values) -> None:
+  family = FAMILIES[kind]
+  name = values['activation']
+  if name not in family.activations:
+    raise ConfigError(f'{family.theirs["activation"]}={show(name)} in config.json: {kind} models can be read with '
                       f'{either(map(repr, family.activations))}.')
-  m['activation'] = family.activations[m['activation']]
-  m['d_ff'] = m['d_ff'] or 4 * m['d_model']
-  m['num_layers'] = m['num_layers'] or m['num_encoder_layers']
-  m.setdefault('num_encoder_layers', m['num_layers'])
-  m['num_kv_heads'] = m.get('num_kv_heads') or m['num_heads']
-  if not m.get('head_dim') and m['d_model'] % m['num_heads']:
-    raise ConfigError(f'config.json: {m["num_heads"]} heads do not divide the width {m["d_model"]} of the model, and '
-                      'no size of a head is given.')
-  m['head_dim'] = m.get('head_dim') or m['d_model'] // m['num_heads']
-  if choices.POSITIONS[m['position']].rotary:
-    m['rope_theta'], m['rope_fraction'] = _rope(kind, hf)
-    turning = int(m['head_dim'] * m['rope_fraction'])
-    if turning % 2:
-      raise ConfigError(f'config.json turns {turning} dimensions of each head (rotary_pct or partial_rotary_factor='
-                        f'{m["rope_fraction"]}, heads of {m["head_dim"]}), which must be an even number.')
-  if kind == 'gpt_neox':
-    m['block'] = 'parallel' if hf.get('use_parallel_residual', True) else 'pre_norm'
-  if kind == 't5':
-    # transformers 5 ties whatever the file says, and remembers here what it said.
-    scaled = hf.get('scale_decoder_outputs', m['tie_embeddings'])
-    m['head'], m['tie_embeddings'] = ('scaled', True) if scaled else ('linear', False)
-  return _checked(kind, m)
+  values['activation'] = family.activations[name]
 
 
-def _checked(kind, m):
-  if FAMILIES[kind].ours.get('tie_embeddings') and not m['tie_embeddings']:
+def _check_turned(values: Values) -> None:
+  turned = int(values['head_dim'] * values['rope_fraction'])
+  if turned % 2:
+    raise ConfigError(f'config.json turns {turned} dimensions of each head (rotary_pct or partial_rotary_factor='
+                      f'{values["rope_fraction"]}, heads of {values["head_dim"]}), which must be an even number.')
+
+
+def _read_neox(hf: Values, values: Values) -> None:
+  is_parallel = hf.get('use_parallel_residual', True)
+  values['block'] = 'parallel' if is_parallel else 'pre_norm'
+
+
+def _read_t5(hf: Values, values: Values) -> None:
+  # transformers 5 ties whatever the file says, and remembers here what it said.
+  is_scaled = bool(hf.get('scale_decoder_outputs', values['tie_embeddings']))
+  values['head'] = 'scaled' if is_scaled else 'linear'
+  values['tie_embeddings'] = is_scaled
+
+
+# What single families say of config.model by keys of their own.
+READERS: dict[str, Callable[[Values, Values], None]] = dict(gpt_neox=_read_neox, t5=_read_t5)
+
+
+def _check(kind: str, values: Values) -> None:
+  if FAMILIES[kind].ours.get('tie_embeddings') and not values['tie_embeddings']:
     raise ConfigError(f'tie_word_embeddings=False in config.json: {kind} models can only be read where it is True.')
-  if m['num_heads'] % m['num_kv_heads']:
-    raise ConfigError(f'num_key_value_heads={m["num_kv_heads"]} in config.json does not divide the {m["num_heads"]} '
-                      'heads of queries.')
-  for key in ('norm_eps', 'rope_theta', 'rope_fraction', 'dropout'):
-    m[key] = float(m[key])
-  return m
+  if values['num_heads'] % values['num_kv_heads']:
+    raise ConfigError(f'num_key_value_heads={values["num_kv_heads"]} in config.json does not divide the '
+                      f'{values["num_heads"]} heads of queries.')
 
 
-def _rope(kind, hf):
+def _rope(kind: str, hf: Values) -> tuple[float, float]:
   """(theta, fraction): transformers 5 keeps them in `rope_parameters`, older ones beside the rest.
 
   Where there are both, transformers reads `rope_scaling`.
   """
-  where = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
-  rope = hf.get(where) or {}
-  how = rope.get('rope_type', rope.get('type', 'default'))
-  if how != 'default':
-    raise ConfigError(f"{where} in config.json asks for rope_type={how!r}: only 'default', that is rotary "
+  family = FAMILIES[kind]
+  place = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
+  rope: Values = hf.get(place) or {}
+  rope_type = rope.get('rope_type', rope.get('type', 'default'))
+  if rope_type != 'default':
+    raise ConfigError(f"{place} in config.json asks for rope_type={rope_type!r}: only 'default', that is rotary "
                       'positions that are not scaled, can be read.')
-  theta = rope.get('rope_theta', hf.get('rope_theta', hf.get('rotary_emb_base', PLAIN['rope_theta'])))
-  usual = 0.25 if kind == 'gpt_neox' else 1.0
-  fraction = rope.get('partial_rotary_factor', hf.get('rotary_pct', hf.get('partial_rotary_factor', usual)))
-  if kind != 'gpt_neox' and fraction != 1:
+  theta = _first(hf, ('rope_theta', 'rotary_emb_base'), PLAIN['rope_theta'])
+  fraction = _first(hf, ('rotary_pct', 'partial_rotary_factor'), family.rope_fraction)
+  theta = rope.get('rope_theta', theta)
+  fraction = rope.get('partial_rotary_factor', fraction)
+  if not family.any_rope_fraction and fraction != 1:
     raise ConfigError(f'partial_rotary_factor={fraction} in config.json: {kind} models can only be read where it '
                       'is 1 or not given.')
   return theta, fraction
 
 
+def _first(values: Values, keys: tuple[str, ...], default: float) -> float:
+  """The value of the first of the keys that is given."""
+  for key in keys:
+    if key in values:
+      return values[key]
+  return default
+
+
 # --- From ours to theirs --------------------------------------------------------------------------
 
 
-def differing(a, b):
-  """Keys in which two model sections (dicts, every size known) differ that change what a model computes."""
-  keys = [k for k in b if k not in FREE and k in a and a[k] != b[k]]
-  unused = unread(b)
-  return [k for k in keys if k not in unused]
+def differing(a: Model, b: Model) -> list[str]:
+  """Keys in which two model sections (every size known) differ that change what a model computes."""
+  without_effect = {*FREE, *unread(b)}
+  return [key for key in b if key in a and a[key] != b[key] and key not in without_effect]
 
 
-def unread(model: Mapping[str, Any]) -> set[str]:
+def unread(model: Model) -> set[str]:
   """Keys of config.model that the values of its other keys leave without a reader."""
-  keys, position = set(), choices.POSITIONS[model['position']]
+  keys = set()
+  position = choices.POSITIONS[model['position']]
   if not choices.ARCHITECTURES[model['name']].has_encoder:
     keys.add('num_encoder_layers')
   if not position.learned:
@@ -148,51 +233,66 @@ def unread(model: Mapping[str, Any]) -> set[str]:
   return keys
 
 
-def family_of(model):
-  """The family whose models can do exactly what `model` (config.model, every size known) does.
+def family_of(model: Model) -> str:
+  """The family whose models can do exactly what a model does.
 
-  A model without biases is of a family with them: they will be zeros. Raises ConfigError naming the
-  keys in which the nearest family differs.
+  A model without biases is of a family with them: they will be zeros.
+
+  Raises:
+    ConfigError: naming the keys in which the nearest family differs.
   """
-  m = dict(model)
-  wrong = {kind: _obstacles(family, m) for kind, family in FAMILIES.items()}
-  best = min(wrong, key=lambda kind: len(wrong[kind]))
-  if wrong[best]:
-    raise ConfigError(f'no Hugging Face family computes what this model does. The nearest is {best}, but for '
-                      + '; '.join(wrong[best]) + '.')
-  return best
+  obstacles = {kind: _obstacles(family, model) for kind, family in FAMILIES.items()}
+  nearest = min(obstacles, key=lambda kind: len(obstacles[kind]))
+  if obstacles[nearest]:
+    raise ConfigError(f'no Hugging Face family computes what this model does. The nearest is {nearest}, but for '
+                      f'{"; ".join(obstacles[nearest])}.')
+  return nearest
 
 
-def _obstacles(family, m):
+def _obstacles(family: Family, model: Model) -> list[str]:
   """What keeps a model from being of a family: ['model.norm=..., which would have to be ...']."""
-  wants = {**{k: (v,) for k, v in PLAIN.items()}, 'activation': tuple(dict.fromkeys(family.activations.values())),
-           **{k: v if isinstance(v, tuple) else (v,) for k, v in family.ours.items()}}
-  if wants['use_bias'] == (True,):
-    wants['use_bias'] = (True, False)
-  if not family.grouped:
-    wants['num_kv_heads'] = (m['num_heads'],)
-  if not family.any_head_dim:
-    wants['head_dim'] = (m['d_model'] // m['num_heads'],)
-  if wants['name'] == ('encoder_decoder',):
-    wants['tie_embeddings'] = (choices.HEADS[m['head']].scaled,)
-  unused = unread(m)
-  represented = {*family.keys.values()} - set(wants) | {'rope_theta'}
+  allowed = _allowed_values(family, model)
+  represented = {*family.keys.values()} - {*allowed}
+  represented.add('rope_theta')
   if family.any_rope_fraction:
     represented.add('rope_fraction')
-  for key in (*FREE, *unused, *represented):
-    wants.pop(key, None)
+  any_value = {*FREE, *unread(model), *represented}
+  for key in any_value:
+    allowed.pop(key, None)
   if 'type_vocab_size' in family.keys:
-    wants['num_types'] = (m['num_types'] or 2,)
-  problems = [f'model.{k}={show(m[k])}, which would have to be {either(map(show, v))}'
-              for k, v in wants.items() if m[k] not in v]
-  problems += _unknown({*wants, *FREE, *unused, *represented}, m)
-  if family.whole_heads and m['d_model'] % m['num_heads']:
-    problems.append(f'model.d_model={m["d_model"]}, which would have to be a multiple of model.num_heads='
-                    f'{m["num_heads"]}, such as {-(-m["d_model"] // m["num_heads"]) * m["num_heads"]}')
+    allowed['num_types'] = (model['num_types'] or 2,)
+  problems = []
+  for key, values in allowed.items():
+    if model[key] not in values:
+      problems.append(f'model.{key}={show(model[key])}, which would have to be {either(map(show, values))}')
+  problems += _unknown({*allowed, *any_value}, model)
+  width = model['d_model']
+  heads = model['num_heads']
+  if family.whole_heads and width % heads:
+    multiple = -(-width // heads) * heads
+    problems.append(f'model.d_model={width}, which would have to be a multiple of model.num_heads={heads}, such as '
+                    f'{multiple}')
   return problems
 
 
-def _unknown(known: Collection[str], model: Mapping[str, Any]) -> Iterator[str]:
+def _allowed_values(family: Family, model: Model) -> dict[str, tuple[Any, ...]]:
+  """{key of config.model: the values that it may have in a family}, of all keys that are not numbers of the family."""
+  allowed: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in PLAIN.items()}
+  allowed['activation'] = tuple(dict.fromkeys(family.activations.values()))
+  for key, values in family.ours.items():
+    allowed[key] = _allowed(values)
+  if allowed['use_bias'] == (True,):
+    allowed['use_bias'] = (True, False)
+  if not family.grouped:
+    allowed['num_kv_heads'] = (model['num_heads'],)
+  if not family.any_head_dim:
+    allowed['head_dim'] = (model['d_model'] // model['num_heads'],)
+  if choices.ARCHITECTURES[allowed['name'][0]].has_encoder:
+    allowed['tie_embeddings'] = (choices.HEADS[model['head']].scaled,)
+  return allowed
+
+
+def _unknown(known: Collection[str], model: Model) -> Iterator[str]:
   """Yields what is wrong with keys of config.model of which export knows only that their defaults change nothing."""
   for key, value in model.items():
     if key in known:
@@ -203,149 +303,103 @@ def _unknown(known: Collection[str], model: Mapping[str, Any]) -> Iterator[str]:
       yield f'model.{key}={show(value)}, which would have to be {show(DEFAULTS[f"model.{key}"])}'
 
 
-def to_hf(model, vocabulary=None, length=0):
-  """config.json's dict of a model of a family; with a vocabulary, the ids of its special tokens too.
+def to_hf(model: Model, vocabulary: Vocabulary | None = None, length: int = 0) -> Values:
+  """The values of config.json of a model of a family.
 
-  `length`: the longest texts it has seen, where positions are not a table. ConfigError as `family_of`.
+  Args:
+    model: config.model, every size known.
+    vocabulary: the ids of its special tokens are given too; None: none are.
+    length: the longest texts that the model has seen, where positions are not a table.
+
+  Raises:
+    ConfigError: as `family_of`.
   """
-  m, kind = dict(model), family_of(model)
+  kind = family_of(model)
   family = FAMILIES[kind]
-  names = {ours: theirs for theirs, ours in reversed(family.activations.items())}
-  of = {ours: theirs for theirs, ours in family.keys.items()}
-  hf = dict(architectures=[family.architecture], model_type=kind, dtype='float32', use_cache=True)
-  hf.update(token_ids(m, vocabulary))
-  hf.update({theirs: m[ours] for ours, theirs in of.items()}, **{of['activation']: names[m['activation']]})
-  hf.update({key: value for key, value in family.only.items() if key != 'position_embedding_type'})
-  position = choices.POSITIONS[m['position']]
+  theirs = family.theirs
+  hf: Values = dict(architectures=[family.architecture], model_type=kind, dtype='float32', use_cache=True)
+  hf.update(token_ids(model, vocabulary))
+  for ours, key in theirs.items():
+    hf[key] = model[ours]
+  hf[theirs['activation']] = _their_activation(family, model['activation'])
+  for key, value in family.only.items():
+    if key != 'position_embedding_type':
+      hf[key] = value
+  position = choices.POSITIONS[model['position']]
   if not position.learned:
-    hf[of['max_positions']] = length or m['max_positions']
+    hf[theirs['max_positions']] = length or model['max_positions']
   if position.rotary:
-    hf.update(_rope_to_hf(kind, m))
-  if kind == 'gpt2':
-    hf.update(attn_pdrop=m['dropout'], embd_pdrop=m['dropout'])
-  if kind == 'gpt_neox':
-    hf.update(use_parallel_residual=choices.BLOCKS[m['block']].parallel, attention_dropout=m['dropout'])
-  if kind in ('bert', 'roberta'):
-    hf['attention_probs_dropout_prob'] = m['dropout']
-  if kind == 't5':
-    hf['is_encoder_decoder'] = True
+    hf.update(_rope_to_hf(family, model))
+  if kind in WRITERS:
+    hf.update(WRITERS[kind](model))
   return hf
 
 
-def _rope_to_hf(kind, m):
+def _their_activation(family: Family, activation: str) -> str:
+  """The first of a family's names for an activation."""
+  return next(name for name, ours in family.activations.items() if ours == activation)
+
+
+def _write_gpt2(model: Model) -> Values:
+  return dict(attn_pdrop=model['dropout'], embd_pdrop=model['dropout'])
+
+
+def _write_neox(model: Model) -> Values:
+  is_parallel = choices.BLOCKS[model['block']].parallel
+  return dict(use_parallel_residual=is_parallel, attention_dropout=model['dropout'])
+
+
+def _write_bert(model: Model) -> Values:
+  return dict(attention_probs_dropout_prob=model['dropout'])
+
+
+def _write_t5(model: Model) -> Values:
+  return dict(is_encoder_decoder=True)
+
+
+# Keys of config.json that single families have.
+WRITERS: dict[str, Callable[[Model], Values]] = dict(
+    gpt2=_write_gpt2, gpt_neox=_write_neox, bert=_write_bert, roberta=_write_bert, t5=_write_t5)
+
+
+def _rope_to_hf(family: Family, model: Model) -> Values:
   """Both for transformers 5 and for older ones."""
-  rope = dict(rope_type='default', rope_theta=m['rope_theta'])
-  if kind != 'gpt_neox':
-    return dict(rope_parameters=rope, rope_theta=m['rope_theta'])
-  return dict(rope_parameters=dict(rope, partial_rotary_factor=m['rope_fraction']), rotary_pct=m['rope_fraction'],
-              rotary_emb_base=m['rope_theta'])
+  theta = model['rope_theta']
+  rope = dict(rope_type='default', rope_theta=theta)
+  if not family.any_rope_fraction:
+    return dict(rope_parameters=rope, rope_theta=theta)
+  fraction = model['rope_fraction']
+  rope.update(partial_rotary_factor=fraction)
+  return dict(rope_parameters=rope, rotary_pct=fraction, rotary_emb_base=theta)
 
 
-def token_ids(model, vocabulary):
+def token_ids(model: Model, vocabulary: Vocabulary | None) -> Values:
   """bos_token_id, eos_token_id, pad_token_id and, of an encoder-decoder, decoder_start_token_id.
 
   Rows of vocabularies of our own begin with id 0, as in training.
   """
-  of = lambda name: getattr(vocabulary, name, None)
-  stops = of('stop_ids') or ()
-  ids = dict(bos_token_id=None, eos_token_id=list(stops) if len(stops) > 1 else next(iter(stops), None),
-             pad_token_id=of('pad_id'))
   architecture = choices.ARCHITECTURES[model['name']]
+  if vocabulary is None:
+    ids: Values = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    if architecture.has_encoder:
+      ids.update(decoder_start_token_id=0, pad_token_id=0)
+    return ids
+  ids = dict(bos_token_id=None, eos_token_id=_stops(vocabulary), pad_token_id=vocabulary.pad_id)
   if architecture.has_encoder:
-    start = 0 if of('start_id') is None else vocabulary.start_id
-    ids.update(decoder_start_token_id=start)
-    if not of('is_imported') or ids['pad_token_id'] is None:
-      ids.update(pad_token_id=start)
-  elif of('is_imported') or (architecture.causal and of('pad_id') is not None):
-    ids.update(bos_token_id=vocabulary.bos_id)
+    start = vocabulary.start_id or 0
+    ids['decoder_start_token_id'] = start
+    if not vocabulary.is_imported or vocabulary.pad_id is None:
+      ids['pad_token_id'] = start
+  elif vocabulary.is_imported or (architecture.causal and vocabulary.pad_id is not None):
+    ids['bos_token_id'] = vocabulary.bos_id
   return ids
 
 
-# --- Names and shapes of weights ----------------------------------------------------------------
-
-
-def rows(model):
-  """The lines of a model's table that apply to it: [(our path, our dims, their name, their dims)].
-
-  `model`: config.model of a family, every size known; their dims are a list, one text per axis.
-  """
-  gated = choices.ACTIVATIONS[model['activation']].gated
-  there = {'-': True, 'u': not model['tie_embeddings'], 'g': gated, 'p': not gated}
-  lines = [line.split() for line in FAMILIES[family_of_any(model)].table.split('\n') if line]
-  return [(path, dims, name, axes) for when, path, dims, name, *axes in lines if there[when]]
-
-
-def family_of_any(model):
-  """As `family_of`, also for what T5 v1.1 is in transformers 5 before it is trained: tied, yet not scaled."""
-  m = dict(model)
-  if choices.ARCHITECTURES[m['name']].has_encoder and m['tie_embeddings'] and not choices.HEADS[m['head']].scaled:
-    m['tie_embeddings'] = False
-  return family_of(m)
-
-
-def sizes_of(model):
-  """Size of each dimension by its letter, as `ModelConfig.size`; _: T5's buckets, 3: of q, k and v."""
-  return dict(V=model['vocab_size'], D=model['d_model'], E=model['d_model'], N=model['num_heads'],
-              K=model['num_kv_heads'], H=model['head_dim'], F=model['d_ff'], T=model['max_positions'],
-              P=model['num_types'], **{'_': 32, '3': 3})
-
-
-def shape_of(axes, sizes):
-  return tuple(int(np.prod([sizes[d] for d in axis])) for axis in axes)
-
-
-def layers_of(model, path, name):
-  """Their names for one of our parameters, one per layer, and whether there is a leading axis for them."""
-  count = model['num_encoder_layers' if path.startswith('encoder/') else 'num_layers']
-  return [name.format(i) for i in range(count)] if '{}' in name else [name]
-
-
-def names(model):
-  """{their name: shape} of all weights of a model."""
-  sizes = sizes_of(model)
-  return {one: shape_of(axes, sizes) for path, _, name, axes in rows(model) for one in layers_of(model, path, name)}
-
-
-def places(model: Mapping[str, Any]) -> dict[str, str]:
-  """{path: dims} of all parameters, ours, for which the family of a model has a place."""
-  out = {}
-  for path, dims, _, _ in rows(model):
-    for part in 'qkv' if '*' in path else ' ':
-      out[path.replace('*', part)] = dims
-  return out
-
-
-def check_parameters(model: Mapping[str, Any], declared: Mapping[str, Param]) -> None:
-  """ConfigError where the parameters of a model are not those that its family has.
-
-  Args:
-    model: config.model of a family, every size known.
-    declared: `model.parameters` of the same model, without adapters.
-  """
-  family, has = family_of_any(model), places(model)
-  for path, param in declared.items():
-    own = param.dims[param.is_stacked:]
-    if not FAMILIES[family].grouped:  # N is also the number of heads of keys and values
-      own = own.replace('K', 'N')
-    if path not in has:
-      raise ConfigError(f'{path} has no place in the weights of {family} models: a model that has it cannot be read '
-                        'from a Hugging Face folder, nor written into one.')
-    if has[path] != own:
-      raise ConfigError(f'{path} has the dimensions {own}, and in the weights of {family} models {has[path]}: a model '
-                        'that has it cannot be read from a Hugging Face folder, nor written into one.')
-  missing = [path for path in has if path not in declared]
-  if missing and model['use_bias']:  # without biases, a family that has them gets zeros
-    raise ConfigError(f'{missing[0]}, which {family} models have, is no parameter of this model.')
-
-
-def to_ours(x, dims, axes, sizes):
-  """One layer of theirs in our order of dimensions; a leading axis of 3 where it holds q, k and v."""
-  theirs = ''.join(axes)
-  x = x.reshape([sizes[d] for d in theirs])
-  return x.transpose([theirs.index(d) for d in ('3' + dims if '3' in theirs else dims)])
-
-
-def to_theirs(x, dims, axes, sizes):
-  theirs = ''.join(axes)
-  ours = '3' + dims if '3' in theirs else dims
-  return np.ascontiguousarray(x.transpose([ours.index(d) for d in theirs])).reshape(shape_of(axes, sizes))
+def _stops(vocabulary: Vocabulary) -> int | list[int] | None:
+  """The id that ends texts, a list of several, None for none."""
+  stops = vocabulary.stop_ids
+  if not stops:
+    return None
+  if len(stops) == 1:
+    return stops[0]
+  return list(stops)

@@ -20,18 +20,9 @@ from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError
 from t5like.files import paths, plain_json
-from t5like.huggingface.model_config import (
-  check_parameters,
-  differing,
-  layers_of,
-  places,
-  rows,
-  shape_of,
-  sizes_of,
-  to_hf,
-  to_theirs,
-)
+from t5like.huggingface.model_config import differing, to_hf
 from t5like.huggingface.model_weights import leaves, library, open_model
+from t5like.huggingface.weight_table import Line, check_parameters, lines, places, shape_of, sizes_of, to_theirs
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
 from t5like.storage import workdir as workdir_lib
@@ -127,31 +118,30 @@ def _tensors(model: Tree, params: Tree) -> dict[str, np.ndarray]:
   """{their name: fp32 array in their layout} of all parameters."""
   sizes = sizes_of(model)
   tensors = {}
-  for path, dims, name, axes in rows(model):
-    keys = layers_of(model, path, name)
-    array = _fused(params, path, dims)
+  for line in lines(model):
+    names = line.names(model)
+    array = _fused(params, line)
     if array is None:  # a bias
-      for key in keys:
-        tensors[key] = np.zeros(shape_of(axes, sizes), np.float32)
+      for name in names:
+        tensors[name] = np.zeros(shape_of(line.axes, sizes), np.float32)
       continue
-    is_stacked = '{}' in name
-    layers = array if is_stacked else [array]
-    for key, layer in zip(keys, layers):
-      tensors[key] = to_theirs(layer, dims, axes, sizes)
+    layers = array if line.stack else [array]
+    for name, layer in zip(names, layers):
+      tensors[name] = to_theirs(layer, line.dims, line.axes, sizes)
   return tensors
 
 
-def _fused(params: Tree, path: str, dims: str) -> np.ndarray | None:
-  """The fp32 array of a path, in which * stands for q, k and v stacked before `dims`; None if there is none."""
-  if '*' not in path:
-    return _as_float32(_find(params, path))
+def _fused(params: Tree, line: Line) -> np.ndarray | None:
+  """The fp32 array of a line, q, k and v stacked before its dims where theirs holds all; None if there is none."""
   arrays = []
-  for part in 'qkv':
-    array = _as_float32(_find(params, path.replace('*', part)))
+  for path in line.paths():
+    array = _as_float32(_find(params, path))
     if array is None:
       return None
     arrays.append(array)
-  return np.stack(arrays, -1 - len(dims))
+  if len(arrays) == 1:
+    return arrays[0]
+  return np.stack(arrays, -1 - len(line.dims))
 
 
 def _as_float32(array: Array | None) -> np.ndarray | None:

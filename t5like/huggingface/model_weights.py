@@ -1,32 +1,74 @@
-"""Weights in folders of Hugging Face's, by name, checked against the tables of `families.py`."""
+"""Weights in Hugging Face folders, by name, checked against the tables of `families.py`."""
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from t5like import choices
-from t5like.errors import CheckpointError, ConfigError
+from t5like.errors import CheckpointError, ConfigError, Failure
 from t5like.files import schema
 from t5like.files.schema import FileName, Object
 from t5like.huggingface.families import FAMILIES
-from t5like.huggingface.model_config import family_of_any, layers_of, names, rows, sizes_of, to_model, to_ours
+from t5like.huggingface.model_config import Model, Values, to_model
+from t5like.huggingface.weight_table import family_of_any, lines, names, sizes_of, to_ours
 
-RENAMED = (  # what other versions of transformers, and of checkpoints, call things
-    (r'^lm_head\.weight$', 'embed_out.weight', 'gpt_neox'),
-    (r'(LayerNorm|layer_norm)\.gamma$', r'\1.weight', ''),
-    (r'(LayerNorm|layer_norm)\.beta$', r'\1.bias', ''))
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+  """What other versions of transformers, and of checkpoints, call things.
+
+  Attributes:
+    pattern: a regex of their names.
+    name: what it is replaced by.
+    kind: the only family in which it is; '': in any.
+  """
+  pattern: str
+  name: str
+  kind: str = ''
+
+
+RENAMED = (
+    Renamed(r'^lm_head\.weight$', 'embed_out.weight', 'gpt_neox'),
+    Renamed(r'(LayerNorm|layer_norm)\.gamma$', r'\1.weight'),
+    Renamed(r'(LayerNorm|layer_norm)\.beta$', r'\1.bias'),
+)
 
 ANY = Object()
 INDEX = Object(dict(weight_map=Object(rest=FileName('.safetensors'))), ('weight_map',))
 HEADER = 16 << 20  # bytes of JSON before the weights of a file; DeepSeek-V3's 163 files have some 60 kB each
 FLOATS = ('F32', 'BF16', 'F16', 'F64')
+SHOWN = 8  # names and problems in an error
+LONGEST = 200  # of a name in an error, in characters
+
+Tensor = Callable[[str], np.ndarray]  # fp32 array of a name
+Path = Any  # an epath
 
 
-def library():
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Weights in an open file: a safetensors handle and the name in it."""
+  file: Any
+  name: str
+
+  @property
+  def header(self) -> Any:
+    """What the file says of them, without reading them: get_shape() and get_dtype()."""
+    return self.file.get_slice(self.name)
+
+  def read(self) -> np.ndarray:
+    """Returns the array as it is stored."""
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+      return np.asarray(self.file.get_tensor(self.name))
+
+
+def library() -> Any:
   """The package safetensors; ConfigError without it."""
   try:
     import safetensors.numpy
@@ -37,42 +79,43 @@ def library():
 
 
 @contextlib.contextmanager
-def open_model(folder):
+def open_model(folder: Any) -> Iterator[tuple[Values, Tensor]]:
   """Yields (values of config.model, tensor), the latter giving the fp32 array of one of their names.
 
-  ConfigError for a model that ours cannot be, CheckpointError for weights that are missing, too many or
-  of another shape.
+  Raises:
+    ConfigError: for a model that ours cannot be.
+    CheckpointError: for weights that are missing, too many or of another shape.
   """
   folder = epath.Path(folder)
   model = to_model(read_json(folder / 'config.json'))
   safetensors = library()
   with contextlib.ExitStack() as stack:
-    where = {}  # name in the family -> (open file, name in it)
+    stored: dict[str, Stored] = {}
     for file in weight_files(folder):
       try:
         # With jax, because numpy knows no bfloat16.
         opened = stack.enter_context(safetensors.safe_open(file, framework='flax'))
       except Exception as e:  # the library raises types of its own
         raise CheckpointError(f'{file} cannot be read as safetensors: {e}') from e
-      where.update({name: (opened, name) for name in opened.keys()})
-    model, where = _matched(folder, model, where)
+      for name in opened.keys():
+        stored[name] = Stored(opened, name)
+    model, stored = _matched(folder, model, stored)
 
-    def tensor(name):
-      opened, name = where[name]
-      with jax.default_device(jax.local_devices(backend='cpu')[0]):
-        stored = np.asarray(opened.get_tensor(name))
+    def tensor(name: str) -> np.ndarray:
+      array = stored[name].read()
       with np.errstate(over='ignore', invalid='ignore'):
-        x = stored.astype(np.float32)
+        x = array.astype(np.float32)
         total = x.sum(dtype=np.float64)  # cannot overflow, and needs no second array as isfinite does
       if not np.isfinite(total):
-        raise CheckpointError(f'{folder}: the weights {name} are not all finite (NaN or infinity). The file is damaged '
-                              'or its training had diverged.')
+        raise CheckpointError(f'{folder}: the weights {stored[name].name} are not all finite (NaN or infinity). The '
+                              'file is damaged or its training had diverged.')
       return x
-    _check_copies(folder, model, where, tensor)
+
+    _check_copies(folder, model, stored, tensor)
     yield model, tensor
 
 
-def read_json(path, shape=ANY, failure=ConfigError):
+def read_json(path: Path, shape: schema.Shape = ANY, failure: type[Failure] = ConfigError) -> Values:
   """The values in a file of JSON of a folder; `failure` for anything but the shape."""
   try:
     return schema.read(inside(path), shape, failure)
@@ -81,38 +124,47 @@ def read_json(path, shape=ANY, failure=ConfigError):
                   '*.safetensors.') from e
 
 
-def inside(path):
+def inside(path: Path) -> Path:
   """The path, unless it is a link to somewhere outside its folder; CheckpointError.
 
   The Hub's cache is let through: its snapshots/REVISION/* are links to ../../blobs/*.
   """
   if '://' in str(path) or not os.path.islink(path):
     return path
-  target, folder = pathlib.Path(os.path.realpath(path)), pathlib.Path(path).parent.resolve()
-  homes = [folder, folder.parent.parent / 'blobs'] if folder.parent.name == 'snapshots' else [folder]
+  target = pathlib.Path(os.path.realpath(path))
+  folder = pathlib.Path(path).parent.resolve()
+  homes = [folder]
+  if folder.parent.name == 'snapshots':
+    homes.append(folder.parent.parent / 'blobs')
   if not any(target.is_relative_to(home) for home in homes):
     raise CheckpointError(f'{path} is a link to {target}, outside its folder. Put the file itself there if it may be '
                           'trusted.')
   return path
 
 
-def weight_files(folder):
+def weight_files(folder: Path) -> list[Path]:
   """Paths of the *.safetensors of a folder; CheckpointError when there are none, or not all that it names."""
-  index = folder / 'model.safetensors.index.json'
-  if index.exists():
-    listed = read_json(index, INDEX, CheckpointError)['weight_map']
-    files = [folder / name for name in sorted(set(listed.values()))]
-  else:
-    files = [folder / 'model.safetensors'] if (folder / 'model.safetensors').exists() else (
-        sorted(folder.glob('*.safetensors')))
+  files = _named_files(folder)
   missing = [file.name for file in files if not file.exists()]
   if not files or missing:
-    raise CheckpointError(f'{folder} has no {", ".join(missing[:8]) or "*.safetensors"}. Weights in other formats, '
+    raise CheckpointError(f'{folder} has no {", ".join(missing[:SHOWN]) or "*.safetensors"}. Weights in other formats, '
                           'such as pytorch_model.bin, must be saved by save_pretrained first.')
   return [_plausible(inside(file)) for file in files]
 
 
-def _plausible(file):
+def _named_files(folder: Path) -> list[Path]:
+  """Paths of the files of weights, by the index of a folder where it has one."""
+  index = folder / 'model.safetensors.index.json'
+  if index.exists():
+    listed = read_json(index, INDEX, CheckpointError)['weight_map']
+    return [folder / name for name in sorted(set(listed.values()))]
+  single = folder / 'model.safetensors'
+  if single.exists():
+    return [single]
+  return sorted(folder.glob('*.safetensors'))
+
+
+def _plausible(file: Path) -> Path:
   """The file, if it is one and its header is not longer than the headers of models are; CheckpointError."""
   if '://' not in str(file) and not os.path.isfile(file):  # epath takes a pipe, which never ends, for a file
     raise CheckpointError(f'{file} is not a regular file.')
@@ -127,54 +179,119 @@ def _plausible(file):
   return file
 
 
-def _matched(folder, model, where):
+def _matched(folder: Path, model: Values, stored: Mapping[str, Stored]) -> tuple[Values, dict[str, Stored]]:
   """The model and its weights under the names of its table; CheckpointError where they do not match."""
   kind = family_of_any(model)
-  family = FAMILIES[kind]
-  for pattern, name, of in RENAMED:
-    where = {re.sub(pattern, name, key) if of in ('', kind) else key: v for key, v in where.items()}
-  if family.prefix and not any(key.startswith(family.prefix) for key in where):
-    whole = names(model)
-    where = {key if key in whole else family.prefix + key: v for key, v in where.items()}
-  if kind == 't5' and not choices.HEADS[model['head']].scaled and 'lm_head.weight' not in where:
+  stored = _prefixed(model, _renamed(kind, stored))
+  has_encoder = choices.ARCHITECTURES[model['name']].has_encoder
+  if has_encoder and not choices.HEADS[model['head']].scaled and 'lm_head.weight' not in stored:
     model = dict(model, tie_embeddings=True)
-  wanted = names(model)
-  copies = [key for key in family.copies if key not in wanted]
-  problems = [f'{key} is missing' for key in wanted if key not in where]
-  problems += [f'{_printable(key)} is unexpected' for key in where
-               if key not in wanted and key not in copies and not re.search(family.unused, key)]
-  for key in (*wanted.keys() & where.keys(), *(copy for copy in copies if copy in where)):
-    stored = where[key][0].get_slice(where[key][1])
-    shape = tuple(stored.get_shape())
-    if shape != wanted.get(key, shape):
-      problems.append(f'{key} has the shape {shape}, not {wanted[key]}')
-    if stored.get_dtype() not in FLOATS:
-      problems.append(f'{key} is stored as {stored.get_dtype()}, not as one of {", ".join(FLOATS)}')
+  problems = [*_unmatched(model, stored), *_unfit(model, stored)]
   if problems:
-    more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
+    more = ''
+    if len(problems) > SHOWN:
+      more = f'; and {len(problems) - SHOWN} more'
     raise CheckpointError(f'{folder}: the weights are not those of the {kind} model in its config.json: '
-                          f'{"; ".join(sorted(problems)[:8])}{more}.')
-  return model, where
+                          f'{"; ".join(sorted(problems)[:SHOWN])}{more}.')
+  return model, stored
 
 
-def _printable(name):
-  return name if name.isprintable() and len(name) <= 200 else schema.show(name)
+def _renamed(kind: str, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+  """Weights under the names that the newest transformers has for them."""
+  renamings = [renaming for renaming in RENAMED if renaming.kind in ('', kind)]
+  renamed = {}
+  for name, weights in stored.items():
+    for renaming in renamings:
+      name = re.sub(renaming.pattern, renaming.name, name)
+    renamed[name] = weights
+  return renamed
 
 
-def _check_copies(folder, model, where, tensor):
+def _prefixed(model: Model, stored: dict[str, Stored]) -> dict[str, Stored]:
+  """Weights with the prefix of their family, which files of the bare model lack."""
+  prefix = FAMILIES[family_of_any(model)].prefix
+  if any(name.startswith(prefix) for name in stored):
+    return stored
+  whole = names(model)
+  prefixed = {}
+  for name, weights in stored.items():
+    if name not in whole:
+      name = prefix + name
+    prefixed[name] = weights
+  return prefixed
+
+
+def _copies(model: Model) -> list[str]:
+  """Names under which tied weights may lie a second time."""
   wanted = names(model)
-  for copy, original in FAMILIES[family_of_any(model)].copies.items():
-    if copy in where and copy not in wanted and not np.array_equal(tensor(copy), tensor(original)):
+  return [name for name in FAMILIES[family_of_any(model)].copies if name not in wanted]
+
+
+def _unmatched(model: Model, stored: Mapping[str, Stored]) -> Iterator[str]:
+  """Yields which weights are missing and which are unexpected."""
+  family = FAMILIES[family_of_any(model)]
+  wanted = names(model)
+  for name in wanted:
+    if name not in stored:
+      yield f'{name} is missing'
+  known = {*wanted, *_copies(model)}
+  for name in stored:
+    if name not in known and not re.search(family.unused, name):
+      yield f'{_printable(name)} is unexpected'
+
+
+def _unfit(model: Model, stored: Mapping[str, Stored]) -> Iterator[str]:
+  """Yields which weights have another shape or a type that is not read."""
+  wanted = names(model)
+  for name in (*wanted, *_copies(model)):
+    if name not in stored:
+      continue
+    header = stored[name].header
+    shape = tuple(header.get_shape())
+    if shape != wanted.get(name, shape):
+      yield f'{name} has the shape {shape}, not {wanted[name]}'
+    if header.get_dtype() not in FLOATS:
+      yield f'{name} is stored as {header.get_dtype()}, not as one of {", ".join(FLOATS)}'
+
+
+def _printable(name: str) -> str:
+  if name.isprintable() and len(name) <= LONGEST:
+    return name
+  return schema.show(name)
+
+
+def _check_copies(folder: Path, model: Model, stored: Mapping[str, Stored], tensor: Tensor) -> None:
+  """CheckpointError where tied weights lie there twice and differ."""
+  originals = FAMILIES[family_of_any(model)].copies
+  for copy in _copies(model):
+    original = originals[copy]
+    if copy in stored and not np.array_equal(tensor(copy), tensor(original)):
       raise CheckpointError(f'{folder}: {copy} and {original} differ, though config.json says that they are one '
                             '(tie_word_embeddings). Correct it there.')
 
 
-def leaves(model, tensor, vocab_size):
-  """Yields (path, array) of each of our parameters, one at a time; `vocab_size` pads as `huggingface.read`."""
+def leaves(model: Model, tensor: Tensor, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (path, array) of each of our parameters, one at a time.
+
+  Args:
+    model: config.model, every size known.
+    tensor: of `open_model`.
+    vocab_size: rows of parameters that have one per token; those that are added are zeros.
+  """
   sizes = sizes_of(model)
-  for path, dims, name, axes in rows(model):
-    layers = [to_ours(tensor(one), dims, axes, sizes) for one in layers_of(model, path, name)]
-    x = np.stack(layers, -1 - len(dims)) if '{}' in name else np.ascontiguousarray(layers[0])
-    if 'V' in dims and vocab_size > model['vocab_size']:
-      x = np.pad(x, [(0, vocab_size - model['vocab_size'] if d == 'V' else 0) for d in dims])
-    yield from zip([path.replace('*', part) for part in 'qkv'], x) if '*' in path else [(path, x)]
+  missing = max(0, vocab_size - model['vocab_size'])
+  for line in lines(model):
+    layers = []
+    for name in line.names(model):
+      layers.append(to_ours(tensor(name), line.dims, line.axes, sizes))
+    if line.stack:
+      array = np.stack(layers, -1 - len(line.dims))
+    else:
+      array = np.ascontiguousarray(layers[0])
+    if missing and 'V' in line.dims:
+      array = np.pad(array, [(0, missing if letter == 'V' else 0) for letter in line.dims])
+    paths = line.paths()
+    if len(paths) == 1:
+      yield paths[0], array
+    else:
+      yield from zip(paths, array)

@@ -15,7 +15,7 @@ from t5like import choices, config as config_lib, sharding
 from t5like.config_type import Config
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
-from t5like.huggingface import model_config, model_folders, model_weights
+from t5like.huggingface import model_config, model_folders, model_weights, weight_table
 from t5like.model import models
 from t5like.objectives import spans
 from t5like.objectives.prompts import STYLES
@@ -48,7 +48,7 @@ def export_run(workdir: str, out: str) -> list[str]:
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people."""
   run = trained_model.load(workdir)
   model = run.config.model.to_dict()
-  model_config.check_parameters(model, run.model.parameters)
+  weight_table.check_parameters(model, run.model.parameters)
   notes = model_folders.write(out, model, run.params, run.vocabulary, style=run.style, length=run.config.data.seq_len)
   if STYLES[run.style].sees_itself and run.model.config.prefix_mask:
     notes.append('this decoder sees prompts in both directions, those of transformers only what came before: its '

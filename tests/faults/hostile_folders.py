@@ -296,7 +296,7 @@ def _difference(folder, values, params):
   import jax
   from safetensors.numpy import load_file
 
-  from t5like.huggingface import model_config
+  from t5like.huggingface import model_config, weight_table
   from t5like.huggingface.families import FAMILIES
   theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8-sig'))
   family = FAMILIES[theirs['model_type']]
@@ -306,7 +306,7 @@ def _difference(folder, values, params):
   tensors = {}
   for file in sorted(folder.glob('*.safetensors')):
     tensors.update(load_file(file))
-  wanted = model_config.names(model_config.to_model(theirs))
+  wanted = weight_table.names(model_config.to_model(theirs))
   known = [x for name, x in tensors.items() if name in wanted or f'{family.prefix}{name}' in wanted
            or name == 'lm_head.weight' and 'embed_out.weight' in wanted]
   expected, found = _squares(known), _squares(jax.tree.leaves(params))
