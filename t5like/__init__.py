@@ -96,8 +96,17 @@ def load(workdir: str | pathlib.Path, step: int | None = None, devices: Sequence
   return trained_model.load(paths.expand(str(workdir)), step, devices)
 
 
-def generate(model: Loaded | str | pathlib.Path, prompts: Iterable[str], tokens: int = 128, temperature: float = 0.8,
-             top_k: int = 40, top_p: float = 1.0, seed: int = 0, beams: int = 1, alpha: float = 0.6) -> list[str]:
+def generate(
+    model: Loaded | str | pathlib.Path,
+    prompts: Iterable[str],
+    tokens: int = 128,
+    temperature: float = 0.8,
+    top_k: int = 40,
+    top_p: float = 1.0,
+    seed: int = 0,
+    beams: int = 1,
+    alpha: float = 0.6,
+) -> list[str]:
   """Answers to prompts: a decoder continues them, an encoder fills in `<mask>`, an encoder-decoder answers.
 
   Args:
@@ -114,16 +123,30 @@ def generate(model: Loaded | str | pathlib.Path, prompts: Iterable[str], tokens:
   Raises:
     ConfigError for prompts that do not fit the model.
   """
-  return _loaded(model).generate([*prompts], tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                                 seed=seed, beams=beams, alpha=alpha)
+  return _loaded(model).generate(
+      [*prompts],
+      tokens=tokens,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      seed=seed,
+      beams=beams,
+      alpha=alpha,
+  )
 
 
 def _ignore(line: str) -> None:
   """Reports nothing."""
 
 
-def evaluate(model: Loaded | str | pathlib.Path, tasks: str | Sequence[str] = (), shots: int = -1, limit: int = 0,
-             harness_path: str | None = None, say: Callable[[str], None] = _ignore) -> dict[str, dict[str, float]]:
+def evaluate(
+    model: Loaded | str | pathlib.Path,
+    tasks: str | Sequence[str] = (),
+    shots: int = -1,
+    limit: int = 0,
+    harness_path: str | None = None,
+    say: Callable[[str], None] = _ignore,
+) -> dict[str, dict[str, float]]:
   """{task: {metric: number}} of a model, zero-shot or with worked examples.
 
   Args:

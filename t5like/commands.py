@@ -13,6 +13,8 @@ from t5like.config_type import Config
 from t5like.errors import ConfigError, Interrupted, NumericsError
 from t5like.files import plain_json, writing
 
+Parameters = dict[str, tuple[Any, ...]]  # {path: (shape, factors of the learning rate)}
+
 
 def run(request: Request) -> None:
   """Runs the command of a `command_line.Request`."""
@@ -176,8 +178,15 @@ def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
   from t5like.observe import metrics
   devices = jax.local_devices() if flags.input else None
   model = trained_model.load(flags.workdir, flags.step or None, devices)
-  options = dict(tokens=flags.tokens, temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p,
-                 seed=flags.seed, beams=flags.beams, alpha=flags.alpha)
+  options = dict(
+      tokens=flags.tokens,
+      temperature=flags.temperature,
+      top_k=flags.top_k,
+      top_p=flags.top_p,
+      seed=flags.seed,
+      beams=flags.beams,
+      alpha=flags.alpha,
+  )
   if flags.input:
     count = prompt_files.answer_file(model, flags.input, flags.output, **options)
     print(f'{flags.output} holds all {count:,} answers.')
@@ -330,7 +339,7 @@ def _token(vocabulary: Any, ids: int | list[int] | None) -> str:
   return str(ids)
 
 
-def _print_derived(console: Any, config: Config, parameters: dict) -> None:
+def _print_derived(console: Any, config: Config, parameters: Parameters) -> None:
   from t5like.model import models
   from t5like.observe import metrics
   console.print('\nDerived', style='bold underline')
@@ -347,7 +356,7 @@ def _print_derived(console: Any, config: Config, parameters: dict) -> None:
     console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
 
 
-def _count_trained(parameters: dict) -> int:
+def _count_trained(parameters: Parameters) -> int:
   """How many values have a learning rate above 0."""
   count = 0
   for shape, rates in parameters.values():
@@ -356,7 +365,7 @@ def _count_trained(parameters: dict) -> int:
   return count
 
 
-def _print_parameters(console: Any, parameters: dict) -> None:
+def _print_parameters(console: Any, parameters: Parameters) -> None:
   from t5like.config import trainable
   console.print('\nParameters, and the factor of their learning rate', style='bold underline')
   width = max(map(len, parameters)) + 1

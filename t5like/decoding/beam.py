@@ -5,7 +5,7 @@ equation 14), the end of text being counted; alpha 0: log p alone.
 """
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,26 @@ LOWEST = -1e9  # a score that no answer has; finite, for infinities minus themse
 SPEC_BK = P(ROWS, None)
 SPEC_BKN = P(ROWS, None, None)
 EACH_BEAM = ('logits', 'keys', 'last', 'done')  # parts of sampling's state with a row per beam, beside the cache
-Carry = tuple[Array, sampling.State, Array, Array, Array, Array]
 CacheFunction = Callable[[Array, str], Array]
+
+
+class Search(NamedTuple):
+  """Where a search is.
+
+  Attributes:
+    length: how many tokens the beginnings have.
+    state: of `sampling.start`, with K beams per row.
+    alive_BK: log p of the beginnings that continue, the likeliest first.
+    said_BKN: their tokens.
+    ended_BK: scores of the best answers that have ended, the best first.
+    answers_BKN: their tokens.
+  """
+  length: Array
+  state: sampling.State
+  alive_BK: Array
+  said_BKN: Array
+  ended_BK: Array
+  answers_BKN: Array
 
 
 def penalty(length: int | Array, alpha: float) -> float | Array:
@@ -29,8 +47,17 @@ def penalty(length: int | Array, alpha: float) -> float | Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
-def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, beams: int, alpha: float, eos_id: int,
-           banned: tuple[int, ...], stops: tuple[int, ...] = ()) -> tuple[Array, Array]:
+def search(
+    model: Any,
+    params: Any,
+    prompt: dict[str, Any],
+    new_tokens: int,
+    beams: int,
+    alpha: float,
+    eos_id: int,
+    banned: tuple[int, ...],
+    stops: tuple[int, ...] = (),
+) -> tuple[Array, Array]:
   """Finds the K = `beams` best answers.
 
   Each step keeps the K likeliest beginnings that continue and the K best answers that have ended (which must have been
@@ -52,36 +79,45 @@ def search(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, bea
     (tokens [B, K, new_tokens] int32, scores [B, K]), best first.
   """
   ends = (eos_id, *stops) if eos_id >= 0 else ()
-  carry = _start(model, params, prompt, new_tokens, beams, eos_id)
 
-  def continues(carry: Carry) -> Array:
-    i, _, alive_BK, _, ended_BK, _ = carry
-    best_B = alive_BK[:, 0] / penalty(new_tokens, alpha)  # of the answers still to come: longer is never worse
-    return (i < new_tokens) & jnp.any(best_B > ended_BK[:, -1])
+  def continues(search: Search) -> Array:
+    likeliest_B = search.alive_BK[:, 0]
+    best_B = likeliest_B / penalty(new_tokens, alpha)  # of the answers still to come: longer is never worse
+    worst_B = search.ended_BK[:, -1]
+    return (search.length < new_tokens) & jnp.any(best_B > worst_B)
 
-  def one_token(carry: Carry) -> Carry:
-    i, state, alive_BK, said_BKN, ended_BK, answers_BKN = carry
-    next_BKV = alive_BK[:, :, None] + _logp(state, banned, alive_BK.shape)
-    ended_BK, answers_BKN, next_BKV = _end(next_BKV, i, said_BKN, ended_BK, answers_BKN, ends, alpha)
+  def one_token(search: Search) -> Search:
+    next_BKV = _next(search, banned)
+    ended_BK, answers_BKN, next_BKV = _end(search, next_BKV, ends, alpha)
     V = next_BKV.shape[-1]
     alive_BK, flat_BK = _top(_flat(next_BKV), beams)
     parent_BK = flat_BK // V
     token_BK = flat_BK % V
-    said_BKN = _choose(said_BKN, parent_BK)
-    said_BKN = jax.lax.dynamic_update_slice(said_BKN, token_BK[:, :, None], (0, 0, i))
-    state = _advance(model, params, state, parent_BK, token_BK)
-    return i + 1, state, alive_BK, said_BKN, ended_BK, answers_BKN
+    said_BKN = _choose(search.said_BKN, parent_BK)
+    said_BKN = _put(said_BKN, token_BK[:, :, None], search.length)
+    state = _advance(model, params, search.state, parent_BK, token_BK)
+    return Search(search.length + 1, state, alive_BK, said_BKN, ended_BK, answers_BKN)
 
-  i, _, alive_BK, said_BKN, ended_BK, answers_BKN = jax.lax.while_loop(continues, one_token, carry)
+  start = _start(model, params, prompt, new_tokens, beams, eos_id)
+  last = jax.lax.while_loop(continues, one_token, start)
   # Beginnings that were cut off at new_tokens are answers too.
-  cut_BK = jnp.where(i == new_tokens, alive_BK / penalty(new_tokens, alpha), LOWEST)
-  scores_BK, which_BK = _top(jnp.concatenate([ended_BK, cut_BK], axis=1), beams)
-  tokens_BKN = _choose(jnp.concatenate([answers_BKN, said_BKN], axis=1), which_BK)
+  final_BK = last.alive_BK / penalty(new_tokens, alpha)
+  cut_BK = jnp.where(last.length == new_tokens, final_BK, LOWEST)
+  scores_BK, which_BK = _top(jnp.concatenate([last.ended_BK, cut_BK], axis=1), beams)
+  tokens_BKN = jnp.concatenate([last.answers_BKN, last.said_BKN], axis=1)
+  tokens_BKN = _choose(tokens_BKN, which_BK)
   return jax.sharding.reshard(tokens_BKN, P()), jax.sharding.reshard(scores_BK, P())
 
 
-def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: int, eos_id: int) -> Carry:
-  """(token number, state with K beams per row, scores of beginnings, their tokens, scores of answers, their tokens)."""
+def _start(
+    model: Any,
+    params: Any,
+    prompt: dict[str, Any],
+    new_tokens: int,
+    K: int,
+    eos_id: int,
+) -> Search:
+  """A search after the prompts."""
   state = sampling.start(model, params, prompt, new_tokens)
   B = state['done'].shape[0]
 
@@ -92,38 +128,62 @@ def _start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int, K: 
     state[name] = jax.tree.map(lambda array: _repeat(array, K, 0), state[name])
   state['cache'] = _each_cache(repeat_cache, state['cache'])
   # At first all beams are alike: only one counts.
-  alive_BK = jnp.where(jnp.arange(K)[None] > 0, LOWEST, jnp.zeros((B, K), jnp.float32))
-  blank_BKN = jax.sharding.reshard(jnp.full((B, K, new_tokens), eos_id, jnp.int32), SPEC_BKN)
-  lowest_BK = jax.sharding.reshard(jnp.full((B, K), LOWEST, jnp.float32), SPEC_BK)
-  return jnp.int32(0), state, jax.sharding.reshard(alive_BK, SPEC_BK), blank_BKN, lowest_BK, blank_BKN
+  is_first_K = jnp.arange(K) == 0
+  alive_BK = jnp.where(is_first_K[None], jnp.zeros((B, K), jnp.float32), LOWEST)
+  blank_BKN = jnp.full((B, K, new_tokens), eos_id, jnp.int32)
+  blank_BKN = jax.sharding.reshard(blank_BKN, SPEC_BKN)
+  lowest_BK = jnp.full((B, K), LOWEST, jnp.float32)
+  return Search(
+      length=jnp.int32(0),
+      state=state,
+      alive_BK=jax.sharding.reshard(alive_BK, SPEC_BK),
+      said_BKN=blank_BKN,
+      ended_BK=jax.sharding.reshard(lowest_BK, SPEC_BK),
+      answers_BKN=blank_BKN,
+  )
 
 
-def _logp(state: sampling.State, banned: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-  """Log-probabilities [B, K, V] of the next token."""
-  logits = sampling.allowed(state['logits'], banned)
+def _next(search: Search, banned: tuple[int, ...]) -> Array:
+  """Log-probabilities [B, K, V] of the beginnings with each next token."""
+  logits = sampling.allowed(search.state['logits'], banned)
   logp = jax.nn.log_softmax(logits, axis=-1)
-  logp_BKV = logp.reshape(*shape, logits.shape[-1], out_sharding=SPEC_BKN)
-  return jnp.maximum(logp_BKV, LOWEST)
+  shape_BKV = (*search.alive_BK.shape, logits.shape[-1])
+  logp_BKV = logp.reshape(shape_BKV, out_sharding=SPEC_BKN)
+  return search.alive_BK[:, :, None] + jnp.maximum(logp_BKV, LOWEST)
 
 
-def _end(next_BKV: Array, i: Array, said_BKN: Array, ended_BK: Array, answers_BKN: Array,
-         ends: tuple[int, ...], alpha: float) -> tuple[Array, Array, Array]:
-  """Takes the answers that end with token i among the K best, and those ends out of the continuations.
+def _end(
+    search: Search,
+    next_BKV: Array,
+    ends: tuple[int, ...],
+    alpha: float,
+) -> tuple[Array, Array, Array]:
+  """Takes the answers that end with the next token among the K best, and those ends out of the continuations.
 
   Only ends that are among the K likeliest continuations count: else, with a small alpha, ends that are never likely
   would win by being short.
+
+  Args:
+    search: where it is.
+    next_BKV: of `_next`.
+    ends: ids that end an answer.
+    alpha: of the length penalty.
+
+  Returns:
+    (scores of the best answers [B, K], their tokens [B, K, N], continuations [B, K, V]).
   """
-  K = ended_BK.shape[1]
+  K = search.ended_BK.shape[1]
   V = next_BKV.shape[-1]
-  scores = [ended_BK]
-  answers = [answers_BKN]
+  divisor = penalty(search.length + 1, alpha)
+  scores = [search.ended_BK]
+  answers = [search.answers_BKN]
   # By rank: an end that is as likely as the last of them, but comes after it, is none of the K.
   _, best_BK = _top(_flat(next_BKV), K)
   for end in ends:
     ends_K = jnp.arange(K) * V + end
     among_BK = jnp.any(best_BK[:, :, None] == ends_K[None, None, :], axis=1)
-    scores.append(jnp.where(among_BK, next_BKV[:, :, end] / penalty(i + 1, alpha), LOWEST))
-    answers.append(_ended(said_BKN, i, end, ends[0]))
+    scores.append(jnp.where(among_BK, next_BKV[:, :, end] / divisor, LOWEST))
+    answers.append(_ended(search, end, ends[0]))
     is_end_V = jnp.arange(V)[None, None] == end
     next_BKV = jnp.where(is_end_V, 2 * LOWEST, next_BKV)
   ended_BK, which_BK = _top(jnp.concatenate(scores, axis=1), K)
@@ -131,15 +191,27 @@ def _end(next_BKV: Array, i: Array, said_BKN: Array, ended_BK: Array, answers_BK
   return ended_BK, answers_BKN, next_BKV
 
 
-def _ended(said_BKN: Array, i: Array, end: int, eos_id: int) -> Array:
-  """The tokens so far with an end as token i; eos_id fills up rows, so that one is there already."""
+def _ended(search: Search, end: int, eos_id: int) -> Array:
+  """The tokens so far, then an end; eos_id fills up rows, so that one is there already."""
+  said_BKN = search.said_BKN
   if end == eos_id:
     return said_BKN
-  return jax.lax.dynamic_update_slice(said_BKN, jnp.full_like(said_BKN[:, :, :1], end), (0, 0, i))
+  end_BK1 = jnp.full_like(said_BKN[:, :, :1], end)
+  return _put(said_BKN, end_BK1, search.length)
 
 
-def _advance(model: Any, params: Any, state: sampling.State, parent_BK: Array,
-             token_BK: Array) -> sampling.State:
+def _put(said_BKN: Array, token_BK1: Array, position: Array) -> Array:
+  """Tokens with another at a position."""
+  return jax.lax.dynamic_update_slice(said_BKN, token_BK1, (0, 0, position))
+
+
+def _advance(
+    model: Any,
+    params: Any,
+    state: sampling.State,
+    parent_BK: Array,
+    token_BK: Array,
+) -> sampling.State:
   """The state after one more token of each beam, which continues that of its parent."""
   def reorder(array: Array, dims: str) -> Array:
     return _reorder(array, parent_BK, dims)

@@ -122,9 +122,7 @@ def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids
   options = _sampling_options(model, vocabulary, temperature, top_k, top_p)
   ends = [_ends(vocabulary, ids) for ids in prompt_ids]
   if beams > 1:
-    best, _ = beam.search(model, params, batch.place(batch.ids), tokens, beams, alpha, options.eos_id, options.banned,
-                          options.stops)
-    answers = np.asarray(best)[:len(prompts), 0].tolist()
+    answers = _searched(model, params, options, batch, tokens, beams, alpha)
     yield _texts(vocabulary, answers, ends)
     return
   if seeds is None:
@@ -297,8 +295,15 @@ def _sampling_options(model: Any, vocabulary: Any, temperature: float, top_k: in
   return sampling.Options(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary), stops[1:])
 
 
-def _sampled(model: Any, params: Any, options: sampling.Options, batch: _Batch, tokens: int, key: jax.Array,
-             seeds_B: np.ndarray) -> Iterator[list[Ids]]:
+def _sampled(
+    model: Any,
+    params: Any,
+    options: sampling.Options,
+    batch: _Batch,
+    tokens: int,
+    key: jax.Array,
+    seeds_B: np.ndarray,
+) -> Iterator[list[Ids]]:
   """Yields the ids generated so far, a list for each prompt, every few tokens."""
   answers: list[Ids] = [[] for _ in batch.ids]
   seeds = place(_mesh(), seeds_B)
@@ -318,6 +323,23 @@ def _sampled(model: Any, params: Any, options: sampling.Options, batch: _Batch, 
       yield answers
       if all(_have_ended(answers, options)):
         return
+
+
+def _searched(
+    model: Any,
+    params: Any,
+    options: sampling.Options,
+    batch: _Batch,
+    tokens: int,
+    beams: int,
+    alpha: float,
+) -> list[Ids]:
+  """The ids of the best answer to each prompt."""
+  prompt = batch.place(batch.ids)
+  best_BKN, _ = beam.search(
+      model, params, prompt, tokens, beams, alpha, options.eos_id, options.banned, options.stops)
+  rows = len(batch.ids)
+  return np.asarray(best_BKN)[:rows, 0].tolist()
 
 
 def _texts_so_far(batch: _Batch, answers: list[Ids]) -> list[Ids]:
@@ -373,16 +395,28 @@ def _texts(vocabulary: Any, answers: list[Ids], ends: list[set[int]]) -> list[st
 # --- Masks ----------------------------------------------------------------------------------------
 
 
-def _filled(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids], way: Style,
-            context: int) -> list[str]:
+def _filled(
+    model: Any,
+    params: Any,
+    vocabulary: Any,
+    prompts: Sequence[str | Ids],
+    way: Style,
+    context: int,
+) -> list[str]:
   """Texts of prompts with their masks filled in."""
   room = context - 2 * way.framed
   rows = [_ids(vocabulary.encode_marked, prompt)[:room] for prompt in prompts]
   return [vocabulary.decode(row) for row in fill(model, params, vocabulary, rows, way.framed, prompts)]
 
 
-def fill(model: Any, params: Any, vocabulary: Any, rows: Sequence[Ids], ends: bool,
-         prompts: Sequence[Any] | None = None) -> list[Ids]:
+def fill(
+    model: Any,
+    params: Any,
+    vocabulary: Any,
+    rows: Sequence[Ids],
+    ends: bool,
+    prompts: Sequence[Any] | None = None,
+) -> list[Ids]:
   """Replaces masks by tokens, the surest first, which the following ones see.
 
   Args:

@@ -17,8 +17,14 @@ FILE = schema.Limits(size=1 << 30)
 Record = dict[str, Any]
 
 
-def answer_file(run: Any, source: str, out: str, rows: int = 16, say: Callable[[str], None] = print,
-                **options: Any) -> int:
+def answer_file(
+    run: Any,
+    source: str,
+    out: str,
+    rows: int = 16,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> int:
   """Writes each record of a JSONL file with its `answer` to another, in the same order.
 
   A batch is on disk before the next begins. Where `out` holds answers already, the work resumes after them, and ends

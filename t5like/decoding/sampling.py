@@ -18,6 +18,7 @@ from t5like.sharding import in_use, spread_rows
 
 ROUNDING = 1e-6  # relative, of sums of probabilities in fp32: .5 + .3 holds .8
 State = dict[str, Any]  # see `start`
+Carry = tuple[Array, Array, State]  # number of the next token, tokens [B, n], state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +183,16 @@ def step(model: Any, params: Any, state: State, token_B: Array) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def more(model: Any, options: Options, n: int, params: Any, state: State, key: Array, seeds_B: Array,
-         before: Array | int) -> tuple[Array, State]:
+def more(
+    model: Any,
+    options: Options,
+    n: int,
+    params: Any,
+    state: State,
+    key: Array,
+    seeds_B: Array,
+    before: Array | int,
+) -> tuple[Array, State]:
   """Makes up to n tokens of each row; stops when all rows have ended.
 
   Args:
@@ -201,11 +210,11 @@ def more(model: Any, options: Options, n: int, params: Any, state: State, key: A
   """
   B = state['done'].shape[0]
 
-  def continues(carry: tuple) -> Array:
+  def continues(carry: Carry) -> Array:
     i, _, state = carry
     return (i < n) & ~jnp.all(state['done'])
 
-  def one_token(carry: tuple) -> tuple:
+  def one_token(carry: Carry) -> Carry:
     i, tokens_BN, state = carry
     picked_B = pick(state['logits'], options, key, seeds_B, before + state['said'])
     token_B = jnp.where(state['done'], options.eos_id, picked_B)

@@ -50,8 +50,16 @@ class Loaded:
     shapes = lengths.shapes(self.config)
     try:
       with jax.set_mesh(self.mesh):
-        texts = decode.stream(self.model, self.params, self.vocabulary, prompts, style=self.style,
-                              context=self.config.data.seq_len, targets=shapes.targets, **options)
+        texts = decode.stream(
+            self.model,
+            self.params,
+            self.vocabulary,
+            prompts,
+            style=self.style,
+            context=self.config.data.seq_len,
+            targets=shapes.targets,
+            **options,
+        )
         yield from texts
     except decode.PromptError as e:
       raise ConfigError(f'--prompt: {e}') from e

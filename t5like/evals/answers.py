@@ -37,8 +37,11 @@ def _f1(words: list[str], others: list[str]) -> float:
   return 2 * common / (len(words) + len(others))
 
 
-def judge(metrics: Sequence[str], answers: Sequence[str],
-          references: Sequence[Sequence[str]]) -> tuple[Judged, list[str]]:
+def judge(
+    metrics: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> tuple[Judged, list[str]]:
   """Values of metrics, and notes for people.
 
   exact_match, f1 and rouge (rouge1, rouge2, rougeL: F-measure, stemmed; the best of the references) are values from 0

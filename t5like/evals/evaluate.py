@@ -58,8 +58,14 @@ class Subject:
   def __post_init__(self) -> None:
     self.scorer = score.Scorer(self.model, self.params, self.vocabulary, self.config, self.mesh, self.tick)
 
-  def generate(self, prompts: Sequence[Ids], tokens: int, until: Sequence[str] = (), style: str | None = None,
-               context: int = 0) -> list[str]:
+  def generate(
+      self,
+      prompts: Sequence[Ids],
+      tokens: int,
+      until: Sequence[str] = (),
+      style: str | None = None,
+      context: int = 0,
+  ) -> list[str]:
     """The likeliest answers to prompts, greedily, decoded in batches of few shapes.
 
     Args:
@@ -144,7 +150,7 @@ def _built(config: transformer.ModelConfig, mesh: jax.sharding.Mesh) -> Any:
 class TasksFailed(Failure):
   """Some of several tasks failed. errors: {task: exception}; results: {task: {metric: value}} of the others."""
 
-  def __init__(self, errors: dict[str, Exception], results: Results):
+  def __init__(self, errors: Mapping[str, Exception], results: Results):
     tried = len(errors) + len(results)
     reasons = [f'{name} ({in_words(error)})' for name, error in errors.items()]
     super().__init__(f'{len(errors)} of {tried} tasks failed: {"; ".join(reasons)}')
@@ -200,8 +206,11 @@ def _ignore(value: Any) -> None:
   """Where nobody is to hear of lines or results."""
 
 
-def attempt(jobs: Mapping[str, Job], say: Say = _ignore,
-            done: Callable[[Results], None] = _ignore) -> tuple[Results, dict[str, Exception]]:
+def attempt(
+    jobs: Mapping[str, Job],
+    say: Say = _ignore,
+    done: Callable[[Results], None] = _ignore,
+) -> tuple[Results, dict[str, Exception]]:
   """Runs jobs one after the other, whether others fail or not.
 
   Args:
@@ -232,7 +241,7 @@ def attempt(jobs: Mapping[str, Job], say: Say = _ignore,
   return results, errors
 
 
-def finished(results: Results, errors: dict[str, Exception]) -> Results:
+def finished(results: Results, errors: Mapping[str, Exception]) -> Results:
   """The results of `attempt`; its error if a single job was all there was, TasksFailed if some of several failed."""
   if not errors:
     return results
@@ -386,7 +395,11 @@ def ended(text: str, until: Iterable[str]) -> str:
 
 
 EVALUATORS: dict[str, Callable[[Subject, Task, list[Question]], Evaluated]] = dict(
-    perplexity=_perplexity, choice=_choice, cloze=_cloze, generate=_generate)
+    perplexity=_perplexity,
+    choice=_choice,
+    cloze=_cloze,
+    generate=_generate,
+)
 
 
 def chosen(names: Sequence[str]) -> list[Task]:

@@ -342,8 +342,13 @@ def check(names: Iterable[str], path: str | None = None) -> None:
                         'task files.')
 
 
-def jobs(subject: evals.Subject, names: Iterable[str], path: str | None = None, shots: int = -1,
-         limit: int = 0) -> dict[str, evals.Job]:
+def jobs(
+    subject: evals.Subject,
+    names: Iterable[str],
+    path: str | None = None,
+    shots: int = -1,
+    limit: int = 0,
+) -> dict[str, evals.Job]:
   """{'harness:TASK': function that returns ({'harness:TASK': {metric: value}}, notes)}, see `evaluate.attempt`."""
   check(names, path)
   job_of = {}
@@ -352,15 +357,26 @@ def jobs(subject: evals.Subject, names: Iterable[str], path: str | None = None, 
   return job_of
 
 
-def _run(subject: evals.Subject, name: str, path: str | None, shots: int,
-         limit: int) -> tuple[evals.Results, list[str]]:
+def _run(
+    subject: evals.Subject,
+    name: str,
+    path: str | None,
+    shots: int,
+    limit: int,
+) -> tuple[evals.Results, list[str]]:
   from lm_eval import evaluator
   notes: list[str] = []
   model = language_model(subject, notes.append)
   num_fewshot = None if shots < 0 else shots
   results: Any = evaluator.simple_evaluate(
-      model, tasks=[name], num_fewshot=num_fewshot, limit=limit or None, task_manager=_manager(path),
-      bootstrap_iters=0, log_samples=False)
+      model,
+      tasks=[name],
+      num_fewshot=num_fewshot,
+      limit=limit or None,
+      task_manager=_manager(path),
+      bootstrap_iters=0,
+      log_samples=False,
+  )
   values_of = {}
   for task, values in results['results'].items():
     numbers = _numbers(values)
@@ -382,8 +398,14 @@ def _numbers(values: dict[str, Any]) -> evals.Values:
   return numbers
 
 
-def evaluate(subject: evals.Subject, names: Iterable[str], path: str | None = None, shots: int = -1, limit: int = 0,
-             say: Callable[[str], Any] = _ignore) -> evals.Results:
+def evaluate(
+    subject: evals.Subject,
+    names: Iterable[str],
+    path: str | None = None,
+    shots: int = -1,
+    limit: int = 0,
+    say: Callable[[str], Any] = _ignore,
+) -> evals.Results:
   """{'harness:TASK': {metric: value}} of tasks of the harness, those in the folder `path` included.
 
   `cut` says how many documents lost the beginning of a prompt to the model's length.

@@ -50,8 +50,12 @@ class Plan:
     """Whether no task can be evaluated."""
     return not self.harness_tasks and len(self.problems) == len(self.questions_of)
 
-  def run(self, subject: evaluate.Subject, say: Callable[[str], Any] = _ignore,
-          done: Callable[[evaluate.Results], Any] = _ignore) -> tuple[evaluate.Results, dict[str, Exception]]:
+  def run(
+      self,
+      subject: evaluate.Subject,
+      say: Callable[[str], Any] = _ignore,
+      done: Callable[[evaluate.Results], Any] = _ignore,
+  ) -> tuple[evaluate.Results, dict[str, Exception]]:
     """(results, errors): see `evaluate.attempt`."""
     jobs = evaluate.jobs(subject, self.questions_of)
     if self.harness_tasks:

@@ -87,8 +87,15 @@ class Scorer:
     tick: called after each batch.
   """
 
-  def __init__(self, model: Any, params: Any, vocabulary: Vocabulary, config: Config, mesh: jax.sharding.Mesh,
-               tick: Callable[[], None] = no_tick):
+  def __init__(
+      self,
+      model: Any,
+      params: Any,
+      vocabulary: Vocabulary,
+      config: Config,
+      mesh: jax.sharding.Mesh,
+      tick: Callable[[], None] = no_tick,
+  ):
     self.model = model
     self.params = params
     self.mesh = mesh

@@ -73,9 +73,15 @@ class Family:
 STACKS = dict(stack='num_layers', encoder='num_encoder_layers', decoder='num_layers')
 
 
-SIZES = dict(hidden_size='d_model', num_hidden_layers='num_layers', num_attention_heads='num_heads',
-             intermediate_size='d_ff', vocab_size='vocab_size', max_position_embeddings='max_positions',
-             tie_word_embeddings='tie_embeddings')
+SIZES = dict(
+    hidden_size='d_model',
+    num_hidden_layers='num_layers',
+    num_attention_heads='num_heads',
+    intermediate_size='d_ff',
+    vocab_size='vocab_size',
+    max_position_embeddings='max_positions',
+    tie_word_embeddings='tie_embeddings',
+)
 
 LLAMA_TABLE = '''
 - embed/w                      VD   model.embed_tokens.weight                     V D
@@ -212,48 +218,109 @@ u head/out/w                   DV   lm_head.weight                              
 ROTARY = r'rotary_emb\.inv_freq$'
 BIASED = dict(norm='layernorm', use_bias=True)
 BERT: Keys = dict(
-    ours=dict(BIASED, name='encoder', block='post_norm', embed_norm=True, position='learned', head='mlm',
-              tie_embeddings=True, init='bert'),
-    keys=dict(SIZES, layer_norm_eps='norm_eps', type_vocab_size='num_types', hidden_dropout_prob='dropout',
-              hidden_act='activation'),
+    ours=dict(
+        BIASED,
+        name='encoder',
+        block='post_norm',
+        embed_norm=True,
+        position='learned',
+        head='mlm',
+        tie_embeddings=True,
+        init='bert',
+    ),
+    keys=dict(
+        SIZES,
+        layer_norm_eps='norm_eps',
+        type_vocab_size='num_types',
+        hidden_dropout_prob='dropout',
+        hidden_act='activation',
+    ),
     activations=UNGATED,
-    defaults=dict(layer_norm_eps=1e-12, type_vocab_size=2, hidden_act='gelu', tie_word_embeddings=True,
-                  hidden_dropout_prob=0.1, max_position_embeddings=512),
+    defaults=dict(
+        layer_norm_eps=1e-12,
+        type_vocab_size=2,
+        hidden_act='gelu',
+        tie_word_embeddings=True,
+        hidden_dropout_prob=0.1,
+        max_position_embeddings=512,
+    ),
     only=dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False))
 
 FAMILIES: dict[str, Family] = dict(
     llama=Family(
         'LlamaForCausalLM', {}, dict(
-            SIZES, num_key_value_heads='num_kv_heads', head_dim='head_dim', rms_norm_eps='norm_eps',
-            hidden_act='activation'),
+            SIZES,
+            num_key_value_heads='num_kv_heads',
+            head_dim='head_dim',
+            rms_norm_eps='norm_eps',
+            hidden_act='activation',
+        ),
         GATED, LLAMA_TABLE, grouped=True, any_head_dim=True, prefix='model.', unused=ROTARY,
-        defaults=dict(rms_norm_eps=1e-6, hidden_act='silu', tie_word_embeddings=False, num_key_value_heads=None,
-                      head_dim=None, max_position_embeddings=2048),
+        defaults=dict(
+            rms_norm_eps=1e-6,
+            hidden_act='silu',
+            tie_word_embeddings=False,
+            num_key_value_heads=None,
+            head_dim=None,
+            max_position_embeddings=2048,
+        ),
         only=dict(attention_bias=False, mlp_bias=False), copies={'lm_head.weight': 'model.embed_tokens.weight'}),
     olmo2=Family(
         'Olmo2ForCausalLM', dict(block='output_norm', qk_norm='all'), dict(
-            SIZES, num_key_value_heads='num_kv_heads', rms_norm_eps='norm_eps', hidden_act='activation'),
+            SIZES,
+            num_key_value_heads='num_kv_heads',
+            rms_norm_eps='norm_eps',
+            hidden_act='activation',
+        ),
         GATED, OLMO2_TABLE, grouped=True, prefix='model.', unused=ROTARY,
-        defaults=dict(rms_norm_eps=1e-5, hidden_act='silu', tie_word_embeddings=False, num_key_value_heads=None,
-                      max_position_embeddings=2048),
+        defaults=dict(
+            rms_norm_eps=1e-5,
+            hidden_act='silu',
+            tie_word_embeddings=False,
+            num_key_value_heads=None,
+            max_position_embeddings=2048,
+        ),
         only=dict(attention_bias=False), copies={'lm_head.weight': 'model.embed_tokens.weight'}),
     gpt2=Family(
         'GPT2LMHeadModel', dict(BIASED, position='learned', init='gpt2'), dict(
-            n_embd='d_model', n_layer='num_layers', n_head='num_heads', n_inner='d_ff', vocab_size='vocab_size',
-            n_positions='max_positions', tie_word_embeddings='tie_embeddings', layer_norm_epsilon='norm_eps',
-            resid_pdrop='dropout', activation_function='activation'),
+            n_embd='d_model',
+            n_layer='num_layers',
+            n_head='num_heads',
+            n_inner='d_ff',
+            vocab_size='vocab_size',
+            n_positions='max_positions',
+            tie_word_embeddings='tie_embeddings',
+            layer_norm_epsilon='norm_eps',
+            resid_pdrop='dropout',
+            activation_function='activation',
+        ),
         UNGATED, GPT2_TABLE, prefix='transformer.', unused=r'attn\.(bias|masked_bias)$',
-        defaults=dict(n_inner=None, n_positions=1024, tie_word_embeddings=True, layer_norm_epsilon=1e-5,
-                      resid_pdrop=0.1, activation_function='gelu_new'),
+        defaults=dict(
+            n_inner=None,
+            n_positions=1024,
+            tie_word_embeddings=True,
+            layer_norm_epsilon=1e-5,
+            resid_pdrop=0.1,
+            activation_function='gelu_new',
+        ),
         only=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
         copies={'lm_head.weight': 'transformer.wte.weight'}),
     gpt_neox=Family(
         'GPTNeoXForCausalLM', dict(BIASED, block=('parallel', 'pre_norm'), init='neox'), dict(
-            SIZES, layer_norm_eps='norm_eps', hidden_dropout='dropout', hidden_act='activation'),
+            SIZES,
+            layer_norm_eps='norm_eps',
+            hidden_dropout='dropout',
+            hidden_act='activation',
+        ),
         UNGATED, NEOX_TABLE, any_rope_fraction=True, rope_fraction=0.25, prefix='gpt_neox.',
         unused=rf'attention\.(bias|masked_bias)$|{ROTARY}',
-        defaults=dict(layer_norm_eps=1e-5, hidden_dropout=0.0, hidden_act='gelu', tie_word_embeddings=False,
-                      max_position_embeddings=2048),
+        defaults=dict(
+            layer_norm_eps=1e-5,
+            hidden_dropout=0.0,
+            hidden_act='gelu',
+            tie_word_embeddings=False,
+            max_position_embeddings=2048,
+        ),
         only=dict(attention_bias=True), copies={'embed_out.weight': 'gpt_neox.embed_in.weight'}),
     bert=Family(
         'BertForMaskedLM', table=BERT_TABLE, prefix='bert.',
@@ -265,21 +332,45 @@ FAMILIES: dict[str, Family] = dict(
         copies={'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
                 'lm_head.decoder.bias': 'lm_head.bias'},
         # The head of RobertaForMaskedLM has the exact GELU, whatever hidden_act says; ours has the model's.
-        **dict(BERT, ours=dict(BERT['ours'], position='learned_from_2'), only=dict(BERT['only'], pad_token_id=1),
-               activations={'gelu': 'gelu', 'gelu_python': 'gelu'})),
+        **dict(
+            BERT,
+            ours=dict(BERT['ours'], position='learned_from_2'),
+            only=dict(BERT['only'], pad_token_id=1),
+            activations={'gelu': 'gelu', 'gelu_python': 'gelu'},
+        )),
     t5=Family(
         'T5ForConditionalGeneration', dict(
-            name='encoder_decoder', position='relative', head=('scaled', 'linear'), scale_attention=False, init='t5',
-            dropout_style='t5'), dict(
-            d_model='d_model', num_layers='num_encoder_layers', num_decoder_layers='num_layers', num_heads='num_heads',
-            d_kv='head_dim', d_ff='d_ff', vocab_size='vocab_size', n_positions='max_positions',
-            tie_word_embeddings='tie_embeddings', layer_norm_epsilon='norm_eps', dropout_rate='dropout',
-            feed_forward_proj='activation'),
+            name='encoder_decoder',
+            position='relative',
+            head=('scaled', 'linear'),
+            scale_attention=False,
+            init='t5',
+            dropout_style='t5',
+        ), dict(
+            d_model='d_model',
+            num_layers='num_encoder_layers',
+            num_decoder_layers='num_layers',
+            num_heads='num_heads',
+            d_kv='head_dim',
+            d_ff='d_ff',
+            vocab_size='vocab_size',
+            n_positions='max_positions',
+            tie_word_embeddings='tie_embeddings',
+            layer_norm_epsilon='norm_eps',
+            dropout_rate='dropout',
+            feed_forward_proj='activation',
+        ),
         {'relu': 'relu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'silu': 'swish', 'gated-gelu': 'geglu',
          'gated-gelu_new': 'geglu', 'gated-silu': 'swiglu', 'gated-relu': 'reglu'},
         T5_TABLE, any_head_dim=True, whole_heads=False, unused=r'EncDecAttention\.relative_attention_bias\.weight$',
-        defaults=dict(num_decoder_layers=None, n_positions=512, tie_word_embeddings=True, layer_norm_epsilon=1e-6,
-                      dropout_rate=0.1, feed_forward_proj='relu'),
+        defaults=dict(
+            num_decoder_layers=None,
+            n_positions=512,
+            tie_word_embeddings=True,
+            layer_norm_epsilon=1e-6,
+            dropout_rate=0.1,
+            feed_forward_proj='relu',
+        ),
         only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
         copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
                 'lm_head.weight': 'shared.weight'}))

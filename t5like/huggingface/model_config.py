@@ -359,7 +359,12 @@ def _write_t5(model: Model) -> Values:
 
 # Keys of config.json that single families have.
 WRITERS: dict[str, Callable[[Model], Values]] = dict(
-    gpt2=_write_gpt2, gpt_neox=_write_neox, bert=_write_bert, roberta=_write_bert, t5=_write_t5)
+    gpt2=_write_gpt2,
+    gpt_neox=_write_neox,
+    bert=_write_bert,
+    roberta=_write_bert,
+    t5=_write_t5,
+)
 
 
 def _rope_to_hf(family: Family, model: Model) -> Values:

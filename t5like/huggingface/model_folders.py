@@ -66,8 +66,14 @@ def model_of(folder: Any) -> Tree:
     return model
 
 
-def write(folder: Any, model: Tree, params: Tree, vocabulary: Any = None, style: str = '',
-          length: int = 0) -> list[str]:
+def write(
+    folder: Any,
+    model: Tree,
+    params: Tree,
+    vocabulary: Any = None,
+    style: str = '',
+    length: int = 0,
+) -> list[str]:
   """Writes a model into a new folder, so that transformers reads it.
 
   Args:

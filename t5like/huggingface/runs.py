@@ -145,8 +145,11 @@ def _config_text(folder: str, tokenizer: model_folders.FolderTokenizer) -> str:
   return '\n'.join(lines)
 
 
-def _sections(model: dict[str, Any], tokenizer: model_folders.FolderTokenizer,
-              seq_len: int) -> dict[str, dict[str, Any]]:
+def _sections(
+    model: dict[str, Any],
+    tokenizer: model_folders.FolderTokenizer,
+    seq_len: int,
+) -> dict[str, dict[str, Any]]:
   """{section of the config: {key: value}} of an imported model."""
   vocabulary = tokenizer.vocabulary
   data: dict[str, Any] = dict(seq_len=seq_len)

@@ -126,7 +126,11 @@ def _make_sentencepiece(spec: Spec, texts: Iterable[str], path: Path) -> None:
 # Functions of `train` that write a vocabulary to a file.
 Maker = Callable[[Spec, Iterable[str], Path], None]
 MAKERS: Mapping[str, Maker] = choices.implement('vocabulary.name', choices.VOCABULARIES, dict(
-    sentencepiece=_make_sentencepiece, bytes=_make_bytes, characters=_make_characters, huggingface=_import))
+    sentencepiece=_make_sentencepiece,
+    bytes=_make_bytes,
+    characters=_make_characters,
+    huggingface=_import,
+))
 
 
 def check_path(spec: Spec) -> None:
@@ -183,7 +187,11 @@ def _load_huggingface(content: bytes, spec: Spec) -> Vocabulary:
 
 Loader = Callable[[bytes, Spec], Vocabulary]
 LOADERS: Mapping[str, Loader] = choices.implement('vocabulary.name', choices.VOCABULARIES, dict(
-    sentencepiece=_load_sentencepiece, bytes=_load_bytes, characters=_load_characters, huggingface=_load_huggingface))
+    sentencepiece=_load_sentencepiece,
+    bytes=_load_bytes,
+    characters=_load_characters,
+    huggingface=_load_huggingface,
+))
 
 
 def _loaded(spec: Spec, path: Path, content: bytes) -> Any:
@@ -340,8 +348,12 @@ def _train_model(spec: Spec, pieces: Sequence[str], size: int) -> bytes:
   if choices.NORMALIZATIONS[spec.normalization].keeps_spaces:
     # Newlines must be pieces of their own to survive, and runs of spaces should be single pieces:
     # on Python source this takes 3.0 instead of 1.9 bytes per token at 2,048 pieces.
-    spaces = dict(user_defined_symbols=['\n'], remove_extra_whitespaces=False, add_dummy_prefix=False,
-                  allow_whitespace_only_pieces=True)
+    spaces = dict(
+        user_defined_symbols=['\n'],
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+    )
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(pieces),

@@ -34,10 +34,18 @@ class Planned:
   def cls_id(self) -> str | None:
     return '<extra_id_1>' if self.num_sentinels > 1 else None
 
-  def special(self) -> dict:
+  def special(self) -> dict[str, Any]:
     """{role: id} of the special tokens that there will be; of sentinels the names, for their ids depend on the text."""
-    roles = dict(bos=self.bos_id, eos=self.eos_id, pad=self.pad_id, unk=self.unk_id, mask=self.mask_id,
-                 cls=self.cls_id, sep=self.sep_id, start=self.start_id)
+    roles = dict(
+        bos=self.bos_id,
+        eos=self.eos_id,
+        pad=self.pad_id,
+        unk=self.unk_id,
+        mask=self.mask_id,
+        cls=self.cls_id,
+        sep=self.sep_id,
+        start=self.start_id,
+    )
     return {role: i for role, i in roles.items() if i is not None}
 
 

@@ -436,8 +436,12 @@ def wrap(kind: str, special: Special, file: bytes) -> bytes:
     special: the tokens.
     file: content of the tokenizer's file.
   """
-  fields = dict(t5like='vocabulary', kind=kind, special=dataclasses.asdict(special),
-                file=base64.b64encode(file).decode())
+  fields = dict(
+      t5like='vocabulary',
+      kind=kind,
+      special=dataclasses.asdict(special),
+      file=base64.b64encode(file).decode(),
+  )
   return plain_json.dumps(fields).encode()
 
 

@@ -137,8 +137,12 @@ def _tokens(vocabulary: Any, style: str) -> dict[str, str]:
 def _settings(vocabulary: Any, tokens: Mapping[str, str], length: int) -> bytes:
   """The content of tokenizer_config.json."""
   settings: dict[str, Any] = dict(
-      tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
-      model_input_names=['input_ids', 'attention_mask'], padding_side='right', **tokens)
+      tokenizer_class='PreTrainedTokenizerFast',
+      clean_up_tokenization_spaces=False,
+      model_input_names=['input_ids', 'attention_mask'],
+      padding_side='right',
+      **tokens,
+  )
   sentinels = []
   for k in range(vocabulary.num_sentinels):
     sentinels.append(vocabulary.token(vocabulary.sentinel(k)))
@@ -347,4 +351,7 @@ def _characters(tokenizers: Any, vocabulary: Any) -> Any:
 
 # Functions (the package tokenizers, the vocabulary) that return a tokenizer of the library.
 BUILDERS: Mapping[str, Callable[[Any, Any], Any]] = dict(
-    sentencepiece=_sentencepiece, bytes=_bytes, characters=_characters)
+    sentencepiece=_sentencepiece,
+    bytes=_bytes,
+    characters=_characters,
+)
