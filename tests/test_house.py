@@ -27,9 +27,9 @@ WITHOUT_JAX = {'errors', 'config_type', 'nearest', 'parameters', 'rate_schedules
                'config', 'command_line', 'vocabulary', 'sources'}
 # What tests/measures.py counts may not become more; the aims are those of CONTRIBUTING.md.
 LIMITS = {
-    'tokens per code line': 9.6, 'ternaries per 1,000 lines': 17, 'nested ternaries': 6,
-    'comprehensions per 1,000 lines': 33, 'nested comprehensions': 24, 'named lambdas': 16,
-    'decisions of a function': 23, 'parameters of public functions without annotation': 605,
+    'tokens per code line': 9.2, 'ternaries per 1,000 lines': 11, 'nested ternaries': 3,
+    'comprehensions per 1,000 lines': 26, 'nested comprehensions': 3, 'named lambdas': 8,
+    'decisions of a function': 19, 'parameters of public functions without annotation': 295,
     'files in the top folder': 12}
 
 
