@@ -206,6 +206,15 @@ def test_what_is_longer_than_the_run_is_cut_with_a_warning(overrides, phases, wo
   assert all(word in said for word in words) and bool(words) == bool(said)
 
 
+@pytest.mark.parametrize('overrides, key', [
+    ('stop.patience=3', 'stop.patience=3'), ('stop.target=nll<1', 'stop.target'),
+    ('stop.patience=3 evaluate.every=10', ''), ('seed=3', '')])
+def test_targets_that_are_looked_at_only_at_the_end_get_a_warning(overrides, key):
+  c = C.load(TINY, ['evaluate.every=0', *split(overrides)])
+  said = ' '.join(C.warnings(c))
+  assert key in said and bool(key) == ('validated at its end only' in said)
+
+
 COUNTED_WITHOUT_END = '''seed params_expected data.max_documents data.max_bad_records data.max_document_tokens
   data.mixture_cap schedule.warmup_steps schedule.timescale stop.patience evaluate.every evaluate.batches
   evaluate.tasks_every evaluate.limit guard.compare_every checkpoint.every checkpoint.keep_every sample.every log.every

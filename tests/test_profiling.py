@@ -1,4 +1,6 @@
 """Traces of chosen steps, the first step in pieces, and programs that the compiler keeps."""
+import os
+
 import jax
 import pytest
 
@@ -52,3 +54,12 @@ def test_operations_carry_the_names_of_their_parts(tmp_path):
   text = lowered.compile().as_text()
   for part in ('embed', 'attention', 'mlp', 'logits', 'loss', 'optimizer'):
     assert f'/{part}/' in text or f'({part})/' in text, part
+
+
+@pytest.mark.parametrize('name', ['file', 'file/below', 'a"b'])
+def test_folders_that_xla_could_not_write_to(name, tmp_path, monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  (tmp_path / 'file').touch()
+  with pytest.raises(ConfigError, match='--dump_xla='):
+    profiling.dump_xla(f'{tmp_path}/{name}')
+  assert os.environ['XLA_FLAGS'] == ''

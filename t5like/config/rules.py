@@ -424,6 +424,11 @@ def warnings(config: Config) -> Iterator[str]:
   """What should be known of a config that is right: above all what its run is too short for."""
   if config.optimizer.name in optimizer_rules.NOTES:
     yield f'optimizer.name={config.optimizer.name!r}: {optimizer_rules.NOTES[config.optimizer.name]}.'
+  ends_early = config.stop.target or config.stop.patience
+  if ends_early and not config.evaluate.every:
+    key = 'stop.target' if config.stop.target else 'stop.patience'
+    yield (f'{key}={show(config.stop[key.removeprefix("stop.")])} cannot end the run before stop.tokens: with '
+           'evaluate.every=0 it is validated at its end only.')
   steps = derived(config)['steps']
   s, cut = config.schedule, phases(config.schedule, steps)
   if cut.warmup < s.warmup_steps:

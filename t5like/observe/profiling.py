@@ -39,9 +39,19 @@ def compile_cache(folder: str) -> None:
 
 
 def dump_xla(folder: str) -> None:
-  """Has XLA write the train step's programs into `folder`, before and after optimisation; call before devices."""
+  """Has XLA write the train step's programs into `folder`, before and after optimisation; call before devices.
+
+  ConfigError for a folder that cannot be made: XLA would write nothing, without a word.
+  """
+  try:
+    if not paths.is_remote(folder):
+      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f'--dump_xla={folder}: cannot be made ({error.strerror}). Give another folder.') from error
+  if re.search('["\'\\\\]', folder):
+    raise ConfigError(f'--dump_xla={folder}: XLA takes no folder with quotes or backslashes in its name.')
   flags = os.environ.get('XLA_FLAGS', '')
-  flags += f' --xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*'
+  flags += f' --xla_dump_to="{folder}" --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*'
   os.environ['XLA_FLAGS'] = flags.strip()
   jax.config.update('jax_enable_compilation_cache', False)  # a program read from the cache is not compiled
 
