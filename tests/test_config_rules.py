@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from t5like import config as C
-from t5like.config import base, rules as R, values as V
+from t5like.config import base, resolved, rules as R, values as V
 from tests.test_config import TINY, message, tiny
 
 # --- Wrong values: the overrides, then what the message must hold: key, value, remedy -------------
@@ -201,7 +201,7 @@ def test_what_is_longer_than_the_run_is_cut_with_a_warning(overrides, phases, wo
   """A shorter run needs one flag."""
   c = C.load(TINY, split(overrides))
   steps = C.derived(c)['steps']
-  assert R.phases(c.schedule, steps) == phases
+  assert resolved.phases(c.schedule, steps) == phases
   said = ' '.join(C.warnings(c))
   assert all(word in said for word in words) and bool(words) == bool(said)
 

@@ -14,6 +14,8 @@ from t5like.config.files import (  # noqa: F401 (the package's interface)
   validate,
   variants,
 )
+from t5like.config.resolved import derived, resolve  # noqa: F401
 from t5like.config.resumable import ALLOWED, check_resumable, differences  # noqa: F401
-from t5like.config.rules import check, derived, parse_target, resolve, warnings  # noqa: F401
+from t5like.config.rules import check  # noqa: F401
+from t5like.config.run_rules import parse_target, warnings  # noqa: F401
 from t5like.config.values import flatten  # noqa: F401

@@ -12,16 +12,17 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import ml_collections
 
-from t5like.config.rules import check, wrong_types, wrong_values
+from t5like.config.rules import check, made_of, wrong_types, wrong_values
 from t5like.config.values import (
   DEFAULTS,
   ROOT,
   SECTIONS,
-  base,
+  Flat,
   cut,
   either,
   flatten,
@@ -33,30 +34,33 @@ from t5like.config.values import (
   tuples,
   unknown,
 )
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import paths, plain_json, schema
 from t5like.nearest import nearest
 
-LONGEST_ID = 18  # digits of a token's id
-
 # Of a config that was stored: sections are objects, the rest is checked key by key.
 STORED = schema.Object({name: schema.Object() for name in SECTIONS})
+LISTED = 8  # files of a folder that an error names
+LONGEST_ID = 18  # digits of a token's id
 
 
-def load(path, overrides=()):
+def load(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Config:
   """Locked ConfigDict of the file `path` or `path:variant`, changed by 'section.key=value' texts.
 
   Raises ConfigError, which says where and what would work, whatever is wrong with either.
   """
-  path, arg = _split(str(path))
-  flat = _read(path, arg)
+  file, variant = _split(str(path))
+  overrides = list(overrides)
+  flat = _read(file, variant)
   for item in overrides:
     _override(flat, item)
   flat = {key: normal(key, value) for key, value in flat.items()}
-  return check(flat, f'{path} with the command line' if overrides else path)
+  where = f'{file} with the command line' if overrides else file
+  return check(flat, where)
 
 
-def find(path):
+def find(path: str | pathlib.Path) -> pathlib.Path | None:
   """The file that a text names, None if there is none: a path, or the name of a config in configs/, .py or not.
 
   What is not below the working directory is looked for beside this package, so that configs/NAME.py is found from
@@ -65,10 +69,12 @@ def find(path):
   expanded = pathlib.Path(paths.expand(str(path)))
   if not expanded.name:
     return None
-  names = [expanded] if expanded.suffix == '.py' else [expanded, expanded.with_name(f'{expanded.name}.py')]
-  folders = [pathlib.Path(), pathlib.Path('configs'), ROOT, ROOT / 'configs']
-  if expanded.is_absolute():
-    folders = folders[:1]
+  names = [expanded]
+  if expanded.suffix != '.py':
+    names.append(expanded.with_name(f'{expanded.name}.py'))
+  folders = [pathlib.Path()]
+  if not expanded.is_absolute():
+    folders += [pathlib.Path('configs'), ROOT, ROOT / 'configs']
   for folder in folders:
     for name in names:
       if _is_file(folder / name):
@@ -76,161 +82,237 @@ def find(path):
   return None
 
 
-def _is_file(path):
+def _is_file(path: pathlib.Path) -> bool:
   try:
     return path.is_file()
   except (OSError, ValueError):  # a name of 5,000 letters, or with a zero in it
     return False
 
 
-def _split(text):
+def _split(text: str) -> tuple[str, str]:
   """(path, variant) of 'FILE:VARIANT'; a colon may be part of the path of a file that is there."""
   if _is_file(pathlib.Path(text)):
     return text, ''
-  path, _, arg = text.partition(':')
-  return path, arg
+  path, _, variant = text.partition(':')
+  return path, variant
 
 
-def validate(config):
+def validate(config: Config) -> None:
   """Raises ConfigError listing what is wrong with a config: keys, types, ranges, combinations."""
   check(flatten(config), 'config')
 
 
-# --- Reading files and the command line -----------------------------------------------------------
+# --- Reading files --------------------------------------------------------------------------------
 
 
-def _read(path, arg):
-  """Flat dict of what `get_config(arg)` of a file returns."""
+def _read(path: str, variant: str) -> Flat:
+  """What `get_config(variant)` of a file returns."""
   file = find(path)
   if file is None:
     raise ConfigError(_no_file(pathlib.Path(path)))
   try:
     with _neighbours(file):
-      return _call(file, arg)
+      return _call(file, variant)
   except ConfigError:
     raise
-  except OSError as e:
-    if str(e.filename) != str(file):
-      raise ConfigError(_explain(e, str(file))) from e
-    raise ConfigError(f'{file} cannot be read: {e.strerror}. Let this user read it.') from e
-  except (Exception, SystemExit) as e:
-    raise ConfigError(_explain(e, str(file))) from e
+  except OSError as error:
+    if str(error.filename) != str(file):
+      raise ConfigError(_explain(error, str(file))) from error
+    raise ConfigError(f'{file} cannot be read: {error.strerror}. Let this user read it.') from error
+  except (Exception, SystemExit) as error:
+    raise ConfigError(_explain(error, str(file))) from error
 
 
 @contextlib.contextmanager
 def _neighbours(file: pathlib.Path) -> Iterator[None]:
   """While a file of a folder `configs` is read, it can import others of that folder, as configs.NAME."""
   before = list(sys.path)
-  sys.path += [str(folder.parent) for folder in file.resolve().parents if folder.name == 'configs']
+  for folder in file.resolve().parents:
+    if folder.name == 'configs':
+      sys.path.append(str(folder.parent))
   try:
     yield
   finally:
     sys.path[:] = before
 
 
-def _no_file(path):
+def _no_file(path: pathlib.Path) -> str:
   """What to say of a config that does not exist: the nearest that do."""
-  asked = f'--config={cut(str(path))}: there is no such config file.'
-  folder, there = path.parent, _is_folder(path.parent)
-  ours = ROOT / 'configs'
-  folders = [folder] * there + [ours] * (path.parent in (pathlib.Path(), pathlib.Path('configs')))
-  names = {file.name: file for place in reversed(folders) for file in place.glob('*.py')}
+  written = f'--config={cut(str(path))}: there is no such config file.'
+  folder = path.parent
+  has_folder = _is_folder(folder)
+  names = _names_of_configs(folder)
   near = nearest(path.name, names, close=0.4)  # names of configs share their beginnings
   if near:
-    return f'{asked} Did you mean {_shortest(names[near[0]])}?'
+    return f'{written} Did you mean {_shortest(names[near[0]])}?'
   if _is_folder(path):
-    return f'{asked} {path} is a folder. Give one of its files.'
-  if there and names:
-    some = ', '.join(sorted(names)[:8]) + ', ..' * (len(names) > 8)
-    return f'{asked} {folder} holds {some}.'
-  if there:
-    return f'{asked} {folder} holds no configs.'
-  return f'{asked} There is no folder {cut(str(folder))} in {pathlib.Path.cwd()} either.'
+    return f'{written} {path} is a folder. Give one of its files.'
+  if not has_folder:
+    return f'{written} There is no folder {cut(str(folder))} in {pathlib.Path.cwd()} either.'
+  if not names:
+    return f'{written} {folder} holds no configs.'
+  listed = ', '.join(sorted(names)[:LISTED])
+  if len(names) > LISTED:
+    listed += ', ..'
+  return f'{written} {folder} holds {listed}.'
 
 
-def _is_folder(path):
+def _names_of_configs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """{name: file} of what may be meant by a config of a folder; ours are found without one, and from anywhere."""
+  folders = []
+  if folder in (pathlib.Path(), pathlib.Path('configs')):
+    folders.append(ROOT / 'configs')
+  if _is_folder(folder):
+    folders.append(folder)
+  names = {}
+  for place in folders:
+    for file in place.glob('*.py'):
+      names[file.name] = file
+  return names
+
+
+def _is_folder(path: pathlib.Path) -> bool:
   try:
     return path.is_dir()
   except (OSError, ValueError):
     return False
 
 
-def _shortest(file):
+def _shortest(file: pathlib.Path) -> pathlib.Path:
   """configs/NAME.py for one of ours, which is found from anywhere."""
-  return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+  if file.is_relative_to(ROOT):
+    return file.relative_to(ROOT)
+  return file
 
 
-def _call(file, arg):
+def _call(file: pathlib.Path, variant: str) -> Flat:
   # Compiled here, not imported: no stale bytecode, and the same tree tells the variants.
   tree = ast.parse(file.read_bytes(), str(file))
-  names = {'__name__': file.stem, '__file__': str(file)}
-  exec(compile(tree, str(file), 'exec'), names)
-  if not callable(names.get('get_config')):
+  variables: dict[str, Any] = {'__name__': file.stem, '__file__': str(file)}
+  exec(compile(tree, str(file), 'exec'), variables)
+  get_config = variables.get('get_config')
+  if not callable(get_config):
     raise ConfigError(f"{file}: it has no function get_config. Write: def get_config(arg=''):")
-  get_config = names['get_config']
-  takes = list(inspect.signature(get_config).parameters)[:1]
-  config = get_config(arg) if takes else get_config()
+  parameter = next(iter(inspect.signature(get_config).parameters), None)
+  if parameter is None:
+    config = get_config()
+  else:
+    config = get_config(variant)
   if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(f'{file}: get_config returned {show(config)}, not a config. '
                       'Let it begin with c = base() and end with return c.')
   flat = flatten(config)
-  if arg and not (takes and _knows(get_config, tree, takes[0], arg, flat)):
-    found = variants(tree, takes[0]) if takes else []
-    raise ConfigError(f'{file} has no variant {arg!r}. ' + (
-        f'Use {file}:{either(found)}.' if found else f'It has none at all: use {file}.'))
+  if not variant:
+    return flat
+  names = variants(tree, parameter)
+  is_known = variant in names or parameter is not None and _differs(get_config, flat)
+  if not is_known:
+    advice = f'Use {file}:{either(names)}.' if names else f'It has none at all: use {file}.'
+    raise ConfigError(f'{file} has no variant {variant!r}. {advice}')
   return flat
 
 
-def _knows(get_config, tree, name, arg, flat):
-  """Whether a variant is known: named in the file, or different from the config without one."""
-  if arg in variants(tree, name):
-    return True
+def _differs(get_config: Callable[[str], Config], flat: Flat) -> bool:
+  """Whether a variant gave another config than the file has without one."""
   try:
     return flatten(get_config('')) != flat
   except Exception:  # a file that insists on a variant, and took this one
     return True
 
 
-def variants(tree, name):
-  """The texts that a file compares its variable `name` with."""
-  found = []
+def variants(tree: ast.AST, name: str | None) -> list[str]:
+  """The texts that a file compares its variable `name` with; None: it has no such variable."""
+  texts: dict[str, None] = {}  # in order
   for node in ast.walk(tree):
-    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-    if any(isinstance(side, ast.Name) and side.id == name for side in sides):
-      found += [n.value for side in sides for n in ast.walk(side)
-                if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value]
-  return list(dict.fromkeys(found))
+    if isinstance(node, ast.Compare):
+      sides = [node.left, *node.comparators]
+      if any(isinstance(side, ast.Name) and side.id == name for side in sides):
+        texts.update(dict.fromkeys(_texts(sides)))
+  return list(texts)
 
 
-def _explain(e, file):
+def _texts(nodes: Iterable[ast.AST]) -> Iterator[str]:
+  """The texts in expressions, '' left out."""
+  for node in nodes:
+    for inner in ast.walk(node):
+      if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and inner.value:
+        yield inner.value
+
+
+def _explain(error: BaseException, file: str) -> str:
   """An error inside a config file in one line, with the file's line and the key it was about."""
-  if isinstance(e, SyntaxError):
-    return f'{e.filename or file}:{e.lineno}: not valid Python: {e.msg}.'
-  if isinstance(e, ModuleNotFoundError) and (e.name or '').partition('.')[0] == 'configs':
-    return f'{file}: {e}. Configs write: from t5like.config import base, smoke.'
-  frames = list(traceback.walk_tb(e.__traceback__))
-  lines = [n for frame, n in frames if frame.f_code.co_filename == file]
-  where = f'{file}:{lines[-1]}' if lines else file
-  local = frames[-1][0].f_locals
-  config, key = local.get('self'), local.get('key', local.get('attribute'))
-  if isinstance(config, ml_collections.ConfigDict) and isinstance(key, str) and key not in config:
-    sections = {frozenset(v): f'{name}.' for name, v in SECTIONS.items()}
-    key = sections.get(frozenset(config), '') + key
+  if isinstance(error, SyntaxError):
+    return f'{error.filename or file}:{error.lineno}: not valid Python: {error.msg}.'
+  if isinstance(error, ModuleNotFoundError) and (error.name or '').partition('.')[0] == 'configs':
+    return f'{file}: {error}. Configs write: from t5like.config import base, smoke.'
+  frames = list(traceback.walk_tb(error.__traceback__))
+  where = file
+  for frame, line in frames:
+    if frame.f_code.co_filename == file:
+      where = f'{file}:{line}'
+  key = _unknown_key(frames[-1][0].f_locals)
+  if key is not None:
     return f'{where}: {unknown(key, key)}'
-  return f'{where}: {type(e).__name__}: {e}'
+  return f'{where}: {type(error).__name__}: {error}'
 
 
-def special_of(overrides):
-  """What 'section.key=value' texts say of vocabulary.special, a dict: known before the config is."""
-  flat = {'vocabulary.special': {}}
+def _unknown_key(local: dict[str, Any]) -> str | None:
+  """The key that ml_collections did not find, by the local variables of its function; None if this is not the error."""
+  config = local.get('self')
+  key = local.get('key', local.get('attribute'))
+  if not isinstance(config, ml_collections.ConfigDict) or not isinstance(key, str) or key in config:
+    return None
+  for name, section in SECTIONS.items():
+    if set(section) == set(config):
+      return f'{name}.{key}'
+  return key
+
+
+# --- Reading the command line ---------------------------------------------------------------------
+
+
+def special_of(overrides: Iterable[str]) -> dict[str, Any]:
+  """What 'section.key=value' texts say of vocabulary.special: known before the config is."""
+  flat: Flat = {'vocabulary.special': {}}
   for item in overrides:
-    key = re.sub(r'^(--)?(config\.)?', '', item.partition('=')[0].strip())
-    if f'{key}.'.startswith('vocabulary.special.'):
+    key, _, _ = item.partition('=')
+    if f'{_without_prefix(key)}.'.startswith('vocabulary.special.'):
       _override(flat, item)
   return flat['vocabulary.special']
 
 
-def _token(text: str) -> int | str:
+def _without_prefix(key: str) -> str:
+  """'model.norm' of '--config.model.norm'."""
+  return re.sub(r'^(--)?(config\.)?', '', key.strip())
+
+
+def _override(flat: Flat, item: str) -> None:
+  """Changes a flat config as 'section.key=value' says."""
+  written, equals, text = item.partition('=')
+  key = _without_prefix(written)
+  if not equals:
+    raise ConfigError(f'--config.{key}: no value given. Write --config.{key or "KEY"}=VALUE.')
+  for section, parse_entry in ENTRIES.items():
+    name = key.removeprefix(f'{section}.')
+    if name != key and isinstance(flat.get(section), dict):
+      flat[section] = {**flat[section], name: parse_entry(text)}
+      return
+  if key not in DEFAULTS:
+    raise ConfigError(unknown(key, f'--config.{key}={cut(text)}'))
+  flat[key] = parse(key, text)
+  if flat[key] is None:
+    raise ConfigError(f'--config.{key}={cut(text)}: needs {needs(key)}.')
+
+
+def _parse_argument(text: str) -> Any:
+  """The Python value that a text spells, else the text."""
+  if text == 'None':
+    return None
+  value = literal(text)
+  return text if value is None else value
+
+
+def _parse_token(text: str) -> int | str:
   """A token as the command line names it: its id, or else its text."""
   is_id = text.isascii() and text.isdecimal() and len(text) <= LONGEST_ID
   if is_id:
@@ -238,73 +320,57 @@ def _token(text: str) -> int | str:
   return text
 
 
-def _override(flat, item):
-  key, equals, text = item.partition('=')
-  key = re.sub(r'^(--)?(config\.)?', '', key.strip())
-  extra = key.removeprefix('optimizer.extra.')
-  role = key.removeprefix('vocabulary.special.')
-  if not equals:
-    raise ConfigError(f'--config.{key}: no value given. Write --config.{key or "KEY"}=VALUE.')
-  if extra != key and isinstance(flat.get('optimizer.extra'), dict):
-    value = literal(text)
-    value = text if value is None and text != 'None' else value
-    flat['optimizer.extra'] = {**flat['optimizer.extra'], extra: value}
-  elif role != key and isinstance(flat.get('vocabulary.special'), dict):
-    flat['vocabulary.special'] = {**flat['vocabulary.special'], role: _token(text)}
-  elif key in DEFAULTS:
-    flat[key] = parse(key, text)
-    if flat[key] is None:
-      raise ConfigError(f'--config.{key}={cut(text)}: needs {needs(key)}.')
-  else:
-    raise ConfigError(unknown(key, f'--config.{key}={cut(text)}'))
+# Keys that hold dicts, whose entries can be set one by one: how the text of one is read.
+ENTRIES: dict[str, Callable[[str], Any]] = {
+    'optimizer.extra': _parse_argument,
+    'vocabulary.special': _parse_token,
+}
 
 
 # --- Keeping and comparing ------------------------------------------------------------------------
 
 
-def to_json(config):
+def to_json(config: Config) -> str:
   """Text that `from_json` turns into an equal config."""
   return plain_json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text, where='the config'):
+def from_json(text: str, where: str = 'the config') -> Config:
   """Locked config of a text by `to_json`, of this or an older version. ConfigError for other texts."""
   try:
     values = tuples(schema.parse(text, STORED, schema.LINE))
     config = ml_collections.ConfigDict(values, type_safe=False).lock()
     problems = list(wrong_types(flatten(config)))
-  except schema.Invalid as e:
-    raise ConfigError(f'{where} is not the text of a config: {e}.') from e
-  except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that ConfigDict does not take
-    raise ConfigError(f'{where} is not the text of a config: {show(str(e))}.') from e
+  except schema.Invalid as error:
+    raise ConfigError(f'{where} is not the text of a config: {error}.') from error
+  except (ValueError, TypeError, AttributeError, KeyError) as error:  # keys that ConfigDict does not take
+    raise ConfigError(f'{where} is not the text of a config: {show(str(error))}.') from error
   if problems:
     raise ConfigError(f'{where} is damaged: {problems[0]}')
   return config
 
 
-def complete(config, where):
+def complete(config: Config, where: str) -> Config:
   """A stored config that a run can be made of: keys that it lacks, being of an older version, have their defaults.
 
   ConfigError for keys of the model that this version does not know, and for values that no key may have.
   """
   flat = flatten(config)
-  unknown_keys = [key for key in flat if key not in DEFAULTS]
-  of_model = [key for key in unknown_keys if key.startswith('model.')]
-  if of_model:
-    raise ConfigError(f'{where} has {of_model[0]}, which this version of t5like does not know: the run is of another '
-                      'version.')
+  for key in flat:
+    if key not in DEFAULTS and key.startswith('model.'):
+      raise ConfigError(f'{where} has {key}, which this version of t5like does not know: the run is of another '
+                        'version.')
   known = {key: normal(key, value) for key, value in flat.items() if key in DEFAULTS}
-  problems = list(wrong_values(known))
-  if problems:
-    raise ConfigError(f'{where}: {problems[0]}')
-  made = base().unlock()
-  for key, value in {**flat, **known}.items():
-    section, _, name = key.rpartition('.')
-    (made[section] if section else made)[name] = value
-  return made.lock()
+  for problem in wrong_values(known):
+    raise ConfigError(f'{where}: {problem}')
+  return made_of({**flat, **known})
 
 
-def describe(config):
+def describe(config: Config) -> list[tuple[str, Any, bool]]:
   """[(key, value, whether it differs from base())], keys without a section first."""
   flat = {**DEFAULTS, **flatten(config)}
-  return [(k, v, k not in DEFAULTS or v != DEFAULTS[k]) for k, v in flat.items()]
+  described = []
+  for key, value in flat.items():
+    is_changed = key not in DEFAULTS or value != DEFAULTS[key]
+    described.append((key, value, is_changed))
+  return described

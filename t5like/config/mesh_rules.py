@@ -1,55 +1,74 @@
 """Which meshes fit a config, as far as it says how many devices there are."""
+from collections.abc import Iterator
+
 from t5like.config.values import SECTIONS, divisors, either, up
+from t5like.config_type import Config, Section
 from t5like.objectives import lengths
 
-
-def check(c, r):
-  """Yields what is wrong with `config.mesh` and batch_size; `r`: the model section with its zeros filled in."""
-  yield from _axes(c)
-  yield from _sizes(c, r)
-  yield from _context(c)
-  yield from _rows(c)
+ALL_THAT_ARE_LEFT = -1  # devices of an axis
+OVER_HEADS = ('num_heads', 'num_kv_heads', 'd_ff', 'vocab_size')  # sizes that mesh.tensor shards
 
 
-def _axes(c):
-  sizes = {f'mesh.{axis}': c.mesh[axis] for axis in SECTIONS['mesh']}
-  for key, n in sizes.items():
-    if n < 1 and n != -1:
-      yield f'{key}={n}: must be at least 1, or -1 for all devices that are left.'
-  left = [key for key, n in sizes.items() if n == -1]
+def check_mesh(config: Config, resolved: Section) -> Iterator[str]:
+  """Yields what is wrong with `config.mesh` and batch_size; `resolved`: the model section with its zeros filled in."""
+  yield from _axes(config.mesh)
+  yield from _sizes(config.mesh, resolved)
+  yield from _context(config)
+  yield from _rows(config)
+
+
+def _axes(mesh: Section) -> Iterator[str]:
+  left = []
+  for axis in SECTIONS['mesh']:
+    size = mesh[axis]
+    if size == ALL_THAT_ARE_LEFT:
+      left.append(f'mesh.{axis}=-1')
+    elif size < 1:
+      yield f'mesh.{axis}={size}: must be at least 1, or -1 for all devices that are left.'
   if len(left) > 1:
-    yield (f'{"=-1, ".join(left)}=-1: only one axis can take the devices that are left. '
-           'Give all others a number.')
+    yield f'{", ".join(left)}: only one axis can take the devices that are left. Give all others a number.'
 
 
-def _sizes(c, r):
-  m = c.mesh
-  spread = max(m.fsdp, 1) * max(m.context, 1)
-  for axis, n, keys in (('tensor', m.tensor, 'num_heads num_kv_heads d_ff vocab_size'),
-                        ('fsdp' + ' x mesh.context' * (m.context > 1), spread, 'd_model')):
-    for key in keys.split():
-      if n > 1 and r[key] % n and (key, r.num_kv_heads) != ('num_kv_heads', r.num_heads):
-        yield (f'mesh.{axis}={n}: must divide model.{key}={r[key]}. '
-               f'Use mesh.{axis}={divisors(n, r[key])}, or model.{key}={up(r[key], n)}.')
+def _sizes(mesh: Section, resolved: Section) -> Iterator[str]:
+  """Sizes of parameters that are sharded over devices."""
+  for key in OVER_HEADS:
+    is_replicated = key == 'num_kv_heads' and resolved.num_kv_heads == resolved.num_heads  # num_heads is reported
+    if not is_replicated:
+      yield from _divides('tensor', mesh.tensor, key, resolved[key])
+  spread = max(mesh.fsdp, 1) * max(mesh.context, 1)
+  name = 'fsdp x mesh.context' if mesh.context > 1 else 'fsdp'
+  yield from _divides(name, spread, 'd_model', resolved.d_model)
 
 
-def _context(c):
-  n = c.mesh.context
-  if n <= 1 or not lengths.are_known(c):
+def _divides(axis: str, devices: int, key: str, size: int) -> Iterator[str]:
+  if devices > 1 and size % devices:
+    yield (f'mesh.{axis}={devices}: must divide model.{key}={size}. '
+           f'Use mesh.{axis}={divisors(devices, size)}, or model.{key}={up(size, devices)}.')
+
+
+def _context(config: Config) -> Iterator[str]:
+  """Lengths of rows that are cut over devices."""
+  devices = config.mesh.context
+  if devices <= 1 or not lengths.are_known(config):
     return
-  shapes = lengths.shapes(c)
-  for what, length in (('rows of the encoder', shapes.inputs), ('rows of targets', shapes.targets)):
-    if length % n:
-      yield (f'mesh.context={n}: must divide the {length} tokens of {what} (data.seq_len={c.data.seq_len}, '
-             f'data.target_len={c.data.target_len}). Use {divisors(n, length)}.')
+  shapes = lengths.shapes(config)
+  for rows, length in (('rows of the encoder', shapes.inputs), ('rows of targets', shapes.targets)):
+    if length % devices:
+      yield (f'mesh.context={devices}: must divide the {length} tokens of {rows} (data.seq_len={config.data.seq_len}, '
+             f'data.target_len={config.data.target_len}). Use {divisors(devices, length)}.')
 
 
-def _rows(c):
-  b, m = c.batch_size, c.microbatches
-  named = [f'mesh.{axis}' for axis in ('slice', 'data', 'fsdp') if axis != 'slice' or c.mesh.slice > 1]
-  shards = max(c.mesh.slice, 1) * max(c.mesh.data, 1) * max(c.mesh.fsdp, 1)
-  if b % m or b // m % shards:
-    unit = m * shards
-    by = ' x '.join(['microbatches', *(named if shards > 1 else ())])
-    yield (f'batch_size={b}: must be divisible by {by} = {unit}. '
-           f'Use {either(sorted({max(b // unit, 1) * unit, up(b, unit)}))}.')
+def _rows(config: Config) -> Iterator[str]:
+  """Rows of a batch, which are dealt out to micro-batches and devices."""
+  mesh = config.mesh
+  shards = max(mesh.slice, 1) * max(mesh.data, 1) * max(mesh.fsdp, 1)
+  unit = config.microbatches * shards
+  size = config.batch_size
+  if size % unit == 0:
+    return
+  factors = ['microbatches']
+  if shards > 1:
+    factors += ['mesh.slice', 'mesh.data', 'mesh.fsdp'] if mesh.slice > 1 else ['mesh.data', 'mesh.fsdp']
+  nearest_sizes = {max(size // unit, 1) * unit, up(size, unit)}
+  yield (f'batch_size={size}: must be divisible by {" x ".join(factors)} = {unit}. '
+         f'Use {either(sorted(nearest_sizes))}.')

@@ -1,5 +1,6 @@
 """Which keys of a config may change between two starts of a run, and what to do about those that may not."""
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from t5like.config.objective_rules import OF_A_DATASET
@@ -23,10 +24,21 @@ OF_THE_OPTIMIZER = ('optimizer.name', 'optimizer.extra', 'optimizer.freeze')
 OF_THE_DATASET = (*(f'data.{key}' for key in OF_A_DATASET if key not in ('packing', 'document_mask')), 'data.mixture')
 
 
-def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-  """[(key, old value, new value)] of all keys that differ; one that is missing has its default."""
-  old, new = ({**DEFAULTS, **flatten(c)} for c in (old, new))
-  return [(k, old.get(k), new.get(k)) for k in {**new, **old} if old.get(k) != new.get(k)]
+Difference = tuple[str, Any, Any]  # key, old value, new value
+Shapes = dict[str, tuple[int, ...]]  # {path: shape} of arrays
+
+
+def differences(old: Config, new: Config) -> list[Difference]:
+  """All keys that differ, with both values; one that is missing has its default."""
+  old_flat = {**DEFAULTS, **flatten(old)}
+  new_flat = {**DEFAULTS, **flatten(new)}
+  changed = []
+  for key in {**new_flat, **old_flat}:
+    before = old_flat.get(key)
+    after = new_flat.get(key)
+    if before != after:
+      changed.append((key, before, after))
+  return changed
 
 
 def permitted(config: Config) -> list[str]:
@@ -35,56 +47,67 @@ def permitted(config: Config) -> list[str]:
   return [name for name in names if name]
 
 
-def _under(key, prefixes):
+def _under(key: str, prefixes: Iterable[str]) -> bool:
   return any(f'{key}.'.startswith(f'{prefix}.') for prefix in prefixes)
 
 
-def check_resumable(old: Any, new: Any, where: str) -> list[tuple[str, Any, Any]]:
+def check_resumable(old: Config, new: Config, where: str) -> list[Difference]:
   """Allowed differences between the config of the run in `where` and one that is to resume it.
 
   Raises ConfigError when others differ than those in ALLOWED and in `new.allow_changed`.
   """
   changed = differences(old, new)
-  refused = [difference for difference in changed if not _under(difference[0], (*ALLOWED, *permitted(new)))]
+  may_change = (*ALLOWED, *permitted(new))
+  refused = []
+  lines = [f'{where} holds a run of another config:']
+  for key, before, after in changed:
+    if not _under(key, may_change):
+      refused.append(key)
+      lines.append(f'{key}: {show(before)} there, {show(after)} now')
   if refused:
-    lines = [f'{key}: {show(a)} there, {show(b)} now' for key, a, b in refused]
-    advice = _advice([key for key, _, _ in refused], permitted(new))
-    raise ConfigError('\n  '.join([f'{where} holds a run of another config:', *lines]) + f'\n{advice}')
+    raise ConfigError('\n  '.join(lines) + f'\n{_advice(refused, permitted(new))}')
   return changed
 
 
-def _advice(keys, already):
+def _advice(keys: Sequence[str], already: Sequence[str]) -> str:
   """What works after these keys were refused, `already` being permitted."""
+  reasons = []
   parameters = [key for key in keys if key in OF_PARAMETERS]
-  optimizer = [key for key in keys if key in OF_THE_OPTIMIZER]
+  if parameters:
+    reasons.append(f'{either(parameters)} decides which parameters there are')
   vocabulary = [key for key in keys if key.startswith('vocabulary.')]
-  if parameters or vocabulary:
-    said = [f'{either(parameters)} decides which parameters there are'] if parameters else []
-    said += [f'{either(vocabulary)} decides which token each id stands for'] if vocabulary else []
-    return f'{" and ".join(said)}: this checkpoint cannot be resumed so. To begin anew, give another --workdir.'
+  if vocabulary:
+    reasons.append(f'{either(vocabulary)} decides which token each id stands for')
+  if reasons:
+    return f'{" and ".join(reasons)}: this checkpoint cannot be resumed so. To begin anew, give another --workdir.'
+  optimizer = [key for key in keys if key in OF_THE_OPTIMIZER]
   if optimizer:
     return (f'{either(optimizer)} decides what state the optimizer keeps, which this checkpoint does not have. To '
             'begin with its weights and a new optimizer, give another --workdir, and --config.init_from= the workdir '
             'of this run.')
-  names = ['data' if key in OF_THE_DATASET else key for key in keys]
-  names = list(dict.fromkeys([*already, *names]))
+  names = dict.fromkeys(already)  # each once, in order
+  for key in keys:
+    names['data' if key in OF_THE_DATASET else key] = None
   return (f'To resume with the values of now, add --config.allow_changed={",".join(names)}; to begin anew, give '
           'another --workdir.')
 
 
-def other_arrays(old: dict[str, tuple], new: dict[str, tuple], changed: list[tuple[str, Any, Any]], where: str) -> None:
+def other_arrays(old: Shapes, new: Shapes, changed: Sequence[Difference], where: str) -> None:
   """ConfigError if a checkpoint of the config before would not fit the state of the config now.
 
   Args:
-    old, new: {path: shape} of the state's arrays under either config.
+    old, new: of the state's arrays under either config.
     changed: what `check_resumable` returned.
     where: of the checkpoint, in words.
   """
   differing = sorted(path for path in {**old, **new} if old.get(path) != new.get(path))
   if not differing:
     return
-  keys = [key for key, _, _ in changed if key in (*OF_PARAMETERS, *OF_THE_OPTIMIZER)] or [key for key, _, _ in changed]
   path = differing[0]
-  more = f' and {len(differing) - 1} more arrays' if differing[1:] else ''
+  more = ''
+  if len(differing) > 1:
+    more = f' and {len(differing) - 1} more arrays'
+  keys = [key for key, _, _ in changed]
+  of_arrays = [key for key in keys if key in (*OF_PARAMETERS, *OF_THE_OPTIMIZER)]
   raise ConfigError(f'{where} has {path} of shape {old.get(path, "(none)")}, and with the config of now it would be '
-                    f'{new.get(path, "(none)")}{more}. {_advice(keys, [])}')
+                    f'{new.get(path, "(none)")}{more}. {_advice(of_arrays or keys, [])}')

@@ -8,79 +8,115 @@ layers of the stacks alone. Later patterns overrule earlier ones; ! in front tak
 """
 import fnmatch
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from t5like import choices
 from t5like.config.values import either, show
+from t5like.config_type import Config, Section
 from t5like.errors import ConfigError
 from t5like.nearest import nearest, suggestion
 from t5like.parameters import ADAPTERS, Param
 
 PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
-LAYERS = re.compile(r'\[([^\[\]]*)\]')
-LAYER = r'(?P<one>-?\d{1,9})|(?P<start>-?\d{0,9}):(?P<stop>-?\d{0,9})(:(?P<step>[1-9]\d{0,8}))?'
+BRACKETS = re.compile(r'\[([^\[\]]*)\]')
+LAYER = re.compile(r'-?\d{1,9}')
+LAYERS = re.compile(r'(?P<start>-?\d{0,9}):(?P<stop>-?\d{0,9})(:(?P<step>[1-9]\d{0,8}))?')
+SHOWN = 3  # paths that an error suggests
+
+Rates = dict[str, list[float]]  # {path: of each layer}
 
 
 class Pattern(NamedTuple):
-  asked: str  # 'optimizer.freeze has 'embed'', for errors
+  """Which parameters a text picks, and what for.
+
+  Attributes:
+    written: 'optimizer.freeze has 'embed'', for errors.
+    glob: of paths.
+    layers: of stacks; None: all there are, and what is in no layer.
+    value: what the learning rate is multiplied by.
+  """
+  written: str
   glob: str
-  layers: Any  # a slice, or None: all there are, and what is in no layer
-  value: float  # what the learning rate is multiplied by
+  layers: slice | None
+  value: float
 
 
-def check(c):
-  """Yields what is wrong with the keys of a config that say what is trained, as far as they tell alone."""
-  m = c.model
-  for key, read in (('freeze', _freeze), ('multipliers', _multiplier)):
-    for text in c.optimizer[key]:
-      try:
-        read(text)
-      except ConfigError as e:
-        yield str(e)
-  for name in m.lora_projections:
+def check_trainable(config: Config) -> Iterator[str]:
+  """Yields what is wrong with the keys that say what is trained, as far as they show it alone."""
+  model = config.model
+  yield from _wrong_patterns(config.optimizer)
+  for name in model.lora_projections:
     if name not in PROJECTIONS:
       near = suggestion(name, PROJECTIONS, 'did you mean {!r}? ', 0.3)
       yield f'model.lora_projections has {name!r}: {near}There is {either(PROJECTIONS)}.'
-    elif name == 'gate' and not choices.ACTIVATIONS[m.activation].gated:
-      yield (f"model.lora_projections has 'gate', which model.activation={show(m.activation)} does not have. Use "
+    elif name == 'gate' and not choices.ACTIVATIONS[model.activation].gated:
+      yield (f"model.lora_projections has 'gate', which model.activation={show(model.activation)} does not have. Use "
              "'up' and 'down', or leave it out.")
-  if m.lora_rank and not m.lora_projections:
-    yield f"model.lora_rank={m.lora_rank}: needs model.lora_projections, such as ('q', 'v')."
+  if model.lora_rank and not model.lora_projections:
+    yield f"model.lora_rank={model.lora_rank}: needs model.lora_projections, such as ('q', 'v')."
 
 
-def _freeze(text):
-  asked = f'optimizer.freeze has {text!r}'
-  return _pattern(asked, text.removeprefix('!'), float(text.startswith('!')))
+def _wrong_patterns(optimizer: Section) -> Iterator[str]:
+  for read, texts in ((_freeze, optimizer.freeze), (_multiplier, optimizer.multipliers)):
+    for text in texts:
+      try:
+        read(text)
+      except ConfigError as error:
+        yield str(error)
 
 
-def _multiplier(text):
-  asked = f'optimizer.multipliers has {text!r}'
+def _freeze(text: str) -> Pattern:
+  """The Pattern of an entry of optimizer.freeze."""
+  is_trained = text.startswith('!')
+  return _pattern(f'optimizer.freeze has {text!r}', text.removeprefix('!'), float(is_trained))
+
+
+def _multiplier(text: str) -> Pattern:
+  """The Pattern of an entry of optimizer.multipliers."""
+  written = f'optimizer.multipliers has {text!r}'
   glob, equals, number = text.rpartition('=')
   try:
     value = float(number)
   except ValueError:
     value = -1.0
   if not equals or not 0 < value < float('inf'):
-    raise ConfigError(f"{asked}: write a pattern, = and a number above 0, such as 'embed=0.1'. What is not to be "
+    raise ConfigError(f"{written}: write a pattern, = and a number above 0, such as 'embed=0.1'. What is not to be "
                       'trained at all belongs into optimizer.freeze.')
-  return _pattern(asked, glob.strip(), value)
+  return _pattern(written, glob.strip(), value)
 
 
-def _pattern(asked, text, value):
-  glob, parts = LAYERS.sub('', text), LAYERS.findall(text)
-  m = re.fullmatch(LAYER, parts[0]) if parts else None
-  if not glob or '[' in glob or ']' in glob or len(parts) > 1 or parts and not m:
-    raise ConfigError(f"{asked}: write a path such as 'embed', 'stack/blocks/mlp' or '*norm*', with the layers that "
+def _pattern(written: str, text: str, value: float) -> Pattern:
+  """The Pattern of a path that may have layers in brackets, once."""
+  glob = BRACKETS.sub('', text)
+  brackets = BRACKETS.findall(text)
+  layers = None
+  is_right = bool(glob) and '[' not in glob and ']' not in glob and len(brackets) < 2
+  if brackets:
+    layers = _layers(brackets[0])
+    is_right = is_right and layers is not None
+  if not is_right:
+    raise ConfigError(f"{written}: write a path such as 'embed', 'stack/blocks/mlp' or '*norm*', with the layers that "
                       "are meant at most once in brackets: 'stack/blocks[:4]', 'stack/blocks[-1]/mlp'.")
-  if m and m['one']:
-    layer = int(m['one'])
-    return Pattern(asked, glob, slice(layer, layer + 1 or None), value)
-  layers = slice(*(int(m[i]) if m[i] else None for i in ('start', 'stop', 'step'))) if m else None
-  return Pattern(asked, glob, layers, value)
+  return Pattern(written, glob, layers, value)
 
 
-def rates(optimizer: Any, parameters: Mapping[str, Param]) -> dict[str, list[float]]:
+def _layers(text: str) -> slice | None:
+  """The layers that stand in brackets, None if the text is wrong."""
+  if LAYER.fullmatch(text):
+    layer = int(text)
+    return slice(layer, layer + 1 or None)
+  match = LAYERS.fullmatch(text)
+  if match is None:
+    return None
+  return slice(_number(match['start']), _number(match['stop']), _number(match['step']))
+
+
+def _number(text: str | None) -> int | None:
+  return int(text) if text else None
+
+
+def rates(optimizer: Section, parameters: Mapping[str, Param]) -> Rates:
   """What the updates of each parameter, layer by layer if it is in layers, are multiplied by; 0: frozen.
 
   Where there are adapters (LoRA) all else is frozen, unless `freeze` takes it out.
@@ -93,58 +129,80 @@ def rates(optimizer: Any, parameters: Mapping[str, Param]) -> dict[str, list[flo
     ConfigError: for patterns that match nothing, or if nothing were trained.
   """
   has_adapters = any(param.kind in ADAPTERS for param in parameters.values())
-  trained = {}
+  trained: Rates = {}
+  factors: Rates = {}
   for path, param in parameters.items():
     is_trained = param.kind in ADAPTERS or not has_adapters
     trained[path] = [float(is_trained)] * param.num_layers
-  factors = {path: [1.0] * param.num_layers for path, param in parameters.items()}
-  for values, patterns in ((trained, map(_freeze, optimizer.freeze)),
-                           (factors, map(_multiplier, optimizer.multipliers))):
-    for pattern in patterns:
-      for path in _matching(pattern, parameters):
-        for layer in range(len(values[path]))[pattern.layers or slice(None)]:
-          values[path][layer] = pattern.value
+    factors[path] = [1.0] * param.num_layers
+  _apply(map(_freeze, optimizer.freeze), trained, parameters)
+  _apply(map(_multiplier, optimizer.multipliers), factors, parameters)
   if not any(map(any, trained.values())):
     raise ConfigError(f'optimizer.freeze={show(optimizer.freeze)}: leaves nothing to be trained. Take something out '
                       "again, such as ('*', '!head').")
-  return {path: [a * b for a, b in zip(trained[path], factors[path])] for path in parameters}
+  multiplied = {}
+  for path in parameters:
+    multiplied[path] = [a * b for a, b in zip(trained[path], factors[path])]
+  return multiplied
 
 
-def in_words(rates):
+def _apply(patterns: Iterable[Pattern], values: Rates, parameters: Mapping[str, Param]) -> None:
+  """Sets the values of what patterns match, later ones overruling earlier ones."""
+  for pattern in patterns:
+    layers = pattern.layers or slice(None)
+    for path in _matching(pattern, parameters):
+      for layer in range(parameters[path].num_layers)[layers]:
+        values[path][layer] = pattern.value
+
+
+def in_words(rates: Iterable[float]) -> str:
   """'1', 'frozen', or for layers that differ, 'frozen frozen 1 0.5'."""
   words = ['frozen' if rate == 0 else f'{rate:g}' for rate in rates]
-  return words[0] if len(set(words)) == 1 else ' '.join(words)
+  if len(set(words)) == 1:
+    return words[0]
+  return ' '.join(words)
 
 
 def _matching(pattern: Pattern, parameters: Mapping[str, Param]) -> list[str]:
   """Paths that a pattern stands for; ConfigError where there are none."""
-  folders = {path: _folders(path) for path in parameters}
-  matches = [path for path in parameters if any(fnmatch.fnmatchcase(f, pattern.glob) for f in folders[path])]
+  matches = [path for path in parameters if _is_in(path, pattern.glob)]
   if not matches:
-    raise ConfigError(_no_match(pattern, list(dict.fromkeys(f for names in folders.values() for f in names))))
+    raise ConfigError(_no_match(pattern, parameters))
   if pattern.layers is None:
     return matches
   stacked = [path for path in matches if parameters[path].is_stacked]
   if not stacked:
-    raise ConfigError(f'{pattern.asked}: {pattern.glob} is in no stack of layers. Leave the brackets out.')
+    raise ConfigError(f'{pattern.written}: {pattern.glob} is in no stack of layers. Leave the brackets out.')
   chosen = [path for path in stacked if range(parameters[path].num_layers)[pattern.layers]]
   if not chosen:
     count = parameters[stacked[0]].num_layers
-    raise ConfigError(f'{pattern.asked}: {pattern.glob} has {count} layers, counted from 0, and none of them is meant.')
+    raise ConfigError(f'{pattern.written}: {pattern.glob} has {count} layers, counted from 0, and none of them is '
+                      'meant.')
   return chosen
+
+
+def _is_in(path: str, glob: str) -> bool:
+  """Whether a path, or a folder that it is in, matches."""
+  return any(fnmatch.fnmatchcase(folder, glob) for folder in _folders(path))
 
 
 def _folders(path: str) -> list[str]:
   """A path and all folders that it is in."""
-  return [path[:m.start()] for m in re.finditer('/|$', path)]
+  return [path[:match.start()] for match in re.finditer('/|$', path)]
 
 
-def _no_match(pattern: Pattern, names: list[str]) -> str:
+def _no_match(pattern: Pattern, paths: Iterable[str]) -> str:
+  """What to say of a pattern that matches no parameter: the nearest names."""
+  names: dict[str, None] = {}  # each once, in order
+  for path in paths:
+    names.update(dict.fromkeys(_folders(path)))
   last = pattern.glob.rpartition('/')[2]
-  near = [name for name in names if last and name.rpartition('/')[2] == last]
-  near = near or nearest(pattern.glob, names, 3, 0.5)
-  near = near or nearest(last, names, 3, 0.3)
-  text = f'{pattern.asked}, which matches no parameter. '
+  near = []
+  if last:
+    near = [name for name in names if name.rpartition('/')[2] == last]
+  near = near or nearest(pattern.glob, names, SHOWN, 0.5) or nearest(last, names, SHOWN, 0.3)
+  text = f'{pattern.written}, which matches no parameter. '
   if near:
-    text += f'The nearest {"are" if near[1:] else "is"} {", ".join(near[:4])}. '
+    verb = 'is' if len(near) == 1 else 'are'
+    text += f'The nearest {verb} {", ".join(near[:4])}. '
   return text + '--print_config lists them all.'

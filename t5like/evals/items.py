@@ -4,8 +4,8 @@ import pathlib
 import string
 from typing import Any
 
+from t5like.choices import SOURCES
 from t5like.config import templates
-from t5like.config.rules import SOURCES
 from t5like.config.task_files import Task
 from t5like.config.values import base
 from t5like.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from t5like import rate_schedules
-from t5like.config import optimizer_rules, rules, trainable
+from t5like.config import optimizer_rules, resolved, trainable
 from t5like.errors import ConfigError
 from t5like.optim import optimizers
 from t5like.optim.optimizers import map_with_path, path_name
@@ -28,9 +28,9 @@ def schedule(spec, learning_rate, total_steps):
     rsqrt     sqrt(timescale / max(step, timescale))  (T5: timescale 10,000, no warm-up, peak 0.01)
     rsqrt_decay  the same, times what wsd is (Mesh TensorFlow's ramp: the last 0.1 of the steps to f = 0;
                  Shazeer 2020, arXiv 2002.05202)
-  Warm-up and decay that are longer than the run are cut, as `config_rules.phases` says.
+  Warm-up and decay that are longer than the run are cut, as `resolved.phases` says.
   """
-  phases = rules.phases(spec, total_steps)
+  phases = resolved.phases(spec, total_steps)
   entry = rate_schedules.SCHEDULES[spec.name]
   span = rate_schedules.Span(
       total=float(total_steps), warmup=float(phases.warmup),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from t5like import choices
-from t5like.config.rules import validation_source
+from t5like.config.data_rules import validation_source
 from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.files import mirror

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from t5like import config as config_lib
-from t5like.config import base, rules
+from t5like.config import base, data_rules
 from t5like.errors import ConfigError, DataError
 from t5like.prepared import datasets, examples, held_out, manifests, parts, prepare, store
 from t5like.sources import registry
@@ -277,4 +277,4 @@ def test_wrong_validation_is_refused_before_anything_is_read(source, validation,
 def test_what_data_validation_means(source, validation, expected):
   c = base()
   c.data.update(source=source, validation=validation)
-  assert rules.validation_source(c.data) == expected
+  assert data_rules.validation_source(c.data) == expected
