@@ -18,8 +18,10 @@ shots       how many worked examples stand before each question, unless --shots 
 """
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
-from t5like.config import templates
+from t5like.config.templates import check as check_template
 from t5like.errors import ConfigError
 from t5like.files import paths, schema
 from t5like.nearest import suggestion
@@ -28,10 +30,12 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'evals' / 'tasks'
 KINDS = ('perplexity', 'choice', 'cloze', 'generate')
 MOST_TOKENS = 65_536
 METRICS = ('exact_match', 'f1', 'bleu', 'rouge')
+LONGEST = 80  # characters of a value that an error shows
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
+  """What is asked; fields as above. `name`: of its file, without .json; `folder`: of its file."""
   name: str
   kind: str
   about: str = ''
@@ -42,49 +46,46 @@ class Task:
   answer: str = ''
   after: str = ''
   text: str = '{text}'
-  choices: str | tuple = 'choices'
+  choices: str | tuple[str, ...] = 'choices'
   label: str = 'answer'
   references: str = ''
   shots: int = 0
   reserved: int = 8
   separator: str = '\n\n'
   description: str = ''
-  metrics: tuple = ('exact_match', 'f1')
-  until: tuple = ('\n',)
+  metrics: tuple[str, ...] = ('exact_match', 'f1')
+  until: tuple[str, ...] = ('\n',)
   tokens: int = 32
   folder: str = ''
 
 
-def built_in():
+def built_in() -> list[str]:
   """Names of the tasks that come with t5like, sorted."""
   return sorted(path.stem for path in FOLDER.glob('*.json'))
 
 
-def _is_file(path):
+def _is_file(path: pathlib.Path) -> bool:
   try:
     return path.is_file()
   except (OSError, ValueError):  # a name that no file can have
     return False
 
 
-def find(name):
+def find(name: str) -> Task:
   """The Task of a name (built in) or of a path of a JSON file. ConfigError when there is none, or it is wrong."""
-  path = pathlib.Path(paths.expand(name)) if name.endswith('.json') else FOLDER / f'{name}.json'
-  if not _is_file(path):
-    kind = 'file' if name.endswith('.json') else 'task'
-    raise ConfigError(f'task {name[:200]!r}: there is no such {kind}. {suggestion(name, built_in())}'
-                      f'There are {", ".join(built_in())}, and paths of JSON files (docs/evaluate.md).')
+  path = _path(name)
   values = schema.read(path, schema.Object(), ConfigError, 'A task file is one JSON object (docs/evaluate.md).')
-  known = {f.name: f for f in dataclasses.fields(Task) if f.name not in ('name', 'folder')}
-  for key in values:
-    if key not in known:
-      raise ConfigError(f'task {path}: unknown key {_show(key)}. {suggestion(key, known)}'
-                        f'There is {", ".join(known)}.')
-    _check(path, key, values[key], known[key])
-  if values.get('kind') not in KINDS:
-    raise ConfigError(f'task {path}: kind={_show(values.get("kind"))} is none of {", ".join(KINDS)}.')
-  values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-  task = Task(path.stem, folder=str(path.parent), **values)
+  for key, value in values.items():
+    if key not in CHECKS:
+      raise ConfigError(f'task {path}: unknown key {_show(key)}. {suggestion(key, CHECKS)}'
+                        f'There is {", ".join(CHECKS)}.')
+    problem = CHECKS[key](value)
+    if problem:
+      raise ConfigError(f'task {path}: {key}={_show(value)}{problem}')
+  kind = values.get('kind')
+  if kind not in KINDS:
+    raise ConfigError(f'task {path}: kind={_show(kind)} is none of {", ".join(KINDS)}.')
+  task = _task(path, values)
   for metric in task.metrics:
     if metric not in METRICS:
       raise ConfigError(f'task {path}: metrics has {_show(metric)}, which is none of {", ".join(METRICS)}.')
@@ -93,24 +94,102 @@ def find(name):
   return task
 
 
-def _check(path, key, value, field):
-  kind = {'shots': int, 'reserved': int, 'tokens': int, 'metrics': list, 'until': list, 'held_out': float}.get(key, str)
-  kind = list if key == 'choices' and isinstance(value, list) else kind
-  if kind is float and not (isinstance(value, (int, float)) and 0 <= value < 1):
-    raise ConfigError(f'task {path}: {key}={_show(value)} must be a share, at least 0 and below 1.')
-  if kind is not float and (not isinstance(value, kind) or isinstance(value, bool) or kind is list and not all(
-      isinstance(v, str) for v in value)):
-    wants = {int: 'a whole number', list: 'a list of texts', str: 'a text'}[kind]
-    raise ConfigError(f'task {path}: {key}={_show(value)} must be {wants}.')
-  if kind is int and value < (key == 'tokens'):
-    raise ConfigError(f'task {path}: {key}={_show(value)} must be at least {int(key == "tokens")}.')
-  if key == 'tokens' and value > MOST_TOKENS:
-    raise ConfigError(f'task {path}: tokens={_show(value)} must be at most {MOST_TOKENS:,}, for an answer takes a '
-                      'pass of the model for each.')
-  if key in ('before', 'answer', 'after', 'text') and (problem := templates.check(value)):
-    raise ConfigError(f'task {path}: {key}={_show(value)}: {problem[:300]}')
+def _path(name: str) -> pathlib.Path:
+  """The file of a task; ConfigError where there is none."""
+  is_path = name.endswith('.json')
+  path = FOLDER / f'{name}.json'
+  if is_path:
+    path = pathlib.Path(paths.expand(name))
+  if not _is_file(path):
+    kind = 'file' if is_path else 'task'
+    raise ConfigError(f'task {name[:200]!r}: there is no such {kind}. {suggestion(name, built_in())}'
+                      f'There are {", ".join(built_in())}, and paths of JSON files (docs/evaluate.md).')
+  return path
 
 
-def _show(value):
+def _task(path: pathlib.Path, values: dict[str, Any]) -> Task:
+  """The Task of values that are right."""
+  fields: dict[str, Any] = {}
+  for key, value in values.items():
+    fields[key] = tuple(value) if isinstance(value, list) else value
+  return Task(path.stem, folder=str(path.parent), **fields)
+
+
+# --- What values may be: what is wrong with one, as errors end, '' if nothing is --------------------
+
+
+def _text(value: Any) -> str:
+  return '' if isinstance(value, str) else ' must be a text.'
+
+
+def _texts(value: Any) -> str:
+  if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    return ''
+  return ' must be a list of texts.'
+
+
+def _text_or_texts(value: Any) -> str:
+  if isinstance(value, list):
+    return _texts(value)
+  return _text(value)
+
+
+def _template(value: Any) -> str:
+  problem = _text(value)
+  if problem:
+    return problem
+  problem = check_template(value)
+  return f': {problem[:300]}' if problem else ''
+
+
+def _share(value: Any) -> str:
+  if isinstance(value, (int, float)) and 0 <= value < 1:
+    return ''
+  return ' must be a share, at least 0 and below 1.'
+
+
+def _count(value: Any, least: int = 0) -> str:
+  if not isinstance(value, int) or isinstance(value, bool):
+    return ' must be a whole number.'
+  return '' if value >= least else f' must be at least {least}.'
+
+
+def _count_of_tokens(value: Any) -> str:
+  problem = _count(value, least=1)
+  if problem:
+    return problem
+  if value > MOST_TOKENS:
+    return f' must be at most {MOST_TOKENS:,}, for an answer takes a pass of the model for each.'
+  return ''
+
+
+# Of each key of a task file.
+CHECKS: dict[str, Callable[[Any], str]] = dict(
+    kind=_text,
+    about=_text,
+    items=_text,
+    split=_text,
+    held_out=_share,
+    before=_template,
+    answer=_template,
+    after=_template,
+    text=_template,
+    choices=_text_or_texts,
+    label=_text,
+    references=_text,
+    shots=_count,
+    reserved=_count,
+    separator=_text,
+    description=_text,
+    metrics=_texts,
+    until=_texts,
+    tokens=_count_of_tokens,
+)
+assert {*CHECKS, 'name', 'folder'} == {field.name for field in dataclasses.fields(Task)}
+
+
+def _show(value: Any) -> str:
   text = repr(value)
-  return text if len(text) <= 80 else f'{text[:77]}...'
+  if len(text) <= LONGEST:
+    return text
+  return f'{text[:LONGEST - 3]}...'
