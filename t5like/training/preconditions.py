@@ -14,7 +14,7 @@ from t5like import choices, config as config_lib
 from t5like.choices import SOURCES
 from t5like.config import task_files as task_lib
 from t5like.config.values import base, show
-from t5like.config_type import Config
+from t5like.config_type import Config, Section
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import items
 from t5like.files import mirror, paths
@@ -28,6 +28,7 @@ from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
 
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
 PEEK = 3  # records of a source that are looked at
+EXTRA_ID = '<extra_id_'
 MUCH = 16 << 20  # bytes of a file that is not read just to look
 
 
@@ -35,7 +36,7 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
   """Raises the first Failure that can be known now; returns notes for people, [text].
 
   Args:
-    config: one that config_rules accepts.
+    config: one that config/rules.py accepts.
     workdir: of the run; '' where there is none yet.
     here: whether this machine will read the data. If not (preflight, --print_config), what it lacks is in the notes.
     create: whether the workdir may be made, to see that it can be written to.
@@ -64,7 +65,7 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
 # --- Of the config alone ----------------------------------------------------------------------------
 
 
-def _parameters(config):
+def _parameters(config: Config) -> None:
   """Patterns that match no parameter, and params_expected, from shapes alone."""
   resolved = config_lib.resolve(config)
   patterns = config.optimizer.freeze or config.optimizer.multipliers
@@ -78,42 +79,50 @@ def _parameters(config):
     models.sizes(resolved)
 
 
-def _shares(config):
+def _shares(config: Config) -> None:
   """Shares of a mixture that are too small for its schedule of rows."""
-  if config.data.mixture and not choices.MIXTURE_RATES[config.data.mixture_rates].by_examples:
-    from t5like.batches import mixing
-    for _, weights in lengths.stages(config):
-      mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)
+  data = config.data
+  if not data.mixture or choices.MIXTURE_RATES[data.mixture_rates].by_examples:
+    return
+  from t5like.batches import mixing
+  for _, weights in lengths.stages(config):
+    mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)
 
 
-def _vocabulary(config):
+def _vocabulary(config: Config) -> None:
   """Tokens that the objective needs and the vocabulary lacks; a model that cannot hold the vocabulary."""
-  v = config.vocabulary
-  if v.path and not mirror.is_file(v.path):
+  path = config.vocabulary.path
+  if path and not mirror.is_file(path):
     return  # of the machine, see _vocabulary_file
   vocabulary = requirements.check_vocabulary(config)
-  if isinstance(vocabulary, kinds.Vocabulary):  # else it depends on the text
-    from t5like.model import models
-    models.with_vocabulary(config, vocabulary)
-    check_prompts(config, vocabulary)
-  else:
+  if isinstance(vocabulary, requirements.Planned):  # it depends on the text
     _marks(config, vocabulary)
+    return
+  from t5like.model import models
+  models.with_vocabulary(config, vocabulary)
+  check_prompts(config, vocabulary)
 
 
-def _marks(config, vocabulary):
+def _marks(config: Config, vocabulary: requirements.Planned) -> None:
   """<mask> and <extra_id_k> in sample.prompts that a vocabulary will not have, whatever the text."""
   from t5like.decoding import decode
   if not STYLES[decode.style_of(config)].marked:
     return
   for prompt in config.sample.prompts:
     for mark in kinds.MARK.findall(prompt):
-      number = kinds.sentinel_number(mark) if mark.startswith('<extra_id_') else 0
-      if number >= vocabulary.num_sentinels:
+      if _sentinel(mark) >= vocabulary.num_sentinels:
         raise ConfigError(f'sample.prompts has {show(prompt)}: the vocabulary will have no {mark}, for '
                           f'vocabulary.sentinels={config.vocabulary.sentinels}. Raise that, or leave it out.')
 
 
-def check_prompts(config, vocabulary):
+def _sentinel(mark: str) -> int:
+  """The number of the sentinel that a mark stands for; that of <mask> is the first."""
+  if mark.startswith(EXTRA_ID):
+    return kinds.sentinel_number(mark)
+  return 0
+
+
+def check_prompts(config: Config, vocabulary: kinds.Vocabulary) -> None:
   """ConfigError for sample.prompts that cannot be answered: to be known before training, not at its end."""
   from t5like.decoding import decode
   prompts = config.sample.prompts
@@ -126,102 +135,127 @@ def check_prompts(config, vocabulary):
 # --- Of this machine --------------------------------------------------------------------------------
 
 
-def _folders(config):
+def _folders(config: Config) -> None:
+  """Paths that no folder can have."""
   flat = {key: value for key, value, _ in config_lib.describe(config)}
   for key in FOLDERS:
     if flat[key]:
       paths.check(key, flat[key])
-  for c in datasets.datasets(config).values():
-    paths.check('data.source', c.data.source)
-    paths.check('data.validation', c.data.validation)
+  for dataset in datasets.datasets(config).values():
+    paths.check('data.source', dataset.data.source)
+    paths.check('data.validation', dataset.data.validation)
 
 
-def _vocabulary_file(config):
-  v = config.vocabulary
-  if v.path and not mirror.is_file(v.path):
-    raise ConfigError(f'vocabulary.path={v.path!r} is not a file: give the path of {vocabulary_lib.FILES[v.name]}.')
+def _vocabulary_file(config: Config) -> None:
+  """A vocabulary.path that is no file."""
+  spec = config.vocabulary
+  if spec.path and not mirror.is_file(spec.path):
+    raise ConfigError(f'vocabulary.path={spec.path!r} is not a file: give the path of '
+                      f'{vocabulary_lib.FILES[spec.name]}.')
 
 
-def _trackers(config):
+def _trackers(config: Config) -> None:
+  """Packages of trackers that are not installed."""
   trackers.check(config.log.trackers)
 
 
-def _init_from(config):
+def _init_from(config: Config) -> None:
   """Weights to begin with that are not there, or of another model."""
   if not config.init_from:
     return
   workdir_lib.check_beginning(config.init_from)
   folder = epath.Path(paths.expand(config.init_from))
-  of_a_step = folder.parent.name == 'checkpoints' and folder.name.isdecimal()
-  run = folder.parent.parent if of_a_step else folder
-  from t5like.huggingface import model_folders
-  is_run = of_a_step or (folder / 'checkpoints').exists()
-  if is_run:
-    theirs = config_lib.resolve(workdir_lib.read_config(run)).model.to_dict()
-    workdir_lib.check_checkpoint('init_from', run, int(folder.name) if of_a_step else None)
+  is_checkpoint = folder.parent.name == 'checkpoints' and folder.name.isdecimal()
+  if is_checkpoint:
+    _init_from_run(config, folder.parent.parent, int(folder.name))
+  elif (folder / 'checkpoints').exists():
+    _init_from_run(config, folder, None)
   else:
-    theirs = model_folders.model_of(folder)
+    _init_from_model(config, folder)
+
+
+def _init_from_run(config: Config, run: epath.Path, step: int | None) -> None:
+  """Weights of a run of ours; step: of the checkpoint, None: the newest."""
+  from t5like.huggingface import model_folders
+  run_config = workdir_lib.read_config(run)
+  workdir_lib.check_checkpoint('init_from', str(run), step)
   ours = config_lib.resolve(config)
-  if not is_run or not ours.model.vocab_size or not theirs['vocab_size']:
-    theirs['vocab_size'] = ours.model.vocab_size  # rows may be added to it, or the vocabulary says how many there are
+  theirs = config_lib.resolve(run_config).model.to_dict()
+  if not ours.model.vocab_size or not theirs['vocab_size']:
+    theirs['vocab_size'] = ours.model.vocab_size  # the vocabulary says how many there are
   model_folders.check_fits(ours, theirs)
   known = requirements.known(config)
-  if not isinstance(known, kinds.Vocabulary):
+  path = workdir_lib.vocabulary_path(run)
+  if isinstance(known, requirements.Planned) or not path.exists():
     return  # it depends on the text
-  if is_run:
-    spec, path = workdir_lib.read_config(run).vocabulary, workdir_lib.vocabulary_path(run)
-    if path.exists():
-      model_folders.check_same_vocabulary(config, known, dict(spec, path=str(path)), vocabulary_lib.load(spec, path))
-  else:
-    found = model_folders.find_vocabulary(folder, config.vocabulary.special.to_dict())
-    model_folders.check_same_vocabulary(config, known, *found)
+  spec = run_config.vocabulary
+  vocabulary = vocabulary_lib.load(spec, path)
+  model_folders.check_same_vocabulary(config, known, dict(spec, path=str(path)), vocabulary)
 
 
-def _tasks(config):
+def _init_from_model(config: Config, folder: epath.Path) -> None:
+  """Weights of a folder in the layout of transformers."""
+  from t5like.huggingface import model_folders
+  ours = config_lib.resolve(config)
+  theirs = model_folders.model_of(folder)
+  theirs['vocab_size'] = ours.model.vocab_size  # rows may be added to it
+  model_folders.check_fits(ours, theirs)
+  known = requirements.known(config)
+  if isinstance(known, requirements.Planned):
+    return  # it depends on the text
+  spec, vocabulary = model_folders.find_vocabulary(folder, config.vocabulary.special.to_dict())
+  model_folders.check_same_vocabulary(config, known, spec, vocabulary)
+
+
+def _tasks(config: Config) -> None:
   """Items and examples of evaluate.tasks, which are asked only while training or at its end."""
-  seen = set()
+  names = set()
   for name in config.evaluate.tasks:
     task = task_lib.find(name)
-    if task.name in seen:
+    if task.name in names:
       raise ConfigError(f'evaluate.tasks={show(config.evaluate.tasks)}: two tasks are called {task.name!r}. Rename '
                         'one of the files.')
-    seen.add(task.name)
+    names.add(task.name)
     try:
       _items(task, config.evaluate)
     except Failure as error:
       raise type(error)(f'evaluate.tasks has {name!r}. {error}') from error
 
 
-def _items(task, evaluate):
+def _items(task: task_lib.Task, evaluate: Section) -> None:
   if task.items.partition(':')[0] not in SOURCES:
     items.questions(task, evaluate.shots, evaluate.limit)
     return
-  c = base()
-  c.data.update(source=task.items, split=task.split)
-  registry.open_source(c)
+  config = base()
+  config.data.update(source=task.items, split=task.split)
+  registry.open_source(config)
 
 
-def _data(config):
+def _data(config: Config) -> None:
   """Sources, splits and fields of what is not prepared yet, and whether there is a place to put it."""
-  for c in datasets.datasets(config).values():
-    if _is_prepared(c):
+  for dataset in datasets.datasets(config).values():
+    if _is_prepared(dataset):
       continue
-    for source in parts.open_sources(c).values():
-      _peek(c, source)
-    _check_writable('data.cache' if datasets.remote(c) else 'data.directory', datasets.folder(c))
+    for source in parts.open_sources(dataset).values():
+      _peek(dataset, source)
+    key = 'data.cache' if datasets.remote(dataset) else 'data.directory'
+    _check_writable(key, datasets.folder(dataset))
 
 
-def _is_prepared(config):
-  url, folder = datasets.remote(config), datasets.folder(config)
-  return (folder / manifests.MANIFEST).exists() or bool(url) and mirror.is_file(f'{url}/{manifests.MANIFEST}')
+def _is_prepared(config: Config) -> bool:
+  """Whether a dataset is prepared, here or where it is mirrored."""
+  if (datasets.folder(config) / manifests.MANIFEST).exists():
+    return True
+  url = datasets.remote(config)
+  return bool(url) and mirror.is_file(f'{url}/{manifests.MANIFEST}')
 
 
-def _peek(config, source):
+def _peek(config: Config, source: registry.Source) -> None:
   """DataError where the first records lack a field that templates or data.field name, or are damaged."""
   if not source.num_items:
     raise DataError(f'data.source={source.name!r} holds no text.')
-  large = source.name.startswith('text:') and source.num_bytes > MUCH * source.num_items
-  if large or config.data.max_bad_records:
+  is_large = source.name.startswith('text:') and source.num_bytes > MUCH * source.num_items
+  if is_large or config.data.max_bad_records:
     return  # which would take long, or may be damaged
   for _ in examples.examples(config, source, dict(start=0, stop=1, last=PEEK), examples.new_count()):
     pass
@@ -230,7 +264,7 @@ def _peek(config, source):
 # --- Of the run's folder ----------------------------------------------------------------------------
 
 
-def check_workdir(workdir: str, config: Config = None):
+def check_workdir(workdir: str, config: Config | None = None) -> None:
   """Failure for a workdir that holds a run of another config, or that cannot be written to as far as can be seen."""
   workdir_lib.is_there('--workdir', workdir)
   if config is not None:
@@ -239,7 +273,7 @@ def check_workdir(workdir: str, config: Config = None):
     _check_writable('--workdir', pathlib.Path(workdir))
 
 
-def _probe(workdir):
+def _probe(workdir: str) -> None:
   """Makes the workdir, writes and deletes a file there: nothing else shows that it can be done everywhere."""
   folder = epath.Path(workdir)
   file = folder / f'writable-{uuid.uuid4().hex}.tmp'
@@ -252,20 +286,21 @@ def _probe(workdir):
                           f'{str(error)[:200]}). Give a folder that this user may write to.') from error
 
 
-def _check_writable(name, folder):
+def _check_writable(name: str, folder: pathlib.Path) -> None:
   """CheckpointError (of a workdir), DataError for a local folder that cannot be made or written to."""
   kind = CheckpointError if name == '--workdir' else DataError
+  written = f'{name}={show(str(folder))}'
   try:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
   except OSError as error:
-    raise kind(f'{name}={show(str(folder))}: {error.strerror}. Give another folder.') from error
-  if not there.is_dir():
-    raise kind(f'{name}={show(str(folder))}: {there} is a file, not a folder. Give another.')
+    raise kind(f'{written}: {error.strerror}. Give another folder.') from error
+  if not existing.is_dir():
+    raise kind(f'{written}: {existing} is a file, not a folder. Give another.')
   try:
-    with tempfile.TemporaryFile(dir=there):
+    with tempfile.TemporaryFile(dir=existing):
       pass
   except OSError as error:
-    raise kind(f'{name}={show(str(folder))}: {there} cannot be written to ({error.strerror}). Give a folder that this '
+    raise kind(f'{written}: {existing} cannot be written to ({error.strerror}). Give a folder that this '
                'user may write to.') from error
 
 
