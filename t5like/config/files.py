@@ -8,6 +8,7 @@ JAX, so that a wrong config fails in well under a second, with all its problems 
 import ast
 import contextlib
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -335,7 +336,7 @@ def to_json(config: Config) -> str:
   return plain_json.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text: str, where: str = 'the config') -> Config:
+def from_json(text: str | bytes, where: str | os.PathLike[str] = 'the config') -> Config:
   """Locked config of a text by `to_json`, of this or an older version. ConfigError for other texts."""
   try:
     values = tuples(schema.parse(text, STORED, schema.LINE))
@@ -350,7 +351,7 @@ def from_json(text: str, where: str = 'the config') -> Config:
   return config
 
 
-def complete(config: Config, where: str) -> Config:
+def complete(config: Config, where: str | os.PathLike[str]) -> Config:
   """A stored config that a run can be made of: keys that it lacks, being of an older version, have their defaults.
 
   ConfigError for keys of the model that this version does not know, and for values that no key may have.
