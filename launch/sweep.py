@@ -187,12 +187,20 @@ def preparations(trials):
           for t in shared.values()]
 
 
+def rank(result):
+  """What trials are sorted by: those with a validation by its nll, then those whose nll is no number, then the rest."""
+  if not result:
+    return 2, 0.0
+  nll = result['validation']['nll']
+  return (1, 0.0) if math.isnan(nll) else (0, nll)
+
+
 def table(trials, console):
   """Prints all trials, the lowest validation nll first."""
   from rich.markup import escape
   from rich.table import Table
   results = [(t, t.result()) for t in trials]
-  results.sort(key=lambda pair: pair[1]['validation']['nll'] if pair[1] else math.inf)
+  results.sort(key=lambda pair: rank(pair[1]))
   keys = list(trials[0].chosen)
   grid = Table(*map(escape, keys), 'nll', 'steps', 'state')
   for t, result in results:

@@ -140,6 +140,14 @@ def test_the_table_shows_values_as_they_are(capsys):
   assert all(text in shown for text in (*chosen.values(), trial.state))
 
 
+def test_nan_is_the_worst_result(capsys):
+  results = dict(a=None, b=math.nan, c=3.0, d=math.nan, e=math.inf, f=1.0, g=2.0)
+  trials = [types.SimpleNamespace(chosen={'seed': name}, state='not run', result=lambda nll=nll: (
+      None if nll is None else dict(step=1, validation=dict(nll=nll)))) for name, nll in results.items()]
+  sweep_module.table(trials, Console(width=200))
+  assert ''.join(re.findall(r'│ ([a-g]) ', capsys.readouterr().out)) == 'fgcebda'
+
+
 def test_real_runs(tmp_path):
   """With the launcher it has by default: a dataset, then a run that reaches its target."""
   done = python('sweep.py', CONFIG, 'optimizer.learning_rate=1e-2', f'--dir={tmp_path}/sweep',
