@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -126,6 +127,19 @@ def test_what_is_no_batch_is_refused(tmp_path, content):
   (tmp_path / 'x.npz').write_bytes(content)
   with pytest.raises(DataError, match='not a batch that a run kept'):
     bad_batches.read(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize('path', ['/dev/zero', '/dev/null', 'pipe', 'folder', 'bomb.npz'])
+def test_what_would_take_all_memory_or_time_is_no_batch(tmp_path, path):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'folder').mkdir()
+  if path == 'bomb.npz':
+    with zipfile.ZipFile(tmp_path / path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as bomb:
+      with bomb.open('inputs.npy', 'w') as f:
+        for _ in range(33):
+          f.write(bytes(16 << 20))
+  with pytest.raises(DataError, match='not a batch that a run kept .*(regular file|folder|unpacks to)'):
+    bad_batches.read(tmp_path / path)
 
 
 def test_two_runs_in_one_folder_are_refused_and_the_dead_make_room(tmp_path):

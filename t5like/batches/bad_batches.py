@@ -1,5 +1,6 @@
 """Files of batches that a run kept because their steps went bad."""
 import io
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from etils import epath
 from t5like.errors import DataError
 from t5like.files import plain_json, schema
 from t5like.objectives.functions import Batch
+
+PACKED = schema.Limits(size=256 << 20)
+UNPACKED = 512 << 20  # bytes: far above a batch of a million tokens
 
 
 def pack(batch: Batch, about: Mapping[str, Any]) -> bytes:
@@ -37,7 +41,10 @@ def _flatten(tree: Batch, path: str = '') -> Iterator[tuple[str, np.ndarray]]:
 def read(path: str) -> tuple[Batch, dict[str, Any]]:
   """(batch, about) of such a file, as `pack` had them. DataError for any other file."""
   try:
-    packed = io.BytesIO(epath.Path(path).read_bytes())
+    packed = io.BytesIO(schema.content(epath.Path(path), PACKED))
+    unpacked = sum(member.file_size for member in zipfile.ZipFile(packed).infolist())
+    if unpacked > UNPACKED:
+      raise ValueError(f'it unpacks to {unpacked:,} bytes, and at most {UNPACKED:,} are read')
     with np.load(packed, allow_pickle=False) as file:
       arrays = {key: file[key] for key in file}
     text = str(arrays.pop('about'))
