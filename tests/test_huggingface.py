@@ -18,7 +18,7 @@ from t5like import config as config_lib, sharding
 from t5like.config import base
 from t5like.decoding import trained_model
 from t5like.errors import CheckpointError, ConfigError
-from t5like.huggingface import model_config, model_folders, runs, weight_table
+from t5like.huggingface import folder_tokenizers, model_config, model_folders, runs, weight_table
 from t5like.huggingface.families import FAMILIES
 from t5like.model import transformer
 from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
@@ -421,13 +421,13 @@ def test_sentinels_above_a_model_are_found_again(tmp_path):
   vocabulary = vocabulary_of(tmp_path / 'more', name='sentencepiece', path=str(tmp_path / 'plain'), sentinels=7)
   assert vocabulary.size == 407 and vocabulary.sentinel(0) == 406
   folder, _ = widened('t5', tmp_path, 512, vocabulary, 'encoder')
-  spec, found = model_folders.find_vocabulary(folder)
+  spec, found = folder_tokenizers.find_vocabulary(folder)
   assert spec['sentinels'] == 7 and found.fingerprint == vocabulary.fingerprint != plain.fingerprint
   assert HuggingFace((folder / 'tokenizer.json').read_bytes()).sentinel(2) == vocabulary.sentinel(2)
   (folder / 'tokenizer_config.json').unlink()
-  assert model_folders.find_vocabulary(folder)[0]['sentinels'] == 7
+  assert folder_tokenizers.find_vocabulary(folder)[0]['sentinels'] == 7
   (folder / 'tokenizer.json').unlink()
-  assert model_folders.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
+  assert folder_tokenizers.find_vocabulary(folder)[0]['sentinels'] == 100  # T5's own
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------

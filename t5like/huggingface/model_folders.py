@@ -5,8 +5,6 @@
 
 Families and names of weights are in `families.py`, configs in `model_config.py`, files in `model_weights.py`.
 """
-import dataclasses
-import json
 import shlex
 from typing import Any
 
@@ -15,11 +13,12 @@ import numpy as np
 from etils import epath
 
 from t5like import choices, sharding
-from t5like.config.values import base, either, show
+from t5like.config.values import either, show
 from t5like.config_type import Config
 from t5like.decoding import decode
-from t5like.errors import ConfigError, DataError
+from t5like.errors import ConfigError
 from t5like.files import paths, plain_json
+from t5like.huggingface import folder_tokenizers
 from t5like.huggingface.model_config import differing, to_hf
 from t5like.huggingface.model_weights import leaves, library, open_model
 from t5like.huggingface.weight_table import Line, check_parameters, lines, places, shape_of, sizes_of, to_theirs
@@ -27,15 +26,10 @@ from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
 from t5like.storage import workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
-from t5like.vocabulary import loading as vocabulary_lib, special_tokens, tokenizer_export
-from t5like.vocabulary.kinds import Bytes
+from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
 
 Array = np.ndarray | jax.Array
 Tree = dict[str, Any]  # nested dicts of arrays
-PIECES = ('spiece.model', 'tokenizer.model')  # names of SentencePiece models
-ROLES = ('eos_id', 'pad_id', 'unk_id', 'stop_ids')
-T5_SENTINELS = 100  # of a T5 whose tokenizer_config.json does not say
-BYT5_SENTINELS = 125
 
 
 def read(folder: Any, vocab_size: int = 0) -> tuple[Tree, Tree]:
@@ -223,7 +217,7 @@ def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Any) -
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
-    spec, their_vocabulary = find_vocabulary(folder, config.vocabulary.special.to_dict())
+    spec, their_vocabulary = folder_tokenizers.find_vocabulary(folder, config.vocabulary.special.to_dict())
     check_same_vocabulary(config, vocabulary, spec, their_vocabulary)
     without_adapters = transformer.ModelConfig.of(dict(config.model, lora_rank=0))
     check_parameters(model, transformer.build(without_adapters).parameters)
@@ -330,167 +324,3 @@ def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any) ->
       overrides.append(f'--config.vocabulary.{key}={shlex.quote(str(spec[key]))}')
   raise ConfigError(f'init_from={config.init_from!r} has learned another vocabulary, in which {difference}. '
                     f'To use its own, add {" ".join(overrides)}.')
-
-
-# --- Tokenizers of folders ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderTokenizer:
-  """A folder's tokenizer. spec: values of config.vocabulary; begins: whether it puts vocabulary.bos_id before texts."""
-  spec: Tree
-  vocabulary: Any
-  begins: bool
-
-
-def find_vocabulary(folder: Any, chosen: Tree | None = None) -> tuple[Tree, Any]:
-  """(values of config.vocabulary, vocabulary) of a Hugging Face folder; ({}, None) where it has none."""
-  tokenizer = find_tokenizer(folder, chosen)
-  if tokenizer is None:
-    return {}, None
-  return tokenizer.spec, tokenizer.vocabulary
-
-
-def find_tokenizer(folder: Any, chosen: Tree | None = None) -> FolderTokenizer | None:
-  """The tokenizer of a Hugging Face folder, None where it has none.
-
-  A SentencePiece model comes before a tokenizer.json that was made from it and holds the same; else the tokenizer.json,
-  which is what transformers reads.
-
-  Args:
-    folder: the folder.
-    chosen: config.vocabulary.special.
-
-  Raises:
-    ConfigError: where one id is two different pieces, for tokens named by other files that the tokenizer cannot have,
-      and as `vocabulary.imported`.
-  """
-  folder = epath.Path(folder)
-  pieces = _pieces_file(folder)
-  whole = folder / 'tokenizer.json'
-  if pieces is None and not whole.exists():
-    return _bytes_of(folder)
-  if pieces is None:
-    return _load(whole, 'huggingface', chosen)
-  if not whole.exists():
-    sentinels = _count_sentinels(folder)
-    _check_added(folder, pieces, sentinels)
-    return _load(pieces, 'sentencepiece', chosen, sentinels)
-  theirs = _load(whole, 'huggingface', chosen)
-  sentinels = _check_same(folder, pieces, theirs.vocabulary)
-  if sentinels is None:
-    return theirs
-  ours = _load(pieces, 'sentencepiece', chosen, sentinels)
-  if tokenizer_export.difference(ours.vocabulary, theirs.vocabulary):
-    return theirs
-  if not _same_roles(ours.vocabulary, theirs.vocabulary):
-    return theirs
-  return dataclasses.replace(ours, begins=theirs.begins)
-
-
-def _pieces_file(folder: Any) -> Any:
-  for name in PIECES:
-    if (folder / name).exists():
-      return folder / name
-  return None
-
-
-def _load(path: Any, kind: str, chosen: Tree | None, sentinels: int = 0) -> FolderTokenizer:
-  spec: Any = base().vocabulary
-  spec.update(name=kind, path=str(path), sentinels=sentinels, special=dict(chosen or {}))
-  vocabulary = vocabulary_lib.imported(spec, spec.path)
-  begins = vocabulary.bos_id is not None and tuple(vocabulary.before) == (vocabulary.bos_id,)
-  return FolderTokenizer(spec.to_dict(), vocabulary, begins)
-
-
-def _bytes_of(folder: Any) -> FolderTokenizer | None:
-  """The vocabulary of a ByT5, which needs no file; None for another."""
-  tokenizer_class = _settings(folder).get('tokenizer_class') or ''
-  if tokenizer_class.removesuffix('Fast') != 'ByT5Tokenizer':
-    return None
-  spec: Any = base().vocabulary
-  spec.update(name='bytes', path='', sentinels=_count_sentinels(folder, BYT5_SENTINELS))
-  return FolderTokenizer(spec.to_dict(), Bytes(spec.sentinels), False)
-
-
-def _settings(folder: Any, name: str = 'tokenizer_config.json') -> Tree:
-  """The values of one of special_tokens.FILES, {} where a folder does not have it."""
-  path = folder / name
-  if not path.exists():
-    return {}
-  return special_tokens.parse_files({name: path.read_bytes()}, folder)[name]
-
-
-def _count_sentinels(folder: Any, default: int = 0) -> int:
-  """How many <extra_id_0>, ... lie above a SentencePiece model, as T5's do; `default`: where no file says."""
-  settings = _settings(folder)
-  named = settings.get('additional_special_tokens') or settings.get('extra_special_tokens') or []
-  count = sum('<extra_id_' in json.dumps(token) for token in named)
-  if count:
-    return count
-  extra_ids = settings.get('extra_ids')
-  if extra_ids is not None:
-    return extra_ids
-  if default:
-    return default
-  is_t5 = _settings(folder, 'config.json').get('model_type') in ('t5', 'mt5', 'umt5')
-  return T5_SENTINELS if is_t5 else 0
-
-
-def _check_added(folder: Any, path: Any, sentinels: int) -> None:
-  """ConfigError where tokens were added that a SentencePiece model cannot have."""
-  texts = list(_settings(folder, 'added_tokens.json'))
-  added = _settings(folder).get('added_tokens_decoder') or {}
-  for token in added.values():
-    texts.append(token['content'])
-  vocabulary = _read_pieces(path, sentinels)
-  pieces = set(vocabulary.pieces(range(vocabulary.size)))
-  missing = [text for text in texts if text not in pieces]
-  if missing:
-    raise ConfigError(f'{folder} adds {len(missing)} tokens to {path.name}, such as {missing[0]!r}, which only a '
-                      'tokenizer.json can hold. Save its tokenizer there first: AutoTokenizer.from_pretrained(...)'
-                      '.save_pretrained(...).')
-
-
-def _read_pieces(path: Any, sentinels: int = 0) -> Any:
-  spec: Any = base().vocabulary
-  spec.update(name='sentencepiece', path=str(path), sentinels=sentinels)
-  return vocabulary_lib.load(spec, spec.path)
-
-
-def _check_same(folder: Any, path: Any, theirs: Any) -> int | None:
-  """How many sentinels lie above a SentencePiece model that holds all that the tokenizer.json beside it does.
-
-  None where tokenizer.json has more, or the file is no such model (tiktoken's too are called tokenizer.model).
-  ConfigError where they are of two tokenizers: an id is one piece here, another there, added tokens apart.
-  """
-  try:
-    ours = _read_pieces(path)
-  except DataError:
-    return None
-  added = {theirs.own.ids[text] for text in theirs.own.added}
-  for i in range(min(ours.size, theirs.size)):
-    our_piece = ours.pieces([i])[0]
-    their_piece = theirs.pieces([i])[0].replace('\n', '\\n')
-    if our_piece != their_piece and i not in added and i not in ours.special_ids:
-      raise ConfigError(f'{folder} holds two tokenizers that contradict each other: id {i} is {our_piece!r} in '
-                        f'{path.name}, {their_piece!r} in tokenizer.json. Delete the file that does not belong to the '
-                        'model.')
-  sentinels = sum(theirs.sentinel(k) >= ours.size for k in range(theirs.num_sentinels))
-  if theirs.size > ours.size + sentinels:
-    return None
-  return sentinels
-
-
-def _same_roles(ours: Any, theirs: Any) -> bool:
-  """Whether two vocabularies have the same special tokens."""
-  for role in ROLES:
-    if getattr(ours, role) != getattr(theirs, role):
-      return False
-  if theirs.bos_id not in (None, ours.bos_id):
-    return False
-  return _suppressed(ours, theirs.size) == _suppressed(theirs, theirs.size)
-
-
-def _suppressed(vocabulary: Any, size: int) -> set[int]:
-  return {i for i in vocabulary.suppressed if i < size}

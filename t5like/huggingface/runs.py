@@ -15,7 +15,7 @@ from t5like import choices, config as config_lib, sharding
 from t5like.config_type import Config
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
-from t5like.huggingface import model_config, model_folders, model_weights, weight_table
+from t5like.huggingface import folder_tokenizers, model_config, model_folders, model_weights, weight_table
 from t5like.model import models
 from t5like.objectives import spans
 from t5like.objectives.prompts import STYLES
@@ -72,7 +72,7 @@ def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = ()) -> A
   workdir = epath.Path(workdir)
   if (workdir / 'config.json').exists():
     raise ConfigError(f'--workdir={workdir} holds a run already. Give another.')
-  tokenizer = model_folders.find_tokenizer(folder, config_lib.special_of(overrides))
+  tokenizer = folder_tokenizers.find_tokenizer(folder, config_lib.special_of(overrides))
   if tokenizer is None:
     raise ConfigError(f'--folder={folder} has neither spiece.model, tokenizer.model nor tokenizer.json. Save its '
                       'tokenizer there first: AutoTokenizer.from_pretrained(...).save_pretrained(...).')
@@ -119,7 +119,7 @@ def _save(config: Config, vocabulary: Any, workdir: Any) -> None:
       checkpoints.wait()
 
 
-def _config_text(folder: str, tokenizer: model_folders.FolderTokenizer) -> str:
+def _config_text(folder: str, tokenizer: folder_tokenizers.FolderTokenizer) -> str:
   """Source of a config file for a model in a folder: its sizes, and an objective of its kind.
 
   Everything that comes from the folder, its name too, stands in literals, nowhere else: the source is executed.
@@ -147,7 +147,7 @@ def _config_text(folder: str, tokenizer: model_folders.FolderTokenizer) -> str:
 
 def _sections(
     model: dict[str, Any],
-    tokenizer: model_folders.FolderTokenizer,
+    tokenizer: folder_tokenizers.FolderTokenizer,
     seq_len: int,
 ) -> dict[str, dict[str, Any]]:
   """{section of the config: {key: value}} of an imported model."""

@@ -195,7 +195,7 @@ def _init_from_run(config: Config, run: epath.Path, step: int | None) -> None:
 
 def _init_from_model(config: Config, folder: epath.Path) -> None:
   """Weights of a folder in the layout of transformers."""
-  from t5like.huggingface import model_folders
+  from t5like.huggingface import folder_tokenizers, model_folders
   ours = config_lib.resolve(config)
   theirs = model_folders.model_of(folder)
   theirs['vocab_size'] = ours.model.vocab_size  # rows may be added to it
@@ -203,7 +203,7 @@ def _init_from_model(config: Config, folder: epath.Path) -> None:
   known = requirements.known(config)
   if isinstance(known, requirements.Planned):
     return  # it depends on the text
-  spec, vocabulary = model_folders.find_vocabulary(folder, config.vocabulary.special.to_dict())
+  spec, vocabulary = folder_tokenizers.find_vocabulary(folder, config.vocabulary.special.to_dict())
   model_folders.check_same_vocabulary(config, known, spec, vocabulary)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from t5like import config as config_lib
 from t5like.config import base
 from t5like.errors import ConfigError, DataError
-from t5like.huggingface import model_folders
+from t5like.huggingface import folder_tokenizers
 from t5like.objectives import lengths
 from t5like.vocabulary import loading as vocabulary_lib, special_tokens
 from t5like.vocabulary.requirements import check_vocabulary
@@ -155,7 +155,7 @@ def test_hostile_files_end_in_a_paragraph(hostile, kind, files):
     (hostile / kind / name).unlink(missing_ok=True)
   folders.folder(hostile / kind, **files)
   try:
-    found = model_folders.find_tokenizer(hostile / kind)
+    found = folder_tokenizers.find_tokenizer(hostile / kind)
   except (ConfigError, DataError) as error:
     assert '\n' not in str(error) and len(str(error)) < 2000
     return
@@ -232,7 +232,7 @@ def test_sentinels_are_found_and_no_more_are_added(form, count, tmp_path):
   names = [form.format(k) for k in range(count)][::-1]
   folders.sentence_piece(tmp_path / 'spiece.model', pieces=names, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
   folders.folder(tmp_path, config=dict(model_type='t5', pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
-  found = model_folders.find_tokenizer(tmp_path)
+  found = folder_tokenizers.find_tokenizer(tmp_path)
   v = found.vocabulary
   assert v.num_sentinels == count and v.name == 'sentencepiece'
   import sentencepiece
@@ -270,7 +270,7 @@ def test_sentinels_of_a_tokenizer_json(tmp_path):
 def test_byt5_needs_no_file(tmp_path):
   folder = folders.folder(tmp_path, config=dict(model_type='t5'), tokenizer_config=dict(
       tokenizer_class='ByT5Tokenizer', additional_special_tokens=[f'<extra_id_{k}>' for k in range(125)]))
-  found = model_folders.find_tokenizer(folder)
+  found = folder_tokenizers.find_tokenizer(folder)
   v = found.vocabulary
   assert (found.spec['name'], v.num_sentinels, v.size, v.eos_id, v.pad_id) == ('bytes', 125, 384, 1, 0)
   assert v.encode('a').tolist() == [ord('a') + 3] and v.sentinel(0) == 259
@@ -295,36 +295,36 @@ def llama_files(folder, **settings):
 
 def test_a_sentencepiece_model_with_a_beginning(tmp_path):
   llama_files(tmp_path / 'a', add_bos_token=True)
-  found = model_folders.find_tokenizer(tmp_path / 'a')
+  found = folder_tokenizers.find_tokenizer(tmp_path / 'a')
   v = found.vocabulary
   assert found.spec['name'] == 'sentencepiece' and found.begins
   assert (v.bos_id, v.eos_id, v.unk_id, v.pad_id, v.stop_ids) == (1, 2, 0, None, (2,))
   llama_files(tmp_path / 'b', add_bos_token=False)
-  assert not model_folders.find_tokenizer(tmp_path / 'b').begins
+  assert not folder_tokenizers.find_tokenizer(tmp_path / 'b').begins
 
 
 def test_of_two_tokenizers_the_richer_one(tmp_path):
   made = llama_files(tmp_path / 'a')
   size = made.get_vocab_size()
   folders.folder(tmp_path / 'a', made)
-  assert model_folders.find_tokenizer(tmp_path / 'a').vocabulary.size == size
+  assert folder_tokenizers.find_tokenizer(tmp_path / 'a').vocabulary.size == size
   made.add_special_tokens(['<|im_start|>', '<|im_end|>'])
   folders.folder(tmp_path / 'a', made, tokenizer_config=dict(
       bos_token='<s>', eos_token='<|im_end|>', tokenizer_class='PreTrainedTokenizerFast'))
-  found = model_folders.find_tokenizer(tmp_path / 'a')
+  found = folder_tokenizers.find_tokenizer(tmp_path / 'a')
   assert found.spec['name'] == 'huggingface' and found.vocabulary.size == size + 2
   assert found.vocabulary.eos_id == size + 1 and found.begins
   (tmp_path / 'a' / 'tokenizer.json').unlink()
   (tmp_path / 'a' / 'added_tokens.json').write_text(json.dumps({'<|im_start|>': size}))
   with pytest.raises(ConfigError, match=r"adds 1 tokens to tokenizer.model, such as '<\|im_start\|>', which only a"):
-    model_folders.find_tokenizer(tmp_path / 'a')
+    folder_tokenizers.find_tokenizer(tmp_path / 'a')
 
 
 def test_two_tokenizers_that_contradict_each_other(tmp_path):
   llama_files(tmp_path / 'a')
   folders.folder(tmp_path / 'a', folders.byte_level(['<s>', '</s>']))
   with pytest.raises(ConfigError, match=r'contradict each other: id 3 is .* in tokenizer.model, .* in tokenizer.json'):
-    model_folders.find_tokenizer(tmp_path / 'a')
+    folder_tokenizers.find_tokenizer(tmp_path / 'a')
 
 
 # --- What objectives need -------------------------------------------------------------------------

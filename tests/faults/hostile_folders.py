@@ -223,11 +223,11 @@ def _damage_and_read(folder, case):
 def _read(copy):
   """(verdict, seconds, megabytes, what was said) of reading a folder as `import` does, but for its checkpoint."""
   from t5like.errors import Failure
-  from t5like.huggingface import model_folders
+  from t5like.huggingface import folder_tokenizers, model_folders
   before, began = memory(reset=True), time.process_time()
   verdict, said = 'right', ''
   try:
-    model_folders.find_tokenizer(copy, {})
+    folder_tokenizers.find_tokenizer(copy, {})
     values, params = model_folders.read(copy)
     said = _difference(copy, values, params) or ''
     verdict = 'wrong' if said else 'right'

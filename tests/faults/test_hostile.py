@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from t5like.errors import Failure
-from t5like.huggingface import model_folders
+from t5like.huggingface import folder_tokenizers, model_folders
 from tests.faults import hostile_files, hostile_folders
 from tests.faults.test_faults import faults
 
@@ -42,7 +42,7 @@ def test_folders(folders, tmp_path):
     shutil.copytree(source, copy)
     what, began = hostile_folders.damage(rng, copy), time.process_time()
     try:
-      model_folders.find_tokenizer(copy, {})
+      folder_tokenizers.find_tokenizer(copy, {})
       model_folders.read(copy)
     except Failure as error:
       refused.append(what)

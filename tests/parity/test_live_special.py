@@ -15,7 +15,7 @@ from t5like.config import base
 from t5like.config.values import DEFAULTS
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
-from t5like.huggingface import model_config, model_folders, runs
+from t5like.huggingface import folder_tokenizers, model_config, model_folders, runs
 from t5like.model import transformer
 from t5like.training import loop
 from t5like.vocabulary import loading as vocabulary_lib, special_tokens
@@ -192,7 +192,7 @@ def test_sentinels_of_mt5(count, tmp_path):
   folders.sentence_piece(tmp_path / 'spiece.model', names, size=300 + count, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
   folders.folder(tmp_path, config=dict(model_type='t5', pad_token_id=0, eos_token_id=1, decoder_start_token_id=0),
                  tokenizer_config=dict(tokenizer_class='T5Tokenizer', extra_ids=0, additional_special_tokens=None))
-  v = model_folders.find_tokenizer(tmp_path).vocabulary
+  v = folder_tokenizers.find_tokenizer(tmp_path).vocabulary
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   assert v.num_sentinels == count == sum('<extra_id_' in name for name in theirs.get_vocab())
   assert [v.sentinel(k) for k in range(count)] == theirs.convert_tokens_to_ids(names[::-1])
