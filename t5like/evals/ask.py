@@ -28,8 +28,6 @@ from t5like.vocabulary.kinds import Vocabulary
 
 TextQuestion = tuple[str, str, str]  # before, answer, after
 IdsQuestion = tuple[Ids, Ids, Ids]
-POSITIONED = ('inputs', 'positions', 'segments')
-PREDICTED = ('predict', 'targets', 'weights')
 
 
 class Asker:
@@ -75,7 +73,9 @@ class Asker:
       parts = [self._alone(question) for question in questions]
     else:
       parts = self._cut_apart(questions)
-    for (before, answer, _), (_, answer_ids, _) in zip(questions, parts):
+    for question, ids in zip(questions, parts):
+      before, answer, _ = question
+      _, answer_ids, _ = ids
       if not answer_ids:
         raise DataError(f'the answer {answer!r} after {before[-40:]!r} has no tokens in this vocabulary, so it has no '
                         'probability. Give an answer with a letter or a sign.')
@@ -108,19 +108,20 @@ class Asker:
 
   def _rights(self, questions: Sequence[TextQuestion], wholes: Sequence[Ids]) -> list[int]:
     """How many ids at the end of each whole text are those of its `after`, the same of all that end alike."""
-    afters = [after for _, _, after in questions]
+    inners = []
+    afters = []
+    for before, answer, after in questions:
+      inners.append(before + answer)
+      afters.append(after)
     if not any(afters):
       return [0] * len(questions)
-    inner_texts = [before + answer for before, answer, _ in questions]
-    counts = []
-    for inner, after, whole in zip(self._encoded(inner_texts), self._encoded(afters), wholes):
-      if shared(inner, whole) == len(inner):
-        counts.append(len(whole) - len(inner))
-      else:
-        counts.append(shared(after[::-1], whole[::-1]))
+    counts = list(map(_count_after, self._encoded(inners), self._encoded(afters), wholes))
     counts = _smallest(afters, counts)
-    first_of = dict(zip(reversed(afters), reversed(wholes)))
-    alike = [shared(first_of[after][::-1], whole[::-1]) for after, whole in zip(afters, wholes)]
+    first_of: dict[str, Ids] = {}
+    alike = []
+    for after, whole in zip(afters, wholes):
+      first = first_of.setdefault(after, whole)
+      alike.append(_shared_end(first, whole))
     return _smallest(afters, map(min, counts, alike))
 
   def prompt(self, before: str, after: str, tokens: int) -> Ids:
@@ -176,6 +177,18 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
   return count
 
 
+def _shared_end(one: Sequence[int], other: Sequence[int]) -> int:
+  """How many ids two lists end with alike."""
+  return shared(one[::-1], other[::-1])
+
+
+def _count_after(inner: Ids, after: Ids, whole: Ids) -> int:
+  """How many ids at the end of a whole text are those of `after`; inner: the ids of what stands before it."""
+  if shared(inner, whole) == len(inner):
+    return len(whole) - len(inner)
+  return _shared_end(after, whole)
+
+
 def _smallest(keys: Sequence[str], numbers: Iterable[int]) -> list[int]:
   """Of each key, the smallest number of all that have the same key."""
   least = {}
@@ -229,16 +242,14 @@ def batch(rows: Sequence[Row], count: int, inputs: int, predictions: int, source
     predictions: width P of `predict`, `targets` and `weights`.
     sources: width S of the encoder's arrays; 0 without one.
   """
-  arrays: dict[str, Any] = {}
-  for name in POSITIONED:
-    arrays[name] = np.zeros((count, inputs), np.int32)
-  for name in PREDICTED:
-    arrays[name] = np.zeros((count, predictions), np.int32)
+  arrays: dict[str, Any] = _blank(count, inputs)
+  arrays['predict'] = np.zeros((count, predictions), np.int32)
+  arrays['targets'] = np.zeros((count, predictions), np.int32)
   arrays['weights'] = np.zeros((count, predictions), np.float32)
   if any(row.prefix for row in rows):
     arrays['prefix'] = np.zeros((count, inputs), bool)
   if sources:
-    arrays['encoder'] = {name: np.zeros((count, sources), np.int32) for name in POSITIONED}
+    arrays['encoder'] = _blank(count, sources)
   for number, row in enumerate(rows):
     _put(arrays, number, row.inputs)
     predicted = slice(len(row.predict))
@@ -250,6 +261,14 @@ def batch(rows: Sequence[Row], count: int, inputs: int, predictions: int, source
     if row.encoder is not None:
       _put(arrays['encoder'], number, row.encoder)
   return arrays
+
+
+def _blank(count: int, width: int) -> dict[str, Any]:
+  """Inputs, positions and segments of `count` rows without tokens."""
+  blank = {}
+  for name in ('inputs', 'positions', 'segments'):
+    blank[name] = np.zeros((count, width), np.int32)
+  return blank
 
 
 def _put(arrays: dict[str, Any], number: int, ids: Ids) -> None:

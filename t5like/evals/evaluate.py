@@ -298,10 +298,17 @@ def _means(samples: Mapping[str, Sequence[float]]) -> Values:
   return means
 
 
-def perplexity_of(logp: float, tokens: int, size: int) -> Values:
-  """nll (nats per token), perplexity and bits_per_byte of `tokens` tokens that stand for `size` bytes of text."""
+def perplexity_of(scores: Sequence[score.Score], size: int) -> Values:
+  """nll (nats per token), perplexity and bits_per_byte of answers that are `size` bytes of text."""
+  logp = sum(s.logp for s in scores)
+  tokens = sum(s.tokens for s in scores)
   nll = -logp / max(1, tokens)
-  return dict(nll=nll, perplexity=metrics.perplexity(nll), bits_per_byte=-logp / math.log(2) / max(1, size))
+  bits = -logp / math.log(2)
+  return dict(
+      nll=nll,
+      perplexity=metrics.perplexity(nll),
+      bits_per_byte=bits / max(1, size),
+  )
 
 
 def _perplexity(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
@@ -310,24 +317,30 @@ def _perplexity(subject: Subject, task: Task, questions: list[Question]) -> Eval
   tokens = sum(s.tokens for s in scores)
   if not tokens:
     raise DataError(f'task {task.name}: none of its texts has a token, so they have no perplexity.')
-  logp = sum(s.logp for s in scores)
   size = sum(len(text.encode()) for text in texts)
-  return dict(perplexity_of(logp, tokens, size), tokens=tokens, items=len(texts)), []
+  values = perplexity_of(scores, size)
+  values.update(tokens=tokens, items=len(texts))
+  return values, []
 
 
 def _choice(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
   """accuracy: the likeliest choice is right; accuracy_norm: the likeliest per character of the choice."""
-  groups = [list(zip(question.before, question.answers, question.after)) for question in questions]
+  scores_of = subject.scorer.score_choices([question.choices for question in questions])
   plain = []
   normalised = []
   cut = 0
-  for question, scores in zip(questions, subject.scorer.score_choices(groups)):
-    logps = [s.logp for s in scores]
-    per_character = [logp / max(1, length) for logp, length in zip(logps, question.lengths)]
+  for question, scores in zip(questions, scores_of):
+    logps = []
+    per_character = []
+    for s, length in zip(scores, question.lengths):
+      logps.append(s.logp)
+      per_character.append(s.logp / max(1, length))
     plain.append(_is_best(question.right, logps))
     normalised.append(_is_best(question.right, per_character))
     cut += any(s.cut for s in scores)
-  return dict(_means(dict(accuracy=plain, accuracy_norm=normalised)), items=len(questions), cut=cut), []
+  values = _means(dict(accuracy=plain, accuracy_norm=normalised))
+  values.update(items=len(questions), cut=cut)
+  return values, []
 
 
 def _is_best(right: int, values: Sequence[float]) -> float:
@@ -340,14 +353,14 @@ def _is_best(right: int, values: Sequence[float]) -> float:
 
 def _cloze(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
   scores = subject.scorer.score([question.first for question in questions])
-  logp = sum(s.logp for s in scores)
-  tokens = sum(s.tokens for s in scores)
   size = 0
   for question in questions:
     _, answer, after = question.first
-    size += len((answer + after).encode())
-  values = _means(dict(accuracy=[float(s.greedy) for s in scores]))
-  values.update(perplexity_of(logp, tokens, size))
+    text = answer + after
+    size += len(text.encode())
+  greedy = [float(s.greedy) for s in scores]
+  values = _means(dict(accuracy=greedy))
+  values.update(perplexity_of(scores, size))
   values.update(items=len(questions), cut=sum(s.cut > 0 for s in scores))
   return values, []
 

@@ -40,6 +40,11 @@ class Question:
   references: Texts = ()
 
   @property
+  def choices(self) -> list[tuple[str, str, str]]:
+    """(before, answer, after) of each choice."""
+    return list(zip(self.before, self.answers, self.after))
+
+  @property
   def first(self) -> tuple[str, str, str]:
     """(before, answer, after) of a question that is no choice."""
     return self.before[0], self.answers[0], self.after[0]
@@ -145,8 +150,13 @@ def _question(task: Task, item: Item, where: str) -> Question:
   if task.kind == 'choice':
     return _choice(task, item, where)
   before, answer, after = _filled(task, item, where)
-  references = [reference.strip() for reference in _references(task, item, answer, where)]
-  return Question((before,), (answer,), (after,), references=tuple(references))
+  references = _references(task, item, answer, where)
+  return Question(
+      before=(before,),
+      answers=(answer,),
+      after=(after,),
+      references=tuple(map(str.strip, references)),
+  )
 
 
 def _filled(task: Task, item: Item, where: str) -> tuple[str, str, str]:
@@ -173,9 +183,12 @@ def _references(task: Task, item: Item, answer: str, where: str) -> list[str]:
 def _choice(task: Task, item: Item, where: str) -> Question:
   choices = _choices(task, item, where)
   right = _right(task, item, choices, where)
-  filled = [_filled(task, dict(item, choice=choice), where) for choice in choices]
+  filled = []
+  lengths = []
+  for choice in choices:
+    filled.append(_filled(task, dict(item, choice=choice), where))
+    lengths.append(len(str(choice)))
   before, answers, after = zip(*filled)
-  lengths = [len(str(choice)) for choice in choices]
   return Question(before, answers, after, right=right, lengths=tuple(lengths))
 
 

@@ -5,13 +5,12 @@ for inputs and targets. The style of a config's prompts (t5like/objectives/promp
 (t5like/objectives/asking.py) say which.
 """
 import dataclasses
-from collections.abc import Sequence
 
 from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError
 from t5like.objectives import lengths, table
-from t5like.objectives.asking import Asking, CannotBeAsked
+from t5like.objectives.asking import Asking, CannotBeAsked, Question
 from t5like.objectives.prompts import STYLES, Style
 from t5like.vocabulary.kinds import Vocabulary
 
@@ -143,7 +142,8 @@ class Masked(Manner):
     first = len(self.begin) + len(before)
     rows = []
     for position in range(first, first + len(answer)):
-      inputs = [*text[:position], _needed(self.vocabulary.mask_id), *text[position + 1:]]
+      inputs = list(text)
+      inputs[position] = _needed(self.vocabulary.mask_id)
       rows.append(Row(inputs, [position], [text[position]]))
     rows[0].cut = cut
     return rows
@@ -173,23 +173,36 @@ class Paired(Manner):
 
   def rows(self, before: Ids, answer: Ids, after: Ids) -> list[Row]:
     question = self.way.question(before, answer, after, self.vocabulary.sentinel)
-    begin = list(question.begin)
-    known = list(question.known)
-    lead = [*self.mode, *question.lead]
-    ends = self.setting.ends
     if self.setting.style.in_encoder:
-      cut = max(0, len(lead) + len(question.source) + 1 - self.room)
-      start = [_needed(self.vocabulary.start_id), *begin]
-      row = self._shifted(start, known, answer, self.setting.target_room)
-      row.encoder = [*lead, *question.source[cut:], *ends]
-    else:
-      least = 1 + len(lead) + len(ends) + len(begin) + len(known) + len(answer) - 1
-      cut = min(len(question.source), max(0, len(question.source) + least - self.room))
-      inputs = [_needed(self.vocabulary.bos_id), *lead, *question.source[cut:], *ends]
-      row = self._shifted([*inputs, *begin], known, answer, self.room)
-      row.prefix = len(inputs)
+      return [self._two_rows(question, answer)]
+    return [self._one_row(question, answer)]
+
+  def _two_rows(self, question: Question, answer: Ids) -> Row:
+    """Inputs in an encoder, targets in a decoder."""
+    lead = [*self.mode, *question.lead]
+    source = question.source
+    cut = max(0, len(lead) + len(source) + 1 - self.room)
+    start = [_needed(self.vocabulary.start_id), *question.begin]
+    row = self._shifted(start, list(question.known), answer, self.setting.target_room)
+    row.encoder = [*lead, *source[cut:], *self.setting.ends]
     row.cut += cut
-    return [row]
+    return row
+
+  def _one_row(self, question: Question, answer: Ids) -> Row:
+    """Inputs, then targets, in a decoder."""
+    first = _needed(self.vocabulary.bos_id)
+    lead = [first, *self.mode, *question.lead]
+    ends = self.setting.ends
+    targets = [*question.begin, *question.known, *answer]
+    source = question.source
+    overlong = len(lead) + len(source) + len(ends) + len(targets) - 1 - self.room
+    cut = min(len(source), max(0, overlong))
+    inputs = [*lead, *source[cut:], *ends]
+    start = [*inputs, *question.begin]
+    row = self._shifted(start, list(question.known), answer, self.room)
+    row.prefix = len(inputs)
+    row.cut += cut
+    return row
 
   def window(self) -> tuple[int, int]:
     way = self.way
@@ -245,11 +258,22 @@ def way_of(config: Config) -> tuple[Asking | None, str]:
 def manner_of(config: Config, vocabulary: Vocabulary) -> Manner:
   """How the model of a config is asked. ConfigError as `way_of`."""
   way, mode = way_of(config)
-  ends: Sequence[int] = () if vocabulary.eos_id is None else (vocabulary.eos_id,)
   style = STYLES[decode.style_of(config)]
-  setting = Setting(vocabulary, style, config.data.seq_len, lengths.shapes(config).targets, [*ends])
+  ends: Ids = []
+  if vocabulary.eos_id is not None:
+    ends = [vocabulary.eos_id]
+  setting = Setting(
+      vocabulary=vocabulary,
+      style=style,
+      room=config.data.seq_len,
+      target_room=lengths.shapes(config).targets,
+      ends=ends,
+  )
   if way is not None:
-    return Paired(setting, list(vocabulary.encode(mode)) if mode else [], way)
+    mode_ids: Ids = []
+    if mode:
+      mode_ids = list(vocabulary.encode(mode))
+    return Paired(setting, mode_ids, way)
   if style.fills:
     return Masked(setting, [])
   return Continued(setting, [])

@@ -6,6 +6,7 @@ what a row gets does not depend on the rows beside it.
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -44,7 +45,12 @@ class Score:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predictions(model: Any, chunks: int, params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+def _predictions(
+    model: Any,
+    chunks: int,
+    params: Any,
+    batch: dict[str, Any],
+) -> tuple[jax.Array, jax.Array]:
   """(nll_BP, hit_BP) at positions `predict` [B, P] of a batch, on every device: nats, and whether likeliest."""
   batch = dict(batch)
   predict_BP = batch.pop('predict')
@@ -116,7 +122,8 @@ class Scorer:
     scores = iter(self.score_rows(rows_of_answers))
     by_group = []
     for group in groups:
-      by_group.append([next(scores) for _ in group])
+      of_group = itertools.islice(scores, len(group))
+      by_group.append(list(of_group))
     return by_group
 
   def score_text(self, texts: Iterable[str]) -> list[Score]:
@@ -138,7 +145,8 @@ class Scorer:
     predictions = iter(self.predictions(flat))
     scores = []
     for rows in rows_of_answers:
-      scores.append(_score(rows, [next(predictions) for _ in rows]))
+      of_answer = list(itertools.islice(predictions, len(rows)))
+      scores.append(_score(rows, of_answer))
     return scores
 
   def predictions(self, rows: Sequence[Row]) -> list[Prediction]:
@@ -148,25 +156,30 @@ class Scorer:
       buckets[self._widths(row)].append(number)
     of_row: dict[int, Prediction] = {}
     for widths, members in sorted(buckets.items()):
-      inputs, predictions, sources = widths
+      inputs, _, sources = widths
       most = max(1, min(ROWS, TOKENS // (inputs + sources)))
-      for start in range(0, len(members), most * self.shards):
-        numbers = members[start:start + most * self.shards]
+      size = most * self.shards
+      for start in range(0, len(members), size):
+        numbers = members[start:start + size]
+        together = [rows[number] for number in numbers]
         count = self._count(len(numbers), most)
-        batch = ask.batch([rows[number] for number in numbers], count, inputs, predictions, sources)
+        batch = ask.batch(together, count, *widths)
         of_row.update(zip(numbers, self._run(batch)))
     return [of_row[number] for number in range(len(rows))]
 
   def _widths(self, row: Row) -> tuple[int, int, int]:
     """Widths of the batch that a row goes into: of inputs, predictions and the encoder's inputs (0 without one)."""
     pieces = self.mesh.shape['context']
+    room = self.asker.room
     predictions = pieces
     if len(row.predict) > 1:
       predictions = ask.width(len(row.predict), 1, pieces)
     if row.encoder is None:
-      return ask.width(len(row.inputs), self.asker.room, pieces), predictions, 0
+      inputs = ask.width(len(row.inputs), room, pieces)
+      return inputs, predictions, 0
     inputs = ask.width(len(row.inputs), self.asker.target_room, pieces)
-    return inputs, predictions, ask.width(len(row.encoder), self.asker.room, pieces)
+    sources = ask.width(len(row.encoder), room, pieces)
+    return inputs, predictions, sources
 
   def _count(self, needed: int, most: int) -> int:
     """Rows of the batch that `needed` rows go into, one of three sizes; `most`: of rows per shard."""
@@ -197,7 +210,17 @@ class Scorer:
 
 def _score(rows: Sequence[Row], predictions: Sequence[Prediction]) -> Score:
   """The Score of an answer whose rows have these predictions; 0 tokens without rows."""
-  nll = np.concatenate([np.zeros(0, np.float32), *[nll for nll, _ in predictions]])
-  hit = np.concatenate([np.zeros(0, bool), *[hit for _, hit in predictions]])
-  greedy = len(hit) > 0 and bool(hit.all())
-  return Score(-float(nll.sum(dtype=np.float64)), len(nll), greedy, sum(row.cut for row in rows))
+  nlls = [np.zeros(0, np.float32)]
+  hits = [np.zeros(0, bool)]
+  for nll, hit in predictions:
+    nlls.append(nll)
+    hits.append(hit)
+  nll = np.concatenate(nlls)
+  hit = np.concatenate(hits)
+  total = nll.sum(dtype=np.float64)
+  return Score(
+      logp=-float(total),
+      tokens=len(nll),
+      greedy=len(hit) > 0 and bool(hit.all()),
+      cut=sum(row.cut for row in rows),
+  )
