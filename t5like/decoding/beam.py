@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from t5like.decoding import sampling
+from t5like.model.transformer import Model
 from t5like.sharding import IN_USE, ROWS, in_use
 
 LOWEST = -1e9  # a score that no answer has; finite, for infinities minus themselves are no numbers
@@ -48,7 +49,7 @@ def penalty(length: int | Array, alpha: float) -> float | Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
 def search(
-    model: Any,
+    model: Model,
     params: Any,
     prompt: dict[str, Any],
     new_tokens: int,
@@ -110,7 +111,7 @@ def search(
 
 
 def _start(
-    model: Any,
+    model: Model,
     params: Any,
     prompt: dict[str, Any],
     new_tokens: int,
@@ -206,7 +207,7 @@ def _put(said_BKN: Array, token_BK1: Array, position: Array) -> Array:
 
 
 def _advance(
-    model: Any,
+    model: Model,
     params: Any,
     state: sampling.State,
     parent_BK: Array,

@@ -14,9 +14,11 @@ import numpy as np
 from t5like.config_type import Config
 from t5like.decoding import beam, sampling
 from t5like.errors import ConfigError
+from t5like.model.transformer import Model
 from t5like.objectives import table
 from t5like.objectives.prompts import STYLES, Style
 from t5like.sharding import batch_shards, place
+from t5like.vocabulary.kinds import Vocabulary
 
 PIECE = 16  # tokens between two looks at the text that is being made
 ROUND = 16  # lengths of prompts are multiples of it: few distinct shapes, so few compilations
@@ -68,13 +70,19 @@ def style_of(config: Config) -> str:
   return table.of(config).style(config)
 
 
-def generate(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids], **options: Any) -> list[str]:
+def generate(
+    model: Model,
+    params: Any,
+    vocabulary: Vocabulary,
+    prompts: Sequence[str | Ids],
+    **options: Any,
+) -> list[str]:
   """The texts that `stream` ends with; its arguments."""
   *_, texts = stream(model, params, vocabulary, prompts, **options)
   return texts
 
 
-def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids], *, style: str, context: int,
+def stream(model: Model, params: Any, vocabulary: Vocabulary, prompts: Sequence[str | Ids], *, style: str, context: int,
            targets: int = 0, tokens: int = 128, temperature: float = 0.8, top_k: int = 40, top_p: float = 1.0,
            seed: int = 0, seeds: Sequence[int] | None = None, beams: int = 1,
            alpha: float = 0.6) -> Iterator[list[str]]:
@@ -133,7 +141,7 @@ def stream(model: Any, params: Any, vocabulary: Any, prompts: Sequence[str | Ids
     yield _texts(vocabulary, answers, ends)
 
 
-def check_prompts(vocabulary: Any, prompts: Sequence[str | Ids], style: str, context: int) -> None:
+def check_prompts(vocabulary: Vocabulary, prompts: Sequence[str | Ids], style: str, context: int) -> None:
   """PromptError or ConfigError for prompts that `stream` would refuse, as far as a vocabulary shows it; see there."""
   way = STYLES[style]
   if way.fills:
@@ -153,7 +161,7 @@ def check_prompts(vocabulary: Any, prompts: Sequence[str | Ids], style: str, con
 # --- Prompts --------------------------------------------------------------------------------------
 
 
-def _ids(encode: Callable[[str], Sequence[int]], prompt: str | Ids) -> Ids:
+def _ids(encode: Callable[[str], np.ndarray], prompt: str | Ids) -> Ids:
   if not isinstance(prompt, str):
     return list(prompt)
   try:
@@ -164,7 +172,7 @@ def _ids(encode: Callable[[str], Sequence[int]], prompt: str | Ids) -> Ids:
   return list(encode(prompt))
 
 
-def _prompt_ids(vocabulary: Any, prompts: Sequence[str | Ids], way: Style) -> list[Ids]:
+def _prompt_ids(vocabulary: Vocabulary, prompts: Sequence[str | Ids], way: Style) -> list[Ids]:
   """Ids of prompts, with the tokens that stand around them in a decoder."""
   encode = vocabulary.encode_marked if way.marked else vocabulary.encode
   rows = []
@@ -176,7 +184,7 @@ def _prompt_ids(vocabulary: Any, prompts: Sequence[str | Ids], way: Style) -> li
   return rows
 
 
-def _framed(vocabulary: Any, ids: Ids, way: Style) -> Ids:
+def _framed(vocabulary: Vocabulary, ids: Ids, way: Style) -> Ids:
   if way.slides and not way.begins:
     return _not_empty(vocabulary, ids)
   if way.in_encoder:
@@ -187,7 +195,7 @@ def _framed(vocabulary: Any, ids: Ids, way: Style) -> Ids:
   return framed
 
 
-def _not_empty(vocabulary: Any, ids: Ids) -> Ids:
+def _not_empty(vocabulary: Vocabulary, ids: Ids) -> Ids:
   """The beginning of a document in place of no ids."""
   if ids:
     return ids
@@ -226,10 +234,12 @@ class _Batch:
     return placed
 
 
-def _batch_of(vocabulary: Any, prompt_ids: list[Ids], way: Style, context: int, targets: int) -> _Batch:
+def _batch_of(vocabulary: Vocabulary, prompt_ids: list[Ids], way: Style, context: int, targets: int) -> _Batch:
   rows = _rows(len(prompt_ids))
   if not way.in_encoder:
-    begins = [vocabulary.bos_id] if way.begins else []
+    begins: Ids = []
+    if way.begins and vocabulary.bos_id is not None:
+      begins = [vocabulary.bos_id]
     return _Batch(prompt_ids, way, context, rows, begins)
   inputs = []
   starts = []
@@ -282,21 +292,33 @@ def _mesh() -> jax.sharding.Mesh:
 # --- Answers --------------------------------------------------------------------------------------
 
 
-def banned(vocab_size: int, vocabulary: Any) -> tuple[int, ...]:
+def banned(vocab_size: int, vocabulary: Vocabulary) -> tuple[int, ...]:
   """Ids that are never generated: padding and unknown, or those an imported model names; all beyond the vocabulary."""
   suppressed = [i for i in vocabulary.suppressed if i < vocab_size]
   beyond = range(vocabulary.size, vocab_size)
   return tuple(sorted({*suppressed, *beyond}))
 
 
-def _sampling_options(model: Any, vocabulary: Any, temperature: float, top_k: int, top_p: float) -> sampling.Options:
+def _sampling_options(
+    model: Model,
+    vocabulary: Vocabulary,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> sampling.Options:
   stops = vocabulary.stop_ids
-  eos_id = stops[0] if stops else -1
-  return sampling.Options(temperature, top_k, top_p, eos_id, banned(model.config.vocab_size, vocabulary), stops[1:])
+  return sampling.Options(
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      eos_id=stops[0] if stops else -1,
+      banned=banned(model.config.vocab_size, vocabulary),
+      stops=stops[1:],
+  )
 
 
 def _sampled(
-    model: Any,
+    model: Model,
     params: Any,
     options: sampling.Options,
     batch: _Batch,
@@ -326,7 +348,7 @@ def _sampled(
 
 
 def _searched(
-    model: Any,
+    model: Model,
     params: Any,
     options: sampling.Options,
     batch: _Batch,
@@ -364,7 +386,7 @@ def _extend(answers: list[Ids], rows: list[Ids], ended: list[bool], eos_id: int)
     answer.extend([eos_id] * len(row) if has_ended else row)
 
 
-def _ends(vocabulary: Any, prompt: Ids) -> set[int]:
+def _ends(vocabulary: Vocabulary, prompt: Ids) -> set[int]:
   """Ids that end the answer to a prompt.
 
   Among them are the sentinels that come after those of the prompt: they end an answer that restores its spans.
@@ -378,7 +400,7 @@ def _ends(vocabulary: Any, prompt: Ids) -> set[int]:
   return ends
 
 
-def _texts(vocabulary: Any, answers: list[Ids], ends: list[set[int]]) -> list[str]:
+def _texts(vocabulary: Vocabulary, answers: list[Ids], ends: list[set[int]]) -> list[str]:
   """The texts of answers, each up to the first of its ends; unknown tokens are left out, as special ones are."""
   texts = []
   for answer, ends_of_answer in zip(answers, ends):
@@ -396,9 +418,9 @@ def _texts(vocabulary: Any, answers: list[Ids], ends: list[set[int]]) -> list[st
 
 
 def _filled(
-    model: Any,
+    model: Model,
     params: Any,
-    vocabulary: Any,
+    vocabulary: Vocabulary,
     prompts: Sequence[str | Ids],
     way: Style,
     context: int,
@@ -410,9 +432,9 @@ def _filled(
 
 
 def fill(
-    model: Any,
+    model: Model,
     params: Any,
-    vocabulary: Any,
+    vocabulary: Vocabulary,
     rows: Sequence[Ids],
     ends: bool,
     prompts: Sequence[Any] | None = None,
@@ -452,7 +474,7 @@ def fill(
   return [text[1:-1] for text in texts]
 
 
-def _fill_surest(text: Ids, logits_TV: np.ndarray, mask_id: int) -> None:
+def _fill_surest(text: Ids, logits_TV: np.ndarray, mask_id: int | None) -> None:
   """Replaces the mask whose token is the surest, if there is one."""
   masks = [t for t, i in enumerate(text) if i == mask_id]
   if not masks:
@@ -464,6 +486,6 @@ def _fill_surest(text: Ids, logits_TV: np.ndarray, mask_id: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+def _logits(model: Model, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
   logits_BTV = model.apply(params, batch)
   return jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec())

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from t5like.model import attention
+from t5like.model.transformer import Model
 from t5like.sharding import in_use, spread_rows
 
 ROUNDING = 1e-6  # relative, of sums of probabilities in fp32: .5 + .3 holds .8
@@ -52,15 +53,24 @@ def filter_logits(logits_BV: Array, top_k: int = 0, top_p: float = 1.0) -> Array
     best_BK = jax.lax.top_k(logits_BV, top_k)[0]
     logits_BV = _likeliest(logits_BV, best_BK[:, -1:], top_k)
   if top_p < 1:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    held_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
-    # A token stays if the likelier ones do not hold top_p yet.
-    likelier_BV = held_BV[:, :-1]
-    count_B1 = 1 + jnp.sum(likelier_BV < top_p * (1 - ROUNDING), axis=-1, keepdims=True)
-    inside_BV = jnp.arange(V)[None, :] < count_B1
-    least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = _likeliest(logits_BV, least_B1, count_B1)
+    logits_BV = _nucleus(logits_BV, top_p)
   return logits_BV
+
+
+def _nucleus(logits_BV: Array, top_p: float) -> Array:
+  """-inf outside the fewest likeliest tokens that hold top_p of the probability."""
+  V = logits_BV.shape[-1]
+  sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+  held_BV = jnp.cumsum(p_BV, axis=-1)
+  # A token stays if the likelier ones do not hold top_p yet.
+  likelier_BV = held_BV[:, :-1]
+  stays_BV = likelier_BV < top_p * (1 - ROUNDING)
+  count_B1 = 1 + jnp.sum(stays_BV, axis=-1, keepdims=True)
+  is_inside_BV = jnp.arange(V)[None, :] < count_B1
+  inside_BV = jnp.where(is_inside_BV, sorted_BV, jnp.inf)
+  least_B1 = jnp.min(inside_BV, axis=-1, keepdims=True)
+  return _likeliest(logits_BV, least_B1, count_B1)
 
 
 def _likeliest(logits_BV: Array, least_B1: Array, count: int | Array) -> Array:
@@ -122,7 +132,7 @@ def _sample(key: Array, t: Array, seeds_B: Array, logits_BV: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int) -> State:
+def start(model: Model, params: Any, prompt: dict[str, Any], new_tokens: int) -> State:
   """The state after prompts that all end in the last column (padding, segment 0, is on their left).
 
   It holds logits [B, V] of the next token, the cache with room for `new_tokens` more, and the inputs of `extend`. On
@@ -160,31 +170,47 @@ def start(model: Any, params: Any, prompt: dict[str, Any], new_tokens: int) -> S
 def _keys(prompt: dict[str, Array], last_B1: Array, new_tokens: int) -> dict[str, Array]:
   """Positions, segments and prefix [B, P + new_tokens] of all keys in the cache."""
   # Cache slots of tokens to come have later positions, so causality hides them until they are filled.
-  ahead = spread_rows(last_B1 + jnp.arange(1, new_tokens + 1, dtype=jnp.int32)[None, :])
+  offsets_N = jnp.arange(1, new_tokens + 1, dtype=jnp.int32)
+  ahead_BN = spread_rows(last_B1 + offsets_N[None, :])
+  ones_BN = spread_rows(jnp.ones_like(ahead_BN))
   keys = dict(
-      positions=jnp.concatenate([prompt['positions'], ahead], axis=1),
-      segments=jnp.concatenate([prompt['segments'], spread_rows(jnp.ones_like(ahead))], axis=1))
+      positions=jnp.concatenate([prompt['positions'], ahead_BN], axis=1),
+      segments=jnp.concatenate([prompt['segments'], ones_BN], axis=1))
   if 'prefix' in prompt:
-    outside = spread_rows(jnp.zeros_like(ahead, bool))
-    keys['prefix'] = jnp.concatenate([prompt['prefix'], outside], axis=1)
+    outside_BN = spread_rows(jnp.zeros_like(ahead_BN, bool))
+    keys['prefix'] = jnp.concatenate([prompt['prefix'], outside_BN], axis=1)
   return keys
 
 
-def step(model: Any, params: Any, state: State, token_B: Array) -> State:
+def step(model: Model, params: Any, state: State, token_B: Array) -> State:
   """The state after one more token of each row."""
+  last_B1 = state['last']
   batch = dict(
       inputs=token_B[:, None],
-      positions=state['last'] + state['said'] + 1,
-      segments=jnp.ones_like(state['last']))
+      positions=last_B1 + state['said'] + 1,
+      segments=jnp.ones_like(last_B1))
   if 'prefix' in state['keys']:
-    batch['prefix'] = jnp.zeros_like(state['last'], bool)
-  logits_BTV, cache = model.extend(params, batch, state['keys'], state['cache'], state['at'], layers=state['layers'])
-  return dict(state, logits=logits_BTV[:, 0], cache=cache, said=state['said'] + 1, at=state['at'] + 1)
+    batch['prefix'] = jnp.zeros_like(last_B1, bool)
+  logits_BTV, cache = model.extend(
+      params,
+      batch,
+      state['keys'],
+      state['cache'],
+      state['at'],
+      layers=state['layers'],
+  )
+  return dict(
+      state,
+      logits=logits_BTV[:, 0],
+      cache=cache,
+      said=state['said'] + 1,
+      at=state['at'] + 1,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def more(
-    model: Any,
+    model: Model,
     options: Options,
     n: int,
     params: Any,

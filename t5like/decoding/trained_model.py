@@ -10,10 +10,12 @@ from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import CheckpointError, ConfigError
 from t5like.model import models, transformer
+from t5like.model.transformer import Model
 from t5like.objectives import lengths
 from t5like.storage import workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.vocabulary import loading as vocabulary_lib
+from t5like.vocabulary.kinds import Vocabulary
 
 
 @dataclasses.dataclass
@@ -30,9 +32,9 @@ class Loaded:
   """
   config: Config
   mesh: jax.sharding.Mesh
-  model: Any
+  model: Model
   params: Any
-  vocabulary: Any
+  vocabulary: Vocabulary
   step: int
 
   @property
@@ -84,8 +86,13 @@ def load(workdir: Any, step: int | None = None, devices: Sequence[Any] | None = 
   with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
     step = _checkpoint_step(workdir, checkpoints.steps, step)
     trained, _ = models.build_model(config)
-    abstract = sharding.abstract(lambda: trained.init(jax.random.key(0)), mesh)
-    config, params = models.merged(config, checkpoints.params(step, abstract))
+
+    def init() -> Any:
+      return trained.init(jax.random.key(0))
+
+    abstract = sharding.abstract(init, mesh)
+    stored = checkpoints.params(step, abstract)
+    config, params = models.merged(config, stored)
     model = transformer.build(transformer.ModelConfig.of(config.model))
     return Loaded(config, mesh, model, params, vocabulary, step)
 

@@ -18,6 +18,7 @@ from t5like.errors import ConfigError, DataError, Failure
 from t5like.evals import answers, ask, items, score
 from t5like.evals.items import Question
 from t5like.model import transformer
+from t5like.model.transformer import Model
 from t5like.objectives import lengths
 from t5like.observe import metrics
 from t5like.vocabulary.kinds import Vocabulary
@@ -47,7 +48,7 @@ class Subject:
     tick: called after each batch.
     scorer: of the same.
   """
-  model: Any
+  model: Model
   params: Any
   vocabulary: Vocabulary
   config: Config

@@ -19,6 +19,7 @@ from t5like.config_type import Config
 from t5like.evals import ask
 from t5like.evals.manners import Row
 from t5like.model import loss as loss_lib
+from t5like.model.transformer import Model
 from t5like.sharding import everywhere
 from t5like.vocabulary.kinds import Vocabulary
 
@@ -46,7 +47,7 @@ class Score:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _predictions(
-    model: Any,
+    model: Model,
     chunks: int,
     params: Any,
     batch: dict[str, Any],
@@ -95,7 +96,7 @@ class Scorer:
 
   def __init__(
       self,
-      model: Any,
+      model: Model,
       params: Any,
       vocabulary: Vocabulary,
       config: Config,

@@ -27,6 +27,7 @@ from t5like.optim.optimizers import path_name
 from t5like.storage import workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
+from t5like.vocabulary.kinds import Vocabulary
 
 Array = np.ndarray | jax.Array
 Tree = dict[str, Any]  # nested dicts of arrays
@@ -64,7 +65,7 @@ def write(
     folder: Any,
     model: Tree,
     params: Tree,
-    vocabulary: Any = None,
+    vocabulary: Vocabulary | None = None,
     style: str = '',
     length: int = 0,
 ) -> list[str]:
@@ -150,7 +151,7 @@ def _as_float32(array: Array | None) -> np.ndarray | None:
   return np.asarray(array, np.float32)
 
 
-def _generation_config(config: Tree, vocabulary: Any) -> Tree:
+def _generation_config(config: Tree, vocabulary: Vocabulary | None) -> Tree:
   """Values of generation_config.json: ids of special tokens, and those that no answer holds."""
   generation = {}
   for key, value in config.items():
@@ -187,7 +188,7 @@ def _put(tree: Tree, path: str, value: Any) -> None:
 # --- Weights to begin with ------------------------------------------------------------------------
 
 
-def initial(config: Config, abstract: Tree, vocabulary: Any = None) -> Tree:
+def initial(config: Config, abstract: Tree, vocabulary: Vocabulary | None = None) -> Tree:
   """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
 
   Args:
@@ -213,7 +214,7 @@ def initial(config: Config, abstract: Tree, vocabulary: Any = None) -> Tree:
   return _with_adapters(config, abstract, params)
 
 
-def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Any) -> Tree:
+def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Vocabulary | None) -> Tree:
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size))
@@ -227,7 +228,7 @@ def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Any) -
   return params
 
 
-def _from_run(config: Config, workdir: Any, step: int | None, vocabulary: Any) -> Tree:
+def _from_run(config: Config, workdir: Any, step: int | None, vocabulary: Vocabulary | None) -> Tree:
   """Parameters of a run's checkpoint, the newest if `step` is None."""
   theirs: Any = workdir_lib.read_config(workdir)
   path = workdir_lib.vocabulary_path(workdir)

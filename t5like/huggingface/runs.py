@@ -22,6 +22,7 @@ from t5like.objectives.prompts import STYLES
 from t5like.optim import guard
 from t5like.storage import workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
+from t5like.vocabulary.kinds import Vocabulary
 from t5like.vocabulary.requirements import check_vocabulary
 
 CORRUPTION, MEAN_SPAN = 0.15, 3.0  # of span corruption, as T5 was trained
@@ -95,7 +96,7 @@ def _load_text(text: str, overrides: Sequence[str]) -> Any:
     return config_lib.load(path, overrides)
 
 
-def _save(config: Config, vocabulary: Any, workdir: Any) -> None:
+def _save(config: Config, vocabulary: Vocabulary, workdir: Any) -> None:
   """Leaves a checkpoint of step 0 with the weights of config.init_from in a workdir."""
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):
@@ -167,12 +168,12 @@ def _sections(
   return sections
 
 
-def _masked_lm(vocabulary: Any) -> dict[str, Any]:
+def _masked_lm(vocabulary: Vocabulary) -> dict[str, Any]:
   has_both = vocabulary.cls_id is not None and vocabulary.sep_id is not None
   return dict(name='masked_lm', cls_sep=has_both)
 
 
-def _span_corruption(vocabulary: Any, seq_len: int) -> dict[str, Any]:
+def _span_corruption(vocabulary: Vocabulary, seq_len: int) -> dict[str, Any]:
   """Span corruption where there is a sentinel for every span, else a prefix language model."""
   _, most_spans = spans.span_counts(seq_len, CORRUPTION, MEAN_SPAN)
   enough = vocabulary.num_sentinels >= most_spans
