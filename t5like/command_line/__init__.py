@@ -254,8 +254,8 @@ def _check_flags(name: str, values: flags.FlagValues, overrides: list[str]) -> N
 def _check_cluster(values: flags.FlagValues) -> None:
   """ConfigError for --coordinator, --num_processes and --process_id that do not go together."""
   coordinator = values['coordinator'].value
-  count = values['num_processes'].value
-  number = values['process_id'].value
+  count: Any = values['num_processes'].value
+  number: Any = values['process_id'].value
   if not coordinator:
     for name, value, least in (('num_processes', count, 1), ('process_id', number, 0)):
       if value > least:

@@ -203,14 +203,14 @@ def _answered(subject: Subject, task: Task, questions: list[Question] | Failure)
   return {task.name: values}, notes
 
 
-def _ignore(value: Any) -> None:
+def ignore(value: Any) -> None:
   """Where nobody is to hear of lines or results."""
 
 
 def attempt(
     jobs: Mapping[str, Job],
-    say: Say = _ignore,
-    done: Callable[[Results], None] = _ignore,
+    say: Say = ignore,
+    done: Callable[[Results], None] = ignore,
 ) -> tuple[Results, dict[str, Exception]]:
   """Runs jobs one after the other, whether others fail or not.
 
@@ -252,7 +252,7 @@ def finished(results: Results, errors: Mapping[str, Exception]) -> Results:
   raise TasksFailed(errors, results) from first
 
 
-def evaluate(subject: Subject, tasks: Iterable[Task], shots: int = -1, limit: int = 0, say: Say = _ignore) -> Results:
+def evaluate(subject: Subject, tasks: Iterable[Task], shots: int = -1, limit: int = 0, say: Say = ignore) -> Results:
   """{task: {metric: value}} of tasks.
 
   Every value is a mean over items, whose standard error is METRIC_stderr, but for perplexities, which are of all

@@ -265,11 +265,7 @@ class TextMaker:
     return self.subject.generate(rows, tokens, until), cuts
 
 
-def _ignore(line: str) -> None:
-  """Where nobody is to hear of lines."""
-
-
-def language_model(subject: evals.Subject, say: Callable[[str], Any] = _ignore) -> Any:
+def language_model(subject: evals.Subject, say: Callable[[str], Any] = evals.ignore) -> Any:
   """An lm_eval.api.model.LM that asks a subject.
 
   Its `cut` is {task: the set of the documents that lost the beginning of a prompt}.
@@ -404,7 +400,7 @@ def evaluate(
     path: str | None = None,
     shots: int = -1,
     limit: int = 0,
-    say: Callable[[str], Any] = _ignore,
+    say: Callable[[str], Any] = evals.ignore,
 ) -> evals.Results:
   """{'harness:TASK': {metric: value}} of tasks of the harness, those in the folder `path` included.
 

@@ -15,10 +15,6 @@ from t5like.evals.items import Question
 HARNESS = 'harness:'
 
 
-def _ignore(value: Any) -> None:
-  """Where nobody is to hear of lines or results."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """What is to be evaluated.
@@ -53,8 +49,8 @@ class Plan:
   def run(
       self,
       subject: evaluate.Subject,
-      say: Callable[[str], Any] = _ignore,
-      done: Callable[[evaluate.Results], Any] = _ignore,
+      say: Callable[[str], Any] = evaluate.ignore,
+      done: Callable[[evaluate.Results], Any] = evaluate.ignore,
   ) -> tuple[evaluate.Results, dict[str, Exception]]:
     """(results, errors): see `evaluate.attempt`."""
     jobs = evaluate.jobs(subject, self.questions_of)
