@@ -253,7 +253,9 @@ def _choose_words(
     size = rows.is_token[row].sum()
     most_tokens, most_words = count_words(size, keys, draws.chance_B[row], options.density)
     order = np.argsort(keys, kind='stable')[:most_words].tolist()
-    positions, firsts = _fill(_words(candidates, begins), order, min(P, most_tokens))
+    tokens = np.flatnonzero(candidates).tolist()
+    edges = [*np.flatnonzero(begins[candidates]).tolist(), len(tokens)]
+    positions, firsts = _fill(tokens, edges, order, min(P, most_tokens))
     predict.append(_extended(positions, P))
     first.append(_extended(firsts, P))
     is_used.append(np.arange(P) < len(positions))
@@ -273,25 +275,26 @@ def _word_begins(
   return begins
 
 
-def _words(candidates: np.ndarray, begins: np.ndarray) -> list[list[int]]:
-  """The positions of each word of a row."""
-  positions = np.flatnonzero(candidates)
-  starts = np.flatnonzero(begins[candidates])
-  return [word.tolist() for word in np.split(positions, starts)[1:]]
+def _fill(tokens: list[int], edges: list[int], order: list[int], room: int) -> tuple[list[int], list[int]]:
+  """Takes words in an order, skipping those that do not fit.
 
+  Args:
+    tokens: positions of all candidates.
+    edges: word k is tokens[edges[k]:edges[k + 1]].
+    order: of words.
+    room: the most tokens to take.
 
-def _fill(words: list[list[int]], order: list[int], room: int) -> tuple[list[int], list[int]]:
-  """(positions of the words that fit into `room`, ascending; for each the index of the first draw of its word)."""
-  pairs: list[tuple[int, int]] = []
+  Returns:
+    Positions of the tokens, ascending, and for each the number of tokens that were taken before its word.
+  """
+  taken: list[tuple[int, int]] = []
   for number in order:
-    word = words[number]
-    if len(pairs) + len(word) > room:
-      continue
-    first = len(pairs)
-    for position in word:
-      pairs.append((position, first))
-  pairs.sort()
-  return [position for position, _ in pairs], [first for _, first in pairs]
+    word = tokens[edges[number]:edges[number + 1]]
+    before = len(taken)
+    if before + len(word) <= room:
+      taken += zip(word, [before] * len(word))
+  taken.sort()
+  return [position for position, _ in taken], [before for _, before in taken]
 
 
 def _extended(numbers: list[int], P: int) -> np.ndarray:
