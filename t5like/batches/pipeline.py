@@ -78,7 +78,7 @@ class Frame:
   def blank(self, rows: int) -> Batch:
     """A batch of padding."""
     T = self.lengths.targets
-    P = self.lengths.predictions or T
+    P = self.lengths.predicted
     batch: Batch = dict(
         inputs=np.zeros((rows, T), np.int32),
         targets=np.zeros((rows, P), np.int32),

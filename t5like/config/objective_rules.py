@@ -172,11 +172,8 @@ def _components(config: Config) -> Iterator[str]:
 
 def _chunks(config: Config, shapes: Lengths) -> Iterator[str]:
   """Chunks of the loss that do not divide what is predicted of a row on a device."""
-  targets = shapes.targets
-  words = 'targets of a row'
-  if shapes.predictions:
-    targets = shapes.predictions
-    words = 'predictions of a row'
+  targets = shapes.predicted
+  words = 'predictions of a row' if shapes.predictions else 'targets of a row'
   if config.mesh.context > 1:
     targets = -(-targets // config.mesh.context)
     words += ' on a device'

@@ -82,4 +82,4 @@ def derived(config: Config) -> dict[str, Any]:
       microbatch_size=config.batch_size // config.microbatches,
       warmup_share=warmup / max(1, steps),
       decay_steps=decay,
-      targets_per_row=shapes.predictions or shapes.targets)
+      targets_per_row=shapes.predicted)

@@ -63,7 +63,7 @@ def _tokens(c: Any, param: Param, lengths: Any) -> int:
   """How many tokens of a row a parameter multiplies; 0 where it is looked up."""
   is_table = param.role in LOOKED_UP or param.role == 'relative'
   if param.role == 'embed' and c.tie_embeddings or param.layer == 'head':
-    return lengths.predictions or lengths.targets
+    return lengths.predicted
   if is_table:
     return 0
   return lengths.targets if _reads(param) == 'decoder' else lengths.inputs

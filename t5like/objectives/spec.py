@@ -38,9 +38,14 @@ class Incomplete(TypeError):
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """raw: most tokens of text in an example (concat_split: exactly so many); rows of a batch hold
-  `inputs` tokens of the encoder (0 without one), `targets` of the decoder (or of the only stack), and
-  `predictions` of a masked LM (0: all positions predict); `spans`: most sentinels in an example.
+  """Tokens of examples and of rows of a batch.
+
+  Attributes:
+    raw: most tokens of text in an example; where rows are windows, exactly so many.
+    inputs: positions of the encoder's rows; 0 without one.
+    targets: positions of the rows of the decoder, or of the only stack.
+    predictions: of a row of a masked LM; 0: all positions predict.
+    spans: most sentinels in an example.
   """
   raw: int
   inputs: int
@@ -48,11 +53,21 @@ class Lengths:
   predictions: int = 0
   spans: int = 0
 
+  @property
+  def predicted(self) -> int:
+    """Positions of a row that predict."""
+    return self.predictions or self.targets
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """How much fits into rows of pairs: `raw` tokens of text, which give at most `targets` tokens (used where there is a
-  decoder behind an encoder) and `spans` sentinels."""
+  """How much fits into rows of pairs.
+
+  Attributes:
+    raw: tokens of text.
+    targets: the most tokens that these give; used where there is a decoder behind an encoder.
+    spans: the most sentinels that these give.
+  """
   raw: int
   targets: int = 0
   spans: int = 0
@@ -60,7 +75,13 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-  """text: tokens that fill the inputs of a row; targets: how many these have; inputs: what the row holds of them."""
+  """What fills the rows of an encoder.
+
+  Attributes:
+    text: tokens of text that fill the inputs of a row.
+    targets: how many targets that text has.
+    inputs: the positions that are filled by an example as long as config.data allows.
+  """
   text: int
   targets: int
   inputs: int

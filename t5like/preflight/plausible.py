@@ -34,8 +34,7 @@ def work(config: Config, facts: Mapping[str, Any], devices: int) -> Work:
   shapes = lengths.shapes(config)
   attention = facts['attention_per_row']
   linear = facts['flops_per_row_untouched'] - attention
-  predictions = shapes.predictions or shapes.targets
-  logits = 2 * config.model.vocab_size * config.model.d_model * predictions
+  logits = 2 * config.model.vocab_size * config.model.d_model * shapes.predicted
   recomputed = choices.REMAT[config.model.remat].recomputed
   # Parts of the vocabulary are multiplied twice where the loss is computed in pieces.
   most_linear = linear * (1 + recomputed) + logits

@@ -59,7 +59,7 @@ def build_step(config: Config, model: Model, total_steps: int,
     if length % context:  # which the rules of configs cannot know of mesh.context=-1
       raise ConfigError(f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows '
                         f'of {length} tokens: give mesh.context a number that does, and -1 to another axis.')
-  predictions = -(-(shapes.predictions or shapes.targets) // context)
+  predictions = -(-shapes.predicted // context)
   chunks = loss_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
   sums = loss_lib.make_sums(model, config.loss, chunks)
   gradients = step_lib.make_gradients(from_config.without_frozen(sums, rates), config.microbatches)
