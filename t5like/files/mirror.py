@@ -20,7 +20,8 @@ from t5like.files.paths import is_remote
 Result = TypeVar('Result')
 PathLike = str | os.PathLike[str]
 
-PACKAGES = {'gs': 'gcs', 's3': 's3', 'hf': 'hf', 'http': 'http', 'https': 'http'}  # extras that bring what fsspec needs
+# {store: extra that installs its package for fsspec}
+PACKAGES = {'gs': 'gcs', 's3': 's3', 'hf': 'hf', 'http': 'http', 'https': 'http'}
 LIMIT = 20  # seconds that a remote store has to answer
 ADVICE = dict(gs='gcloud auth application-default login', gcs='gcloud auth application-default login',
               s3='aws configure', hf='hf auth login (for datasets that ask for it; or set HF_TOKEN)')
@@ -77,7 +78,7 @@ def within(key: str, url: str, ask: Callable[[], Result]) -> Result:
   Args:
     key: the config key or the action that needs the store; errors begin with it.
     url: of the store, for errors.
-    ask: a function without arguments; it runs in a thread of its own.
+    ask: a function without arguments; it runs in a separate thread.
 
   Raises:
     DataError: `ask` failed, or took longer than LIMIT seconds.
@@ -90,7 +91,7 @@ def within(key: str, url: str, ask: Callable[[], Result]) -> Result:
     except Exception as error:  # each store has errors of its own
       answers.put((None, error))
 
-  # A daemon: nobody can stop a library that hangs, and it must not keep the process from ending.
+  # A daemon: a library that hangs cannot be stopped, and it must not keep the process from ending.
   threading.Thread(target=run, daemon=True).start()
   advice = _advice(url)
   try:

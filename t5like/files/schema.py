@@ -30,12 +30,12 @@ LONGEST_NAME = 300  # characters of a path in an error
 
 
 class Invalid(ValueError):
-  """What is wrong with a text, as the end of a sentence that begins with its name."""
+  """The problem of a text, as the end of a sentence that begins with its name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """The most that a text may hold, and what else is refused."""
+  """The most that a text may hold, and other limits."""
   size: int = 16 << 20  # bytes
   values: int = 1_000_000  # each takes about 60 bytes of memory
   depth: int = 64  # levels of nesting
@@ -330,7 +330,7 @@ def _decoded(content: bytes | str, limits: Limits) -> str:
 
 
 def _integer(text: str) -> int | float:
-  """An int of 64 bits; a larger one as a float, for some programs write their "no limit" as 10^30."""
+  """An int of 64 bits; a larger one as a float, because some programs write their "no limit" as 10^30."""
   if len(text) < SHORT_NUMBER:
     return int(text)
   if len(text) > LONGEST_NUMBER:
@@ -457,7 +457,7 @@ def lines(path: Any, shape: Shape, limits: Limits = LINE) -> Iterator[Any]:
   """Yields the values of a file of JSON lines that are whole and of the shape; others are left out, for a crash may
   have cut them off. Nothing where there is no file; OSError as `open` raises it.
 
-  A line is what stands between newlines: other separators that `str.splitlines` knows may stand in texts.
+  Lines are separated by newlines alone: other separators that `str.splitlines` knows may stand in texts.
   """
   for line in raw_lines(path, limits):
     try:

@@ -176,7 +176,7 @@ class Guarded:
     self.failed = None
     self.failing_since = None
     self.lost = 0
-    self.say(f'Files can be written again, after {seconds:.0f} s; what waited is written.{lost}')
+    self.say(f'Files can be written again, after {seconds:.0f} s; all waiting lines are written.{lost}')
 
 
 def _content(path: Any) -> bytes:
@@ -226,7 +226,7 @@ def steady(stream: Any) -> Any:
 
 
 def steady_streams() -> None:
-  """Replaces standard output and error by a Steady: lines for people are not what the work is done for."""
+  """Replaces standard output and error by a Steady: lines for people must not end the run."""
   sys.stdout = steady(sys.stdout)
   sys.stderr = steady(sys.stderr)
 
@@ -237,7 +237,7 @@ def say(text: str) -> None:
 
 
 def open_streams() -> None:
-  """Puts /dev/null in the place of standard streams that are closed, and of those that are None.
+  """Replaces by /dev/null standard streams that are closed, and of those that are None.
 
   Else the next file to be opened, a checkpoint say, would get the number of standard error, and libraries would write
   their warnings into it.

@@ -1,1 +1,1 @@
-"""What a run shows and records: metrics, trackers, the ledger of its time, the report page."""
+"""Output of a run: metrics, trackers, the ledger of its time, the report page."""

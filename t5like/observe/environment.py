@@ -30,7 +30,7 @@ def commit() -> str:
   """The commit of this code, with a + if files were changed since; '' where it is no git checkout."""
   try:
     if pathlib.Path(_git('rev-parse', '--show-toplevel')).resolve() != ROOT:
-      return ''  # the package lies inside somebody else's repository
+      return ''  # the package lies inside another repository
     head = _git('rev-parse', '--short', 'HEAD')
     if _git('status', '--porcelain', '--untracked-files=no'):
       head += '+'

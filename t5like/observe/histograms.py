@@ -56,7 +56,7 @@ def _count(x, layered):
 
 
 def named(counted, sizes):
-  """{name: Histogram} from what `make` counted, on the host; a name for each layer, such as '.../q/w[3]'.
+  """{name: Histogram} from the counts of `make`, on the host; a name for each layer, such as '.../q/w[3]'.
 
   sizes: {path: how many numbers the parameter has}. Those with numbers that are not finite are left out.
   """

@@ -16,7 +16,7 @@ from etils import epath
 from t5like.files import plain_json, schema, writing
 from t5like.files.schema import Object, Real, Text, Whole
 
-SECONDS = Real(-1e12, 1e12)  # negative in what older versions wrote when the machine's clock was set back
+SECONDS = Real(-1e12, 1e12)  # negative in ledgers of older versions, when the machine's clock was set back
 FIELDS = dict(
     attempt=Whole(),
     time=SECONDS,

@@ -2,7 +2,7 @@
 
 MFU is model FLOPs utilisation by PaLM's convention: 6 per multiplying parameter and token plus full
 attention, less where parameters are frozen (`model/flops.py`), over the peak of the devices' matrix units. On a CPU,
-whose peak is not published per model, it is the share of what one large matrix product reaches.
+whose peak is not published per model, it is the share of the rate of one large matrix product.
 """
 import math
 import sys
@@ -165,7 +165,7 @@ class Files:
         self.left_out[tracker] = (time.monotonic() + wait, min(2 * wait, MOST_WAIT))
       else:
         if self.left_out.pop(tracker, None):
-          self.say(f'{type(tracker).__name__} works again. What it missed is in metrics.jsonl.')
+          self.say(f'{type(tracker).__name__} works again. The lines that it missed are in metrics.jsonl.')
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Adds a line of numbers, with the time in seconds since 1970."""
@@ -186,7 +186,7 @@ class Files:
     self._notify('histograms', step, by_name)
 
   def flush(self) -> None:
-    """Writes what waits."""
+    """Writes waiting lines."""
     self._notify('flush')
     self.files.flush()
 
@@ -278,7 +278,7 @@ class Screen:
       self.bar.update(self.task, completed=min(tokens, self.total), text=text)
     elif time.monotonic() - self.last_line >= self.SECONDS_BETWEEN_LINES:
       self.last_line = time.monotonic()
-      share = min(1, tokens / self.total)  # the last step may be longer than what is left
+      share = min(1, tokens / self.total)  # the last step may be longer than the rest
       self.say(f'{share:4.0%}  {text}')
 
   def sample(self, prompt: str, text: str, style: str = 'document') -> None:

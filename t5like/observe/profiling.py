@@ -104,7 +104,7 @@ class Profiler:
     self.on = False
     try:
       jax.profiler.stop_trace()
-    except Exception as e:  # a full disk, say, for which each profiler has an error of its own
+    except Exception as e:  # a full disk, for instance, for which each profiler has its own error
       self.say(f'WARNING: the trace could not be written to {self.folder} ({type(e).__name__}: {str(e)[:200]}).')
       return
     self.say(f'Trace of steps {self.first:,} to {self.stop - 1:,}: tensorboard --logdir={self.folder} (with xprof), '

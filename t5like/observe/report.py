@@ -40,7 +40,7 @@ CURVES = (
     'host_memory')
 FOLDER = pathlib.Path(__file__).parent
 Line = dict[str, Any]  # of metrics.jsonl
-Facts = dict[str, Any]  # what `gather` returns, or a part of it
+Facts = dict[str, Any]  # the result of `gather`, or a part of it
 Curve = dict[str, list]  # x: tokens; y; hours since the first line
 
 
@@ -83,7 +83,7 @@ def _page(runs: list[Facts]) -> str:
       '@UPLOT@': _text_of('uplot/uPlot.iife.min.js'),
       '@DATA@': data.replace('<', '\\u003c'),  # '<' would end the script that holds the numbers
   }
-  # In one pass: what is filled in may itself hold such a mark.
+  # In one pass: the values may themselves hold such a mark.
   return re.sub('|'.join(parts), lambda mark: parts[mark[0]], _text_of('report.html'))
 
 

@@ -48,7 +48,7 @@ class Tracker(Protocol):
     """Takes {name: histograms.Histogram}."""
 
   def flush(self) -> None:
-    """Sends what waits."""
+    """Sends waiting values."""
 
   def close(self) -> None:
     """Ends the run at the service."""
@@ -105,10 +105,10 @@ def _remember(workdir: Any, name: str, run_id: str, files: writing.Guarded) -> N
 
 
 class TensorBoard:
-  """Events in workdir/tensorboard; what was written after `step` is struck out.
+  """Events in workdir/tensorboard; values written after `step` are removed.
 
   The format is tensorboardX's, the writing is ours: its SummaryWriter writes in a thread, which a full disk ends, and
-  then blocks whoever gives it more.
+  then blocks callers that add more.
   """
 
   def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
@@ -203,7 +203,7 @@ class WeightsAndBiases:
     self.run.log(values)
 
   def flush(self) -> None:
-    pass  # a process of its own sends at once
+    pass  # a separate process sends immediately
 
   def close(self) -> None:
     self.run.finish(quiet=True)

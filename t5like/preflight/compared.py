@@ -1,4 +1,4 @@
-"""How far predicted steps are known to be right: what was compared with published runs, and what was not."""
+"""The known accuracy of predicted steps: comparisons with published runs."""
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ SHARDING = ('data', 'fsdp', 'context', 'tensor')  # axes of a mesh within a slic
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What decides whether a comparison says something about a prediction."""
+  """The properties that decide whether a comparison applies to a prediction."""
   generation: str
   axes: tuple[str, ...]  # of SHARDING, those of more than one device
   architecture: str
@@ -25,7 +25,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A published run beside what is predicted for its config."""
+  """A published run beside the prediction for its config."""
   kind: Kind
   run: str
   predicted: float  # MFU in percent, from the schedule of libtpu 0.0.52
@@ -74,7 +74,7 @@ def kind_of(generation: str, mesh: Mapping[str, int], architecture: str, attenti
 
 
 def accuracy(kind: Kind) -> str:
-  """What is known of predictions of this kind, for people."""
+  """The known accuracy of predictions of this kind, for people."""
   comparisons = [comparison for comparison in COMPARISONS if comparison.kind == kind]
   if not comparisons:
     return f'not compared with any published run of this kind ({kind})'

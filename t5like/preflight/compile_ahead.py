@@ -1,9 +1,9 @@
-"""Compiles the train step of a config for TPUs that are not here; run by prediction.py as a process of its own.
+"""Compiles the train step of a config for TPUs that are not present; run by prediction.py in a separate process.
 
     python -m t5like.preflight.compile_ahead JOB FOLDER
 
 JOB is the text of a dict for JSON: config, topology, options (of the compiler). FOLDER gets facts.json before
-the compiler starts, what the compiler writes of its schedule while it works, and at the end done.json, or
+the compiler starts, the compiler's dumps of its schedule while it works, and at the end done.json, or
 error.json. Wrong programs may end the process without a word, and preflight ends it when the schedule is there.
 """
 import json

@@ -1,4 +1,4 @@
-"""What one instruction of a compiled module computes and moves: FLOPs of matrix products, bytes of HBM.
+"""Work of one instruction of a compiled module: FLOPs of matrix products, bytes of HBM.
 
 Kinds of instructions and custom calls are looked up in tables; one that is in none of them is refused (`Unreadable`).
 """
@@ -15,7 +15,7 @@ FREE = frozenset(
     'parameter constant get-tuple-element tuple bitcast after-all partition-id replica-id iota opt-barrier '
     'add-dependency domain'.split())
 PRODUCTS = ('dot', 'convolution')
-# What costs the bytes that it reads and writes.
+# These cost the bytes that they read and write.
 BY_BYTES = frozenset(
     'abs add and atan2 bitcast-convert broadcast cbrt ceil clamp compare complex concatenate convert copy cosine '
     'count-leading-zeros divide dynamic-reshape dynamic-slice dynamic-update-slice erf exponential '
@@ -24,7 +24,7 @@ BY_BYTES = frozenset(
     'reverse rng rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scatter select '
     'select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort '
     'sqrt stochastic-convert subtract tan tanh topk transpose xor'.split())
-# Custom calls of the TPU compiler. Free: they describe a buffer, or what they do is in the fusion around them.
+# Custom calls of the TPU compiler. Free: they describe a buffer, or their work is in the fusion around them.
 FREE_CALLS = frozenset(
     'AllocateBuffer ConcatBitcast AssumeGatherIndicesInBound AsyncCollectiveStart AsyncCollectiveDone SliceId ZeroCrop '
     'PrepareAsyncCallStart PrepareAsyncCallDone GatherScatterIndicesBitpacked Sharding SPMDFullToShardShape '
@@ -51,8 +51,8 @@ Products = tuple[tuple[int, str], ...]
 # --- Kinds of instructions ------------------------------------------------------------------------
 
 
-# Links that a collective uses at once, by how many a ring along each dimension uses, and by the share of a group that
-# other devices are.
+# Links that a collective uses simultaneously, by how many a ring along each dimension uses, and by the share of a group
+# that other devices are.
 
 
 def _rings(links: int, share: float) -> float:
@@ -291,7 +291,7 @@ def _in_group(size: int, kind: str, attributes: str) -> int:
   return size // int(count[1])
 
 
-# Arguments of `_pairs` by what HLO calls them.
+# Arguments of `_pairs` by their names in HLO.
 WINDOW = {'stride': 'stride', 'lhs_dilate': 'base', 'rhs_dilate': 'spread', 'pad': 'pad'}
 
 
@@ -359,14 +359,14 @@ def _pairs(
 
 
 class Transfer(NamedTuple):
-  """What a collective costs a device."""
+  """The cost of a collective on a device."""
   seconds: float  # over the links of a torus
   link_bytes: float  # sent over them
   slice_bytes: float  # sent to other slices
 
 
 def result_bytes(op: Op) -> float:
-  """Of what a collective returns; asynchronous all-gathers and permutes have their operands before it."""
+  """Of the result of a collective; asynchronous all-gathers and permutes have their operands before it."""
   result_type = op.type
   if op.kind in ('all-gather-start', 'collective-permute-start') and op.type.startswith('('):
     result_type = part(op.type, 1, op.name)

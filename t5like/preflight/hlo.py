@@ -1,7 +1,7 @@
 """Reads the text of a compiled module (HLO): its computations, instructions, types, and groups of devices.
 
-What is not understood is refused with `Unreadable`, never skipped: an operand that costs nothing because its name was
-not known makes a prediction that is wrong without a word.
+Anything that is not understood is refused with `Unreadable`, never skipped: an operand that costs nothing because its
+name was not known would make a prediction silently wrong.
 """
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ BRACKETS = {
 
 
 class Unreadable(ConfigError):
-  """A program that holds what this reader does not know."""
+  """A program with a part that this reader does not know."""
 
 
 class Array(NamedTuple):
@@ -225,7 +225,7 @@ def part(type_text: str, index: int, reference: str = '') -> str:
 
 
 def list_of(text: str) -> list[str]:
-  """The texts between the commas of a list, those inside of brackets left alone."""
+  """The texts between the commas of a list, except for commas inside of brackets."""
   text = COMMENT.sub('', text)
   if not OPENING.search(text):
     pieces = text.split(',')
@@ -285,7 +285,7 @@ def _is_instruction(line: str) -> bool:
 
 
 def _add_line(ops: list[Op], line: str) -> None:
-  """Adds the instruction of a line, or to the last one what it continues with."""
+  """Adds the instruction of a line, or continues the last one."""
   if _is_instruction(line):
     ops.append(_op(line.strip()))
   elif ops:
@@ -469,7 +469,7 @@ def _split_axis(axis: str, names: list[str], shape: list[int], text: str) -> str
   return part_name
 
 
-# Forms of `replica_groups`, and of the pairs of a collective-permute, and what reads them.
+# Forms of `replica_groups`, and of the pairs of a collective-permute, and their readers.
 FORMS = {r'replica_groups=\{\}': _read_all,
          r'replica_groups=\{\{[\d,\s]+\}(?:,\s*\{[\d,\s]+\})*\}': _read_list,
          r'replica_groups=\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?': _read_iota,

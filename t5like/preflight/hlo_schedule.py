@@ -2,9 +2,9 @@
 
 The text of a scheduled module lists instructions in the order in which a core runs them. Walking it with four clocks
 (the core, its copies to and from HBM, the links between chips, the network between slices) gives a time: products of
-matrices by their FLOPs, all else by the bytes it moves, collectives by bytes over links, and what the core waits for
-when an asynchronous one is not done. What kernels (Pallas) compute is what `kernels` says of them. Nothing here is
-fitted to any measurement, and what is not understood is refused (`hlo.Unreadable`).
+matrices by their FLOPs, all else by the bytes it moves, collectives by bytes over links, and waits of
+the core for asynchronous ones. Kernels (Pallas) compute what `kernels` says of them. Nothing here is fitted to any
+measurement, and anything that is not understood is refused (`hlo.Unreadable`).
 """
 import dataclasses
 import re
@@ -51,7 +51,7 @@ class Sums(dict[str, float]):
 
 
 class Wait(NamedTuple):
-  """What the core waits for."""
+  """Kinds of waiting of the core."""
   seconds: float
   name: str  # of the instruction
   description: str
@@ -66,8 +66,8 @@ class Prediction:
     times: seconds by kind. matrix, memory, kernel: of work; exposed: waiting for collectives; copies: waiting for
       these; slices: waiting for other slices; links, network: how long these are busy; synchronous: of collectives that
       nothing runs beside.
-    counts: flops: in all; optimizer_flops and kernel_flops: of these; link_bytes and slice_bytes: what a device sends
-      to others of its slice, and to other slices.
+    counts: flops: in all; optimizer_flops and kernel_flops: of these; link_bytes and slice_bytes: bytes that a device
+      sends to others of its slice, and to other slices.
     waits: for collectives; of a step the longest first.
   """
   seconds: float
@@ -106,7 +106,7 @@ class Schedule:
     self.rings = 1  # per dimension
     if all(topology.wrap[:topology.generation.dims]):
       self.rings = 2
-    # A program is that of one slice, which sends to others by itself, or else that of all.
+    # A program is that of one slice, which sends to others explicitly, or else that of all.
     self.per_slice = topology.devices // topology.slices
     self.slice_of = np.arange(self.module.partitions) // self.per_slice
     self._walked: dict[str, Prediction] = {}
@@ -139,7 +139,7 @@ class Schedule:
     return max(limits)
 
   def collectives_in(self, name: str) -> Collectives:
-    """The collectives in a computation and what it calls."""
+    """The collectives in a computation and in those that it calls."""
     result = []
     for op in self.module.ops(name):
       if op.kind in COLLECTIVES:
@@ -149,7 +149,7 @@ class Schedule:
     return result
 
   def collective(self, op: Op, computation: str, kind: str = '') -> Transfer:
-    """What a collective costs a device; `kind`: of the collective, where that of the instruction says more."""
+    """The cost of a collective on a device; `kind`: of the collective, where that of the instruction says more."""
     kind = kind or op.kind
     behaviour = COLLECTIVES[kind]
     group = groups(op.attributes, self.module.partitions)
@@ -210,9 +210,9 @@ class _Walk:
     self.name = name
     self.now = 0.0  # the clock of the core
     self.free = {'links': 0.0, 'copies': 0.0, 'network': 0.0}  # when these have done all that was started
-    self.pending: dict[str, tuple[float, str]] = {}  # {what was started: (when it is done, kind of waiting)}
+    self.pending: dict[str, tuple[float, str]] = {}  # {started instruction: (when it is done, kind of waiting)}
     self.fused: list[float] = []  # when collectives that fusions started are done
-    self.without_operands: dict[str, Op] = {}  # what was started and waits for these
+    self.without_operands: dict[str, Op] = {}  # started instructions that wait for these
     self.rendezvous: dict[str, str] = {}  # {send or recv: name of its transfer}
     self.transfers: dict[str, float] = {}  # when those between slices will be done, by their name
     self.times = Sums()
@@ -249,7 +249,7 @@ class _Walk:
       self.waits.append(Wait(seconds, op.name, _description(op)))
     self._spend(kind, seconds)
 
-  # --- What runs other computations -------------------------------------------------------------
+  # --- Instructions that run other computations -------------------------------------------------
 
   def _calls(self, op: Op) -> bool:
     if op.kind == 'conditional':
@@ -268,7 +268,7 @@ class _Walk:
     return True
 
   def _add(self, walked: Prediction, times: int) -> None:
-    """Adds what was predicted of a computation that runs this many times."""
+    """Adds the prediction for a computation that runs this many times."""
     self.now += times * walked.seconds
     self.times.add_all(walked.times, times)
     self.counts.add_all(walked.counts, times)
@@ -277,10 +277,10 @@ class _Walk:
         description = f'{description} x {times}'
       self.waits.append(Wait(times * seconds, name, description))
 
-  # --- What runs beside the core ----------------------------------------------------------------
+  # --- Instructions that run beside the core ----------------------------------------------------
 
   def _begin(self, op: Op, seconds: float, clock: str, kind: str) -> None:
-    """Starts what takes this long on a clock that works off one thing after another."""
+    """Starts work of this duration on a clock that does one piece after another."""
     self.free[clock] = max(self.now, self.free[clock]) + seconds
     self.pending[op.name] = (self.free[clock], kind)
 
@@ -337,7 +337,7 @@ class _Walk:
       self._begin(op, seconds, 'copies', 'copies')
 
   def _time_beside(self, name: str) -> float:
-    """Seconds of a computation that runs beside the core: of a slice what it copies, else its bytes or FLOPs."""
+    """Seconds of a computation that runs beside the core: of a slice by the bytes copied, else by FLOPs or bytes."""
     bandwidth = self.generation.bandwidth
     root = self.module.root(name)
     if root.kind in COPIES:
@@ -375,7 +375,7 @@ class _Walk:
       self.transfers[key[1]] = self._over_network(array.bytes * times)
 
   def _over_network(self, size: float) -> float:
-    """When this many bytes to other slices will have gone; at once where the network's speed is not known."""
+    """When this many bytes to other slices will have gone; immediately where the network's speed is not known."""
     speed = self.generation.network
     seconds = 0.0
     if speed:
@@ -490,7 +490,7 @@ class _Walk:
 
 
 def _description(op: Op) -> str:
-  """What a collective is about: its kind, its arrays, and the operation of the model that it comes from."""
+  """The subject of a collective: its kind, its arrays, and the operation of the model that it comes from."""
   shapes = re.sub(r'\{[^}]*\}', '', op.type)
   _, _, origin = op.origin.rpartition('jit(train_step)/')
   description = f'{op.kind} {shapes[:60]}'

@@ -1,6 +1,6 @@
-"""What a call of an attention kernel computes, so that a compiled program can be priced (prediction.py).
+"""The work of a call of an attention kernel, so that a compiled program can be priced (prediction.py).
 
-Kernels are known by their names, and what they compute by what is written with them: for splash, which says nothing of
+Kernels are known by their names, and their work by the metadata written with them: for splash, which says nothing of
 its work, a label in the path of its operation; for the kernel with a bias the cost that it states. Both count the
 blocks that a mask leaves to be visited. Shapes of operands are never read.
 """
@@ -10,7 +10,7 @@ from t5like.model.kernels.visits import Visits, read
 from t5like.preflight.hlo import Op, Unreadable
 
 # Products of matrices for each pair of blocks that a kernel of the splash library visits. Its backward pass is fused:
-# all gradients in one kernel (`use_fused_bwd_kernel`), so that there is no other by the name of dq.
+# all gradients in one kernel (`use_fused_bwd_kernel`), so that there is no other named dq.
 SPLASH = {'splash_mha_fwd': 2, 'splash_mha_dkv': 5}
 WITH_COST = (
     'relative_bias_forward',

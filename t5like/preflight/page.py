@@ -1,4 +1,4 @@
-"""What preflight found, on one page for people."""
+"""The results of preflight, on one page for people."""
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -114,7 +114,7 @@ def _between_slices(report: Report) -> tuple[str, str]:
 
 
 def show_search(results: Sequence[search.Result], console: Console | None = None) -> None:
-  """Prints the Pareto front of what `search.search` returns, and how to have its fastest."""
+  """Prints the Pareto front of the results of `search.search`, and the flags of the fastest."""
   console = console or _console()
   console.print('\nFastest first; those below are slower and smaller:', style='bold')
   for overrides, report in search.front(results):

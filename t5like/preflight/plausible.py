@@ -1,4 +1,4 @@
-"""What must hold of every prediction, or else it is wrong: checked each time, and what fails is refused."""
+"""Conditions that every prediction must satisfy: checked each time, and a prediction that fails is refused."""
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ LANES = 128  # the unit of their sizes
 class Work(NamedTuple):
   """FLOPs of a step on one device, as a model's arithmetic has them."""
   model: float  # by PaLM's convention: attention in full
-  least: float  # without what causal masks spare: a program must have as many
-  most: float  # with what remat recomputes, and what kernels compute in vain: a program has no more
+  least: float  # without those that causal masks save: a program must have as many
+  most: float  # with those that remat recomputes and kernels waste: a program has no more
 
 
 def work(config: Config, facts: Mapping[str, Any], devices: int) -> Work:
@@ -27,7 +27,7 @@ def work(config: Config, facts: Mapping[str, Any], devices: int) -> Work:
 
   Args:
     config: resolved.
-    facts: what compile_ahead.py says of the lowered step.
+    facts: those of compile_ahead.py about the lowered step.
     devices: of the whole mesh.
   """
   rows = config.batch_size / devices
@@ -85,11 +85,11 @@ def check(prediction: Prediction, work: Work, peak: float) -> None:
 
   Args:
     prediction: of one step.
-    work: what the model's arithmetic says of the same step.
+    work: the model's arithmetic for the same step.
     peak: FLOPs of a device per second.
 
   Raises:
-    ConfigError: it says what does not hold.
+    ConfigError: names the condition that does not hold.
   """
   flops = prediction.counts.get('flops', 0.0)
   model_flops = flops - prediction.counts.get('optimizer_flops', 0.0)

@@ -1,7 +1,7 @@
-"""Says before a pod is booked whether a config fits it, and how fast it will train; search.py looks for what is faster.
+"""Predicts before a pod is booked whether a config fits it, and how fast it will train; search.py finds faster ones.
 
 The TPU compiler runs here, on a CPU, up to the schedule of the very train step (compile_ahead.py, a process that is
-ended when the schedule is there: what follows takes minutes and changes nothing that is said here).
+ended when the schedule is there: the rest takes minutes and changes nothing that is reported here).
 `hlo_schedule.py` turns the schedule into a time, and `plausible.py` refuses one that cannot be. MFU is reported in two
 conventions: PaLM's (full attention), which training reports too, and with half of attention, which is what a causal
 mask leaves.
@@ -33,7 +33,7 @@ LIMIT = 900.0  # seconds for one compilation
 HEADROOM = 0.97  # share of HBM above which the compiler stops overlapping, and fragmentation may not leave room
 GIB = 2 ** 30
 UNITS = {'G': GIB, 'M': 2 ** 20, 'K': 2 ** 10}
-SCHEDULE = 'after_optimizations_after_buffer_assignment'  # names of what the compiler writes
+SCHEDULE = 'after_optimizations_after_buffer_assignment'  # names of the compiler's dumps
 MEMORY = 'after_optimizations-memory-usage-report'
 
 Report = dict[str, Any]  # for JSON
@@ -158,7 +158,7 @@ def _read_dumped(dump: pathlib.Path, kind: str) -> str:
 
 
 def _read_json(file: pathlib.Path) -> Any:
-  """What compile_ahead.py has written; None if it has not."""
+  """The output of compile_ahead.py; None where there is none yet."""
   if not file.exists():
     return None
   return json.loads(file.read_text())
@@ -172,7 +172,7 @@ def _short(text: str) -> str:
   return ' '.join(text.split())[:700]
 
 
-# --- Reading what the compiler wrote --------------------------------------------------------------
+# --- Reading the compiler's dumps -----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,7 @@ class _Program:
     return False
 
   def speed(self, readings: Readings) -> Report:
-    """Times, FLOPs and what follows from them."""
+    """Times, FLOPs and numbers derived from them."""
     prediction, others = self._times(readings)
     topology = self.topology
     peak = topology.generation.flops

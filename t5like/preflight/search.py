@@ -14,7 +14,7 @@ from t5like.preflight import prediction
 from t5like.preflight.prediction import GIB, Report
 from t5like.preflight.topologies import Topology
 
-PROMISING = 1.1  # times the fastest step: what a search follows further
+PROMISING = 1.1  # times the fastest step: candidates that a search follows further
 FUSED_REDUCE_SCATTER = {  # with the VMEM that its fusions need: less does not compile to the end
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': 'true',
     'xla_enable_async_reduce_scatter_fusion': 'ENABLED',
@@ -37,8 +37,8 @@ Result = tuple[Overrides, Report]
 def search(config: Config, topology: Topology, say: Callable[[str], Any] = print) -> list[Result]:
   """All layouts tried that fit, the fastest first.
 
-  One thing after another, each from the best of those before: how devices are split; what is kept for the backward
-  pass, with more micro-batches where that is too much; compiler options; layers unrolled.
+  One choice after another, each from the best of those before: how devices are split; which values are kept for the
+  backward pass, with more micro-batches where that is too much; compiler options; layers unrolled.
 
   Args:
     config: as loaded.
@@ -84,7 +84,7 @@ def changed(config: Config, overrides: Mapping[str, Any]) -> Any:
 
 
 class _Search:
-  """The state of a search: what has been tried."""
+  """The state of a search: the candidates tried."""
 
   def __init__(self, config: Config, topology: Topology, say: Callable[[str], Any]):
     self.config = config
@@ -104,7 +104,7 @@ class _Search:
   # --- Stages -----------------------------------------------------------------------------------
 
   def _split(self) -> None:
-    """Climbs all ladders at once, each for as long as its steps are promising."""
+    """Climbs all ladders together, each for as long as its steps are promising."""
     ladders = splits(self.config, self.topology)
     while ladders:
       self.best([ladder[0] for ladder in ladders], 1)
@@ -115,7 +115,7 @@ class _Search:
       ladders = climbed
 
   def _remat(self, ways: list[Overrides]) -> None:
-    """What is kept for the backward pass: everything for the fastest way, for others what was good for it."""
+    """Values kept for the backward pass: all choices for the fastest way, for others its best ones."""
     fastest, *others = ways
     stage = [{**fastest, 'model.remat': remat} for remat in choices.REMAT]
     self.best(stage, 1)
@@ -197,7 +197,7 @@ class _Search:
     return [overrides for overrides, _ in results[:keep]]
 
   def fitting(self) -> list[Result]:
-    """Those that fit of what was tried, the fastest first."""
+    """The candidates that fit, the fastest first."""
     fitting = filter(_fits, self.reports.values())
     return sorted(fitting, key=_seconds)
 

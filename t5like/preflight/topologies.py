@@ -1,4 +1,4 @@
-"""What TPUs are: sizes, speeds and how slices are named. Sources: Google Cloud's TPU pages and libtpu's own limits."""
+"""TPUs: sizes, speeds and how slices are named. Sources: Google Cloud's TPU pages and libtpu's own limits."""
 import dataclasses
 import math
 import re

@@ -70,7 +70,7 @@ def _refuse_empty(name: str, count: Count) -> None:
   raise DataError(f"{name} has no text. data.empty='drop' leaves such documents out, and counts them.")
 
 
-# What becomes of a document without text: (its name; counts of documents).
+# data.empty -> function of (the document's name, counts of documents) for a document without text
 EMPTY: Mapping[str, Callable[[str, Count], None]] = choices.implement(
     'data.empty', choices.EMPTY, dict(drop=_drop_empty, error=_refuse_empty))
 

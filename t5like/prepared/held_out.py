@@ -26,7 +26,7 @@ def find(
     texts: Mapping[str, registry.Source],
     plan: Mapping[str, Any],
 ) -> tuple[HeldOut | None, str]:
-  """What must be held out in spite of its hash.
+  """Documents that must be held out in spite of their hashes.
 
   Reads text until both splits have a document, so of many documents only the first few hundred.
 
@@ -36,7 +36,7 @@ def find(
     plan: the parts of the work under 'parts', see prepare.py.
 
   Returns:
-    (what `examples.split_example` needs to know, a line for people); (None, '') where hashes fill both splits.
+    (the argument of `examples.split_example`, a line for people); (None, '') where hashes fill both splits.
 
   Raises:
     DataError: the text can be neither cut nor divided.
@@ -77,7 +77,7 @@ def _instead(
     largest: Hashed,
     documents: int,
 ) -> tuple[HeldOut, str]:
-  """What to hold out where all documents are on one side."""
+  """The documents to hold out where all are on one side."""
   fraction = config.data.validation_fraction
   if smallest[0] == largest[0]:
     return _cut(config, smallest[1], documents)

@@ -1,4 +1,4 @@
-"""The manifest of a prepared dataset: what it holds, and whether it is complete."""
+"""The manifest of a prepared dataset: its contents, and whether it is complete."""
 import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -166,7 +166,7 @@ def _shards(manifest: Manifest) -> Iterator[Mapping[str, Any]]:
 
 
 def broken_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
-  """What is wrong with the shards and the vocabulary of a folder, a str per file."""
+  """Problems of the shards and the vocabulary of a folder, a str per file."""
   broken = []
   for file, expected_size in sizes(manifest).items():
     try:

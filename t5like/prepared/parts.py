@@ -30,7 +30,7 @@ from t5like.sources.registry import Source
 from t5like.vocabulary import loading
 from t5like.vocabulary.kinds import Vocabulary
 
-Sources = dict[str, Source]  # 'train', and 'validation' if that has a source of its own
+Sources = dict[str, Source]  # 'train', and 'validation' if that has a separate source
 Inputs = dict[str, Any]  # see `inputs`
 Job = dict[str, Any]  # see `jobs`
 

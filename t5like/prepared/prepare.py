@@ -1,4 +1,4 @@
-"""Text to tokens on disk, once: what `python main.py prepare` does.
+"""Text to tokens on disk, once: `python main.py prepare`.
 
 The folder of a prepared dataset:
 
@@ -9,9 +9,9 @@ The folder of a prepared dataset:
   names-train-00000-of-00002.zst             where each example came from
   dataset_info.json features.json            TFDS's own description
   plans/                                     which examples share rows (see plans.py), made by readers
-  plan.json part-00000.json ...              while it is being made: what to do, what is done
+  plan.json part-00000.json ...              while it is being made: the plan, finished parts
 
-Every file is written under another name and then renamed, and what is done is never done again:
+Every file is written under another name and then renamed, and finished work is never repeated:
 a `prepare` that was killed resumes, and ends with the same bytes, as it does with any number of processes
 or machines (see parts.py).
 """
@@ -132,7 +132,7 @@ def _shared_texts(
 
 
 def _plan_of_vocabulary(config: Config, texts: Sources) -> Plan:
-  """What to read of a dataset of a mixture to make the vocabulary."""
+  """The texts of a dataset of a mixture that the vocabulary is made of."""
   plan = dict(parts=parts.parts(config, texts))
   held, _ = held_out.find(config, texts, plan)
   if held:
@@ -181,7 +181,7 @@ def _prepare_here(
     plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
     _hold_out(config, texts, plan, say)
     if manifest:
-      say(f'{target}: {broken[0]}; making again what is not whole.')
+      say(f'{target}: {broken[0]}; making incomplete files again.')
       _reopen(target, manifest, plan)
     _make(config, target, texts, plan, say, run)
   return target
@@ -217,7 +217,7 @@ def _hold_out(config: Config, texts: Sources, plan: Plan, say: Say) -> None:
       part['held'] = held
 
 
-# --- What to do, and what is done ---------------------------------------------------------------
+# --- The plan and finished parts ----------------------------------------------------------------
 
 
 def _reopen(target: pathlib.Path, manifest: Manifest, plan: Plan) -> None:

@@ -25,7 +25,7 @@ Arrays = list[np.ndarray]  # int32 [n] each, of the texts of an example
 
 BLOCK = 4096  # tokens per record
 BUFFERED = 64 * BLOCK  # tokens from which blocks are written
-BATCH = 1 << 20  # characters that the vocabulary encodes at once
+BATCH = 1 << 20  # characters that the vocabulary encodes in one call
 TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'  # TFDS's, of the names of shards
 
 
@@ -50,7 +50,7 @@ def write_part(
     bar: whether to show a progress bar.
 
   Returns:
-    What the manifest says about the part, for JSON.
+    The manifest's entry for the part, for JSON.
   """
   count = examples.new_count()
   items = part['stop'] - part['start']
@@ -256,7 +256,7 @@ class Shard:
     self.num_waiting = len(rest)
 
   def close(self) -> dict[str, Any]:
-    """Finishes the file; returns a dict for JSON that says what is in it."""
+    """Finishes the file; returns a dict for JSON that describes it."""
     if self.num_waiting:
       self._write(self.num_waiting)
     with _system_errors():

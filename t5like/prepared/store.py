@@ -144,7 +144,7 @@ class Store:
     path = self.folder / shard['names']['file']
     content = path.read_bytes()
     try:
-      if zstandard.frame_content_size(content) > NAMES:  # zstandard allocates that size at once
+      if zstandard.frame_content_size(content) > NAMES:  # zstandard allocates that size immediately
         raise ValueError(f'it holds more than {NAMES:,} bytes')
       names = zstandard.ZstdDecompressor().decompress(content, max_output_size=NAMES)
       return names.decode().split('\n')
@@ -281,7 +281,7 @@ class Windows:
     self._ends: list[int] = np.cumsum(counts).tolist()
 
   def _count(self, tokens: int, tail: bool) -> int:
-    """How many windows a shard of so many tokens has."""
+    """The number of windows in a shard of this many tokens."""
     full = max(0, (tokens - self._length) // self._stride + 1)
     rest = tokens - full * self._stride
     shared = max(0, self._length - self._stride)

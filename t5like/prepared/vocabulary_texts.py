@@ -8,7 +8,7 @@ from t5like.prepared import examples
 from t5like.prepared.parts import Sources
 from t5like.sources.registry import Source
 
-Plan = dict[str, Any]  # what to do: format, inputs and parts
+Plan = dict[str, Any]  # the plan: format, inputs and parts
 
 LARGE = 4  # times the sample for a vocabulary: of a larger source only some items are read for it
 LEAST_ITEMS = 64  # read for a vocabulary, if a source has as many
@@ -46,7 +46,7 @@ def _parts_to_read(
     source: Source,
     planned: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """What to read of a source to make a vocabulary, as parts; of one far larger than the sample only some items."""
+  """Parts of a source to make a vocabulary of; of a source far larger than the sample only some items."""
   if not planned:
     return [dict(start=0, stop=0, last=None)]
   end = planned[-1]

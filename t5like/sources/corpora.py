@@ -15,7 +15,7 @@ class Corpus:
   """A dataset on the Hub.
 
   Attributes:
-    title: what people call it.
+    title: its common name.
     page: its repository on the Hub, 'owner/name'.
     size: of the files that are read, for people.
     licence: of the text, for people.

@@ -1,4 +1,4 @@
-"""What files hold, by their names and first bytes: text in UTF-8 or with a mark of UTF-16 or UTF-32, or no text.
+"""The kind of a file, by its name and first bytes: text in UTF-8 or with a mark of UTF-16 or UTF-32, or not text.
 
 A file that is not text is refused with its format: advice to convert it would make rubbish that trains.
 """
@@ -12,7 +12,7 @@ MARKS = ((codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'),
          (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'))
 
 UNPACK = 'Unpack it, and give its files'
-EXPORT = 'Save what it says as plain text (UTF-8), and give that'
+EXPORT = 'Save its text as plain text (UTF-8), and give that file'
 PACK = 'Pack it as .gz, .bz2, .xz or .zst'
 CONVERT_RECORDS = 'Convert it to Parquet or JSON lines'
 NAME_IT = 'Let its name end in '
@@ -21,7 +21,7 @@ PARQUET = "Read it with data.source='parquet:GLOB'"
 # No encoding is named: with a wrong one the conversion also succeeds, and trains.
 CONVERT = ('if it is text, find out its encoding (file -i guesses, open it to see) and convert it: '
            'iconv -f ENCODING -t UTF-8.')
-# Endings of names of files that are never text: the kind of file, and what to do.
+# Endings of names of files that are never text: the kind of file, and a remedy.
 ENDINGS = {
     '.zip .7z .rar .tar .tgz .tbz2 .txz .tar.gz .tar.bz2 .tar.xz .tar.zst .jar .whl': ('an archive of files', UNPACK),
     '.docx .odt .xlsx .xls .ods .pptx .ppt .odp': ('an office document', EXPORT),
@@ -33,7 +33,7 @@ ENDINGS = {
     '.arrow .feather .avro .orc .tfrecord .array_record': ('a file of records', CONVERT_RECORDS),
 }
 LFS = b'version https://git-lfs.github.com/spec/v1\n'
-# First bytes of files that are not text: (bytes, kind of file, what to do). Compressed files come here only where
+# First bytes of files that are not text: (bytes, kind of file, remedy). Compressed files come here only where
 # their names do not say that they are compressed.
 MAGIC = (
     (b'\x1f\x8b', 'gzip data', f'{NAME_IT}.gz'),
@@ -61,7 +61,7 @@ MAGIC = (
     (LFS, 'a pointer of Git LFS to a file that was not fetched',
      'Fetch the files: git lfs pull'),
 )
-# How texts in 7-bit encodings switch to another set of characters: what follows is letters of ASCII, but other text.
+# How texts in 7-bit encodings switch to another set of characters: the letters of ASCII that follow are other text.
 SWITCHES = (b'\x1b$@', b'\x1b$B', b'\x1b$(D', b'\x1b$)C', b'\x1b$)A', b'\x1b$)G')
 PRINTABLE = (b'%PDF-', b'{\\rtf')  # of formats that may be all ASCII, and still are not text to learn from
 MOST_ZEROS = 0.01  # share of zero bytes up to which a file may still be text

@@ -16,7 +16,7 @@ def require(data: Config, names: Collection[str], where: str, kind: str) -> None
     data: the config's section.
     names: of the fields that the records have.
     where: the file or folder, for errors.
-    kind: what fields are called there, such as 'column'.
+    kind: the word for a field there, such as 'column'.
   """
   for field in templates.fields(data):
     if field not in names:

@@ -1,6 +1,6 @@
 """Files of text and JSON lines, on disk or wherever fsspec reads, as the content of a Source.
 
-`text` and `jsonl`, and `parquet.read`, return a Content. Items are what can be read independently: a range of bytes of
+`text` and `jsonl`, and `parquet.read`, return a Content. Items can be read independently: a range of bytes of
 a JSON lines file, a row group of a parquet file, else a whole file. In place of a damaged record comes a DataError; a
 damaged file raises one.
 """
@@ -172,7 +172,7 @@ def text(name: str, pattern: str, max_bad_records: int = 0) -> Content:
   Args:
     name: the config's `data.source`, for errors.
     pattern: a glob.
-    max_bad_records: where it is 0, a file whose name says that it is not text is refused at once.
+    max_bad_records: where it is 0, a file whose name says that it is not text is refused before it is read.
 
   Raises:
     DataError: there is no such file, or one is refused.
@@ -339,7 +339,7 @@ def _most_values(line: bytes) -> int:
 
 
 def _not_json(reason: str) -> str:
-  return f'is not JSON: {reason}. Each line must be a JSON object of its own.'
+  return f'is not JSON: {reason}. Each line must be a whole JSON object.'
 
 
 def _lines_of_range(

@@ -12,7 +12,7 @@ from t5like.sources import fields, files, reading
 
 Record = dict[str, Any]
 
-ROWS = 1000  # read at once
+ROWS = 1000  # read together
 THREADS = 16  # that read footers
 
 

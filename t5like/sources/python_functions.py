@@ -1,4 +1,4 @@
-"""What Python modules hold: functions with their docstrings, and the chapters of pydoc's topics."""
+"""Contents of Python modules: functions with their docstrings, and the chapters of pydoc's topics."""
 import ast
 import re
 import warnings

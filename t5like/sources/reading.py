@@ -18,7 +18,7 @@ from t5like.sources.encodings import LFS
 BOMB = 256 << 20
 RATIO = 100
 PACKED = ('.gz', '.zst', '.bz2', '.xz')
-CHUNK = 1 << 20  # bytes read at once
+CHUNK = 1 << 20  # bytes per read
 
 
 def is_packed(path: str) -> bool:
@@ -96,7 +96,7 @@ def errors(path: str) -> tuple[type[Exception], ...]:
 
 
 def _is_pointer(path: str) -> bool:
-  """Whether a local file is what Git LFS puts in place of one that it has not fetched."""
+  """Whether a local file is a pointer of Git LFS, in place of a file that was not fetched."""
   if mirror.is_remote(path):
     return False
   with contextlib.suppress(OSError), open(path, 'rb') as file:

@@ -44,7 +44,7 @@ TASK_DOCUMENTS = 20_000
 TASK_SHORTEST = 4  # letters of the inputs of a task
 TASK_LONGEST = 16
 USAGE = ('python_docs, python_functions, shakespeare, text:GLOB, jsonl:GLOB, parquet:GLOB (files on disk, gs://, '
-         's3:// or whatever else fsspec reads), tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, '
+         's3:// or any other store that fsspec reads), tfds:NAME[/CONFIG][:VERSION], markov:STATES, iid:SYMBOLS, '
          'copy:SYMBOLS or reverse:SYMBOLS')
 IN_DATASET = ('hash', 'tail')  # values of data.validation that take a part of the training text
 
@@ -199,7 +199,7 @@ def open_source(config: Config, split: str | None = None) -> Source:
     raise ConfigError(f'data.source={name!r} must be written as one of {USAGE}.')
   if split is not None and kind != 'tfds':
     raise ConfigError(f'data.validation={split!r} names a split, but data.source={name!r} has no splits: set '
-                      "data.validation to 'hash' or 'tail', or to files of their own.")
+                      "data.validation to 'hash' or 'tail', or to separate files.")
   request = Request(name, argument, config.data, split)
   return SOURCES[kind](request)
 
@@ -390,7 +390,7 @@ def _synthetic(name: str, read: Callable[[Any], Records]) -> Source:
 
 
 def markov_transitions(states: int) -> np.ndarray:
-  """Returns float64 [states, states]: row i holds the probabilities of what follows letter i."""
+  """Returns float64 [states, states]: row i holds the probabilities of the letters after letter i."""
   # RandomState: its stream of numbers is the same in every version of NumPy.
   concentration = np.full(states, 0.5)
   return np.random.RandomState(states).dirichlet(concentration, size=states)

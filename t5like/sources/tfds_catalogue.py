@@ -21,7 +21,7 @@ class Name:
   """A dataset as data.source names it.
 
   Attributes:
-    text: what follows 'tfds:' in data.source.
+    text: of data.source, after 'tfds:'.
     dataset: such as 'wiki40b'.
     config: such as 'en'; None where the dataset has none, or it is not named.
     version: such as '1.3.0'; None: the newest.

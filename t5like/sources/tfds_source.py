@@ -23,7 +23,7 @@ from t5like.sources.tfds_catalogue import BUILT_IN, Name, how_to_convert, how_to
 
 Result = TypeVar('Result')
 
-BATCH = 64  # records read at once
+BATCH = 64  # records per read
 RANGE = 64 << 20  # most bytes of an item
 RECORDS = 10_000  # most records of an item
 GUESS = ' (did you mean {!r}?)'
@@ -334,7 +334,7 @@ def _folder(root: str, name: Name) -> str:
 
 
 def _instead(root: str, folder: str, name: Name, versions: Sequence[str]) -> str:
-  """What exists instead of a dataset: configs or versions of it, or else other datasets."""
+  """Existing configs or versions of a dataset, or else other datasets."""
   configs = []
   if not name.config:
     configs = [entry for entry in _list(folder) if _versions(f'{folder}/{entry}')]

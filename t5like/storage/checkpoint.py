@@ -36,7 +36,7 @@ _KEEP = ocp.training.preservation_policies
 COMMITTED = 'commit_success.txt'  # Orbax's, written last
 VALIDATION = Object(dict(step=Whole()), ('step',))
 STOPPER = Object(dict(waited=Whole()), ('waited',))
-# A checkpoint's facts about itself, beyond what is needed to read its arrays.
+# A checkpoint's facts about itself, beyond those needed to read its arrays.
 FACTS = dict(
     step=Whole(),
     tokens=Whole(),
@@ -51,7 +51,7 @@ FACTS = dict(
     checksums=Object())
 META = Object(FACTS, ('checksums',))
 REMINDER = 300.0  # seconds between warnings that saves still fail
-READS = 10  # that the arrays of a checkpoint are restored in: read all at once, the host holds much of them twice
+READS = 10  # that the arrays of a checkpoint are restored in: read together, many of them are in host memory twice
 State = dict[str, Any]  # params, opt_state, step, guard: arrays, or jax.ShapeDtypeStruct with shardings
 Meta = dict[str, Any]
 
@@ -134,7 +134,7 @@ def _state_of(parts: dict[str, Any]) -> State:
 
 
 def _trim() -> None:
-  """Returns freed memory to the system: glibc keeps it, for each thread that reads a part of its own."""
+  """Returns freed memory to the system: glibc keeps it, for each thread that reads a part."""
   with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -168,8 +168,8 @@ class Checkpoints:
     attempts: a save that fails costs nothing but itself. It is reported, its remains are deleted, and the next one is
       tried; CheckpointError when this many consecutive ones have failed, over at least `patience` seconds.
     patience: see attempts.
-    tidy: delete the remains of saves that were killed; only for the one who trains there, for to others a save under
-      way looks the same.
+    tidy: delete the remains of saves that were killed; only for the process that trains there: to others a save
+      under way looks the same.
   """
 
   def __init__(self, workdir: Any, keep: int = 2, keep_every: int = 0, keep_best: int = 0,

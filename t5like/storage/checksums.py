@@ -23,7 +23,7 @@ BITS = {  # by the bytes of an element
 def of_array(x: jax.Array) -> jax.Array:
   """Sum of an array's bits, each element's times an odd number made of its place; uint32 [], modulo 2^32.
 
-  It does not depend on how the array is spread. One changed bit always changes it, for an odd factor moves it to
+  It does not depend on how the array is sharded. One changed bit always changes it, because an odd factor moves it to
   another multiple of a power of two; two elements that change places nearly always do.
   """
   if x.dtype == jnp.bool_:
@@ -35,7 +35,7 @@ def of_array(x: jax.Array) -> jax.Array:
 
 
 def _sum_of_rows(x: jax.Array) -> jax.Array:
-  """`of_array` row by row: CPUs make a temporary array as large as what is summed."""
+  """`of_array` row by row: CPUs make a temporary array as large as the summed one."""
   size = x.size // x.shape[0]
   numbers = jnp.arange(x.shape[0], dtype=jnp.uint32)
 
@@ -83,9 +83,9 @@ def path_name(path: Any) -> str:
 
 
 def differing_replicas(tree: Any, mesh: Mesh) -> list[tuple[str, Any]]:
-  """Devices that do not hold what most of those with the same piece hold; waits for all hosts.
+  """Devices that differ from the majority of their replicas; waits for all hosts.
 
-  Arrays of which every device has a piece of its own cannot be judged so.
+  Arrays without replicas cannot be compared.
 
   Returns:
     [(array's path, device)]; where there is no majority, all devices with that piece.

@@ -1,8 +1,8 @@
 """One run at a time in a workdir: two would overwrite each other's checkpoints.
 
 workdir/lease.json names the process that runs there and is renewed every few seconds. Clocks of different machines are
-never compared: whoever finds a lease watches whether it is renewed. A process that has ended on this machine is known
-at once, and so is a lease that came with a copy of the folder: it names another folder.
+never compared: a process that finds a lease watches whether it is renewed. A process that has ended on this machine is
+recognised immediately, and so is a lease that came with a copy of the folder: it names another folder.
 """
 import contextlib
 import os

@@ -1,6 +1,6 @@
 """Checkpoints on disks, kept out of the page cache while they are written.
 
-Nobody reads them soon. Left alone the kernel finds memory for each of their bytes, at the cost of what it had cached
+They are not read soon. By default the kernel finds memory for each of their bytes, at the cost of what it had cached
 of the data, and where memory must be requested from a hypervisor, at that of most of the save's CPU time.
 """
 import contextlib
@@ -12,7 +12,7 @@ LEAST = 2 ** 20  # bytes of files that are worth it
 
 
 class Dropping:
-  """Syncs and drops what is in `folder`, again and again until `close` or `done` exists; nothing except on Linux."""
+  """Syncs and drops the files of `folder`, repeatedly until `close` or `done` exists; nothing except on Linux."""
 
   def __init__(self, folder: str | os.PathLike[str], done: str | os.PathLike[str]):
     self.folder = os.fspath(folder)
@@ -46,7 +46,7 @@ def _drop(path: str, dropped: dict[str, int]) -> None:
   try:
     size = os.fstat(descriptor).st_size
     if size > LEAST and dropped.get(path) != size:
-      os.fdatasync(descriptor)  # only what is on the disk can be dropped
+      os.fdatasync(descriptor)  # only pages that are on the disk can be dropped
       os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
       dropped[path] = size
   finally:

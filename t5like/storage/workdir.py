@@ -36,7 +36,7 @@ RESULT_FIELDS = dict(
 RESULT = Object(RESULT_FIELDS, tuple(RESULT_FIELDS))
 OURS = schema.Limits(constants=True)  # older versions wrote NaN
 STORES = ('gs', 's3', 'az', 'hf')  # that etils reads, as Orbax does
-EXTRAS = dict(gs='gcs', s3='s3')  # {store: extra of this package that installs what it needs}
+EXTRAS = dict(gs='gcs', s3='s3')  # {store: extra of this package that installs its client}
 RESUME_ADVICE = 'Delete it: the run resumes from its newest checkpoint.'
 
 

@@ -123,7 +123,7 @@ class Vocabulary:
 
   @property
   def begin_id(self) -> int | None:
-    """What a text without a beginning of its own may begin with: an end of document, as before any other text."""
+    """The token before a text without a beginning: an end of document, as before any other text."""
     if self.is_imported and self.bos_id is not None:
       return self.bos_id
     return self.eos_id
@@ -165,7 +165,7 @@ class Vocabulary:
   def encode_marked(self, text: str) -> np.ndarray:
     """Returns int32 [n], as `encode`, but each <mask> is `mask_id` and <extra_id_k> is `sentinel(k)`.
 
-    The text after a mark is encoded by itself. ConfigError for a mark that has no id.
+    The text after a mark is encoded separately. ConfigError for a mark that has no id.
     """
     ids = [np.zeros(0, np.int32)]
     is_first = True
@@ -226,7 +226,7 @@ class Bytes(Vocabulary):
     for byte in range(BYTES):
       names.append(_name_of_byte(byte))
       surfaces.append(bytes([byte]))
-      # Bytes of characters beyond ASCII belong to what is before them, as most are of letters.
+      # Bytes of characters beyond ASCII belong to the word before them, as most are of letters.
       begins_word.append(byte < 128 and not _in_word(chr(byte)))
     ids = range(first + BYTES, first + BYTES + sentinels)
     names += [''] * sentinels

@@ -17,13 +17,13 @@ All kinds have the same interface:
   begins_word           bool [size]: pieces that begin with whitespace; of bytes and characters those
                         that are not a letter, digit or underscore; never special ids. A token begins a
                         word if this says so, or the token before it is special: ' fox' is a word
-  encode(text)          int32 [n]: no end-of-document, never a sentinel whatever the text says
+  encode(text)          int32 [n]: no end-of-document, never a sentinel, whatever the text
   encode_batch(texts)   list of int32 [n]
   encode_marked(text)   int32 [n], as encode, but <mask> and <extra_id_0>.. in the text become ids
   decode(ids)           text; padding and end-of-document vanish, sentinels show as <extra_id_k>
   pieces(ids)           one readable string per id
   fingerprint           sha256, differs when any text would get other ids
-  save(path)            writes what `load` reads
+  save(path)            writes a file for `load`
   special()             its special tokens, {role: id}
 
 Special tokens of imported tokenizers are those that their folder names: see special_tokens.py.
@@ -57,7 +57,7 @@ Path = str | os.PathLike[str]
 PIECE = 1000  # characters; SentencePiece silently drops training sentences above 4,192 bytes
 # The vocabulary that SentencePiece makes depends on its number of threads: this is not a knob.
 THREADS = 4
-# What vocabulary.path may be.
+# Kinds of vocabulary.path.
 FILES = {'sentencepiece': "a SentencePiece .model file, or '' to train one",
          'characters': "the vocabulary of a prepared dataset, or '' to collect the characters of the text",
          'huggingface': 'a tokenizer.json'}
@@ -291,7 +291,7 @@ def of_a_run(vocabulary: Any) -> Vocabulary:
   if vocabulary.name not in IMPORTED or vocabulary.eos_id in (None, *vocabulary.stop_ids):
     return vocabulary
   file, special = special_tokens.unwrap(vocabulary.name, vocabulary.content)
-  assert special is not None  # without special tokens of its own a vocabulary stops at eos
+  assert special is not None  # a vocabulary without special tokens stops at eos
   special = dataclasses.replace(special, stops=(*special.stops, vocabulary.eos_id))
   spec = types.SimpleNamespace(name=vocabulary.name, sentinels=vocabulary.num_sentinels)
   return _loaded(spec, OURS, special_tokens.wrap(vocabulary.name, special, file))

@@ -17,7 +17,7 @@ IMPORTED = ('huggingface', 'sentencepiece')  # kinds of vocabularies whose speci
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """What is known of a vocabulary that is still to be made of the text. Attributes as of `vocabulary.Vocabulary`."""
+  """The known facts of a vocabulary that is still to be made of the text. Attributes as of `vocabulary.Vocabulary`."""
   num_sentinels: int
   bos_id: int | None = 0
   start_id: int | None = 0
@@ -36,7 +36,7 @@ class Planned:
     return '<extra_id_1>' if self.num_sentinels > 1 else None
 
   def special(self) -> dict[str, int | str]:
-    """{role: id} of the special tokens that there will be; of sentinels the names, for their ids depend on the text."""
+    """{role: id} of the special tokens that there will be; of sentinels the names: their ids depend on the text."""
     roles = dict(
         bos=self.bos_id,
         eos=self.eos_id,
@@ -80,7 +80,7 @@ def check_vocabulary(config: Config, vocabulary: Known | None = None) -> Known:
 
   Args:
     config: the whole config; all components of a mixture are checked.
-    vocabulary: the vocabulary, where it is there already; else what is `known` of it.
+    vocabulary: the vocabulary, where it exists already; else `known` of the config.
   """
   if vocabulary is None:
     vocabulary = known(config)

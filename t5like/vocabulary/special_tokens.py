@@ -52,7 +52,7 @@ CLASS_OF = dict(  # {model_type of config.json: its class}
     roberta='RobertaTokenizer',
     qwen2='Qwen2Tokenizer',
 )
-# Classes that add their own tokens around texts, whatever tokenizer.json says: roles before and after a text.
+# Classes that add their own tokens around texts, regardless of tokenizer.json: roles before and after a text.
 CLS_SEP = (('cls',), ('sep',))
 EOS = ((), ('eos',))
 AROUND = dict(

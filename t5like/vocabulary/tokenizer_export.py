@@ -29,7 +29,7 @@ SHOWN = 8  # ids of a text that are reported
 TEXT = '$A'  # where the text stands in a template
 
 Template = list[int | str]  # ids around a text, and TEXT
-Order = dict[str, tuple[float, int]]  # by what pieces are sorted, the best first
+Order = dict[str, tuple[float, int]]  # sort keys of pieces, the best first
 
 
 def difference(ours: Any, theirs: Any) -> str:
@@ -70,7 +70,7 @@ def files(
 
   Args:
     vocabulary: of any kind.
-    style: decode.style_of(config), for what goes around texts.
+    style: decode.style_of(config), for the tokens around texts.
     length: the longest text of the model, in tokens; 0: not written.
 
   Returns:
@@ -174,7 +174,7 @@ def _build(vocabulary: Any, style: str) -> bytes:
 
 
 def _post_processor(tokenizers: Any, vocabulary: Any, template: Template) -> Any:
-  """What puts the ids of a template around texts; None where there are none; tokenizers: the package."""
+  """The processor that puts the ids of a template around texts; None where there are none; tokenizers: the package."""
   single = []
   special = []
   for i in template:
@@ -274,7 +274,7 @@ def _scored_pieces(model: Any, vocabulary: Any) -> list[tuple[str, float]]:
 
 
 def _order(model: Any, vocabulary: Any) -> Order:
-  """{piece: by what pieces are sorted, the best first} of the ordinary pieces."""
+  """{piece: its sort key, the best first} of the ordinary pieces."""
   order = {}
   for i, piece in enumerate(model.pieces):
     if _is_text(piece) and i not in vocabulary.special_ids:
@@ -305,7 +305,7 @@ def _decoder(decoders: Any, spec: Any) -> Any:
 
 
 def _merges(order: Order) -> list[tuple[str, str]]:
-  """Pairs of pieces that make a piece, best first; `order`: {piece: by what it is sorted}."""
+  """Pairs of pieces that make a piece, best first; `order`: {piece: its sort key}."""
   merges = []
   for piece, place in order.items():
     for k in range(1, len(piece)):

@@ -135,7 +135,7 @@ class HuggingFace(Vocabulary):
     Args:
       never: int32 [n], ids that the text must not have.
       model: the library's tokenizer.
-      text: what to encode.
+      text: to be encoded.
       encoded: its ids by the model.
 
     Returns:
@@ -177,7 +177,7 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def _explained(failure: type[Exception], advice: str = '') -> Iterator[None]:
-  """Turns the errors of the library, which have no types of their own, into `failure`."""
+  """Turns the errors of the library, which have no specific types, into `failure`."""
   try:
     yield
   except (KeyboardInterrupt, SystemExit, MemoryError):
