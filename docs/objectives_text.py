@@ -6,7 +6,7 @@ HEAD = '''# Objectives, in pictures
 Written by `python docs/objectives.py`, which gives one sentence to the code that training runs; a test keeps page and
 pictures up to date. To see the same of your own data: `python main.py inspect --config=CONFIG --step=100`.
 
-An objective says what is read and what must be predicted. `objective.name` chooses it, `model.name` the architecture:
+An objective defines what is read and what is predicted. `objective.name` selects it, `model.name` the architecture:
 
 | `objective.name` | `decoder` | `encoder` | `encoder_decoder` |
 |---|---|---|---|
@@ -24,10 +24,10 @@ How to read the pictures:
   the model must predict the lower one. What decoders read begins with `<pad>`, as in T5.
 - Blue tokens are sentinels, which stand for what is missing: `<0>` is `<extra_id_0>`. Red ones are random, violet ones
   are modes.
-- Green ones are predicted, and so are blue and grey ones beneath them. Those with a dashed border are there, but do not
-  count in the loss.
-- The grid says **who sees whom**: each line is a position that asks, each column one that it may see. What is orange is
-  seen only because it belongs to a prefix.
+- Green ones are predicted, and so are blue and grey ones beneath them. Those with a dashed border are present, but do
+  not count in the loss.
+- The grid shows **who sees whom**: each line is a query position, each column a key position that it may see. Orange
+  ones are seen only because they belong to a prefix.
 
 The sentence is short, so pictures corrupt 30 % of it in spans of 2 (`noise_density=0.3`, `mean_span=2`). The defaults
 are T5's 0.15 and 3.
@@ -58,22 +58,22 @@ SHORT = {**BOTH, 'data.seq_len': 48}
 TWO = {'data.packing': 'concat_split', 'data.seq_len': 17}
 SECTIONS = [
     Section('causal', '''
-The next token, from all that came before. What GPT, Llama, OLMo and nearly all that write text are trained on; every
-token teaches. Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training". Configs:
+The next token, from all that came before. GPT, Llama, OLMo and nearly all models that write text are trained on it;
+every token is predicted. Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training". Configs:
 `decoder_tiny.py`, `gpt2.py`, `tinyllama_1b1.py` and others.''', {'objective.name': 'causal'}, [
         Shown('causal', 'A decoder', DECODER)]),
-    Section('Several documents in a row', '''
+    Section('Several documents in one row', '''
 Rows are cut from all text joined (`data.packing='concat_split'`) or hold whole documents (`'best_fit'`). Either way
-documents do not see each other, positions begin anew in each, and so does `<pad>`: what a document is trained on does
-not depend on its neighbours. This holds for every objective on this page.''', {'data.document_mask': True}, [
-        Shown('document_mask', 'Two documents, each by itself', {**DECODER, **TWO, 'objective.name': 'causal'}),
+documents do not see each other, positions restart in each, and each begins with `<pad>`: the training of a document
+does not depend on its neighbours. This holds for every objective on this page.''', {'data.document_mask': True}, [
+        Shown('document_mask', 'Two documents, kept apart', {**DECODER, **TWO, 'objective.name': 'causal'}),
         Shown('no_document_mask', 'The same with `data.document_mask=False`, as GPT-2: text runs on over the ends', {
             **DECODER, **TWO, 'data.seq_len': 16, 'objective.name': 'causal', 'data.document_mask': False})]),
     Section('prefix_lm', '''
-A random part of the beginning is given and sees itself in both directions; the rest is predicted. For models that will
-answer rather than continue. Liu et al. 2018 (arXiv 1801.10198) for decoders; Raffel et al. 2020 (T5, arXiv 1910.10683),
-sections 3.2.3 and 3.3.1. `model.prefix_mask=False` lets the prefix see only what came before, too. Config:
-`t5_prefix_decoder.py`.''', {'objective.name': 'prefix_lm'}, [
+A random part of the beginning is given and attends to itself in both directions; the rest is predicted. For models that
+will answer rather than continue. Liu et al. 2018 (arXiv 1801.10198) for decoders; Raffel et al. 2020 (T5, arXiv
+1910.10683), sections 3.2.3 and 3.3.1. `model.prefix_mask=False` lets tokens of the prefix see only earlier ones, too.
+Config: `t5_prefix_decoder.py`.''', {'objective.name': 'prefix_lm'}, [
         Shown('prefix_lm_decoder', 'A decoder', DECODER, draw=8),
         Shown('prefix_lm_encoder_decoder', 'An encoder-decoder, whose encoder reads the prefix', BOTH, draw=8)]),
     Section('masked_lm', '''
@@ -85,14 +85,14 @@ many are chosen is `objective.masking`:
 |---|---|---|
 | `bert` | round(0.15 n) | BERT's released code |
 | `roberta` | 0.15 n, rounded up or down by chance | RoBERTa (Liu et al. 2019, arXiv 1907.11692), fairseq |
-| `bernoulli` | each by itself with a chance of 15 %, so the number varies | Hugging Face's collator |
+| `bernoulli` | each independently with a probability of 15 %, so the number varies | Hugging Face's collator |
 
 `objective.cls_sep=True` puts `<cls>` and `</s>` around each row. Configs: `encoder_tiny.py`, `bert.py`,
 `roberta_base.py`, `crammed_bert.py`.''', {
     'model.name': 'encoder', 'objective.name': 'masked_lm', 'sample.prompts': ('A squirrel <mask> acorns.',)}, [
-        Shown('masked_lm_bert', "BERT's counts: always so many; one of them (red) is read as a random token", {
+        Shown('masked_lm_bert', "BERT's counts: a fixed number; one of them (red) is read as a random token", {
             **ENCODER, 'objective.cls_sep': True}, draw=238),
-        Shown('masked_lm_bernoulli', '`masking="bernoulli"`: each by itself', {
+        Shown('masked_lm_bernoulli', '`masking="bernoulli"`: each independently', {
             **ENCODER, 'objective.masking': 'bernoulli'}, draw=62)]),
     Section('masked_lm, whole words', '''
 All pieces of a word are chosen, or none: a piece is too easily guessed from the others. After the paper, by BERT's
@@ -102,9 +102,9 @@ read alike. Config: `bert.py:wwm`.''', {
     'sample.prompts': ('A squirrel <mask> acorns.',)}, [
         Shown('masked_lm_whole_word', '`squir` and `+rel` go together', ENCODER, draw=187)]),
     Section('span_corruption', '''
-T5's objective. Spans of tokens are cut out, each replaced by a sentinel of its own; the targets are the sentinels, each
-followed by what it stood for. Targets are short, so a step costs less than predicting everything. Raffel et al.
-2020 (arXiv 1910.10683), section 3.3.4. `objective.roll=True` rotates where the spans lie, so that a row does not
+T5's objective. Spans of tokens are cut out, each replaced by a different sentinel; the targets are the sentinels, each
+followed by the tokens that it replaced. Targets are short, so a step costs less than predicting everything. Raffel et
+al. 2020 (arXiv 1910.10683), section 3.3.4. `objective.roll=True` rotates where the spans lie, so that a row does not
 always end with one. Configs: `encdec_tiny.py`, `t5.py`, `t5_1_1.py`, `mt5_base.py`.''', {
     'objective.name': 'span_corruption', 'objective.noise_density': 0.15, 'objective.mean_span': 3.0}, [
         Shown('span_corruption', 'An encoder-decoder', {
@@ -135,13 +135,13 @@ mixed into pre-training. Raffel et al. 2020, section 2.4. Configs: `seq2seq_tiny
         Shown('seq2seq', 'An encoder-decoder', {**BOTH, 'data.packing': 'none'}),
         Shown('seq2seq_decoder', 'A decoder', {**DECODER, 'data.packing': 'none'})]),
     Section('iid_denoising', '''
-As `span_corruption`, but each token is corrupted by itself; neighbours that happen to be corrupted share a sentinel.
-Raffel et al. 2020, sections 3.1.4 and 3.3.2: the baseline of T5's experiments. It and those that follow are what T5
-compared; on a decoder they are laid out as `span_corruption` is, inputs first. Config: `t5_baseline.py:iid`.''', {
+As `span_corruption`, but each token is corrupted independently; adjacent corrupted tokens share a sentinel.
+Raffel et al. 2020, sections 3.1.4 and 3.3.2: the baseline of T5's experiments. T5 compared it with those that follow;
+on a decoder they are laid out as `span_corruption` is, inputs first. Config: `t5_baseline.py:iid`.''', {
     'data.seq_len': 512, 'objective.name': 'iid_denoising'}, [
         Shown('iid_denoising', 'An encoder-decoder', SHORT, draw=9)]),
     Section('drop', '''
-Corrupted tokens are left out without a trace, and are the targets. The shortest targets of all. Raffel et al. 2020,
+Corrupted tokens are removed without a sentinel, and are the targets. The shortest targets of all. Raffel et al. 2020,
 section 3.3.2. Config: `t5_baseline.py:drop`.''', {'objective.name': 'drop'}, [
         Shown('drop', 'An encoder-decoder', BOTH, draw=9)]),
     Section('mass', '''
@@ -149,13 +149,13 @@ Each corrupted token becomes the same mask, and all of the text is predicted. So
 as simplified by Raffel et al. 2020, section 3.3.2. Config: `t5_baseline.py:mass`.''', {'objective.name': 'mass'}, [
         Shown('mass', 'An encoder-decoder', BOTH, draw=9)]),
     Section('bert_style', '''
-As `mass`, but one in ten corrupted tokens becomes a random one instead of the mask: what BERT does, for an
+As `mass`, but one in ten corrupted tokens becomes a random one instead of the mask: BERT's objective, for an
 encoder-decoder. Raffel et al. 2020, section 3.3.1. Config: `t5_baseline.py:bert_style`.''', {
     'objective.name': 'bert_style'}, [
         Shown('bert_style', 'An encoder-decoder', BOTH, draw=122)]),
     Section('deshuffling', '''
-The text in random order is to be put right. Liu et al. 2019, as in Raffel et al. 2020, section 3.3.1. It learns
-least of those that T5 compared. Config: `t5_baseline.py:deshuffling`.''', {'objective.name': 'deshuffling'}, [
+The text in random order has to be put back into order. Liu et al. 2019, as in Raffel et al. 2020, section 3.3.1. It is
+the weakest of those that T5 compared. Config: `t5_baseline.py:deshuffling`.''', {'objective.name': 'deshuffling'}, [
         Shown('deshuffling', 'An encoder-decoder', BOTH)]),
     Section('lm', '''
 No inputs: an encoder-decoder learns to write from nothing, a decoder as with `causal`. T5's language modelling
