@@ -25,8 +25,8 @@ def rows_per_device(config: Config, mesh: jax.sharding.Mesh) -> int:
   return config.batch_size // pieces
 
 
-def check_compile_options(config: Config, device: jax.Device) -> None:
-  """ConfigError for compile.options that the compiler of a device does not take: seen on a program of nothing."""
+def check_compile_options(config: Config, device: Any) -> None:
+  """ConfigError for compile.options that the compiler of a device (of jax.devices) refuses for an empty program."""
   options = config.compile.options.to_dict()
   if not options:
     return
