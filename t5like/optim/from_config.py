@@ -1,5 +1,4 @@
-"""Learning-rate schedules, optimizers by name, ours or optax's, with the settings of `config.optimizer`, and what
-they leave as it is."""
+"""Schedules and optimizers from a config: by name, ours or optax's; what is frozen, and rates of single parameters."""
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -12,14 +11,19 @@ import optax
 
 from t5like import rate_schedules
 from t5like.config import optimizer_rules, resolved, trainable
+from t5like.config_type import Section
 from t5like.errors import ConfigError
 from t5like.optim import optimizers
-from t5like.optim.optimizers import map_with_path, path_name
+from t5like.optim.optimizers import Mask, Path, Transform, map_with_path, path_name
 from t5like.parameters import Param
 
+Rates = Mapping[str, np.ndarray]  # {path: fp32, a factor of the updates for each layer, or one; 0: frozen}
+Sums = Callable[..., dict[str, jax.Array]]  # of (params, batch, key), see model/loss.py
+WITH_BETAS = ('b1', 'b2', 'eps', 'weight_decay')  # keys of config.optimizer for optimizers of Adam's kind
 
-def schedule(spec, learning_rate, total_steps):
-  """Function of the step (int, from 0) that gives the learning rate; `spec` is config.schedule.
+
+def schedule(spec: Section, learning_rate: float, total_steps: int) -> Callable[[Any], jax.Array]:
+  """Function of the step (int, from 0) that gives the learning rate, fp32 [].
 
   All begin with a linear warm-up, `learning_rate * (step + 1) / warmup_steps`. Then, with t the share
   of the remaining steps that are done and f = final_scale:
@@ -28,32 +32,54 @@ def schedule(spec, learning_rate, total_steps):
     rsqrt     sqrt(timescale / max(step, timescale))  (T5: timescale 10,000, no warm-up, peak 0.01)
     rsqrt_decay  the same, times what wsd is (Mesh TensorFlow's ramp: the last 0.1 of the steps to f = 0;
                  Shazeer 2020, arXiv 2002.05202)
-  Warm-up and decay that are longer than the run are cut, as `resolved.phases` says.
+  Warm-up and decay that are longer than the run are shortened, as `resolved.phases` says.
+
+  Args:
+    spec: config.schedule.
+    learning_rate: the peak.
+    total_steps: of the run.
   """
   phases = resolved.phases(spec, total_steps)
   entry = rate_schedules.SCHEDULES[spec.name]
+  decay_at_end = None
+  if entry.ends_in_decay:
+    decay_at_end = float(phases.decay)
   span = rate_schedules.Span(
-      total=float(total_steps), warmup=float(phases.warmup),
-      decay_at_end=float(phases.decay) if entry.ends_in_decay else None,
-      final_scale=spec.final_scale, timescale=float(spec.timescale))
+      total=float(total_steps),
+      warmup=float(phases.warmup),
+      decay_at_end=decay_at_end,
+      final_scale=spec.final_scale,
+      timescale=float(spec.timescale),
+  )
   shape = entry.shape
+  warmup_steps = max(1.0, span.warmup)
 
-  def value(step):
+  def value(step: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
-    return learning_rate * shape(step, span, jnp) * jnp.minimum(1, (step + 1) / max(1.0, span.warmup))
+    rate = learning_rate * shape(step, span, jnp)
+    warmup = jnp.minimum(1, (step + 1) / warmup_steps)
+    return rate * warmup
+
   return value
 
 
-def decay_mask(pattern):
+def decay_mask(pattern: str) -> Mask:
   """Function of params that marks which decay: those whose path matches the regex."""
-  def mask(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(re.search(pattern, path_name(path))), params)
+
+  def decays(path: Path, _: Any) -> bool:
+    return re.search(pattern, path_name(path)) is not None
+
+  def mask(params: optax.Params) -> Any:
+    return map_with_path(decays, params)
+
   return mask
 
 
-def build(spec: Any, learning_rate: Any, parameters: Mapping[str, Param] | None = None
-          ) -> optax.GradientTransformationExtraArgs:
+def build(
+    spec: Section,
+    learning_rate: optax.ScalarOrSchedule,
+    parameters: Mapping[str, Param] | None = None,
+) -> optax.GradientTransformationExtraArgs:
   """optax transformation of `config.optimizer`.
 
   Args:
@@ -61,9 +87,9 @@ def build(spec: Any, learning_rate: Any, parameters: Mapping[str, Param] | None 
     learning_rate: a number or a schedule, a function of the step.
     parameters: `model.parameters`, what each array is, for optimizers to which that matters.
 
-  A name means what `t5like/optim/optimizers.py` makes of it, else what optax does. weight_decay is handed on to
+  A name means the function of `t5like/optim/optimizers.py`, else that of optax. weight_decay is passed to
   optimizers that take it, b1, b2 and eps to those of Adam's kind (which take b1; eps means other things to
-  others), and `extra` to whichever is named. Adafactor decays by `extra` only: T5 has no weight decay.
+  others), and `extra` to all. Adafactor decays by `extra` only: T5 has no weight decay.
   Gradients arrive clipped: `step.py` does that, which needs the norm anyway.
 
   update(grads, state, params, step=n) takes the learning rate of step n. An optimizer's own count is not the number
@@ -74,30 +100,40 @@ def build(spec: Any, learning_rate: Any, parameters: Mapping[str, Param] | None 
   """
   for problem in optimizer_rules.problems(spec):
     raise ConfigError(problem)
-  named, arguments = _named(spec, parameters)
+  function = FUNCTIONS[spec.name]
+  arguments = _arguments(function, spec, parameters)
 
-  def make(rate):
-    tx = named(rate, **arguments)
+  def make(rate: optax.ScalarOrSchedule) -> Transform:
+    tx = function(rate, **arguments)
     if spec.name in optimizer_rules.LAYER_BY_LAYER:
       return optimizers.layer_by_layer(tx, parameters, spec.name)
     return tx
 
-  def at_rate(grads, state, params=None, *, rate=None):
-    tx = make(learning_rate) if rate is None else make(lambda count: rate)
-    return tx.update(grads, state, params)
+  def update_at_rate(updates: Any, state: Any, params: Any = None, *, rate: Any = None, **_: Any) -> Any:
+    if rate is None:
+      return make(learning_rate).update(updates, state, params)
+    return make(_constant_rate(rate)).update(updates, state, params)
 
-  tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, at_rate)
+  tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, update_at_rate)
   if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
     tx = optimizers.anywhere(tx)
 
-  def update(grads, state, params=None, *, step=None, **_):
+  def update(updates: Any, state: Any, params: Any = None, *, step: Any = None, **_: Any) -> Any:
     if step is None or not callable(learning_rate):
-      return tx.update(grads, state, params)
-    return tx.update(grads, state, params, rate=learning_rate(step))
+      return tx.update(updates, state, params)
+    return tx.update(updates, state, params, rate=learning_rate(step))
+
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def _function(name: str) -> Callable[..., Any]:
+def _constant_rate(rate: jax.Array) -> optax.Schedule:
+  def schedule(count: Any) -> jax.Array:
+    return rate
+
+  return schedule
+
+
+def _function(name: str) -> Callable[..., Transform]:
   """What makes an optimizer. NotImplementedError where nothing does, or not with the arguments of the table."""
   for module in (optimizers, optax, optax.contrib):
     if hasattr(module, name):
@@ -117,76 +153,120 @@ def _function(name: str) -> Callable[..., Any]:
 FUNCTIONS = {name: _function(name) for name in optimizer_rules.OPTIMIZERS}
 
 
-def _named(spec, parameters):
-  """(function of the learning rate that makes the optimizer of a spec, its other arguments)."""
-  named = FUNCTIONS[spec.name]
-  takes = inspect.signature(named).parameters
-  extra = dict(spec.extra)
-  if 'seed' in extra and 'key' in takes:  # optax's newer name for it
-    extra['key'] = extra.pop('seed')
-  handed_on = ('b1', 'b2', 'eps', 'weight_decay') if 'b1' in takes else ('weight_decay',)
-  if spec.name == 'adafactor':
-    handed_on = ()
-  arguments = {k: spec[k] for k in handed_on if k in takes}
+def _arguments(
+    function: Callable[..., Transform],
+    spec: Section,
+    parameters: Mapping[str, Param] | None,
+) -> dict[str, Any]:
+  """The arguments of the function that makes the optimizer of a spec, but for the learning rate."""
+  takes = inspect.signature(function).parameters
+  arguments: dict[str, Any] = {}
+  for key in _shared_keys(spec.name, takes):
+    if key in takes:
+      arguments[key] = spec[key]
   for key in ('mask', 'weight_decay_mask'):  # optax has two names for it
     if key in takes:
       arguments[key] = decay_mask(spec.decay_mask)
   if 'parameters' in takes:
     arguments['parameters'] = parameters
-  return named, {**arguments, **extra}
+  extra = dict(spec.extra)
+  if 'seed' in extra and 'key' in takes:  # optax's newer name for it
+    extra['key'] = extra.pop('seed')
+  return {**arguments, **extra}
+
+
+def _shared_keys(name: str, takes: Mapping[str, Any]) -> tuple[str, ...]:
+  """Keys of config.optimizer that an optimizer gets if it takes them: all but `extra` and the mask."""
+  if name == 'adafactor':
+    return ()
+  if 'b1' in takes:
+    return WITH_BETAS
+  return ('weight_decay',)
 
 
 # --- Parameters that are frozen, or learn at a rate of their own ----------------------------------
 
 
-def rates(spec: Any, parameters: Mapping[str, Param]) -> dict[str, np.ndarray]:
-  """`trained.rates` of `model.parameters` as fp32 arrays; `spec` is config.optimizer."""
-  return {path: np.float32(rate) for path, rate in trainable.rates(spec, parameters).items()}
+def rates(spec: Section, parameters: Mapping[str, Param]) -> dict[str, np.ndarray]:
+  """`trainable.rates` of `model.parameters` as fp32 arrays, [layers] or [1].
+
+  Args:
+    spec: config.optimizer.
+    parameters: `model.parameters`.
+  """
+  arrays = {}
+  for path, rate in trainable.rates(spec, parameters).items():
+    arrays[path] = np.array(rate, np.float32)
+  return arrays
 
 
-def at_rates(tx, rates):
-  """tx with the updates of each parameter (and layer) times its rate; none of its state for what is wholly frozen."""
+def at_rates(tx: Transform, rates: Rates) -> Transform:
+  """tx with the updates of each parameter (and layer) times its rate; no state for what is wholly frozen."""
   if all((rate == 1).all() for rate in rates.values()):
     return tx
-  kept = {path for path, rate in rates.items() if rate.any()}
+  inner = optax.with_extra_args_support(tx)
+  trained = {path for path, rate in rates.items() if rate.any()}
 
-  def only(tree):
-    part = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-      if path_name(path) in kept:
-        *parents, last = (key.key for key in path)
-        folder = part
-        for key in parents:
-          folder = folder.setdefault(key, {})
-        folder[last] = x
-    return part
+  def init(params: Any) -> Any:
+    return inner.init(_part(params, trained))
 
-  def update(grads, state, params=None, **more):
-    updates, state = tx.update(only(grads), state, None if params is None else only(params), **more)
-    found = {path_name(path): u for path, u in jax.tree_util.tree_leaves_with_path(updates)}
+  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+    trained_params = None
+    if params is not None:
+      trained_params = _part(params, trained)
+    part, state = inner.update(_part(updates, trained), state, trained_params, **extra_args)
+    by_path = {}
+    for path, u in jax.tree_util.tree_leaves_with_path(part):
+      by_path[path_name(path)] = u
 
-    def times_rate(path, g):
-      rate = rates[path_name(path)]
+    def times_rate(path: Path, g: jax.Array) -> jax.Array:
+      name = path_name(path)
+      if name not in trained:
+        return jnp.zeros_like(g)
+      rate = rates[name]
       # Where rather than a product: a frozen layer's update may be 0 / 0.
-      return jnp.where(_spread(rate, g) == 0, 0, found[path_name(path)] * _spread(rate, g)) if rate.any() else (
-          jnp.zeros_like(g))
-    return map_with_path(times_rate, grads), state
-  return optax.GradientTransformationExtraArgs(lambda params: tx.init(only(params)), update)
+      return jnp.where(_spread(rate, g) == 0, 0, by_path[name] * _spread(rate, g))
+
+    return map_with_path(times_rate, updates), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
-def without_frozen(sums, rates):
+def _part(tree: Any, paths: set[str]) -> dict[str, Any]:
+  """The nested dict of the arrays of a tree that have these paths."""
+  part: dict[str, Any] = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    if path_name(path) not in paths:
+      continue
+    *parents, last = (entry.key for entry in path)
+    folder = part
+    for key in parents:
+      folder = folder.setdefault(key, {})
+    folder[last] = x
+  return part
+
+
+def without_frozen(sums: Sums, rates: Rates) -> Sums:
   """sums(params, ..) with no gradient, nor the work for one, towards what is frozen."""
-  def held(path, p):
+  if all(rate.all() for rate in rates.values()):
+    return sums
+
+  def stopped(path: Path, p: jax.Array) -> jax.Array:
     rate = rates[path_name(path)]
     if rate.all():
       return p
-    still = jax.lax.stop_gradient(p)
-    return jnp.where(_spread(rate, p) > 0, p, still) if rate.any() else still
-  if all(rate.all() for rate in rates.values()):
-    return sums
-  return lambda params, *rest: sums(map_with_path(held, params), *rest)
+    constant = jax.lax.stop_gradient(p)
+    if not rate.any():
+      return constant
+    return jnp.where(_spread(rate, p) > 0, p, constant)
+
+  def sums_of_trained(params: Any, *rest: Any) -> dict[str, jax.Array]:
+    return sums(map_with_path(stopped, params), *rest)
+
+  return sums_of_trained
 
 
-def _spread(rate, x):
+def _spread(rate: np.ndarray, x: jax.Array) -> jax.Array:
   """A rate, numpy [L] or [1], as an array that multiplies x [L, ..]."""
-  return jnp.asarray(rate.reshape(len(rate), *[1] * (x.ndim - 1)), x.dtype)
+  other_axes = [1] * (x.ndim - 1)
+  return jnp.asarray(rate.reshape(len(rate), *other_axes), x.dtype)

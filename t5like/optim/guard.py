@@ -1,43 +1,74 @@
-"""Which steps count: those whose numbers are finite and, if asked, near those of the steps before.
+"""Which steps count: those whose numbers are finite and, where a limit is set, near those of the steps before.
 
 Its state is part of the checkpoint and lives on the devices, so that a good step waits for nobody.
 """
+import jax
 import jax.numpy as jnp
 
-WINDOW = 128  # good steps that spikes are measured against; judged from when there are so many
+WINDOW = 128  # finite steps that spikes are measured against; none is a spike before there are as many
 MOST_COUNTED = 2 ** 30
+COUNTERS = ('bad_steps', 'bad_in_a_row', 'spikes')  # reported with each step
+State = dict[str, jax.Array]
 
 
-def start():
+def start() -> State:
   """Counters, int32 [], and the losses and gradient norms of the newest steps that were finite, fp32 [WINDOW]."""
-  counts = {name: jnp.int32(0) for name in ('bad_steps', 'bad_in_a_row', 'spikes', 'finite')}
-  return dict(counts, losses=jnp.zeros(WINDOW, jnp.float32), norms=jnp.zeros(WINDOW, jnp.float32))
+  state = {}
+  for name in (*COUNTERS, 'finite'):
+    state[name] = jnp.int32(0)
+  state['losses'] = jnp.zeros(WINDOW, jnp.float32)
+  state['norms'] = jnp.zeros(WINDOW, jnp.float32)
+  return state
 
 
-def judge(guard, finite, loss, grad_norm, spike_loss=0.0, spike_norm=0.0):
-  """(good, bool [], and the new state) of a step with this loss (nats per token) and gradient norm.
+def judge(
+    guard: State,
+    finite: jax.Array,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    spike_loss: float = 0.0,
+    spike_norm: float = 0.0,
+) -> tuple[jax.Array, State]:
+  """Whether a step counts.
 
-  spike_loss, spike_norm: above so many times the median of the last WINDOW steps it is a spike and the step is bad;
-  0: never. What enters the window is cut off there, so one spike does not hide the next, and is finite always: a
-  NaN in it would make every later step bad.
+  Args:
+    guard: the state before it.
+    finite: bool [], whether all its numbers are finite.
+    loss: fp32 [], nats per token.
+    grad_norm: fp32 [].
+    spike_loss: a loss above this multiple of the median of the last WINDOW steps is a spike and makes the step bad;
+      0: never.
+    spike_norm: the same of the gradient norm.
+
+  Returns:
+    (good, bool []; the new state).
   """
-  good, new = finite, dict(guard)
+  new = dict(guard)
+  good = finite
   if spike_loss or spike_norm:
-    known, at = guard['finite'] >= WINDOW, guard['finite'] % WINDOW
-    spike = jnp.bool_(False)
-    for name, value, times in (('losses', loss, spike_loss), ('norms', grad_norm, spike_norm)):
-      limit = jnp.where(known & (times > 0), times * jnp.median(guard[name]), jnp.inf)
-      spike |= finite & (value > limit)
-      new[name] = jnp.where(finite, guard[name].at[at].set(jnp.minimum(value, limit)), guard[name])
-    good = finite & ~spike
-    count = guard['finite'] + finite
-    # Bounded, for 32 bits would end; a multiple of WINDOW less, so that the place in the window is the same.
-    count = jnp.where(count >= MOST_COUNTED, count - MOST_COUNTED + WINDOW, count)
-    new.update(spikes=guard['spikes'] + spike, finite=count)
-  in_a_row = jnp.where(good, 0, guard['bad_in_a_row'] + 1)
-  return good, dict(new, bad_steps=guard['bad_steps'] + ~good, bad_in_a_row=in_a_row)
+    is_full = guard['finite'] >= WINDOW
+    slot = guard['finite'] % WINDOW
+    is_spike = jnp.bool_(False)
+    for window, value, multiple in (('losses', loss, spike_loss), ('norms', grad_norm, spike_norm)):
+      values = guard[window]
+      limit = jnp.where(is_full & (multiple > 0), multiple * jnp.median(values), jnp.inf)
+      is_spike |= finite & (value > limit)
+      # At most the limit, so that one spike does not hide the next; never NaN, which would make all later steps bad.
+      with_value = values.at[slot].set(jnp.minimum(value, limit))
+      new[window] = jnp.where(finite, with_value, values)
+    good = finite & ~is_spike
+    new['finite'] = _bounded(guard['finite'] + finite)
+    new['spikes'] = guard['spikes'] + is_spike
+  new['bad_in_a_row'] = jnp.where(good, 0, guard['bad_in_a_row'] + 1)
+  new['bad_steps'] = guard['bad_steps'] + ~good
+  return good, new
 
 
-def counters(guard):
+def _bounded(count: jax.Array) -> jax.Array:
+  """A count that does not overflow 32 bits: less a multiple of WINDOW, which keeps the place in the window."""
+  return jnp.where(count >= MOST_COUNTED, count - MOST_COUNTED + WINDOW, count)
+
+
+def counters(guard: State) -> dict[str, jax.Array]:
   """The numbers that are reported with each step."""
-  return {name: guard[name] for name in ('bad_steps', 'bad_in_a_row', 'spikes')}
+  return {name: guard[name] for name in COUNTERS}

@@ -6,11 +6,12 @@ and matrices are what they would be if it stood alone. The axes of a matrix are 
 ([D, N, H] is D x NH); all others are vectors, whatever their rank. No axes are merged where that would move arrays
 between devices.
 
-All take `learning_rate`, a number or a schedule, and `mask`, a function of params that marks which decay.
+All take `learning_rate`, a number or a schedule, and `mask`, a function of params that marks which decay. Updates,
+gradients and parameters are trees alike; arrays are fp32.
 """
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,55 +21,96 @@ from optax import contrib
 from t5like.errors import ConfigError
 from t5like.parameters import Param, with_path_of
 
-# Roles of matrices that are looked up, or that predict: what Muon is for are those in between.
+# Roles of matrices that are looked up, or that predict: Muon is for those in between.
 TABLES = ('embed', 'head', 'positions', 'types', 'relative')
+
+Mask = Callable[[optax.Params], Any]  # params -> a tree like them of bools: what decays
+Rate = optax.ScalarOrSchedule
+Transform = optax.GradientTransformation
+Declared = Mapping[str, Param]  # `model.parameters`
+Axes = tuple[int, ...]
+Path = tuple[Any, ...]  # a key path of jax.tree_util
 
 map_with_path = jax.tree_util.tree_map_with_path
 
 
-def path_name(path: tuple) -> str:
+def path_name(path: Path) -> str:
   """'stack/blocks/attention/q/w' from a key path of jax.tree_util."""
-  return '/'.join(str(k.key if hasattr(k, 'key') else k) for k in path)
+  keys = []
+  for entry in path:
+    key = entry.key if hasattr(entry, 'key') else entry
+    keys.append(str(key))
+  return '/'.join(keys)
 
 
-def map_with_param(fn: Callable, parameters: Mapping[str, Param], tree: Any, *rest: Any) -> Any:
+def map_with_param(fn: Callable[..., Any], parameters: Declared, tree: Any, *rest: Any) -> Any:
   """fn(its Param, array, ..) of each array of a tree of parameters, and of trees like it."""
-  def of_path(path, x, *others):
+
+  def with_param(path: Path, x: jax.Array, *others: Any) -> Any:
     return fn(parameters[path_name(path)], x, *others)
-  return map_with_path(of_path, tree, *rest)
+
+  return map_with_path(with_param, tree, *rest)
 
 
-def _required(parameters: Mapping[str, Param] | None, name: str) -> Mapping[str, Param]:
+def _required(parameters: Declared | None, name: str) -> Declared:
   if parameters is None:
     raise ConfigError(f'{name} treats each layer, and matrices and vectors apart, and has to know which array is what: '
                       'give it parameters=model.parameters, of the model that `transformer.build` returned.')
   return parameters
 
 
-def _rms(param, x):
+def _rms(param: Param, x: jax.Array) -> jax.Array:
   """Root mean square of each layer and expert, in axes of size 1."""
-  return jnp.sqrt(jnp.mean(jnp.square(x), param.own_axes, keepdims=True))
+  mean_square = jnp.mean(jnp.square(x), param.own_axes, keepdims=True)
+  return jnp.sqrt(mean_square)
 
 
-def _times_parameter_rms(parameters, least=1e-3):
+def _of_each_update(fn: Callable[..., jax.Array], parameters: Declared) -> Transform:
+  """The transformation without state that makes fn(its Param, u) of each update u."""
+
+  def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    return map_with_param(fn, parameters, updates)
+
+  return optax.stateless(update)
+
+
+def _times_parameter_rms(parameters: Declared, least: float = 1e-3) -> Transform:
   """Scales updates with the parameter they change, so that steps are relative."""
-  def scaled(param, u, p):
+
+  def scaled(param: Param, u: jax.Array, p: jax.Array) -> jax.Array:
     return u * jnp.maximum(_rms(param, p), least)
-  return optax.stateless(lambda updates, params: map_with_param(scaled, parameters, updates, params))
+
+  def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    return map_with_param(scaled, parameters, updates, params)
+
+  return optax.stateless(update)
 
 
 # --- Adafactor ----------------------------------------------------------------------------------
 
 
 class AdafactorState(NamedTuple):
-  """count: int32 scalar. v: the tree of params with, for each, a dict of fp32 running means of g^2:
-  `inputs` [L, D, 1, 1] and `outputs` [L, 1, N, H] of a matrix that is factored, else `full`."""
+  """State of Adafactor.
+
+  count: int32 scalar, an array; not annotated as such, since tuples have a method of that name.
+  v: the tree of params with, for each, a dict of fp32 running means of g^2: `inputs` [L, D, 1, 1] and `outputs`
+    [L, 1, N, H] of a matrix that is factored, else `full`.
+  """
   count: Any
   v: Any
 
 
-def adafactor(learning_rate, weight_decay=0.0, mask=None, decay_rate=0.8, clip_threshold=1.0,
-              min_dim_size_to_factor=128, eps=1e-30, multiply_by_parameter_scale=True, parameters=None):
+def adafactor(
+    learning_rate: Rate,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    decay_rate: float = 0.8,
+    clip_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    eps: float = 1e-30,
+    multiply_by_parameter_scale: bool = True,
+    parameters: Declared | None = None,
+) -> Transform:
   """Adafactor without momentum (Shazeer & Stern 2018, arXiv 1804.04235, algorithm 4), as T5X runs it.
 
   At step t, from 0, v is the mean of g^2 + eps with weight (t + 1)^-decay_rate on the newest; of a
@@ -76,100 +118,186 @@ def adafactor(learning_rate, weight_decay=0.0, mask=None, decay_rate=0.8, clip_t
   over inputs are kept, and v = r c / mean(r). The update is u = g / sqrt(v), divided by
   max(1, RMS(u) / clip_threshold) (0: not), times max(RMS(p), 1e-3) and the learning rate.
   weight_decay p is added before the learning rate.
+
+  Args:
+    learning_rate: a number or a schedule.
+    weight_decay: see above.
+    mask: what decays; None: everything.
+    decay_rate: see above.
+    clip_threshold: see above; 0: updates are not clipped.
+    min_dim_size_to_factor: see above.
+    eps: see above.
+    multiply_by_parameter_scale: whether updates are multiplied by max(RMS(p), 1e-3).
+    parameters: `model.parameters`.
   """
   parameters = _required(parameters, 'adafactor')
 
-  def clipped(param, u):
-    return u / jnp.maximum(1, _rms(param, u) / clip_threshold)
+  def clipped(param: Param, u: jax.Array) -> jax.Array:
+    excess = _rms(param, u) / clip_threshold
+    return u / jnp.maximum(1, excess)
+
   parts = [_by_factored_rms(parameters, decay_rate, min_dim_size_to_factor, eps)]
   if clip_threshold:
-    parts.append(optax.stateless(lambda updates, _: map_with_param(clipped, parameters, updates)))
+    parts.append(_of_each_update(clipped, parameters))
   if multiply_by_parameter_scale:
     parts.append(_times_parameter_rms(parameters))
-  return optax.chain(*parts, optax.add_decayed_weights(weight_decay, mask),
-                     optax.scale_by_learning_rate(learning_rate))
+  parts.append(optax.add_decayed_weights(weight_decay, mask))
+  parts.append(optax.scale_by_learning_rate(learning_rate))
+  return optax.chain(*parts)
 
 
-def _by_factored_rms(parameters, decay_rate, min_dim_size_to_factor, eps):
-  def means(param, x):
-    """What is kept of x, an array in the place of g^2."""
-    if param.sides is None or min(_sizes(param, x)) < min_dim_size_to_factor:
+def _by_factored_rms(
+    parameters: Declared,
+    decay_rate: float,
+    min_dim_size_to_factor: int,
+    eps: float,
+) -> Transform:
+  """g / sqrt(v), v as `adafactor` says."""
+
+  def means(param: Param, x: jax.Array) -> dict[str, jax.Array]:
+    """The means that are kept of x, an array in the place of g^2."""
+    sides = param.sides
+    if sides is None or min(_sizes(sides, x)) < min_dim_size_to_factor:
       return dict(full=x)
-    inputs, outputs = param.sides
-    return dict(inputs=jnp.mean(x, outputs, keepdims=True), outputs=jnp.mean(x, inputs, keepdims=True))
+    inputs, outputs = sides
+    return dict(
+        inputs=jnp.mean(x, outputs, keepdims=True),
+        outputs=jnp.mean(x, inputs, keepdims=True),
+    )
 
-  def scaled(param, g, v):
+  def scaled(param: Param, g: jax.Array, v: dict[str, jax.Array]) -> jax.Array:
     if 'full' in v:
       return g * jax.lax.rsqrt(v['full'])
     # Root by root: the product of two means of 1e-30 is 0 in fp32.
     mean = jnp.mean(v['inputs'], param.own_axes, keepdims=True)
     return g * jax.lax.rsqrt(v['inputs'] / mean) * jax.lax.rsqrt(v['outputs'])
 
-  def init(params):
+  def init(params: optax.Params) -> AdafactorState:
     # Zeros of the means, not of their shapes: so they lie on the devices on which means will lie.
-    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, map_with_param(means, parameters, params)))
+    like = map_with_param(means, parameters, params)
+    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, like))
 
-  def update(grads, state, params=None):
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AdafactorState]:
     newest = (state.count + 1).astype(jnp.float32) ** -decay_rate  # not 1 - beta2, which would round it
-    now = map_with_param(lambda param, g: means(param, jnp.square(g) + eps), parameters, grads)
-    v = jax.tree.map(lambda old, new: (1 - newest) * old + newest * new, state.v, now)
-    return map_with_param(scaled, parameters, grads, v), AdafactorState(optax.safe_increment(state.count), v)
+
+    def means_of_square(param: Param, g: jax.Array) -> dict[str, jax.Array]:
+      return means(param, jnp.square(g) + eps)
+
+    def mixed(old: jax.Array, new: jax.Array) -> jax.Array:
+      return (1 - newest) * old + newest * new
+
+    now = map_with_param(means_of_square, parameters, updates)
+    v = jax.tree.map(mixed, state.v, now)
+    new_updates = map_with_param(scaled, parameters, updates, v)
+    return new_updates, AdafactorState(optax.safe_increment(state.count), v)
+
   return optax.GradientTransformation(init, update)
 
 
-def _sizes(param, x):
-  """(number of inputs, number of outputs) of a matrix."""
-  inputs, outputs = param.sides
-  return math.prod(x.shape[axis] for axis in inputs), math.prod(x.shape[axis] for axis in outputs)
+def _sizes(sides: tuple[Axes, Axes], x: jax.Array) -> tuple[int, int]:
+  """(number of inputs, number of outputs) of a matrix whose axes are these."""
+  inputs, outputs = sides
+  num_inputs = math.prod(x.shape[axis] for axis in inputs)
+  num_outputs = math.prod(x.shape[axis] for axis in outputs)
+  return num_inputs, num_outputs
 
 
 # --- Adam's kind --------------------------------------------------------------------------------
 
 
-def adamw_rms(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None, parameters=None):
+def adamw_rms(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    parameters: Declared | None = None,
+) -> Transform:
   """AdamW whose step is multiplied by max(RMS(p), 1e-3), which lets Adam train T5 (nanoT5's AdamWScale).
 
   Weight decay is not multiplied by it. eps is added to sqrt(v) as it is, before bias correction.
   """
   parameters = _required(parameters, 'adamw_rms')
-  return optax.chain(_by_adam(b1, b2, eps, bias_correction=True), _times_parameter_rms(parameters),
-                     optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+  return optax.chain(
+      _by_adam(b1, b2, eps, bias_correction=True),
+      _times_parameter_rms(parameters),
+      optax.add_decayed_weights(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+  )
 
 
-def bert_adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, mask=None):
+def bert_adamw(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+) -> Transform:
   """lr (m / (sqrt(v) + eps) + weight_decay p): AdamW without bias correction (BERT, optimization.py).
 
   Its first steps are (1 - b1) / sqrt(1 - b2) times Adam's, which warm-up makes up for.
   """
-  return optax.chain(_by_adam(b1, b2, eps, bias_correction=False), optax.add_decayed_weights(weight_decay, mask),
-                     optax.scale_by_learning_rate(learning_rate))
+  return optax.chain(
+      _by_adam(b1, b2, eps, bias_correction=False),
+      optax.add_decayed_weights(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+  )
 
 
-def _by_adam(b1, b2, eps, bias_correction):
+def _by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> Transform:
   """m / (sqrt(v) + eps), times sqrt(1 - b2^t) / (1 - b1^t) under bias correction; t counts from 1.
 
   Kingma & Ba 2015 (arXiv 1412.6980), section 2, in its efficient order; in the other, which is
   optax's, the same eps counts for less until sqrt(1 - b2^t) is near 1.
   """
-  def init(params):
-    zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-    return optax.ScaleByAdamState(jnp.int32(0), zeros(), zeros())
 
-  def update(grads, state, params=None):
+  def init(params: optax.Params) -> optax.ScaleByAdamState:
+    m = jax.tree.map(jnp.zeros_like, params)
+    v = jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(jnp.int32(0), m, v)
+
+  def mean(old: jax.Array, g: jax.Array) -> jax.Array:
+    return b1 * old + (1 - b1) * g
+
+  def mean_square(old: jax.Array, g: jax.Array) -> jax.Array:
+    return b2 * old + (1 - b2) * jnp.square(g)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
     count = optax.safe_increment(state.count)
-    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-    correction = jnp.sqrt(1 - b2 ** count) / (1 - b1 ** count) if bias_correction else 1
-    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps) * correction, m, v)
-    return updates, optax.ScaleByAdamState(count, m, v)
+    m = jax.tree.map(mean, state.mu, updates)
+    v = jax.tree.map(mean_square, state.nu, updates)
+    correction = 1
+    if bias_correction:
+      correction = jnp.sqrt(1 - b2 ** count) / (1 - b1 ** count)
+
+    def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
+      return m / (jnp.sqrt(v) + eps) * correction
+
+    return jax.tree.map(scaled, m, v), optax.ScaleByAdamState(count, m, v)
+
   return optax.GradientTransformation(init, update)
 
 
 # --- Muon ---------------------------------------------------------------------------------------
 
 
-def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None, beta=0.95, ns_steps=5,
-         nesterov=True, preconditioning='frobenius', consistent_rms=None, adam_scale=1.0, parameters=None):
+def muon(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    preconditioning: Literal['frobenius', 'spectral', 'aol', 'schatten'] = 'frobenius',
+    consistent_rms: float | None = None,
+    adam_scale: float = 1.0,
+    parameters: Declared | None = None,
+) -> Transform:
   """Muon (Jordan et al. 2024) for the matrices of blocks, AdamW for tables, heads and vectors.
 
   Momentum (`beta`) of a matrix is made orthogonal by Newton-Schulz steps, all in optax, and multiplied by
@@ -185,54 +313,112 @@ def muon(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, mask=None,
   """
   parameters = _required(parameters, 'muon')
 
-  def kind(param, x):
+  def kind(param: Param, x: jax.Array) -> str:
     is_between = param.sides is not None and param.role not in TABLES
     return 'muon' if is_between else 'adam'
 
-  def dimension_numbers(tree):
-    return map_with_param(lambda param, x: contrib.MuonDimensionNumbers(*param.sides), parameters, tree)
+  def kinds(tree: Any) -> Any:
+    return map_with_param(kind, parameters, tree)
 
-  def shape_scale(param, u):
-    inputs, outputs = _sizes(param, u)
+  decay = optax.add_decayed_weights(weight_decay, mask)
+  orthogonal = contrib.scale_by_muon(
+      beta=beta,
+      ns_steps=ns_steps,
+      nesterov=nesterov,
+      preconditioning=preconditioning,
+      weight_dimension_numbers=_dimension_numbers(parameters),
+  )
+  by_kind: dict[Hashable, Transform] = {}
+  by_kind['muon'] = optax.chain(
+      anywhere(orthogonal),
+      _scaled_by_shape(consistent_rms, parameters),
+      decay,
+  )
+  by_kind['adam'] = optax.chain(
+      optax.scale_by_adam(b1, b2, eps),
+      decay,
+      optax.scale(adam_scale),
+  )
+  return optax.chain(
+      optax.partition(by_kind, kinds),
+      optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _dimension_numbers(parameters: Declared) -> Callable[[Any], Any]:
+  """Function of a tree of matrices: which of their axes are inputs and which outputs, as optax has it."""
+
+  def of_matrix(param: Param, x: jax.Array) -> contrib.MuonDimensionNumbers:
+    inputs, outputs = _sides_of_matrix(param)
+    return contrib.MuonDimensionNumbers(inputs, outputs)
+
+  def of_tree(tree: Any) -> Any:
+    return map_with_param(of_matrix, parameters, tree)
+
+  return of_tree
+
+
+def _scaled_by_shape(consistent_rms: float | None, parameters: Declared) -> Transform:
+  """Orthogonal matrices times a number for their numbers of inputs and outputs; see `muon`."""
+
+  def scaled(param: Param, u: jax.Array) -> jax.Array:
+    inputs, outputs = _sizes(_sides_of_matrix(param), u)
     if consistent_rms is None:
       return u * math.sqrt(max(1, outputs / inputs))
     return u * consistent_rms * math.sqrt(max(outputs, inputs))
 
-  decay = optax.add_decayed_weights(weight_decay, mask)
-  by_kind = dict(
-      muon=optax.chain(
-          anywhere(contrib.scale_by_muon(beta=beta, ns_steps=ns_steps, nesterov=nesterov,
-                                          preconditioning=preconditioning,
-                                          weight_dimension_numbers=dimension_numbers)),
-          optax.stateless(lambda updates, _: map_with_param(shape_scale, parameters, updates)), decay),
-      adam=optax.chain(optax.scale_by_adam(b1, b2, eps), decay, optax.scale(adam_scale)))
-  return optax.chain(optax.partition(by_kind, lambda tree: map_with_param(kind, parameters, tree)),
-                     optax.scale_by_learning_rate(learning_rate))
+  return _of_each_update(scaled, parameters)
+
+
+def _sides_of_matrix(param: Param) -> tuple[Axes, Axes]:
+  """`param.sides`; TypeError for what is no matrix."""
+  if param.sides is None:
+    raise TypeError(f'{param} is not a matrix: it has no inputs and outputs.')
+  return param.sides
 
 
 # --- Optimizers of optax, made fit for stacks and meshes ----------------------------------------
 
 
-def anywhere(tx):
+def anywhere(tx: Transform) -> optax.GradientTransformationExtraArgs:
   """tx, which knows nothing of explicit meshes, with XLA to choose layouts inside its update."""
-  def update(updates, state, params=None, **more):
-    if jax.sharding.get_abstract_mesh().empty:
-      return tx.update(updates, state, params, **more)
-    # What comes out lies where it lay when it went in.
-    layouts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+  inner = optax.with_extra_args_support(tx)
 
-    def inside(updates, state, params, more):
-      return tx.update(updates, state, params, **more)
-    return jax.sharding.auto_axes(inside, out_sharding=layouts)(updates, state, params, more)
+  def inside(updates: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+    return inner.update(updates, state, params, **extra_args)
+
+  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    if jax.sharding.get_abstract_mesh().empty:
+      return inside(updates, state, params, extra_args)
+    # What comes out lies where it lay when it went in.
+    layouts = jax.tree.map(_spec, (updates, state))
+    by_xla: Any = jax.sharding.auto_axes(inside, out_sharding=layouts)
+    return by_xla(updates, state, params, extra_args)
+
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def layer_by_layer(tx: optax.GradientTransformation, parameters: Mapping[str, Param] | None, name: str = 'It'
-                   ) -> optax.GradientTransformation:
+def _spec(x: jax.Array) -> jax.sharding.PartitionSpec:
+  """How an array is spread over the mesh in force."""
+  return jax.typeof(x).sharding.spec
+
+
+def layer_by_layer(
+    tx: Transform,
+    parameters: Declared | None,
+    name: str = 'It',
+) -> Transform:
   """tx, which takes the norm or another number of each array, with every layer of a stack as an array of its own.
 
   What it keeps of a stack is kept of each layer, on a leading axis. It must not mix arrays with one another.
-  ConfigError for arrays that hold more than one matrix in a layer: `name`, which is tx's, would mix them.
+
+  Args:
+    tx: an optimizer.
+    parameters: `model.parameters`.
+    name: of tx, for errors.
+
+  Raises:
+    ConfigError: for arrays that hold more than one matrix in a layer, which tx would mix.
   """
   parameters = _required(parameters, name)
   for path, param in parameters.items():
@@ -240,37 +426,48 @@ def layer_by_layer(tx: optax.GradientTransformation, parameters: Mapping[str, Pa
       raise ConfigError(f'optimizer.name={name!r} takes one norm of {path}, which has a matrix for each of the axes '
                         f'{param.batch!r} in each layer. adamw, adafactor and muon treat each by itself.')
 
-  def init(params):
-    make, trees = tx.init, (params,)
+  def init(params: optax.Params) -> optax.OptState:
+    make = tx.init
     for stack in _stacks(params, parameters):
-      make = _mapped(make, stack, jax.eval_shape(tx.init, params), parameters)
-    return make(*trees)
+      like = jax.eval_shape(tx.init, params)
+      make = _for_each_layer(make, stack, like, parameters)
+    return make(params)
 
-  def update(updates, state, params):
-    def one(updates, state, params):
-      return tx.update(updates, state, params)
+  def one_layer(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    return tx.update(updates, state, params)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    step: Callable[..., tuple[Any, Any]] = one_layer
     for stack in _stacks(params, parameters):
-      one = _mapped(one, stack, (updates, state), parameters)
-    return one(updates, state, params)
+      step = _for_each_layer(step, stack, (updates, state), parameters)
+    return step(updates, state, params)
+
   return optax.GradientTransformation(init, update)
 
 
-def _stacks(params, parameters):
+def _stacks(params: optax.Params, parameters: Declared) -> list[str]:
   """Names of the stacks whose layers are in a tree of parameters: each may have another number of layers."""
-  present = [parameters[path_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  return sorted({param.stack for param in present if param.is_stacked})
+  stacks = set()
+  for path, _ in jax.tree_util.tree_leaves_with_path(params):
+    param = parameters[path_name(path)]
+    if param.is_stacked:
+      stacks.add(param.stack)
+  return sorted(stacks)
 
 
-def _mapped(fn, stack, like, parameters):
-  """fn of trees, done for each layer of one stack; `like` has the structure of what it returns."""
-  def axis(path, _):
+def _for_each_layer(fn: Callable[..., Any], stack: str, like: Any, parameters: Declared) -> Callable[..., Any]:
+  """fn of trees, done for each layer of one stack; `like` has the structure of its result."""
+
+  def axis(path: Path, _: Any) -> int | None:
     param = with_path_of(path_name(path), parameters)
     is_layered = param is not None and param.is_stacked and param.stack == stack
     return 0 if is_layered else None
 
-  def axes(tree):
+  def axes(tree: Any) -> Any:
     return map_with_path(axis, tree)
 
-  def mapped(*trees):
-    return jax.vmap(fn, in_axes=tuple(axes(tree) for tree in trees), out_axes=axes(like))(*trees)
+  def mapped(*trees: Any) -> Any:
+    in_axes = tuple(map(axes, trees))
+    return jax.vmap(fn, in_axes=in_axes, out_axes=axes(like))(*trees)
+
   return mapped
