@@ -26,7 +26,7 @@ from t5like.errors import ConfigError
 from t5like.model import attention
 from t5like.model.attention_kernels import AttentionSpec
 from t5like.model.kernels import relative_bias_attention, relative_bias_blocks
-from t5like.model.layers import RelativeBias
+from t5like.model.positions import RelativeBias
 from t5like.preflight import compile_ahead, costs, hlo, prediction, search, topologies as tpu
 
 

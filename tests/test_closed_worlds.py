@@ -12,7 +12,7 @@ from t5like import choices, config as config_lib, rate_schedules, sharding
 from t5like.config import optimizer_rules, rules
 from t5like.errors import ConfigError
 from t5like.huggingface import runs
-from t5like.model import attention, layers
+from t5like.model import attention, positions
 from t5like.training import loop
 from tests import tiny
 
@@ -159,7 +159,7 @@ class Alibi(nnx.Module):
 def test_a_new_bias_by_distance_is_one_name_and_one_entry(tmp_path, monkeypatch):
   """As docs/adding.md says of ALiBi: the kernel is chosen, FLOPs are counted, a step is trained, export refuses it."""
   monkeypatch.setitem(choices.POSITIONS, 'alibi', choices.Position(biased=True))
-  monkeypatch.setitem(layers.POSITIONS, 'alibi', layers.PositionScheme(bias=Alibi))
+  monkeypatch.setitem(positions.POSITIONS, 'alibi', positions.PositionScheme(bias=Alibi))
   losses = {}
   for position in ('alibi', 'none'):
     c = changed(tiny.config(tmp_path, steps=2), {'model.position': position})

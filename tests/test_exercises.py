@@ -118,7 +118,7 @@ def test_a_sliding_window_is_five_files(tmp_path):
 @pytest.mark.parametrize('file, words', [
     ('t5like/config/base.py', 'model.window has a rule in t5like/config/rules.py, but is no key of'),
     ('t5like/config/rules.py', 'model.window is a number in t5like/config/base.py, but RANGES'),
-    ('t5like/model/transformer.py', 'model.window is a key of t5like/config/base.py, but no field of ModelConfig'),
+    ('t5like/model/config.py', 'model.window is a key of t5like/config/base.py, but no field of ModelConfig'),
     ('t5like/model/flops.py', 'model.window=4: t5like/model/flops.py does not know what this changes')])
 def test_a_window_with_one_file_left_out_is_refused(file, words, tmp_path):
   checkout = guide.changed(tmp_path, WINDOW, without=[file])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from t5like.model.kernels import relative_bias_attention as kernel, relative_bias_blocks as blocks
-from t5like.model.layers import RelativeBias
+from t5like.model.positions import RelativeBias
 
 SMALL = (128, 128)
 

@@ -13,6 +13,8 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from t5like.decoding import sampling
+from t5like.model.attention import KeysValues
+from t5like.model.stack import LayerCache
 from t5like.model.transformer import Model
 from t5like.sharding import IN_USE, ROWS, in_use
 
@@ -270,8 +272,11 @@ def _reorder(array: Array, parent_BK: Array, dims: str) -> Array:
 def _each_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
   """function(array, dims) of all arrays of a cache."""
   layers = []
-  for own, cross in cache['layers']:
-    layers.append((_pair(function, own), _pair(function, cross)))
+  for layer in cache['layers']:
+    cross = layer.cross
+    if cross is not None:
+      cross = _pair(function, cross)
+    layers.append(LayerCache(_pair(function, layer.own), cross))
   changed: dict[str, Any] = dict(layers=tuple(layers))
   if 'memory' in cache:
     changed['memory'] = {name: function(array, 'BS') for name, array in cache['memory'].items()}
@@ -281,14 +286,11 @@ def _each_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any
 def _each_own_cache(function: CacheFunction, cache: dict[str, Any]) -> dict[str, Any]:
   """function(array, dims) of those arrays of a cache that differ between the beams of a row."""
   layers = []
-  for own, cross in cache['layers']:
-    layers.append((_pair(function, own), cross))
+  for layer in cache['layers']:
+    layers.append(LayerCache(_pair(function, layer.own), layer.cross))
   return dict(cache, layers=tuple(layers))
 
 
-def _pair(function: CacheFunction, keys_values: Any) -> Any:
-  """function of keys and values [B, K, S, H]; falsy where a layer has none."""
-  if not keys_values:
-    return keys_values
-  keys, values = keys_values
-  return function(keys, 'BKSH'), function(values, 'BKSH')
+def _pair(function: CacheFunction, kv: KeysValues) -> KeysValues:
+  """function of keys and values [B, K, S, H]."""
+  return KeysValues(function(kv.keys, 'BKSH'), function(kv.values, 'BKSH'))

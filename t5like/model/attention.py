@@ -1,5 +1,7 @@
 """Attention: the layer, on one device and on many, in training and in decoding."""
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,111 +9,208 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, choose_kernel, spec_of, visible
+from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, Info, choose_kernel, spec_of, visible
+from t5like.model.config import ModelConfig
 from t5like.model.kernels import relative_bias_attention
-from t5like.model.layers import POSITIONS, Dense, Norm, keep_share
+from t5like.model.layers import Dense, Norm, keep_share
+from t5like.model.positions import POSITIONS
 from t5like.sharding import everywhere, in_use
 
+MASKED = 0.7 * jnp.finfo(jnp.float32).min  # logit of a key that is not seen
 
-def platform():
+
+class KeysValues(NamedTuple):
+  """What is attended to: [B, S, K, H] each, or [B, K, S, H] in caches."""
+  keys: jax.Array
+  values: jax.Array
+
+
+def platform() -> str:
   """'tpu', 'gpu' or 'cpu': of the mesh in force, which may be one of devices that are not here."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  return device.platform if device else jax.default_backend()
+  if device:
+    return device.platform
+  return jax.default_backend()
 
 
-def pieces():
+def pieces() -> int:
   """Into how many pieces the mesh in force cuts rows of queries."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape['context']
+  if mesh.empty:
+    return 1
+  return mesh.shape['context']
 
 
-def bias_for(kernel, bias, T, S):
-  """[N, T + S] values by distance as a kernel takes them: like this, or for XLA [N, T, S], made once for all layers."""
+def bias_for(kernel: str, bias: jax.Array, T: int, S: int) -> jax.Array:
+  """The bias as a kernel takes it: [N, T + S] values by distance as they are, or [N, T, S] for XLA.
+
+  Made once for all layers: what is [N, T, S] already stays as it is.
+  """
   if KERNELS[kernel].bias_by_distance or bias.ndim == 3:
     return bias
   return everywhere(relative_bias_attention.expand(bias, T, S), 'NT_')
 
 
-def dot_product(q_BTNH, k_BSKH, v_BSKH, query, key, spec: AttentionSpec, scale=None, bias=None, keep_BNTS=None,
-                kernel='auto'):
-  """softmax(scale q k + bias) v, logits in fp32, N / K queries to each key-value head.
+def dot_product(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    keep_BNTS: jax.Array | None = None,
+    kernel: str = 'auto',
+) -> jax.Array:
+  """softmax(scale q k + bias) v, [B, T, N, H], logits in fp32, N / K queries to each key-value head.
 
-  `query` and `key` are those of `make_mask`; `spec`: its head size, dtype, prefix, bias and dropout are read from the
-  arrays here; scale None: 1 / sqrt(H); `bias`: T + S values of each head by distance, query t having element t - s + S
-  for key s, or what `bias_for` makes of them; `keep` multiplies probabilities (dropout); `kernel`: see `choose_kernel`.
   Batch and heads never mix, so each device works alone on what it has.
+
+  Args:
+    q_BTNH: queries.
+    k_BSKH: keys.
+    v_BSKH: values.
+    query: of the queries' tokens, see `make_mask`.
+    key: of the keys' tokens.
+    spec: what is computed; its head size, dtype, prefix, bias and dropout are read from the arrays here.
+    scale: of logits; None: 1 / sqrt(H).
+    bias: T + S values of each head by distance, query t having element t - s + S for key s, or what `bias_for` makes of
+      them.
+    keep_BNTS: multiplies probabilities (dropout).
+    kernel: model.attention, see `choose_kernel`.
   """
   names = _shared(query, key)
-  T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
-  spec = dataclasses.replace(spec, head_dim=H, dtype=str(q_BTNH.dtype), prefix='prefix' in names and spec.causal,
-                             bias=bias is not None, dropout=keep_BNTS is not None)
+  T = q_BTNH.shape[1]
+  S = k_BSKH.shape[1]
+  H = q_BTNH.shape[3]
+  has_prefix = 'prefix' in names
+  spec = dataclasses.replace(
+      spec,
+      head_dim=H,
+      dtype=str(q_BTNH.dtype),
+      prefix=has_prefix and spec.causal,
+      bias=bias is not None,
+      dropout=keep_BNTS is not None,
+  )
   chosen, _ = choose_kernel(kernel, platform(), spec)
   run = KERNELS[chosen]
-  scale = H ** -0.5 if scale is None else scale
-  call = Call(spec, scale, pieces(), interpret=platform() != 'tpu')
+  logit_scale = _scale(scale, H)
+  call = Call(spec, logit_scale, pieces(), interpret=platform() != 'tpu')
 
-  extras, dims = {}, {}
+  extras: dict[str, Any] = {}
+  extra_specs: dict[str, Any] = {}
   if bias is not None:
     extras['bias'] = bias_for(chosen, bias, T, S)
-    dims['bias'] = in_use('NR' if run.bias_by_distance else 'NT_')
+    extra_specs['bias'] = in_use('NR' if run.bias_by_distance else 'NT_')
   if keep_BNTS is not None:
     extras['keep'] = keep_BNTS
-    dims['keep'] = in_use('BNT_')
+    extra_specs['keep'] = in_use('BNT_')
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH = everywhere(k_BSKH, 'B_KH')
   v_BSKH = everywhere(v_BSKH, 'B_KH')
   key = {name: everywhere(key[name], 'B_') for name in names}
-  query = {name: query[name] for name in names}
+  query = _picked(query, names)
   if run.prepare is not None:
-    extras['prepared'], dims['prepared'] = run.prepare(call, q_BTNH, k_BSKH, 'prefix' in names)
+    extras['prepared'], extra_specs['prepared'] = run.prepare(call, q_BTNH, k_BSKH, has_prefix)
 
-  def attend(q, k, v, query, key, extras):
+  def attend(q: jax.Array, k: jax.Array, v: jax.Array, query: Info, key: Info, extras: dict[str, Any]) -> jax.Array:
     return run.run(call, q, k, v, query, key, extras)
-  in_specs = (in_use('BTNH'), in_use('B_KH'), in_use('B_KH'), {name: in_use('BT') for name in names},
-              {name: in_use('B_') for name in names}, dims)
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=run.checks_layouts)(
-      q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+
+  in_specs = (
+      in_use('BTNH'),
+      in_use('B_KH'),
+      in_use('B_KH'),
+      dict.fromkeys(names, in_use('BT')),
+      dict.fromkeys(names, in_use('B_')),
+      extra_specs,
+  )
+  on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=run.checks_layouts)
+  return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
 
 
-def _shared(query, key):
+def _scale(scale: float | None, head_dim: int) -> float:
+  if scale is None:
+    return head_dim ** -0.5
+  return scale
+
+
+def _shared(query: Info, key: Info) -> list[str]:
   """What is known of both queries and keys, in a fixed order."""
   return [name for name in ('positions', 'segments', 'prefix') if name in query and name in key]
 
 
-def cached(q_BTNH, k_BKSH, v_BKSH, query, key, spec: AttentionSpec, scale=None, bias=None):
+def _picked(info: Info, names: Sequence[str]) -> Info:
+  return {name: info[name] for name in names}
+
+
+def cached(
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    query: Info,
+    key: Info,
+    spec: AttentionSpec,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
   """`dot_product` for decoding, whose keys and values lie with heads first: no product has to turn them round first.
 
-  `bias` is [N, T, S]. Each device works alone on what it has.
+  `spec`: what is computed; `bias` is [N, T, S]. Each device works alone on what it has.
   """
   names = _shared(query, key)
-  scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  logit_scale = _scale(scale, q_BTNH.shape[-1])
 
-  def attend(q_BTNH, k_BKSH, v_BKSH, query, key, bias):
-    (B, T, N, H), K = q_BTNH.shape, k_BKSH.shape[1]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+  def attend(
+      q_BTNH: jax.Array,
+      k_BKSH: jax.Array,
+      v_BKSH: jax.Array,
+      query: Info,
+      key: Info,
+      bias: jax.Array | None,
+  ) -> jax.Array:
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    group = N // K
+    q_BTKGH = q_BTNH.reshape(B, T, K, group, H)
+    logits_BKGTS = logit_scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
     if bias is not None:
-      logits_BKGTS += bias.reshape(1, K, N // K, T, -1)
+      logits_BKGTS += bias.reshape(1, K, group, T, -1)
     mask_BTS = visible(spec, query, key)
-    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, 0.7 * jnp.finfo(jnp.float32).min)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKSH.dtype)
     return jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH).reshape(B, T, N, H)
-  in_specs = (in_use('BTNH'), in_use('BKSH'), in_use('BKSH'), {n: in_use('BT') for n in names},
-              {n: in_use('BS') for n in names}, None if bias is None else in_use('NT_'))
-  of = lambda info: {n: info[n] for n in names}
-  return jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])(
-      q_BTNH, k_BKSH, v_BKSH, of(query), of(key), bias)
+
+  bias_spec = None
+  if bias is not None:
+    bias_spec = in_use('NT_')
+  in_specs = (
+      in_use('BTNH'),
+      in_use('BKSH'),
+      in_use('BKSH'),
+      dict.fromkeys(names, in_use('BT')),
+      dict.fromkeys(names, in_use('BS')),
+      bias_spec,
+  )
+  on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])
+  return on_devices(q_BTNH, k_BKSH, v_BKSH, _picked(query, names), _picked(key, names), bias)
 
 
 class Attention(nnx.Module):
-  """Multi-head attention with grouped key-value heads (Ainslie et al. 2023, arXiv 2305.13245).
+  """Multi-head attention with grouped key-value heads (Ainslie et al. 2023, arXiv 2305.13245)."""
 
-  `cross`: keys and values come from another stack, whose positions mean nothing here.
-  """
+  def __init__(self, c: ModelConfig, key: jax.Array, causal: bool, cross: bool = False) -> None:
+    """Makes the parameters.
 
-  def __init__(self, c, key, causal, cross=False):
+    Args:
+      c: the ModelConfig.
+      key: of jax.random.
+      causal: queries see no later keys.
+      cross: keys and values come from another stack, whose positions mean nothing here.
+    """
     k_q, k_k, k_v, k_o = jax.random.split(key, 4)
-    self.c, self.causal = c, causal
+    self.c = c
+    self.causal = causal
     self.is_rotated = choices.POSITIONS[c.position].rotary and not cross
     self.q = Dense(c, 'BTD,DNH->BTNH', k_q, 'q')
     self.k = Dense(c, 'BSD,DKH->BSKH', k_k, 'k')
@@ -124,32 +223,64 @@ class Attention(nnx.Module):
       self.k_norm = Norm(c, dims.key)
 
   @jax.named_scope('attention')
-  def keys_values(self, x_BSD, positions_BS):
-    """(k_BSKH, v_BSKH) of what is attended to."""
-    c, k, v = self.c, self.k(x_BSD), self.v(x_BSD)
+  def keys_values(self, x_BSD: jax.Array, positions_BS: jax.Array) -> KeysValues:
+    """Keys and values, [B, S, K, H], of what is attended to."""
+    k = self.k(x_BSD)
+    v = self.v(x_BSD)
     if self.is_normed:
       k = self.k_norm(k)
     if self.is_rotated:
-      k = POSITIONS[c.position].rotate(k, positions_BS, c)
-    return checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv')
+      k = self._rotated(k, positions_BS)
+    return KeysValues(checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv'))
 
   @jax.named_scope('attention')
-  def __call__(self, x_BTD, kv, query, key, bias=None, random=None, decoding=False):
-    """[B, T, D]. `query` and `key` hold positions and segments of x and of the keys and values `kv`, which have their
-    heads first if `decoding`."""
-    c, q_BTNH = self.c, self.q(x_BTD)
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      kv: KeysValues,
+      query: Info,
+      key: Info,
+      bias: jax.Array | None = None,
+      random: jax.Array | None = None,
+      decoding: bool = False,
+  ) -> jax.Array:
+    """[B, T, D].
+
+    Args:
+      x_BTD: of which queries are made.
+      kv: keys and values, with heads first if `decoding`.
+      query: positions and segments of x.
+      key: those of the keys and values.
+      bias: see `dot_product` and `cached`.
+      random: key of dropout; None: there is none.
+      decoding: whether keys and values are those of a cache.
+    """
+    q_BTNH = self.q(x_BTD)
     if self.is_normed:
       q_BTNH = self.q_norm(q_BTNH)
     if self.is_rotated:
-      q_BTNH = POSITIONS[c.position].rotate(q_BTNH, query['positions'], c)
-    spec = spec_of(c, self.causal, query['positions'].shape[1], key['positions'].shape[1])
+      q_BTNH = self._rotated(q_BTNH, query['positions'])
+    scale = None if self.c.scale_attention else 1.0
+    k, v = kv
+    spec = spec_of(self.c, self.causal, query['positions'].shape[1], key['positions'].shape[1])
     if decoding:
-      return self.o(cached(q_BTNH, *kv, query, key, spec, None if c.scale_attention else 1.0, bias))
-    keep_BNTS = None
-    if random is not None and c.dropout:
-      (B, T, N, _), S = q_BTNH.shape, kv[0].shape[1]
-      shape = (B, N, 1 if choices.DROPOUT_STYLES[c.dropout_style].shared else T, S)
-      keep_BNTS = keep_share(shape, c.dropout, random, in_use('BNT_'))
-    out_BTNH = dot_product(checkpoint_name(q_BTNH, 'qkv'), *kv, query, key, spec,
-                           None if c.scale_attention else 1.0, bias, keep_BNTS, c.attention)
+      return self.o(cached(q_BTNH, k, v, query, key, spec, scale, bias))
+    keep_BNTS = self._keep(q_BTNH, k, random)
+    q_BTNH = checkpoint_name(q_BTNH, 'qkv')
+    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, self.c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))
+
+  def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    rotate = POSITIONS[self.c.position].rotate
+    assert rotate is not None, 'choices.implement compares schemes with their facts'
+    return rotate(x_BTNH, positions_BT, self.c)
+
+  def _keep(self, q_BTNH: jax.Array, k_BSKH: jax.Array, random: jax.Array | None) -> jax.Array | None:
+    """By what probabilities, [B, N, T or 1, S], are multiplied; None: nothing is dropped."""
+    rate = self.c.dropout
+    if random is None or not rate:
+      return None
+    B, T, N, _ = q_BTNH.shape
+    S = k_BSKH.shape[1]
+    rows = 1 if choices.DROPOUT_STYLES[self.c.dropout_style].shared else T
+    return keep_share((B, N, rows, S), rate, random, in_use('BNT_'))

@@ -1,4 +1,7 @@
 """Blocks, and the stack of them that every architecture is made of."""
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -6,18 +9,52 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
 from t5like.model import side_values
-from t5like.model.attention import Attention, bias_for, platform
-from t5like.model.attention_kernels import choose_kernel, spec_of
-from t5like.model.layers import MLP, POSITIONS, Norm, declare, dropout, place
+from t5like.model.attention import Attention, KeysValues, bias_for, platform
+from t5like.model.attention_kernels import Info, choose_kernel, spec_of
+from t5like.model.config import ModelConfig
+from t5like.model.layers import MLP, Norm, declare, dropout, place
+from t5like.model.positions import POSITIONS
+from t5like.model.side_values import Sums
 from t5like.parameters import of_layers
+
+Slot = int | jax.Array  # of a cache
+
+
+class LayerCache(NamedTuple):
+  """Keys and values of a layer, heads first: of its own tokens, and of the encoder's output if there is one."""
+  own: KeysValues
+  cross: KeysValues | None
+
+
+class View(NamedTuple):
+  """What all layers of a stack share.
+
+  query: positions and segments of x.
+  keys: those of the tokens that x sees in its own stack.
+  memory: those of the encoder's output, and x, that output [B, S, D]; None where there is no encoder.
+  bias: of attention logits, as the kernel takes it.
+  """
+  query: Info
+  keys: Info
+  memory: Info | None
+  bias: jax.Array | None
+
+
+class BlockResult(NamedTuple):
+  """Output of a block, [B, T, D], the cache with x, and side values by name (`side_values.py`)."""
+  x_BTD: jax.Array
+  cache: LayerCache | None
+  side: dict[str, Sums]
 
 
 class Block(nnx.Module):
   """Attention, cross-attention if there is an encoder, MLP; `model.block` says where the norms are."""
 
-  def __init__(self, c, key, causal, cross=False):
+  def __init__(self, c: ModelConfig, key: jax.Array, causal: bool, cross: bool = False) -> None:
     k_attention, k_cross, k_mlp = jax.random.split(key, 3)
-    self.c, self.kind, self.is_crossed = c, choices.BLOCKS[c.block], cross
+    self.c = c
+    self.kind = choices.BLOCKS[c.block]
+    self.is_crossed = cross
     self.attention_norm = place(Norm(c), layer='attention_norm')
     self.attention = place(Attention(c, k_attention, causal), layer='attention')
     if cross:
@@ -26,54 +63,94 @@ class Block(nnx.Module):
     self.mlp_norm = place(Norm(c), layer='mlp_norm')
     self.mlp = place(MLP(c, k_mlp), layer='mlp')
 
-  def __call__(self, x_BTD, view, random=None, cache=None, at=0):
-    """Returns (x_BTD, cache, side values by name: see `side_values.py`). `view`: see Stack. With a cache (self_kv,
-    cross_kv), pairs of [B, K, S, H], x sees what is there and its own keys and values, which are put in it at slot
-    `at`; else it is None."""
-    decoding = cache is not None
-    r = [None] * 6 if random is None else jax.random.split(random, 6)
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      view: View,
+      random: jax.Array | None = None,
+      cache: LayerCache | None = None,
+      at: Slot = 0,
+  ) -> BlockResult:
+    """One block.
+
+    Args:
+      x_BTD: its input.
+      view: what all layers share.
+      random: key of dropout; None: there is none.
+      cache: of earlier tokens, in decoding: x sees what is there and its own keys and values, which are written to it.
+      at: slot of the cache of the first token of x.
+    """
+    r = _split(random, 6)
+    side = side_values.Collector(view.query['segments'])
     y = self._before(x_BTD, self.attention_norm)
-    kv = self.attention.keys_values(y, view['query']['positions'])
-    if decoding:
-      kv = tuple(jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, at, 0))
-                 for old, x in zip(cache[0], heads_first(kv)))
-      cache = (kv, cache[1])
-    side = side_values.Collector(view['query']['segments'])
-    y = side.take(self.attention(y, kv, view['query'], view['keys'], view['bias'], r[0], decoding))
+    kv = self.attention.keys_values(y, view.query['positions'])
+    decoding = cache is not None
+    if cache is not None:
+      kv = _written(cache.own, kv, at)
+      cache = cache._replace(own=kv)
+    y = side.take(self.attention(y, kv, view.query, view.keys, view.bias, r[0], decoding))
     after = self._add(x_BTD, y, self.attention_norm, r[1])
     if self.is_crossed:
-      kv = cache[1] if decoding else self.remember(view['memory'])
+      memory, kv = self._memory(view, cache)
       read = self._before(after, self.cross_norm)
-      y = side.take(self.cross(read, kv, view['query'], view['memory'], None, r[2], decoding))
+      y = side.take(self.cross(read, kv, view.query, memory, None, r[2], decoding))
       after = self._add(after, y, self.cross_norm, r[3])
     after = checkpoint_name(after, 'middle')
     read = x_BTD if self.kind.parallel else after
     y = side.take(self.mlp(self._before(read, self.mlp_norm), r[4]))
-    return self._add(after, y, self.mlp_norm, r[5]), cache, side.sums
+    x_BTD = self._add(after, y, self.mlp_norm, r[5])
+    return BlockResult(x_BTD, cache, side.sums)
 
-  def _before(self, x, norm):
+  def _memory(self, view: View, cache: LayerCache | None) -> tuple[Info, KeysValues]:
+    """(tokens of the encoder's output, its keys and values), which decoding has in the cache."""
+    assert view.memory is not None, 'cross-attention reads the output of an encoder'
+    if cache is None:
+      return view.memory, self.remember(view.memory)
+    assert cache.cross is not None, 'the cache of a decoder with an encoder has keys and values of its output'
+    return view.memory, cache.cross
+
+  def _before(self, x: jax.Array, norm: Norm) -> jax.Array:
     """What attention or the MLP reads of x."""
-    return norm(x) if self.kind.norm_input else x
+    if self.kind.norm_input:
+      return norm(x)
+    return x
 
-  def _add(self, x, y, norm, random):
+  def _add(self, x: jax.Array, y: jax.Array, norm: Norm, random: jax.Array | None) -> jax.Array:
     """x with y, which attention or the MLP has made of it."""
     if self.kind.norm_output:
       y = norm(y)
     y = dropout(y, self.c, random)
-    return norm(x + y) if self.kind.norm_sum else x + y
+    if self.kind.norm_sum:
+      return norm(x + y)
+    return x + y
 
-  def remember(self, memory):
+  def remember(self, memory: Info) -> KeysValues:
     """Keys and values of the encoder's output, for this block's cross-attention."""
     return self.cross.keys_values(memory['x'], memory['positions'])
 
 
-def heads_first(kv):
+def _split(random: jax.Array | None, n: int) -> Any:
+  """n keys of jax.random from one, or n times None."""
+  if random is None:
+    return [None] * n
+  return jax.random.split(random, n)
+
+
+def heads_first(kv: KeysValues) -> KeysValues:
   """Keys and values [B, S, K, H] as [B, K, S, H], which is how caches hold them."""
-  return tuple(jnp.swapaxes(x, 1, 2) for x in kv)
+  return KeysValues(*(jnp.swapaxes(x, 1, 2) for x in kv))
+
+
+def _written(cache: KeysValues, kv: KeysValues, at: Slot) -> KeysValues:
+  """A cache [B, K, S, H] with keys and values [B, T, K, H] from slot `at` on."""
+  updated = []
+  for old, new in zip(cache, heads_first(kv)):
+    updated.append(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, at, 0)))
+  return KeysValues(*updated)
 
 
 POLICIES = jax.checkpoint_policies
-# What the backward pass finds saved; the rest it computes again. None: everything is saved.
+# What is saved for the backward pass, which computes the rest again. None: everything is saved.
 REMAT = choices.implement('model.remat', choices.REMAT, dict(
     none=None,
     full=POLICIES.nothing_saveable,
@@ -84,66 +161,140 @@ REMAT = choices.implement('model.remat', choices.REMAT, dict(
 
 
 class Stack(nnx.Module):
-  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm.
+  """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm."""
 
-  `name`: what the declarations of its parameters call it.
-  """
+  def __init__(
+      self,
+      c: ModelConfig,
+      key: jax.Array,
+      causal: bool,
+      cross: bool = False,
+      num_layers: int = 0,
+      name: str = 'stack',
+  ) -> None:
+    """Makes the parameters.
 
-  def __init__(self, c, key, causal, cross=False, num_layers=0, name='stack'):
+    Args:
+      c: the ModelConfig.
+      key: of jax.random.
+      causal: tokens see no later ones.
+      cross: whether its blocks read an encoder's output.
+      num_layers: 0: model.num_layers.
+      name: of the stack in the declarations of its parameters.
+    """
     k_blocks, k_bias = jax.random.split(key)
-    self.c, self.num_layers = c, num_layers or c.num_layers
-    make = lambda key: Block(c, key, causal, cross)
+    self.c = c
+    self.causal = causal
+    self.num_layers = num_layers or c.num_layers
+
+    def make(key: jax.Array) -> Block:
+      return Block(c, key, causal, cross)
+
     self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
     declare(self.blocks, of_layers)
     self.has_bias = choices.POSITIONS[c.position].biased
     self.has_norm = not choices.BLOCKS[c.block].norm_sum
     if self.has_bias:
-      self.relative = place(POSITIONS[c.position].bias(c, not causal, k_bias), layer='relative')
+      make_bias = POSITIONS[c.position].bias
+      assert make_bias is not None, 'choices.implement compares schemes with their facts'
+      self.relative: Any = place(make_bias(c, not causal, k_bias), layer='relative')
     if self.has_norm:
       self.norm = place(Norm(c), layer='last_norm')
     place(self, stack=name)
 
-  def __call__(self, x_BTD, query, memory=None, random=None):
-    """(x_BTD, side values by name, {} where no layer has any). `query`: positions and segments of x; `memory`: those of
-    the encoder's output, and x, that output [B, S, D]."""
-    c = self.c
-    view = self._view(x_BTD, query, query, memory, random is not None and c.dropout)
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      query: Info,
+      memory: Info | None = None,
+      random: jax.Array | None = None,
+  ) -> tuple[jax.Array, dict[str, Sums]]:
+    """(x_BTD, side values by name, {} where no layer has any).
 
-    def body(x, block_random):
-      block, random = block_random
+    Args:
+      x_BTD: embedded tokens.
+      query: their positions and segments.
+      memory: see View.
+      random: key of dropout; None: there is none.
+    """
+    c = self.c
+    drops = random is not None and c.dropout > 0
+    view = self._view(x_BTD, query, query, memory, drops)
+
+    def body(x: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, dict[str, Sums]]:
+      block, random = layer
       x, _, side = block(x, view, random)
       return x, side
+
     policy = REMAT[c.remat]
     if policy is not None:
       body = jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
-    r_blocks, r_last = (None, None) if random is None else jax.random.split(random)
+    r_blocks, r_last = _split(random, 2)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    x_BTD, side_L = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=1 if c.scan_layers else self.num_layers)
+    unroll = 1 if c.scan_layers else self.num_layers
+    x_BTD, side_L = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=unroll)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     if choices.DROPOUT_STYLES[c.dropout_style].everywhere:
       x_BTD = dropout(x_BTD, c, r_last)
     return x_BTD, side_values.over_layers(side_L)
 
-  def layers(self):
-    """[Block], L of them, each with its part of the parameters."""
-    return [jax.tree.map(lambda x: x[n], self.blocks) for n in range(self.num_layers)]
+  def layers(self) -> list[Block]:
+    """L blocks, each with its part of the parameters."""
+    return [self._layer(n) for n in range(self.num_layers)]
 
-  def extend(self, layers, x_BTD, query, keys, memory, cache, at):
-    """(x_BTD, cache) of some more tokens. `layers`: those of `layers`; `keys`: positions and segments of all slots of
-    the cache, whose parts are those of `Block`, one for each layer; `memory`: see __call__, x is not needed."""
-    view, new = self._view(x_BTD, query, keys, memory, False, at), []
+  def _layer(self, n: int) -> Block:
+
+    def part(x: jax.Array) -> jax.Array:
+      return x[n]
+
+    return jax.tree.map(part, self.blocks)
+
+  def extend(
+      self,
+      layers: Sequence[Block],
+      x_BTD: jax.Array,
+      query: Info,
+      keys: Info,
+      memory: Info | None,
+      cache: Sequence[LayerCache],
+      at: Slot,
+  ) -> tuple[jax.Array, tuple[LayerCache | None, ...]]:
+    """(x_BTD, cache) after some more tokens.
+
+    Args:
+      layers: those of `layers`.
+      x_BTD: the embedded tokens.
+      query: their positions and segments.
+      keys: those of all slots of the cache.
+      memory: see View; x is not needed.
+      cache: one part for each layer.
+      at: slot of the first of the tokens.
+    """
+    view = self._view(x_BTD, query, keys, memory, False, at)
+    parts = []
     for block, part in zip(layers, cache):
       x_BTD, part, _ = block(x_BTD, view, None, part, at)
-      new.append(part)
-    return self.norm(x_BTD) if self.has_norm else x_BTD, tuple(new)
+      parts.append(part)
+    if self.has_norm:
+      x_BTD = self.norm(x_BTD)
+    return x_BTD, tuple(parts)
 
-  def _view(self, x_BTD, query, keys, memory, drops, at=0):
-    """What all layers share."""
-    T, S, bias = x_BTD.shape[1], keys['positions'].shape[1], None
+  def _view(
+      self,
+      x_BTD: jax.Array,
+      query: Info,
+      keys: Info,
+      memory: Info | None,
+      drops: bool,
+      at: Slot = 0,
+  ) -> View:
+    bias = None
     if self.has_bias:
-      spec = spec_of(self.c, not self.relative.bidirectional, T, S, bias=True, dropout=bool(drops))
+      T = x_BTD.shape[1]
+      S = keys['positions'].shape[1]
+      spec = spec_of(self.c, self.causal, T, S, bias=True, dropout=drops)
       kernel, _ = choose_kernel(self.c.attention, platform(), spec)
       bias = bias_for(kernel, self.relative(T, S, at), T, S)
-    return dict(query=query, keys=keys, memory=memory, bias=bias)
+    return View(query, keys, memory, bias)

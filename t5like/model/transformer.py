@@ -4,7 +4,7 @@ Flax NNX lives on this side of the seam only: modules are made and taken apart i
 of `Model`, and everybody else sees a nested dict of arrays.
 """
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,157 +13,134 @@ from flax import nnx
 
 from t5like import choices
 from t5like.model import side_values
-from t5like.model.layers import ACTIVATIONS, POSITIONS, Dense, Embed, Norm, Table, constant, dropout, expand, place
-from t5like.model.stack import Stack, heads_first
+from t5like.model.attention import KeysValues
+from t5like.model.config import ModelConfig
+from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, constant, dropout, expand, place
+from t5like.model.positions import POSITIONS, Table
+from t5like.model.side_values import Sums
+from t5like.model.stack import Block, LayerCache, Slot, Stack, heads_first
 from t5like.parameters import Param, vector, whole
 from t5like.sharding import gather, in_use, spread_rows
 
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """`config.model`, with every size known. Keys are explained in `t5like/config/base.py`."""
-  name: str
-  vocab_size: int
-  d_model: int
-  num_layers: int
-  num_encoder_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  d_ff: int
-  activation: str
-  block: str
-  norm: str
-  norm_eps: float
-  use_bias: bool
-  embed_norm: bool
-  position: str
-  rope_theta: float
-  rope_fraction: float
-  max_positions: int
-  num_types: int
-  tie_embeddings: bool
-  head: str
-  scale_attention: bool
-  qk_norm: str
-  logit_softcap: float
-  dropout: float
-  dropout_style: str
-  init: str
-  dtype: str
-  attention: str
-  scan_layers: bool
-  remat: str
-  prefix_mask: bool = True
-  lora_rank: int = 0
-  lora_alpha: float = 16.0
-  lora_projections: tuple = ()
-
-  @classmethod
-  def of(cls, section: Mapping[str, Any]) -> 'ModelConfig':
-    """Of `config.model`. NotImplementedError for a key that has no field here, so that no layer could read it."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-    for key in section:
-      if key not in fields:
-        raise NotImplementedError(f'model.{key} is a key of t5like/config/base.py, but no field of ModelConfig in '
-                                  't5like/model/transformer.py: no layer can read it. Add the field there.')
-    return cls(**section)
-
-  def size(self, dim):
-    """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""
-    return dict(V=self.vocab_size, D=self.d_model, E=self.d_model, L=self.num_layers, N=self.num_heads,
-                K=self.num_kv_heads, H=self.head_dim, F=self.d_ff, T=self.max_positions,
-                P=self.num_types, R=self.lora_rank)[dim]
-
-  @property
-  def residual_scale(self):
-    """Projections into the residual stream start smaller, for 2 L of them add up (GPT-2)."""
-    return (2 * self.num_layers) ** -0.5
+Params = dict[str, Any]  # nested dicts of arrays
+Batch = Mapping[str, Any]  # arrays [B, T]: inputs, positions, segments, ..; `encoder`: a dict of those of the encoder
+Cache = dict[str, Any]  # layers: a LayerCache for each; memory: positions and segments of the encoder's output
+Random = jax.Array | None  # key of dropout; None: there is none
+Hidden = tuple[jax.Array, dict[str, Sums]]  # x_BTD, the last layer's output; side values by name
+Logits = tuple[jax.Array, Cache]
 
 
 class Head(nnx.Module):
   """Logits from the last layer's output: what `model.head` puts before and after the vocabulary."""
 
-  def __init__(self, c, key):
+  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_transform, k_out = jax.random.split(key)
-    self.c, self.kind = c, choices.HEADS[c.head]
+    self.c = c
+    self.kind = choices.HEADS[c.head]
     if self.kind.transformed:
-      self.transform, self.norm = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True), Norm(c)
+      self.transform = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True)
+      self.norm = Norm(c)
       self.b = constant(0, c, vector('V', 'head', 'bias'))
     if not c.tie_embeddings:
       # Rounded to bfloat16, the best of 32k logits would often be two.
       self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False, result_dtype=jnp.float32)
 
-  def __call__(self, x_BTD, embed):
+  def __call__(self, x_BTD: jax.Array, embed: Embed) -> jax.Array:
+    """[B, T, V] fp32; `embed`: the table, which tied embeddings share."""
     c = self.c
     if self.kind.transformed:
       x_BTD = self.norm(ACTIVATIONS[c.activation](self.transform(x_BTD)))
     if self.kind.scaled:
       x_BTD *= c.d_model ** -0.5
-    logits_BTV = (embed.decode if c.tie_embeddings else self.out)(x_BTD).astype(jnp.float32)
+    decode = embed.decode if c.tie_embeddings else self.out
+    logits_BTV = decode(x_BTD).astype(jnp.float32)
     if self.kind.transformed:
       logits_BTV += expand(gather(self.b[...], 'V', jnp.float32), logits_BTV)
     cap = c.logit_softcap
-    return cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
+    if cap:
+      logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+    return logits_BTV
 
 
 class Transformer(nnx.Module):
   """What all architectures share: embeddings and head."""
 
-  def __init__(self, c, key):
+  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_embed, k_positions, k_types, k_head = jax.random.split(key, 4)
     self.c = c
     self.embed = place(Embed(c, k_embed), layer='embed')
     self.head = place(Head(c, k_head), layer='head')
     self.has_positions = choices.POSITIONS[c.position].embedded
     if self.has_positions:
-      self.positions = place(POSITIONS[c.position].embed(c, k_positions), layer='positions')
+      make = POSITIONS[c.position].embed
+      assert make is not None, 'choices.implement compares schemes with their facts'
+      self.positions: Any = place(make(c, k_positions), layer='positions')
     if c.num_types:
       self.types = place(Table(c, 'P', k_types), layer='types')
     if c.embed_norm:
       self.embed_norm = place(Norm(c), layer='embed_norm')
 
   @jax.named_scope('embed')
-  def start(self, batch, random):
+  def start(self, batch: Batch, random: Random) -> jax.Array:
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
-    c, x_BTD = self.c, self.embed.encode(batch['inputs'])
+    c = self.c
+    tokens_BT = batch['inputs']
+    x_BTD = self.embed.encode(tokens_BT)
     if self.has_positions:
       x_BTD += self.positions(batch['positions'] + choices.POSITIONS[c.position].first_row)
     if c.num_types:
-      x_BTD += self.types(batch['types'] if 'types' in batch else batch['inputs'] * 0)
+      types_BT = batch['types'] if 'types' in batch else tokens_BT * 0
+      x_BTD += self.types(types_BT)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
     return dropout(x_BTD, c, random)
 
   @jax.named_scope('logits')
-  def logits(self, x_BTD):
+  def logits(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, V] fp32."""
     return self.head(x_BTD, self.embed)
 
 
 class Decoder(Transformer):
-  """Language model that sees what came before, and all of a prefix."""
+  """Language model that sees what came before, and all of a prefix. Methods: see `Model`."""
   causal = True
 
-  def __init__(self, c, key):
+  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_shared, k_stack = jax.random.split(key)
     super().__init__(c, k_shared)
     self.stack = Stack(c, k_stack, self.causal)
 
-  def hidden(self, batch, random=None):
-    r_start, r_stack = (None, None) if random is None else jax.random.split(random)
-    return self.stack(self.start(batch, r_start), batch, random=r_stack)
+  def hidden(self, batch: Batch, random: Random = None) -> Hidden:
+    """See `Model`."""
+    r_start, r_stack = _split(random, 2)
+    x_BTD = self.start(batch, r_start)
+    return self.stack(x_BTD, batch, random=r_stack)
 
-  def layers(self):
+  def layers(self) -> list[Block]:
+    """See `Model`."""
     return self.stack.layers()
 
-  def cache(self, batch, slots):
-    return dict(layers=((_empty(self.c, batch['inputs'].shape[0], slots), None),) * self.c.num_layers)
+  def cache(self, batch: Batch, slots: int) -> Cache:
+    """See `Model`."""
+    empty = _empty(self.c, batch['inputs'].shape[0], slots)
+    layer = LayerCache(empty, None)
+    return dict(layers=(layer,) * self.c.num_layers)
 
-  def extend(self, batch, keys, cache, at, last=False, layers=None):
-    x_BTD, parts = self.stack.extend(layers or self.layers(), self.start(batch, None), batch, keys, None,
-                                     cache['layers'], at)
-    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=parts)
+  def extend(
+      self,
+      batch: Batch,
+      keys: Batch,
+      cache: Cache,
+      at: Slot,
+      last: bool = False,
+      layers: Sequence[Block] | None = None,
+  ) -> Logits:
+    """See `Model`."""
+    x_BTD = self.start(batch, None)
+    x_BTD, parts = self.stack.extend(layers or self.layers(), x_BTD, batch, keys, None, cache['layers'], at)
+    if last:
+      x_BTD = x_BTD[:, -1:]
+    return self.logits(x_BTD), dict(layers=parts)
 
 
 class Encoder(Decoder):
@@ -172,48 +149,84 @@ class Encoder(Decoder):
 
 
 class EncoderDecoder(Transformer):
-  """A decoder that also sees an encoder's output; `batch['encoder']` holds the encoder's tokens."""
+  """A decoder that also sees an encoder's output; `batch['encoder']` holds the encoder's tokens. Methods: see `Model`.
+  """
 
-  def __init__(self, c, key):
+  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_shared, k_encoder, k_decoder = jax.random.split(key, 3)
     super().__init__(c, k_shared)
     self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
     self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
 
-  def encode(self, batch, random=None):
-    r_start, r_stack = (None, None) if random is None else jax.random.split(random)
+  def encode(self, batch: Batch, random: Random = None) -> tuple[dict[str, jax.Array], dict[str, Sums]]:
+    """(x, the encoder's output [B, S, D], with positions and segments; side values by name)."""
+    r_start, r_stack = _split(random, 2)
     x_BSD, side = self.encoder(self.start(batch, r_start), batch, random=r_stack)
-    return dict(x=x_BSD, positions=batch['positions'], segments=batch['segments']), side
+    memory = dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
+    return memory, side
 
-  def hidden(self, batch, random=None):
-    r = [None] * 3 if random is None else jax.random.split(random, 3)
-    memory, of_encoder = self.encode(batch['encoder'], r[0])
-    x_BTD, of_decoder = self.decoder(self.start(batch, r[1]), batch, memory, r[2])
-    return x_BTD, side_values.added(of_encoder, of_decoder)
+  def hidden(self, batch: Batch, random: Random = None) -> Hidden:
+    """See `Model`."""
+    keys = _split(random, 3)
+    memory, encoder_side = self.encode(batch['encoder'], keys[0])
+    x_BTD = self.start(batch, keys[1])
+    x_BTD, decoder_side = self.decoder(x_BTD, batch, memory, keys[2])
+    return x_BTD, side_values.added(encoder_side, decoder_side)
 
-  def layers(self):
+  def layers(self) -> list[Block]:
+    """See `Model`."""
     return self.decoder.layers()
 
-  def cache(self, batch, slots):
+  def cache(self, batch: Batch, slots: int) -> Cache:
+    """See `Model`."""
     memory, _ = self.encode(batch['encoder'])
-    own = _empty(self.c, memory['x'].shape[0], slots)
-    parts = tuple((own, heads_first(block.remember(memory))) for block in self.layers())
-    return dict(layers=parts, memory={k: memory[k] for k in ('positions', 'segments')})
+    empty = _empty(self.c, memory['x'].shape[0], slots)
+    layers = []
+    for block in self.layers():
+      cross = heads_first(block.remember(memory))
+      layers.append(LayerCache(empty, cross))
+    tokens = dict(positions=memory['positions'], segments=memory['segments'])
+    return dict(layers=tuple(layers), memory=tokens)
 
-  def extend(self, batch, keys, cache, at, last=False, layers=None):
-    x_BTD, parts = self.decoder.extend(layers or self.layers(), self.start(batch, None), batch, keys, cache['memory'],
-                                       cache['layers'], at)
-    return self.logits(x_BTD[:, -1:] if last else x_BTD), dict(layers=parts, memory=cache['memory'])
+  def extend(
+      self,
+      batch: Batch,
+      keys: Batch,
+      cache: Cache,
+      at: Slot,
+      last: bool = False,
+      layers: Sequence[Block] | None = None,
+  ) -> Logits:
+    """See `Model`."""
+    memory = cache['memory']
+    x_BTD = self.start(batch, None)
+    x_BTD, parts = self.decoder.extend(layers or self.layers(), x_BTD, batch, keys, memory, cache['layers'], at)
+    if last:
+      x_BTD = x_BTD[:, -1:]
+    return self.logits(x_BTD), dict(layers=parts, memory=memory)
 
 
-def _empty(c, batch_size, slots):
-  """(keys, values) of one layer, each [B, K, S, H]."""
+def _split(random: Random, n: int) -> Any:
+  """n keys of jax.random from one, or n times None."""
+  if random is None:
+    return [None] * n
+  return jax.random.split(random, n)
+
+
+def _empty(c: ModelConfig, batch_size: int, slots: int) -> KeysValues:
+  """Of one layer, heads first."""
   shape = (batch_size, c.num_kv_heads, slots, c.head_dim)
-  return tuple(jnp.zeros(shape, c.dtype, out_sharding=in_use('BKSH')) for _ in 'kv')
+  layout = in_use('BKSH')
+  keys = jnp.zeros(shape, c.dtype, out_sharding=layout)
+  values = jnp.zeros(shape, c.dtype, out_sharding=layout)
+  return KeysValues(keys, values)
 
 
 ARCHITECTURES = choices.implement('model.name', choices.ARCHITECTURES, dict(
-    decoder=Decoder, encoder=Encoder, encoder_decoder=EncoderDecoder))
+    decoder=Decoder,
+    encoder=Encoder,
+    encoder_decoder=EncoderDecoder,
+))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,57 +234,104 @@ class Model:
   """An architecture as functions of `params`, a nested dict of arrays. Call them inside `jit`.
 
   init(key) -> params
-  hidden(params, batch, key) -> (x_BTD, the last layer's output; side values by name, {} where no layer has any: see
-    `side_values.py`); key None: no dropout
+  hidden(params, batch, key=None) -> (x_BTD, the last layer's output; side values by name, {} where no layer has any:
+    see `side_values.py`); key None: no dropout
   logits(params, x_BTD) -> logits_BTV, fp32
-  cache(params, batch, slots) -> cache with room for so many tokens of each row; of `batch` only the
+  cache(params, batch, slots) -> cache with room for this number of tokens of each row; of `batch` only the
     number of rows counts, and `encoder`, which is encoded
   extend(params, batch, keys, cache, at, last=False, layers=None) -> (logits_BTV, cache), for decoding: `batch` holds
     the new tokens (inputs, positions, segments, [B, T]), written to cache slots at .. at + T; `keys` the
     positions and segments of all S slots, those of the new tokens included; `last`: logits of the last one only
-  layers(params) -> the layers that decode, cut out of params, for `extend`, which else does it for every token
+  layers(params) -> the layers that decode, cut out of params, for `extend`, which otherwise does it for every token
   parameters: what each parameter is, by its path: 'stack/blocks/mlp/up/w'
   """
   config: ModelConfig
   parameters: dict[str, Param] = dataclasses.field(compare=False)  # a dict has no hash; `init` tells models apart
-  init: Callable[..., Any]
-  hidden: Callable[..., Any]
-  logits: Callable[..., Any]
-  cache: Callable[..., Any]
-  extend: Callable[..., Any]
-  layers: Callable[..., Any]
+  init: Callable[[jax.Array], Params]
+  hidden: Callable[..., Hidden]
+  logits: Callable[[Params, jax.Array], jax.Array]
+  cache: Callable[[Params, Batch, int], Cache]
+  extend: Callable[..., Logits]
+  layers: Callable[[Params], list[Block]]
 
-  def apply(self, params, batch, key=None):
+  def apply(self, params: Params, batch: Batch, key: Random = None) -> jax.Array:
     """logits_BTV, fp32."""
     x_BTD, _ = self.hidden(params, batch, key)
     return self.logits(params, x_BTD)
 
 
-def build(c):
+class _Functions:
+  """The functions of a Model."""
+
+  def __init__(self, c: ModelConfig) -> None:
+    self.c = c
+    self.make = ARCHITECTURES[c.name]
+    self.graph, self.state = nnx.split(nnx.eval_shape(self._any))
+
+  def _any(self) -> Any:
+    return self.make(self.c, jax.random.key(0))
+
+  def _module(self, params: Params) -> Any:
+    return nnx.merge(self.graph, params)
+
+  def _rows(self, batch: Batch) -> Batch:
+    """A batch laid out as in use, without what the model does not read."""
+    rows = dict(batch)
+    if not self.c.prefix_mask:
+      rows.pop('prefix', None)
+    return spread_rows(rows)
+
+  def init(self, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(self.make(self.c, key)))
+
+  def hidden(self, params: Params, batch: Batch, key: Random = None) -> Hidden:
+    return self._module(params).hidden(self._rows(batch), key)
+
+  def logits(self, params: Params, x_BTD: jax.Array) -> jax.Array:
+    return self._module(params).logits(x_BTD)
+
+  def cache(self, params: Params, batch: Batch, slots: int) -> Cache:
+    return self._module(params).cache(self._rows(batch), slots)
+
+  def extend(
+      self,
+      params: Params,
+      batch: Batch,
+      keys: Batch,
+      cache: Cache,
+      at: Slot,
+      last: bool = False,
+      layers: Sequence[Block] | None = None,
+  ) -> Logits:
+    return self._module(params).extend(self._rows(batch), self._rows(keys), cache, at, last, layers)
+
+  def layers(self, params: Params) -> list[Block]:
+    return self._module(params).layers()
+
+
+def build(c: ModelConfig) -> Model:
   """Model of a ModelConfig; needs a mesh in force (`jax.set_mesh`)."""
-  make = ARCHITECTURES[c.name]
-  graph, state = nnx.split(nnx.eval_shape(lambda: make(c, jax.random.key(0))))
-  of = lambda params: nnx.merge(graph, params)
-  rows = lambda batch: spread_rows({k: x for k, x in batch.items() if c.prefix_mask or k != 'prefix'})
+  functions = _Functions(c)
   return Model(
       c,
-      _declared(state),
-      init=lambda key: nnx.to_pure_dict(nnx.state(make(c, key))),
-      hidden=lambda params, batch, key=None: of(params).hidden(rows(batch), key),
-      logits=lambda params, x_BTD: of(params).logits(x_BTD),
-      cache=lambda params, batch, slots: of(params).cache(rows(batch), slots),
-      extend=lambda params, batch, keys, cache, at, last=False, layers=None: of(params).extend(
-          rows(batch), rows(keys), cache, at, last, layers),
-      layers=lambda params: of(params).layers())
+      _declared(functions.state),
+      init=functions.init,
+      hidden=functions.hidden,
+      logits=functions.logits,
+      cache=functions.cache,
+      extend=functions.extend,
+      layers=functions.layers,
+  )
 
 
-def _declared(state) -> dict[str, Param]:
+def _declared(state: Any) -> dict[str, Param]:
   """{path: Param} of a model's state; TypeError for a parameter that is not declared."""
-  out = {}
+  parameters = {}
   for keys, variable in nnx.to_flat_state(state):
     path = '/'.join(map(str, keys))
-    out[path] = whole(variable.get_metadata().get('declared'), path, variable.shape)
-  return out
+    declared = variable.get_metadata().get('declared')
+    parameters[path] = whole(declared, path, variable.shape)
+  return parameters
 
 
 def count_params(model: Model) -> int:

@@ -10,11 +10,11 @@ from flax import nnx
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
-from t5like.model import layers
+from t5like.model import layers, positions as positions_lib
 from t5like.model.attention import Attention, dot_product
 from t5like.model.attention_kernels import AttentionSpec, make_mask
 from t5like.model.kernels.relative_bias_attention import expand
-from t5like.model.stack import Block
+from t5like.model.stack import Block, View
 from t5like.sharding import einsum
 from tests import tiny
 
@@ -109,7 +109,7 @@ def test_rope_is_a_rotation_of_complex_pairs(fraction, turning):
   positions = np.array([[0, 1, 2, 5, 9, 40]], np.int32)
   z = x[..., :h] + 1j * x[..., h:turning]
   z = z * np.exp(1j * positions[..., None, None] * 10_000.0 ** (-np.arange(h) / h))
-  y = np.asarray(layers.rope(x, positions, 10_000.0, fraction))
+  y = np.asarray(positions_lib.rope(x, positions, 10_000.0, fraction))
   np.testing.assert_allclose(y[..., :turning], np.concatenate([z.real, z.imag], -1), atol=1e-5)
   np.testing.assert_array_equal(y[..., turning:], x[..., turning:])
 
@@ -118,7 +118,7 @@ def test_rope_is_a_rotation_of_complex_pairs(fraction, turning):
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500))
 def test_rope_makes_products_of_differences(p, s, more):
   q, k = random(1, 1, 1, 8), random(1, 1, 1, 8, seed=1)
-  at = lambda x, position: np.asarray(layers.rope(x, np.array([[position]], np.int32), 1e4, 0.5))
+  at = lambda x, position: np.asarray(positions_lib.rope(x, np.array([[position]], np.int32), 1e4, 0.5))
   product = lambda p, s: float((at(q, p) * at(k, s)).sum())
   assert np.isclose(product(p, s), product(p + more, s + more), rtol=1e-3, atol=1e-3)
 
@@ -126,7 +126,7 @@ def test_rope_makes_products_of_differences(p, s, more):
 @pytest.mark.parametrize('scaled', [False, True])
 def test_sinusoids(scaled):
   positions = np.array([[0, 1, 7, 500]], np.int32)
-  layer = layers.Sinusoids(BASE, scaled)
+  layer = positions_lib.Sinusoids(BASE, scaled)
   rates = np.geomspace(1, 1e-4, 16)  # D / 2 rates, so wavelengths from 2 pi to 10,000 * 2 pi
   angles = positions[..., None] * rates
   expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
@@ -151,7 +151,7 @@ def reference_bucket(distance, bidirectional):
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_relative_buckets(bidirectional):
   distances = np.arange(-300, 301)
-  got = np.asarray(layers.RelativeBias.buckets(jnp.asarray(distances), bidirectional))
+  got = np.asarray(positions_lib.RelativeBias.buckets(jnp.asarray(distances), bidirectional))
   assert got.tolist() == [reference_bucket(d, bidirectional) for d in distances.tolist()]
   assert set(got.tolist()) == set(range(32)) - ({16} if bidirectional else set())  # 16: 0 ahead, which is none
 
@@ -165,7 +165,7 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
 
   weights = random(4, T, S, seed=2)
 
-  make = drawn(lambda key: layers.RelativeBias(BASE, bidirectional, key))
+  make = drawn(lambda key: positions_lib.RelativeBias(BASE, bidirectional, key))
 
   @jax.jit
   def run(table, at):  # `at` is a traced number here, as it is in decoding
@@ -223,7 +223,7 @@ def test_initial_scales(init):
   def make(key):
     attention, mlp = Attention(c, key, True), layers.MLP(c, key)
     parts = {r: getattr(attention, r) for r in 'qkvo'} | dict(up=mlp.up, gate=mlp.gate, down=mlp.down)
-    parts.update(embed=layers.Embed(c, key), positions=layers.Table(c, 'T', key),
+    parts.update(embed=layers.Embed(c, key), positions=positions_lib.Table(c, 'T', key),
                  head=layers.Dense(c, 'BTD,DV->BTV', key, 'head'))
     return {role: part.w[...] for role, part in parts.items()}, {r: parts[r].b[...] for r in ('q', 'o', 'up', 'head')}
   weights, biases = jax.jit(make)(KEY)
@@ -240,7 +240,7 @@ def test_initial_scales(init):
 
 def test_initial_relative_bias_is_uniform():
   """variance_scaling(1, 'fan_avg', 'uniform') of [heads, buckets]: variance 2 / (heads + 32)."""
-  w = np.asarray(layers.RelativeBias(with_changes(num_heads=224), True, jax.random.key(0)).w[...])
+  w = np.asarray(positions_lib.RelativeBias(with_changes(num_heads=224), True, jax.random.key(0)).w[...])
   assert np.isclose(w.var(), 2 / 256, rtol=0.05) and np.abs(w).max() <= (6 / 256) ** 0.5
 
 
@@ -365,7 +365,7 @@ def test_blocks_by_hand(kind, cross):
     block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
     memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NR'), block.attention
-    got, cache, side = block(x, dict(query=rows, keys=rows, memory=memory, bias=bias))
+    got, cache, side = block(x, View(rows, rows, memory, bias))
     assert cache is None and side == {}
     attend = lambda y: own(y, own.keys_values(y, rows['positions']), rows, rows, bias)
     parts = [attend, block.mlp]
@@ -403,7 +403,7 @@ def test_attention_layer_by_hand(qk_norm, position):
   axes = (-1,) if qk_norm == 'head' else (-2, -1)
   q, k = (y / np.sqrt((y ** 2).mean(axes, keepdims=True) + 1e-6) * s for y, s in zip((q, k), scales))
   if position == 'rope':
-    q, k = (np.asarray(layers.rope(y, ROWS['positions'], 1e4, 0.5)) for y in (q, k))
+    q, k = (np.asarray(positions_lib.rope(y, ROWS['positions'], 1e4, 0.5)) for y in (q, k))
   expected = attended(q, k, v, np.asarray(make_mask(ROWS, ROWS, True)), None if position == 'rope' else 1.0)
   expected = np.einsum('btnh,nhd->btd', expected, weights['o'])
   np.testing.assert_allclose(got[0], expected[0], atol=2e-5)

@@ -1,0 +1,77 @@
+"""The model section of a config, with every size known."""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """`config.model`, with every size known. Keys are explained in `t5like/config/base.py`."""
+  name: str
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  num_encoder_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  d_ff: int
+  activation: str
+  block: str
+  norm: str
+  norm_eps: float
+  use_bias: bool
+  embed_norm: bool
+  position: str
+  rope_theta: float
+  rope_fraction: float
+  max_positions: int
+  num_types: int
+  tie_embeddings: bool
+  head: str
+  scale_attention: bool
+  qk_norm: str
+  logit_softcap: float
+  dropout: float
+  dropout_style: str
+  init: str
+  dtype: str
+  attention: str
+  scan_layers: bool
+  remat: str
+  prefix_mask: bool = True
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_projections: tuple[str, ...] = ()
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any]) -> 'ModelConfig':
+    """Of `config.model`. NotImplementedError for a key that has no field here, so that no layer could read it."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key in section:
+      if key not in fields:
+        raise NotImplementedError(f'model.{key} is a key of t5like/config/base.py, but no field of ModelConfig in '
+                                  't5like/model/config.py: no layer can read it. Add the field there.')
+    return cls(**section)
+
+  def size(self, dim: str) -> int:
+    """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""
+    sizes = dict(
+        V=self.vocab_size,
+        D=self.d_model,
+        E=self.d_model,
+        L=self.num_layers,
+        N=self.num_heads,
+        K=self.num_kv_heads,
+        H=self.head_dim,
+        F=self.d_ff,
+        T=self.max_positions,
+        P=self.num_types,
+        R=self.lora_rank,
+    )
+    return sizes[dim]
+
+  @property
+  def residual_scale(self) -> float:
+    """Projections into the residual stream are initialised smaller because 2L of them are summed (GPT-2)."""
+    return (2 * self.num_layers) ** -0.5
