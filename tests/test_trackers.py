@@ -63,7 +63,7 @@ def test_histograms_are_numpys(shape, mesh, layered):
   for layer, part in enumerate(x if layered else [x]):
     h = found[f'parameters/{path}[{layer}]' if layered else 'parameters/w']
     counts, edges = np.histogram(part.astype(np.float64), h.edges)
-    assert h.count == part.size == h.counts.sum()
+    assert h.total == part.size == h.counts.sum()
     np.testing.assert_allclose(h.edges, np.linspace(part.min(), part.max(), histograms.BINS + 1), atol=1e-5)
     np.testing.assert_array_equal(h.counts, counts)
     np.testing.assert_allclose([h.mean, h.square], [part.mean(), np.mean(part.astype(np.float64) ** 2)], rtol=1e-4)

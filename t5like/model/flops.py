@@ -12,105 +12,154 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5like import choices
+from t5like.model.config import ModelConfig
+from t5like.model.transformer import Model
+from t5like.objectives.spec import Lengths
 from t5like.parameters import LOOKED_UP, Param
 
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
 ORDER = ('attention_norm', 'attention/in', 'attention/pairs', 'attention/o', 'cross_norm', 'cross/in', 'cross/pairs',
          'cross/o', 'mlp_norm', 'mlp/in', 'mlp/down')
 # (layer, role) -> the part of a block
-PARTS = {(layer, role): f'{layer}/in' for layer in ('attention', 'cross') for role in ('q', 'k', 'v', 'norm')}
-PARTS |= {('attention', 'o'): 'attention/o', ('cross', 'o'): 'cross/o'}
-PARTS |= {('mlp', 'up'): 'mlp/in', ('mlp', 'gate'): 'mlp/in', ('mlp', 'down'): 'mlp/down'}
+PARTS = {
+    ('attention', 'q'): 'attention/in',
+    ('attention', 'k'): 'attention/in',
+    ('attention', 'v'): 'attention/in',
+    ('attention', 'norm'): 'attention/in',
+    ('attention', 'o'): 'attention/o',
+    ('cross', 'q'): 'cross/in',
+    ('cross', 'k'): 'cross/in',
+    ('cross', 'v'): 'cross/in',
+    ('cross', 'norm'): 'cross/in',
+    ('cross', 'o'): 'cross/o',
+    ('mlp', 'up'): 'mlp/in',
+    ('mlp', 'gate'): 'mlp/in',
+    ('mlp', 'down'): 'mlp/down',
+}
 # Where norms come after what they stand beside, they are like the part before them.
 NORMS_AFTER = dict(attention_norm='attention/o', cross_norm='cross/o', mlp_norm='mlp/down')
-EARLY, LATE = -1, math.inf  # layers before and after all others
-# layer -> its place, outside of blocks; relative: made for all layers, added where the first compares tokens
-OUTSIDE = dict(positions=(EARLY, 0), types=(EARLY, 0), embed_norm=(EARLY, 1), relative=(0, ORDER.index('attention/in')),
-               last_norm=(LATE, 0), head=(LATE, 1), embed=(LATE, 2))  # a tied table multiplies last
+EARLY = -1  # a layer before all others
+LATE = math.inf  # and one after them
+START = (EARLY, 0)
+Place = tuple[float, float]  # (layer, part of the block)
+# layer -> its place, outside of blocks
+OUTSIDE = dict(
+    positions=START,
+    types=START,
+    embed_norm=(EARLY, 1),
+    relative=(0, ORDER.index('attention/in')),  # made for all layers, added where the first compares tokens
+    last_norm=(LATE, 0),
+    head=(LATE, 1),
+    embed=(LATE, 2),  # a tied table multiplies last
+)
 # model.name -> how often each token passes through the blocks of a stack
 PASSES = choices.implement('model.name', choices.ARCHITECTURES, dict(decoder=1, encoder=1, encoder_decoder=1))
 NEVER = (math.inf, math.inf)  # a place after everything
 
 
-def per_row(model: Any, lengths: Any, rates: Mapping[str, Any] | None = None) -> int:
+def per_row(model: Model, lengths: Lengths, rates: Mapping[str, Any] | None = None) -> int:
   """Of one row, forward and backward.
 
   Args:
     model: of `transformer.build`.
     lengths: see `t5like/objectives/lengths.py`.
-    rates: {path: [rate of each layer, 0 if it is frozen]}, as of `optim.rates`; None: everything is trained. What is
-      frozen in some layers only has gradients in all.
+    rates: {path: [rate of each layer, 0 if it is frozen]}, as of `from_config.rates`; None: everything is trained. What
+      is frozen in some layers only has gradients in all.
 
   Raises:
     NotImplementedError: for parameters of which a token multiplies some, and it is not known which.
   """
-  c, total = model.config, 0
-  trained = {path: rates is None or any(rates[path]) for path in model.parameters}
-  first = _first(c, [param for path, param in model.parameters.items() if trained[path]])
+  c = model.config
+  trained = _trained(model.parameters, rates)
+  first = _first(c, list(trained.values()))
+  total = 0
   for path, param in model.parameters.items():
     if param.batch:
       raise NotImplementedError(f'{path} has matrices of its own along the axes {param.batch!r} of {param.dims}: '
                                 't5like/model/flops.py does not know which of them a token multiplies.')
     tokens = _tokens(c, param, lengths)
-    passes = PASSES[c.name] if param.is_stacked else 1
-    for layer in range(passes * param.num_layers if tokens else 0):
-      gradients = int(trained[path]) + int(first[_reads(param)] < _place(c, param, layer))
-      total += 2 * (1 + gradients) * (param.size // param.num_layers) * tokens
+    if not tokens:
+      continue
+    size = param.size // param.num_layers
+    passes = 1
+    if param.is_stacked:
+      passes = PASSES[c.name]
+    for layer in range(passes * param.num_layers):
+      has_input_gradient = first[_reads(param)] < _place(c, param, layer)
+      products = 1 + int(path in trained) + int(has_input_gradient)
+      total += 2 * products * size * tokens
   return total + _attention(c, lengths, first)
 
 
-def _tokens(c: Any, param: Param, lengths: Any) -> int:
+def _trained(parameters: Mapping[str, Param], rates: Mapping[str, Any] | None) -> dict[str, Param]:
+  """Those that are not frozen."""
+  if rates is None:
+    return dict(parameters)
+  return {path: param for path, param in parameters.items() if any(rates[path])}
+
+
+def _tokens(c: ModelConfig, param: Param, lengths: Lengths) -> int:
   """How many tokens of a row a parameter multiplies; 0 where it is looked up."""
-  is_table = param.role in LOOKED_UP or param.role == 'relative'
-  if param.role == 'embed' and c.tie_embeddings or param.layer == 'head':
+  is_tied_table = param.role == 'embed' and c.tie_embeddings
+  if is_tied_table or param.layer == 'head':
     return lengths.predicted
-  if is_table:
+  if param.role in LOOKED_UP or param.role == 'relative':
     return 0
-  return lengths.targets if _reads(param) == 'decoder' else lengths.inputs
+  if _reads(param) == 'decoder':
+    return lengths.targets
+  return lengths.inputs
 
 
 def _reads(param: Param) -> str:
   """What a parameter multiplies: activations of the 'encoder', of the 'decoder', or the encoder's output, 'memory'."""
   if param.stack == 'encoder':
     return 'encoder'
-  return 'memory' if param.layer == 'cross' and param.role in ('k', 'v') else 'decoder'
+  if param.layer == 'cross' and param.role in ('k', 'v'):
+    return 'memory'
+  return 'decoder'
 
 
-def attention(c: Any, lengths: Any) -> int:
-  """Of the products of queries, keys and values alone, when everything is trained. c: a ModelConfig."""
-  return _attention(c, lengths, dict.fromkeys(('encoder', 'decoder'), (EARLY, 0)))
+def attention(c: ModelConfig, lengths: Lengths) -> int:
+  """Of the products of queries, keys and values alone, when everything is trained."""
+  return _attention(c, lengths, dict(encoder=START, decoder=START))
 
 
-def _attention(c, lengths, first):
+def _attention(c: ModelConfig, lengths: Lengths, first: Mapping[str, Place]) -> int:
   _refuse_unknown(c)
-  T, S = lengths.targets, lengths.inputs
+  T = lengths.targets
+  S = lengths.inputs
   kinds = [('decoder', 'attention', c.num_layers, T * T)]
   if S:
-    kinds += [('encoder', 'attention', c.num_encoder_layers, S * S), ('decoder', 'cross', c.num_layers, T * S)]
+    kinds.append(('encoder', 'attention', c.num_encoder_layers, S * S))
+    kinds.append(('decoder', 'cross', c.num_layers, T * S))
   total = 0
   for stack, name, layers, pairs in kinds:
+    part = ORDER.index(f'{name}/pairs')
     for layer in range(PASSES[c.name] * layers):
-      is_trained = first[stack] < (layer, ORDER.index(f'{name}/pairs'))
-      total += (12 if is_trained else 4) * c.num_heads * c.head_dim * pairs
+      has_gradient = first[stack] < (layer, part)
+      products = 12 if has_gradient else 4
+      total += products * c.num_heads * c.head_dim * pairs
   return total
 
 
-def _place(c: Any, param: Param, layer: int = 0) -> tuple[float, float]:
+def _place(c: ModelConfig, param: Param, layer: int = 0) -> Place:
   """Where a parameter is in its stack: (layer, part of the block); a second pass follows the first."""
   if not param.is_stacked:
     if param.layer not in OUTSIDE:
       raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where it multiplies; OUTSIDE says it.')
     return OUTSIDE[param.layer]
-  part = _part(c, param)
-  # The second factor of an adapter multiplies what the first has made.
-  return layer, ORDER.index(part) + (0.5 if param.kind == 'lora_b' else 0)
+  part = ORDER.index(_part(c, param))
+  if param.kind == 'lora_b':  # it multiplies the product of the first factor
+    return layer, part + 0.5
+  return layer, part
 
 
-def _part(c: Any, param: Param) -> str:
+def _part(c: ModelConfig, param: Param) -> str:
   """The entry of ORDER that a parameter of a block belongs to."""
   if param.layer in NORMS_AFTER:
-    is_before = choices.BLOCKS[c.block].norm_input
-    return param.layer if is_before else NORMS_AFTER[param.layer]
+    if choices.BLOCKS[c.block].norm_input:
+      return param.layer
+    return NORMS_AFTER[param.layer]
   if (param.layer, param.role) not in PARTS:
     raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where in a block it multiplies; PARTS '
                               'says it.')
@@ -121,20 +170,28 @@ def _group(param: Param) -> str:
   """'looked_up' where rows enter, before all layers, else 'encoder' or 'decoder'."""
   if param.role in LOOKED_UP or param.layer == 'embed_norm':
     return 'looked_up'
-  return 'encoder' if param.stack == 'encoder' else 'decoder'
+  if param.stack == 'encoder':
+    return 'encoder'
+  return 'decoder'
 
 
-def _first(c: Any, trained: list[Param]) -> dict[str, tuple[float, float]]:
-  """The places from which on gradients of activations are asked for, by what a parameter reads (`_reads`)."""
-  earliest = dict(looked_up=NEVER, encoder=NEVER, decoder=NEVER)
+def _first(c: ModelConfig, trained: list[Param]) -> dict[str, Place]:
+  """The places after which activations have gradients, by what a parameter reads (`_reads`)."""
+  earliest: dict[str, Place] = dict(looked_up=NEVER, encoder=NEVER, decoder=NEVER)
   for param in trained:
     group = _group(param)
-    place = (EARLY, 0) if param.role == 'embed' else _place(c, param)
+    place = START
+    if param.role != 'embed':
+      place = _place(c, param)
     earliest[group] = min(earliest[group], place)
   encoder = min(earliest['looked_up'], earliest['encoder'])
-  memory = NEVER if encoder == NEVER else (EARLY, 0)
-  # The encoder's output reaches the decoder in its first layer's cross-attention.
-  from_encoder = NEVER if earliest['encoder'] == NEVER else (0, ORDER.index('cross/in') - 0.5)
+  memory = NEVER
+  if encoder != NEVER:
+    memory = START
+  from_encoder = NEVER
+  if earliest['encoder'] != NEVER:
+    # The encoder's output reaches the decoder in its first layer's cross-attention.
+    from_encoder = (0, ORDER.index('cross/in') - 0.5)
   decoder = min(earliest['looked_up'], earliest['decoder'], from_encoder)
   return dict(encoder=encoder, memory=memory, decoder=decoder)
 
@@ -149,7 +206,7 @@ WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'position', 'rope_theta', 
                     'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha')
 
 
-def _refuse_unknown(c):
+def _refuse_unknown(c: ModelConfig) -> None:
   """NotImplementedError for a key of the model that may change its products without being known here."""
   for field in dataclasses.fields(c):
     value = getattr(c, field.name)

@@ -4,21 +4,27 @@ Sums are divided once, after micro-batches and devices are added up: every token
 however the batch is cut.
 """
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from t5like.config_type import Section
 from t5like.model import side_values
-from t5like.model.transformer import Model
+from t5like.model.transformer import Batch, Model, Params
 from t5like.sharding import everywhere
+
+Sums = dict[str, jax.Array]  # fp32 scalars
 
 # Of fp32 logits per device; larger ones are made in pieces. Accelerators lose more by pieces than by size.
 LOGITS_BYTES = dict(cpu=2 ** 27, gpu=2 ** 31, tpu=2 ** 31)
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, label_smoothing: float = 0.0,
-                  z_loss: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+def cross_entropy(
+    logits_BTV: jax.Array,
+    targets_BT: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(nll_BT, loss_BT, hit_BT) from fp32 logits; nats, nats and bool.
 
   A hit is a target that is the argmax: of several symbols with the largest logit, the first.
@@ -35,7 +41,8 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, label_smoothing:
   target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), -1)
   nll_BT = loss_BT = log_z_BT - target_BT
   if label_smoothing:
-    high, low = 1 - label_smoothing, label_smoothing / (V - 1)
+    high = 1 - label_smoothing
+    low = label_smoothing / (V - 1)
     entropy = -(high * jnp.log(high) + (V - 1) * low * jnp.log(low + 1e-20))
     others_BT = jnp.sum(logits_BTV, -1) - target_BT
     loss_BT = log_z_BT - high * target_BT - low * others_BT - entropy
@@ -43,14 +50,22 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, label_smoothing:
     loss_BT = loss_BT + z_loss * jnp.square(log_z_BT)
   # Not argmax, which would be a pass over the logits of its own: these two are made beside those of logsumexp.
   most_BT = jnp.max(logits_BTV, -1)
-  no_earlier_BT = jnp.all((logits_BTV < most_BT[:, :, None]) | (symbols_11V >= targets_BT[:, :, None]), -1)
-  return nll_BT, loss_BT, (target_BT >= most_BT) & no_earlier_BT
+  is_smaller_BTV = logits_BTV < most_BT[:, :, None]
+  is_later_BTV = symbols_11V >= targets_BT[:, :, None]
+  no_earlier_BT = jnp.all(is_smaller_BTV | is_later_BTV, -1)
+  hit_BT = (target_BT >= most_BT) & no_earlier_BT
+  return nll_BT, loss_BT, hit_BT
 
 
 def num_chunks(chunks: int, seq_len: int, rows: int, vocab_size: int, platform: str = 'cpu') -> int:
-  """Pieces of the sequence whose logits are made at once; `rows` and `vocab_size` per device.
+  """Pieces of the sequence whose logits are made at once.
 
-  `chunks`: loss.chunks; 0: the fewest that divide seq_len and keep fp32 logits within LOGITS_BYTES.
+  Args:
+    chunks: loss.chunks; 0: the fewest that divide seq_len and keep fp32 logits within LOGITS_BYTES.
+    seq_len: predicted tokens of a row, per device.
+    rows: of a micro-batch, per device.
+    vocab_size: per device.
+    platform: 'cpu', 'gpu' or 'tpu'.
   """
   if chunks:
     return chunks
@@ -61,53 +76,79 @@ def num_chunks(chunks: int, seq_len: int, rows: int, vocab_size: int, platform: 
   return seq_len
 
 
-def make_sums(model: Model, loss: Any, chunks: int = 1) -> Callable[..., dict[str, jax.Array]]:
-  """Returns sums(params, batch, key) -> dict of fp32 scalars: loss, nll, hits, weights, and those of side values.
+def make_sums(model: Model, loss: Section, chunks: int = 1) -> Callable[..., Sums]:
+  """Returns sums(params, batch, key=None) -> fp32 scalars: loss, nll, hits, weights, and those of side values.
 
   All are sums over the batch's predictions, each times its weight (weights: the plain sum); the loss has what side
   values add to it (`side_values.py`), which are sums over all tokens. A batch with `predict`, positions [B, P], has
   targets and weights for these alone, and only they reach the vocabulary (BERT's gather_indexes).
 
   Args:
+    model: of `transformer.build`.
     loss: config.loss.
     chunks: pieces of the sequence whose logits are made one after the other.
   """
-  @jax.named_scope('loss')
-  def of_hidden(params, x_BTD, targets_BT, weights_BT):
-    nll_BT, loss_BT, hit_BT = cross_entropy(
-        model.logits(params, x_BTD), targets_BT, loss.label_smoothing, loss.z_loss)
-    return dict(loss=jnp.sum(loss_BT * weights_BT), nll=jnp.sum(nll_BT * weights_BT),
-                hits=jnp.sum(hit_BT * weights_BT), weights=jnp.sum(weights_BT))
 
-  def sums(params, batch, key=None):
+  @jax.named_scope('loss')
+  def sums_of_hidden(params: Params, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Sums:
+    logits_BTV = model.logits(params, x_BTD)
+    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, targets_BT, loss.label_smoothing, loss.z_loss)
+    return dict(
+        loss=jnp.sum(loss_BT * weights_BT),
+        nll=jnp.sum(nll_BT * weights_BT),
+        hits=jnp.sum(hit_BT * weights_BT),
+        weights=jnp.sum(weights_BT),
+    )
+
+  def sums(params: Params, batch: Batch, key: jax.Array | None = None) -> Sums:
     x_BTD, side = model.hidden(params, batch, key)
-    targets_BT, weights_BT = batch['targets'], batch['weights']
+    targets_BT = batch['targets']
+    weights_BT = batch['weights']
     if 'predict' in batch:
-      # Positions may be anywhere in a row, pieces of which are on different devices; what is predicted is spread anew.
-      at_BP, targets_BT, weights_BT = (_whole_pieces(x) for x in (batch['predict'], targets_BT, weights_BT))
-      x_BPD = jnp.take_along_axis(everywhere(x_BTD, 'B_D'), at_BP[:, :, None], axis=1)
-      x_BTD, targets_BT, weights_BT = (everywhere(x, dims) for x, dims in (
-          (x_BPD, 'BTD'), (targets_BT, 'BT'), (weights_BT, 'BT')))
+      x_BTD, targets_BT, weights_BT = _predictions(x_BTD, batch['predict'], targets_BT, weights_BT)
     if chunks == 1:
-      return side_values.with_side(of_hidden(params, x_BTD, targets_BT, weights_BT), side)
+      return side_values.with_side(sums_of_hidden(params, x_BTD, targets_BT, weights_BT), side)
 
     @jax.checkpoint  # logits are made again in the backward pass, so only one piece exists at a time
-    def add_chunk(total, chunk):
-      return jax.tree.map(jnp.add, total, of_hidden(params, *chunk)), None
-    zero = dict.fromkeys(('loss', 'nll', 'hits', 'weights'), jnp.float32(0))
+    def add_chunk(total: Sums, chunk: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+      return jax.tree.map(jnp.add, total, sums_of_hidden(params, *chunk)), None
+
+    zero = jnp.float32(0)
+    zeros: Sums = dict(loss=zero, nll=zero, hits=zero, weights=zero)
     pieces = tuple(split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
-    return side_values.with_side(jax.lax.scan(add_chunk, zero, pieces)[0], side)
+    total, _ = jax.lax.scan(add_chunk, zeros, pieces)
+    return side_values.with_side(total, side)
+
   return sums
 
 
+def _predictions(
+    x_BTD: jax.Array,
+    positions_BP: jax.Array,
+    targets_BP: jax.Array,
+    weights_BP: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(x, targets, weights) of the predicted positions of rows alone, spread over devices.
+
+  Positions may be anywhere in a row, pieces of which are on different devices: what is predicted is spread anew.
+  """
+  positions_BP = _whole_pieces(positions_BP)
+  targets_BP = _whole_pieces(targets_BP)
+  weights_BP = _whole_pieces(weights_BP)
+  x_BPD = jnp.take_along_axis(everywhere(x_BTD, 'B_D'), positions_BP[:, :, None], axis=1)
+  return everywhere(x_BPD, 'BTD'), everywhere(targets_BP, 'BT'), everywhere(weights_BP, 'BT')
+
+
 def _whole_pieces(x_BP: jax.Array) -> jax.Array:
-  """Predictions [B, P], on all devices of 'context', with as many zeros behind them as make P divide by that axis."""
+  """Predictions [B, P], on all devices of 'context', padded with zeros until that axis divides P."""
   x_BP = everywhere(x_BP, 'B_')
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x_BP
   missing = -x_BP.shape[1] % mesh.shape['context']
-  return jnp.pad(x_BP, [(0, 0), (0, missing)]) if missing else x_BP
+  if not missing:
+    return x_BP
+  return jnp.pad(x_BP, [(0, 0), (0, missing)])
 
 
 def split(x: jax.Array, axis: int, n: int) -> jax.Array:
@@ -117,4 +158,5 @@ def split(x: jax.Array, axis: int, n: int) -> jax.Array:
   if not jax.sharding.get_abstract_mesh().empty:
     layout = jax.typeof(x).sharding.spec
     spec = jax.sharding.PartitionSpec(*layout[:axis + 1], None, *layout[axis + 1:])
-  return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=spec), axis + 1, 0)
+  cut = jnp.reshape(x, shape, out_sharding=spec)
+  return jnp.moveaxis(cut, axis + 1, 0)

@@ -2,6 +2,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from t5like import config as config_lib, sharding
 from t5like.config_type import Config
@@ -13,7 +14,7 @@ from t5like.optim import from_config
 MULTIPLE = 128  # of rows that the embedding has where model.vocab_size=0
 
 
-def with_vocabulary(config: Config, vocabulary: Any) -> Any:
+def with_vocabulary(config: Config, vocabulary: Any) -> Config:
   """The config with every size known; ConfigError when the model cannot hold the vocabulary."""
   config = config_lib.resolve(config)
   rows = config.model.vocab_size
@@ -43,16 +44,19 @@ def flops_per_row(config: Config, model: transformer.Model) -> int:
   return flops.per_row(model, lengths.shapes(config), rates)
 
 
-def parameters(config: Config) -> dict[str, tuple]:
-  """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trained.rates`, whose ConfigError
-  it raises. A vocabulary whose size is not known yet has size 0."""
+def parameters(config: Config) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+  """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trainable.rates`, whose
+  ConfigError it raises. A vocabulary whose size is not known yet has size 0."""
   with no_devices():
     model = transformer.build(transformer.ModelConfig.of(config.model))
   rates = from_config.rates(config.optimizer, model.parameters)
-  return {path: (param.shape, rates[path]) for path, param in model.parameters.items()}
+  shapes_and_rates = {}
+  for path, param in model.parameters.items():
+    shapes_and_rates[path] = (param.shape, rates[path])
+  return shapes_and_rates
 
 
-def merged(config: Config, params: dict) -> tuple[Any, dict]:
+def merged(config: Config, params: transformer.Params) -> tuple[Config, transformer.Params]:
   """(config, params) of the same model without adapters (LoRA): what they add is in its weights then."""
   c = transformer.ModelConfig.of(config.model)
   if not c.lora_rank:
@@ -62,14 +66,19 @@ def merged(config: Config, params: dict) -> tuple[Any, dict]:
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.model.lora_rank = 0
-  return config, jax.jit(lambda params: layers.merged(params, declared, c))(params)
+
+  def merge(params: transformer.Params) -> transformer.Params:
+    return layers.merged(params, declared, c)
+
+  return config, jax.jit(merge)(params)
 
 
 def no_devices() -> Any:
-  """A context in which shapes can be found without any device: none is asked, none need be there."""
-  axes = (jax.sharding.AxisType.Explicit,) * len(sharding.AXES)
-  return jax.sharding.use_abstract_mesh(
-      jax.sharding.AbstractMesh((1,) * len(sharding.AXES), sharding.AXES, axis_types=axes))
+  """A context in which shapes are known without any device: none is used, none needs to be present."""
+  axis_types = (jax.sharding.AxisType.Explicit,) * len(sharding.AXES)
+  sizes = (1,) * len(sharding.AXES)
+  mesh = jax.sharding.AbstractMesh(sizes, sharding.AXES, axis_types=axis_types)
+  return jax.sharding.use_abstract_mesh(mesh)
 
 
 def sizes(config: Config) -> dict[str, int]:
@@ -77,6 +86,10 @@ def sizes(config: Config) -> dict[str, int]:
   with no_devices():
     model, count = build_model(config)
     per_row = flops_per_row(config, model)
-  return dict(parameters=count, flops_per_token=per_row // config.data.seq_len,
-              flops_per_step=per_row * config.batch_size,
-              flops_in_all=per_row * config.stop.tokens // config.data.seq_len)
+  row = config.data.seq_len
+  return dict(
+      parameters=count,
+      flops_per_token=per_row // row,
+      flops_per_step=per_row * config.batch_size,
+      flops_in_all=per_row * config.stop.tokens // row,
+  )

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 
 from t5like.sharding import everywhere
 
-MEAN, WEIGHT = 'side/', 'side_weight/'  # of a name: what it is called among sums and metrics
+MEAN = 'side/'  # before a name, among sums and metrics
+WEIGHT = 'side_weight/'
 
 
 class Value(NamedTuple):
-  """What a layer says of each token.
+  """A value of each token.
 
   Attributes:
-    values_BT: any float dtype. What is of a whole row is given to each of its tokens.
-    coefficient: what the loss counts it times; 0: a metric alone.
+    values_BT: any float dtype. A value of a whole row is repeated for each of its tokens.
+    coefficient: its factor in the loss; 0: a metric alone.
   """
   values_BT: jax.Array
   coefficient: float = 0.0
@@ -49,7 +50,8 @@ class Collector:
   """
 
   def __init__(self, segments_BT: jax.Array) -> None:
-    self.segments_BT, self.sums = segments_BT, {}
+    self.segments_BT = segments_BT
+    self.sums: dict[str, Sums] = {}
 
   def take(self, result: Any) -> jax.Array:
     """The output of a layer, whose side values are added to `sums`."""
@@ -74,13 +76,19 @@ def added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:
   """Side values of two parts of a model: those of one name are added up."""
   out = dict(a)
   for name, sums in b.items():
-    out[name] = jax.tree.map(jnp.add, a[name], sums) if name in a else sums
+    if name in a:
+      sums = jax.tree.map(jnp.add, a[name], sums)
+    out[name] = sums
   return out
 
 
 def over_layers(stacked: dict[str, Sums]) -> dict[str, Sums]:
   """Sums over the axis of layers, [L]."""
-  return jax.tree.map(lambda x_L: jnp.sum(x_L, 0), stacked)
+
+  def total(x_L: jax.Array) -> jax.Array:
+    return jnp.sum(x_L, 0)
+
+  return jax.tree.map(total, stacked)
 
 
 def with_side(sums: dict[str, jax.Array], side: dict[str, Sums]) -> dict[str, jax.Array]:
@@ -88,7 +96,8 @@ def with_side(sums: dict[str, jax.Array], side: dict[str, Sums]) -> dict[str, ja
   out = dict(sums)
   for name, value in side.items():
     out['loss'] += value.loss
-    out[MEAN + name], out[WEIGHT + name] = value.total, value.weight
+    out[MEAN + name] = value.total
+    out[WEIGHT + name] = value.weight
   return out
 
 
@@ -97,7 +106,8 @@ def means(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   out = {}
   for name in _names(sums):
     weight = sums[WEIGHT + name]
-    out[MEAN + name], out[WEIGHT + name] = sums[MEAN + name] / jnp.maximum(weight, 1), weight
+    out[MEAN + name] = sums[MEAN + name] / jnp.maximum(weight, 1)
+    out[WEIGHT + name] = weight
   return out
 
 
@@ -106,18 +116,27 @@ def weighted(metrics: Mapping[str, float]) -> dict[str, float]:
   out = {}
   for name in _names(metrics):
     weight = metrics[WEIGHT + name]
-    out[MEAN + name], out[WEIGHT + name] = metrics[MEAN + name] * weight, weight
+    out[MEAN + name] = metrics[MEAN + name] * weight
+    out[WEIGHT + name] = weight
   return out
 
 
 def logged(window: Mapping[str, float]) -> dict[str, float]:
   """{'side/NAME': mean} over several steps, of sums of `weighted`."""
-  return {MEAN + name: window[MEAN + name] / max(window[WEIGHT + name], 1.0) for name in _names(window)}
+  out = {}
+  for name in _names(window):
+    weight = max(window[WEIGHT + name], 1.0)
+    out[MEAN + name] = window[MEAN + name] / weight
+  return out
 
 
 def keys(values: Mapping[str, Any]) -> set[str]:
   """The keys of side values among metrics or sums."""
-  return {prefix + name for name in _names(values) for prefix in (MEAN, WEIGHT)}
+  out = set()
+  for name in _names(values):
+    out.add(MEAN + name)
+    out.add(WEIGHT + name)
+  return out
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """How the numbers of each parameter and its gradient are spread, layer by layer; counted on the devices."""
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,27 @@ from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
 
 BINS = 64
+Counted = dict[str, Any]  # edges [.., BINS + 1], below, mean, square; numpy once fetched
 
 
 class Histogram(NamedTuple):
-  edges: np.ndarray  # [BINS + 1], from the least number to the greatest
-  counts: np.ndarray  # [BINS], how many lie between two edges, the greatest number in the last
-  count: int
+  """How numbers are spread.
+
+  Attributes:
+    edges: [BINS + 1], from the least number to the greatest.
+    counts: [BINS], numbers between two edges, the greatest in the last.
+    total: all numbers.
+    mean: their mean.
+    square: their mean square.
+  """
+  edges: np.ndarray
+  counts: np.ndarray
+  total: int
   mean: float
-  square: float  # mean square
+  square: float
 
 
-def make(gradients: Callable, parameters: Mapping[str, Param]) -> Callable:
+def make(gradients: Callable[..., Any], parameters: Mapping[str, Param]) -> Callable[..., dict[str, Counted]]:
   """Returns histograms(params, batch, key) -> counts on the device of all parameters and gradients, for `named`.
 
   The gradients are those of the mean loss of the batch. One axis in front, that of layers, is kept where parameters
@@ -30,44 +40,81 @@ def make(gradients: Callable, parameters: Mapping[str, Param]) -> Callable:
     gradients: as of `step.make_gradients`.
     parameters: `model.parameters`.
   """
-  def histograms(params, batch, key):
+
+  def histograms(params: Any, batch: Any, key: jax.Array) -> dict[str, Counted]:
     grads, sums = gradients(params, batch, key)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(sums['weights'], 1).astype(g.dtype), grads)
+    tokens = jnp.maximum(sums['weights'], 1)
+
+    def mean(g: jax.Array) -> jax.Array:
+      return g / tokens.astype(g.dtype)
+
     counted = {}
-    for kind, tree in (('parameters', params), ('gradients', grads)):
+    for kind, tree in (('parameters', params), ('gradients', jax.tree.map(mean, grads))):
       for path, x in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
         counted[f'{kind}/{name}'] = _count(x, parameters[name].is_stacked)
     return counted
+
   return histograms
 
 
-def _count(x, layered):
-  """{edges [.., BINS + 1], counts, mean, square} of an array; .. is its first axis if `layered`, else nothing."""
-  x, axes = x.astype(jnp.float32), tuple(range(layered, x.ndim))
-  low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
+def _count(x: jax.Array, is_stacked: bool) -> Counted:
+  """{edges [.., BINS + 1], below, mean, square} of an array; .. is its first axis if that is layers, else nothing."""
+  x = x.astype(jnp.float32)
+  axes = tuple(range(int(is_stacked), x.ndim))
+  low = jnp.min(x, axes, keepdims=True)
+  high = jnp.max(x, axes, keepdims=True)
   # Comparing with each edge is one fused pass without scattered writes, whichever way x is laid out on devices.
-  at = jnp.arange(1, BINS, dtype=jnp.float32).reshape((BINS - 1,) + (1,) * x.ndim) / BINS
-  edges = jnp.expand_dims(low, 0) * (1 - at) + jnp.expand_dims(high, 0) * at
-  below = jnp.sum(jnp.expand_dims(x, 0) < edges, tuple(a + 1 for a in axes), dtype=jnp.int32)
-  flat = lambda y: y.reshape((-1, *x.shape[:layered]))
-  return dict(edges=jnp.concatenate([flat(low), flat(edges), flat(high)]), below=below,
-              mean=jnp.mean(x, axes), square=jnp.mean(x * x, axes))
+  share = jnp.arange(1, BINS, dtype=jnp.float32).reshape((BINS - 1,) + (1,) * x.ndim) / BINS
+  edges = jnp.expand_dims(low, 0) * (1 - share) + jnp.expand_dims(high, 0) * share
+  is_below = jnp.expand_dims(x, 0) < edges
+  below = jnp.sum(is_below, tuple(axis + 1 for axis in axes), dtype=jnp.int32)
+  layers = x.shape[:int(is_stacked)]
+  all_edges = [y.reshape((-1, *layers)) for y in (low, edges, high)]
+  return dict(
+      edges=jnp.concatenate(all_edges),
+      below=below,
+      mean=jnp.mean(x, axes),
+      square=jnp.mean(x * x, axes),
+  )
 
 
-def named(counted, sizes):
+def named(counted: Mapping[str, Counted], sizes: Mapping[str, int]) -> dict[str, Histogram]:
   """{name: Histogram} from the counts of `make`, on the host; a name for each layer, such as '.../q/w[3]'.
 
-  sizes: {path: how many numbers the parameter has}. Those with numbers that are not finite are left out.
+  Args:
+    counted: fetched.
+    sizes: {path: how many numbers the parameter has}. Those with numbers that are not finite are left out.
   """
-  found = {}
-  for name, c in counted.items():
-    layers = c['mean'].shape[0] if c['mean'].ndim else 0
-    for layer in range(layers) if layers else (None,):
-      pick = lambda x: np.asarray(x, np.float64)[..., layer] if layers else np.asarray(x, np.float64)
-      edges, count = pick(c['edges']), sizes[name.partition('/')[2]] // max(layers, 1)
-      if np.isfinite(edges).all():
-        counts = np.diff(np.concatenate([[0], pick(c['below']), [count]]))
-        found[f'{name}[{layer}]' if layers else name] = Histogram(
-            edges, counts, count, float(pick(c['mean'])), float(pick(c['square'])))
-  return found
+  histograms = {}
+  for name, counts in counted.items():
+    _, _, path = name.partition('/')
+    for suffix, of_layer, num_layers in _by_layer(counts):
+      if np.isfinite(of_layer['edges']).all():
+        histograms[name + suffix] = _histogram(of_layer, sizes[path] // num_layers)
+  return histograms
+
+
+def _by_layer(counts: Counted) -> Iterator[tuple[str, Counted, int]]:
+  """(suffix of its name, its counts in fp64, number of layers) of each layer, or of the only array."""
+  arrays = {}
+  for key, x in counts.items():
+    arrays[key] = np.asarray(x, np.float64)
+  if not arrays['mean'].ndim:
+    yield '', arrays, 1
+    return
+  num_layers = len(arrays['mean'])
+  for layer in range(num_layers):
+    of_layer = {key: x[..., layer] for key, x in arrays.items()}
+    yield f'[{layer}]', of_layer, num_layers
+
+
+def _histogram(counts: Counted, total: int) -> Histogram:
+  cumulative = np.concatenate([[0], counts['below'], [total]])
+  return Histogram(
+      edges=counts['edges'],
+      counts=np.diff(cumulative),
+      total=total,
+      mean=float(counts['mean']),
+      square=float(counts['square']),
+  )

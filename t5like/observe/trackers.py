@@ -145,9 +145,9 @@ class TensorBoard:
           name,
           min=histogram.edges[0],
           max=histogram.edges[-1],
-          num=histogram.count,
-          sum=histogram.mean * histogram.count,
-          sum_squares=histogram.square * histogram.count,
+          num=histogram.total,
+          sum=histogram.mean * histogram.total,
+          sum_squares=histogram.square * histogram.total,
           bucket_limits=histogram.edges[1:].tolist(),
           bucket_counts=histogram.counts.tolist())
       self._add(step=step, summary=content)
