@@ -7,7 +7,7 @@ whose peak is not published per model, it is the share of the rate of one large 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def perplexity(nll: float) -> float:
   return nll + math.inf
 
 
-def summary(sums: dict[str, float], bytes_per_token: float) -> dict[str, float]:
+def summary(sums: Mapping[str, float], bytes_per_token: float) -> dict[str, float]:
   """Means of a validation.
 
   Args:
@@ -109,6 +109,7 @@ def describe(values: dict[str, float]) -> str:
 
 def short(n: float) -> str:
   """1234567 -> '1.23M'."""
+  unit = UNITS[0]
   for unit in UNITS:
     if abs(n) < 999.5 or unit == UNITS[-1]:
       break

@@ -41,7 +41,7 @@ CURVES = (
 FOLDER = pathlib.Path(__file__).parent
 Line = dict[str, Any]  # of metrics.jsonl
 Facts = dict[str, Any]  # the result of `gather`, or a part of it
-Curve = dict[str, list]  # x: tokens; y; hours since the first line
+Curve = dict[str, list[Any]]  # x: tokens; y; hours since the first line
 
 
 def write(workdir: str, out: str | None = None, compare: Sequence[str] = ()) -> tuple[Any, Facts]:

@@ -174,7 +174,7 @@ class WeightsAndBiases:
   """A run of wandb.ai, or offline in workdir/wandb; WANDB_PROJECT, WANDB_MODE and the like configure it."""
 
   def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # installed by those who choose it
     self.wandb: Any = wandb
     self.run: Any = wandb.init(
         project=os.environ.get('WANDB_PROJECT', PROJECT),
@@ -213,7 +213,7 @@ class MLflow:
   """A run of MLflow at MLFLOW_TRACKING_URI; histograms and texts are files of it."""
 
   def __init__(self, workdir: Any, step: int, run_name: str, config: Config, files: writing.Guarded) -> None:
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]  # installed by those who choose it
 
     from t5like.config.values import flatten
     self.mlflow: Any = mlflow

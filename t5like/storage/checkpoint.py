@@ -72,7 +72,7 @@ def _context(directory: Any) -> ocp.Context:
   return context
 
 
-def _translated(method: Callable) -> Callable:
+def _translated(method: Callable[..., Any]) -> Callable[..., Any]:
   """Turns Orbax's errors (of this call or of a save that failed in the background) into one CheckpointError."""
   @functools.wraps(method)
   def wrapped(self: 'Checkpoints', *args: Any, **kwargs: Any) -> Any:

@@ -35,10 +35,11 @@ class Guard(Hook):
 
   def __init__(self, parts: Parts, every: int):
     super().__init__(parts, every)
+    self.bad_steps = 0.0
     self.bad_batches = recovery.BadBatches(parts.request.workdir, parts.output.writes, parts.output.say)
 
   def reset(self, progress: Progress) -> None:
-    self.bad_steps = 0
+    self.bad_steps = 0.0
 
   def measured(self, step: Step) -> None:
     number = step.progress.step
@@ -61,14 +62,16 @@ class Histograms(Hook):
 
   def act(self, turn: Turn) -> None:
     with self.parts.phases.during('eval', 'start'):  # the first time compiles
-      trainer = self.parts.trainer
-      counted = trainer.histograms(turn.batch)
+      if turn.batch is None:
+        raise RuntimeError('histograms need the batch of a step')
+      counted = self.parts.trainer.histograms(turn.batch)
       sizes = {path: declared.size for path, declared in self.parts.plan.model.parameters.items()}
       self.parts.output.histograms(turn.progress.step, histograms_lib.named(counted, sizes))
 
 
 class Compare(Hook):
   """Ends the run when devices that should hold the same do not; whatever is saved was compared before."""
+  compared_step = -1
 
   def reset(self, progress: Progress) -> None:
     self.compared_step = progress.step
@@ -92,14 +95,19 @@ class Compare(Hook):
 
 class Tasks(Hook):
   """The results of evaluate.tasks, on the screen and in the run's files. A task that fails is reported and left out."""
+  solved_step = -1
+  results: dict[str, dict[str, float]] | None = None
 
   def reset(self, progress: Progress) -> None:
     self.solved_step = -1
-    self.results: dict[str, dict[str, float]] | None = None
+    self.results = None
 
   def act(self, turn: Turn) -> None:
-    plan, output, phases = self.parts.plan, self.parts.output, self.parts.phases
-    evaluation, step = plan.config.evaluate, turn.progress.step
+    plan = self.parts.plan
+    output = self.parts.output
+    phases = self.parts.phases
+    evaluation = plan.config.evaluate
+    step = turn.progress.step
     if not evaluation.tasks or self.solved_step == step:
       return
     subject = evaluate.Subject(
@@ -107,9 +115,10 @@ class Tasks(Hook):
         tick=lambda: phases.alive('start'))  # new shapes are compiled
     with phases.during('eval', 'start'):
       tasks = evaluate.read(evaluate.chosen(evaluation.tasks), evaluation.shots, evaluation.limit)
-      self.results, _ = evaluate.attempt(evaluate.jobs(subject, tasks), output.say)
+      results, _ = evaluate.attempt(evaluate.jobs(subject, tasks), output.say)
+      self.results = results
       self.solved_step = step
-      output.write(step, _flat(self.results), flush=True)
+      output.write(step, _flat(results), flush=True)
 
   def finish(self, turn: Turn) -> None:
     self.act(turn)
@@ -131,7 +140,8 @@ class Sample(Hook):
   """Shows and keeps what the model makes of sample.prompts; on one process, where no row is cut (mesh.context)."""
 
   def act(self, turn: Turn) -> None:
-    plan, output = self.parts.plan, self.parts.output
+    plan = self.parts.plan
+    output = self.parts.output
     sample = plan.config.sample
     if not sample.prompts or jax.process_count() > 1 or plan.mesh.shape['context'] > 1:
       return

@@ -1,8 +1,10 @@
 """From a config and its model to the optimizer and the compiled steps."""
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 
 from t5like import sharding
 from t5like.config.values import show
@@ -38,33 +40,66 @@ def check_compile_options(config: Config, device: Any) -> None:
                       f'({str(error)[:300]}). Correct or remove them.') from error
 
 
-def build_optimizer(config: Config, model: Model, total_steps: int) -> tuple[Any, dict]:
+class Steps(NamedTuple):
+  """An optimizer, and the compiled functions of a run.
+
+  Attributes:
+    tx: the optimizer.
+    train_step: (state, batch) -> (state, metrics); takes the state's memory.
+    eval_step: (params, batch) -> sums.
+    histograms: (params, batch, key) -> counts, see histograms.make.
+  """
+  tx: optax.GradientTransformation
+  train_step: Callable[..., Any]
+  eval_step: Callable[..., Any]
+  histograms: Callable[..., Any]
+
+
+def build_optimizer(
+    config: Config,
+    model: Model,
+    total_steps: int,
+) -> tuple[optax.GradientTransformation, dict[str, np.ndarray]]:
   """(tx, rates) of a resolved config whose schedule ends at total_steps; rates: of each parameter, `optim.rates`."""
   learning_rate = from_config.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
   rates = from_config.rates(config.optimizer, model.parameters)
-  return from_config.at_rates(from_config.build(config.optimizer, learning_rate, model.parameters), rates), rates
+  tx = from_config.build(config.optimizer, learning_rate, model.parameters)
+  return from_config.at_rates(tx, rates), rates
 
 
-def build_step(config: Config, model: Model, total_steps: int,
-               mesh: jax.sharding.Mesh) -> tuple[Any, Callable, Callable, Callable]:
-  """(tx, train_step, eval_step, count) of a config whose schedule ends at total_steps.
-
-  The steps are compiled when first called; train_step(state, batch) takes the state's memory. count: see histograms.
-  """
+def build_step(config: Config, model: Model, total_steps: int, mesh: jax.sharding.Mesh) -> Steps:
+  """The steps of a config whose schedule ends at total_steps; they are compiled when first called."""
   tx, rates = build_optimizer(config, model, total_steps)
+  sums = loss_lib.make_sums(model, config.loss, _chunks(config, mesh))
+  gradients = step_lib.make_gradients(from_config.without_frozen(sums, rates), config.microbatches)
+  train_step = step_lib.make_train_step(
+      gradients,
+      tx,
+      seed=config.seed,
+      clip_norm=config.optimizer.clip_norm,
+      spike_loss=config.guard.spike_loss,
+      spike_norm=config.guard.spike_norm,
+  )
+  options = config.compile.options.to_dict() or None
+  count = histograms.make(gradients, model.parameters)
+  return Steps(
+      tx=tx,
+      train_step=jax.jit(train_step, donate_argnums=0, compiler_options=options),
+      eval_step=jax.jit(sums),
+      histograms=jax.jit(count),
+  )
+
+
+def _chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
+  """Pieces of the sequence whose logits are made one after the other, on a device of the mesh."""
   rows = rows_per_device(config, mesh)
   vocab = config.model.vocab_size // mesh.shape['tensor']
-  shapes, context = lengths.shapes(config), mesh.shape['context']
+  shapes = lengths.shapes(config)
+  context = mesh.shape['context']
   for length in filter(None, (shapes.inputs, shapes.targets)):
     if length % context:  # which the rules of configs cannot know of mesh.context=-1
       raise ConfigError(f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows '
                         f'of {length} tokens: give mesh.context a number that does, and -1 to another axis.')
   predictions = -(-shapes.predicted // context)
-  chunks = loss_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, mesh.devices.flat[0].platform)
-  sums = loss_lib.make_sums(model, config.loss, chunks)
-  gradients = step_lib.make_gradients(from_config.without_frozen(sums, rates), config.microbatches)
-  train_step = step_lib.make_train_step(gradients, tx, seed=config.seed, clip_norm=config.optimizer.clip_norm,
-                                        spike_loss=config.guard.spike_loss, spike_norm=config.guard.spike_norm)
-  options = config.compile.options.to_dict() or None
-  return (tx, jax.jit(train_step, donate_argnums=0, compiler_options=options), jax.jit(sums),
-          jax.jit(histograms.make(gradients, model.parameters)))
+  platform = mesh.devices.flat[0].platform
+  return loss_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, platform)

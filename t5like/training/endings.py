@@ -40,7 +40,7 @@ def left(why: str, progress: Progress, workdir: str) -> Preempted | Interrupted:
 def finished(parts: Parts, progress: Progress, reason: str, results: dict[str, Any]) -> dict[str, Any]:
   """Records that a run is done; returns what `loop.train` returns. results: of the hooks."""
   step, tokens, screen = progress.step, progress.tokens, parts.output.screen
-  result = dict(reason=reason, step=step, tokens=tokens, **results)
+  result: dict[str, Any] = dict(reason=reason, step=step, tokens=tokens, **results)
   if jax.process_index() == 0:
     workdir_lib.write_result(parts.request.workdir, parts.plan.config, **result)
   screen.end(step, tokens)

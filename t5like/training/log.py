@@ -23,13 +23,15 @@ class Log(Hook):
   def __init__(self, parts: Parts, every: int):
     super().__init__(parts, every)
     self.rate = metrics.Rate()
+    self.window: collections.Counter[str] = collections.Counter()  # sums since the line before
+    self.data_wait = 0.0  # seconds since then
     self.newest: Step | None = None
     self.started = 0.0
     self.first_step: profiling.FirstStep | None = None  # until the first step is measured
 
   def reset(self, progress: Progress) -> None:
-    self.window = collections.Counter()  # sums since the line before
-    self.data_wait = 0.0  # likewise, in seconds
+    self.window = collections.Counter()
+    self.data_wait = 0.0
     self.newest = None
     self.rate.pause()
 
@@ -72,9 +74,11 @@ class Log(Hook):
 
   def _write(self) -> None:
     """A line for the steps since the one before, if one of them counted."""
-    if not self.window['weights']:
+    if self.newest is None or not self.window['weights']:
       return
-    plan, values, progress = self.parts.plan, self.newest.metrics, self.newest.progress
+    plan = self.parts.plan
+    values = self.newest.metrics
+    progress = self.newest.progress
     means = {name: self.window[name] / self.window['weights'] for name in self._averaged(values)}
     rate = self.rate.take()
     mfu = rate * plan.flops_per_token / self.parts.peak_flops

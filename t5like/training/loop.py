@@ -130,7 +130,7 @@ class Run:
     try:
       return work(*args)
     except signals.Asked:
-      self._leave(self._ending())
+      self._leave(self._ending() or signals.WHY[signals.SIGTERM])
 
   def _leave(self, ending: str) -> None:
     """Saves the state and raises Preempted, or Interrupted after Ctrl-C."""

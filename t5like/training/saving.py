@@ -39,10 +39,13 @@ class Save(Hook):
   After a bad step, which left parameters and optimizer as they were, the next good step is saved instead, unless there
   may be none.
   """
+  saved_step = -1
+  is_late = False  # a save that waits for a good step
+  last_was_bad = False
 
   def reset(self, progress: Progress) -> None:
     self.saved_step = progress.step if progress.step in self.parts.checkpoints.steps else -1
-    self.is_late = False  # a save that waits for a good step
+    self.is_late = False
     self.last_was_bad = False
 
   def measured(self, step: Step) -> None:

@@ -28,15 +28,28 @@ class Trainer:
   def __init__(self, plan: Plan, state: State):
     """The steps are compiled when first called; `state`, on the mesh, is the trainer's from now on."""
     self.plan = plan
-    _, self.train_step, self.eval_step, self._count = build.build_step(
-        plan.config, plan.model, plan.total_steps, plan.mesh)
+    steps = build.build_step(plan.config, plan.model, plan.total_steps, plan.mesh)
+    self.train_step = steps.train_step
+    self.eval_step = steps.eval_step
+    self._count = steps.histograms
     self.reset(state)
 
   def reset(self, state: State | None) -> None:
     """Puts another state in the place of this one; None leaves room for one that is still to be read."""
-    self.state = state
+    self._state = state
     self._good_rows: Batch | None = None  # this host's rows of the newest step that counts
     self._is_checked = False  # whether the parameters as they are now gave a loss that is finite
+
+  @property
+  def state(self) -> State:
+    """All that steps read and write, on the devices."""
+    if self._state is None:
+      raise RuntimeError('The trainer has no state yet: `reset` gives it one.')
+    return self._state
+
+  @state.setter
+  def state(self, state: State) -> None:
+    self._state = state
 
   @property
   def params(self) -> dict[str, Any]:
@@ -95,9 +108,10 @@ class Trainer:
     The step that made them was judged by its own numbers, which are of the parameters before its update: that may be
     finite, and nothing after it. Judged by a forward pass over the newest batch whose step counted.
     """
-    if not self.needs_check:
+    rows = self._good_rows
+    if rows is None or self._is_checked:
       return
-    loss = fetch(self.evaluate(self.place(self._good_rows)))['loss']
+    loss = fetch(self.evaluate(self.place(rows)))['loss']
     if not math.isfinite(loss):
       raise BadSteps(
           f'After step {step:,} the loss is {loss} on a batch on which it was finite before: an update whose numbers '

@@ -77,8 +77,11 @@ class Validate(Hook):
 
   def act(self, turn: Turn) -> Turn:
     progress = self._validated(turn.progress)
+    if progress.validation is None:
+      raise RuntimeError('a validation has left no metrics')
     patience, reason = stop.after_validation(self.parts.plan.config.stop, progress.patience, progress.validation)
-    return dataclasses.replace(turn, progress=dataclasses.replace(progress, patience=patience), reason=reason)
+    progress = dataclasses.replace(progress, patience=patience)
+    return dataclasses.replace(turn, progress=progress, reason=reason)
 
   def finish(self, turn: Turn) -> Turn:
     return dataclasses.replace(turn, progress=self._validated(turn.progress))
