@@ -83,29 +83,13 @@ def dot_product(
   names = _shared(query, key)
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
-  H = q_BTNH.shape[3]
   has_prefix = 'prefix' in names
-  spec = dataclasses.replace(
-      spec,
-      head_dim=H,
-      dtype=str(q_BTNH.dtype),
-      prefix=has_prefix and spec.causal,
-      bias=bias is not None,
-      dropout=keep_BNTS is not None,
-  )
+  spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS)
   chosen, _ = choose_kernel(kernel, platform(), spec)
   run = KERNELS[chosen]
-  logit_scale = _scale(scale, H)
-  call = Call(spec, logit_scale, pieces(), interpret=platform() != 'tpu')
+  call = Call(spec, _scale(scale, q_BTNH.shape[3]), pieces(), interpret=platform() != 'tpu')
 
-  extras: dict[str, Any] = {}
-  extra_specs: dict[str, Any] = {}
-  if bias is not None:
-    extras['bias'] = bias_for(chosen, bias, T, S)
-    extra_specs['bias'] = in_use('NR' if run.bias_by_distance else 'NT_')
-  if keep_BNTS is not None:
-    extras['keep'] = keep_BNTS
-    extra_specs['keep'] = in_use('BNT_')
+  extras, extra_specs = _extras(chosen, bias, keep_BNTS, T, S)
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH = everywhere(k_BSKH, 'B_KH')
   v_BSKH = everywhere(v_BSKH, 'B_KH')
@@ -127,6 +111,43 @@ def dot_product(
   )
   on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=run.checks_layouts)
   return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+
+
+def _of_arrays(
+    spec: AttentionSpec,
+    q_BTNH: jax.Array,
+    has_prefix: bool,
+    bias: jax.Array | None,
+    keep_BNTS: jax.Array | None,
+) -> AttentionSpec:
+  """A spec with what arrays say."""
+  return dataclasses.replace(
+      spec,
+      head_dim=q_BTNH.shape[3],
+      dtype=str(q_BTNH.dtype),
+      prefix=has_prefix and spec.causal,
+      bias=bias is not None,
+      dropout=keep_BNTS is not None,
+  )
+
+
+def _extras(
+    kernel: str,
+    bias: jax.Array | None,
+    keep_BNTS: jax.Array | None,
+    T: int,
+    S: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(arrays `bias` and `keep` where there are any, how they are spread), as a kernel takes them."""
+  extras: dict[str, Any] = {}
+  specs: dict[str, Any] = {}
+  if bias is not None:
+    extras['bias'] = bias_for(kernel, bias, T, S)
+    specs['bias'] = in_use('NR' if KERNELS[kernel].bias_by_distance else 'NT_')
+  if keep_BNTS is not None:
+    extras['keep'] = keep_BNTS
+    specs['keep'] = in_use('BNT_')
+  return extras, specs
 
 
 def _scale(scale: float | None, head_dim: int) -> float:

@@ -99,7 +99,6 @@ def make_train_step(
 
   def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     params = state['params']
-    opt_state = state['opt_state']
     key = jax.random.fold_in(jax.random.key(seed), state['step'])
     grads, sums = gradients(params, batch, key)
     with jax.named_scope('optimizer'):
@@ -108,39 +107,41 @@ def make_train_step(
       grads = _clipped(grads, grad_norm, count, clip_norm)
       # Read without a sign, the 32 bits of the step last twice as long.
       step = state['step'].astype(jnp.uint32)
-      updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
+      updates, new_opt_state = optimizer.update(grads, state['opt_state'], params, step=step)
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
       param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
       norms_finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
       finite = jnp.isfinite(sums['loss']) & norms_finite
-      loss = sums['loss'] / count
-      good, guard = guard_lib.judge(state['guard'], finite, loss, grad_norm, spike_loss, spike_norm)
+      good, guard = guard_lib.judge(
+          state['guard'], finite, sums['loss'] / count, grad_norm, spike_loss, spike_norm)
 
       def kept(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(good, new, old)
 
       new_state = dict(
           params=jax.tree.map(kept, new_params, params),
-          opt_state=jax.tree.map(kept, new_opt_state, opt_state),
+          opt_state=jax.tree.map(kept, new_opt_state, state['opt_state']),
           step=state['step'] + 1,
           guard=guard,
       )
-    metrics = dict(
-        loss=sums['loss'] / count,
-        nll=sums['nll'] / count,
-        accuracy=sums['hits'] / count,
-        weights=sums['weights'],
-        grad_norm=grad_norm,
-        update_norm=update_norm,
-        param_norm=param_norm,
-    )
-    metrics.update(side_values.means(sums))
-    metrics.update(guard_lib.counters(guard))
+    metrics = _means(sums, count)
+    metrics.update(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
+    metrics.update(**side_values.means(sums), **guard_lib.counters(guard))
     return new_state, metrics
 
   return train_step
+
+
+def _means(sums: Sums, count: jax.Array) -> Metrics:
+  """Over the tokens of a batch."""
+  return dict(
+      loss=sums['loss'] / count,
+      nll=sums['nll'] / count,
+      accuracy=sums['hits'] / count,
+      weights=sums['weights'],
+  )
 
 
 def _clipped(grads: Params, norm: jax.Array, count: jax.Array, clip_norm: float) -> Params:
