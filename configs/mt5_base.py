@@ -3,8 +3,8 @@
     python main.py --config=configs/mt5_base.py --workdir=gs://BUCKET/mt5_base
 
 Hardware: a TPU v5e-128, weeks. Expected: no loss was published. Lengths of 1,024 and 229 are those of its gin file;
-250,000 pieces and a million steps of 1,024 rows those of Xue et al. 2020, arXiv 2010.11934, as quoted by others. Not
-verified here. It samples languages by count^0.3, this config takes mC4 as it comes.
+250,000 pieces and a million steps of 1,024 rows those of Xue et al. 2020, arXiv 2010.11934, as quoted by others.
+Not verified here. It samples languages by count^0.3, this config takes mC4 as it comes.
 """
 from t5like.config import base, smoke
 

@@ -36,7 +36,7 @@ IMPLEMENTED_IN = {
     'model.name': 'model.transformer',
     'model.activation': 'model.layers',
     'model.norm': 'model.layers',
-    'model.position': 'model.layers',
+    'model.position': 'model.positions',
     'model.init': 'model.layers',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
@@ -127,7 +127,7 @@ def test_an_optimizer_that_neither_we_nor_optax_have(monkeypatch):
 def test_facts_and_implementation_of_a_position_agree(monkeypatch):
   monkeypatch.setitem(choices.POSITIONS, 'relative', choices.Position(rotary=True))
   with pytest.raises(NotImplementedError, match="model.position='relative' is not implemented as"):
-    imported_anew('model.layers')
+    imported_anew('model.positions')
 
 
 @pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_output=True), dict(parallel=True)], ids=str)

@@ -50,7 +50,7 @@ def test_the_glu_papers_schedule():
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(['cosine', 'linear', 'wsd', 'rsqrt', 'rsqrt_decay', 'constant']), st.integers(0, 50),
-       st.integers(60, 300), st.floats(0, 1))
+       st.integers(70, 300), st.floats(0, 1))  # decays, of a fifth of the run, begin after the warm-up
 def test_rises_then_falls_and_stays_in_bounds(name, warmup, total, final):
   got = values(range(total + 5), total=total, name=name, warmup_steps=warmup, final_scale=final, timescale=70)
   assert all(0 <= v <= 1.000001 for v in got)
