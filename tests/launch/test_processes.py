@@ -28,7 +28,7 @@ def losses(folder, processes, devices, flags):
 @pytest.mark.parametrize('config, mesh', [
     pytest.param('decoder_tiny', dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
     pytest.param('encoder_tiny', dict(data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
-    ('encdec_tiny', dict(data=2, fsdp=2, tensor=2)),
+    pytest.param('encdec_tiny', dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
     pytest.param('encdec_tiny', dict(data=1, fsdp=4, tensor=2), marks=pytest.mark.slow),
     # Rows whose pieces are on two processes, and on all four.
     ('encoder_tiny', dict(data=2, fsdp=1, context=4)),
