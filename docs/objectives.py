@@ -1,5 +1,5 @@
 """Writes docs/objectives.md and the pictures it shows: what each objective makes of one sentence, by the code that
-training runs (`t5like/batches/rows.py` and what it calls, `make_mask` of `t5like/model/attention.py`).
+training runs (`t5like/batches/rows.py` and what it calls, `make_mask` of `t5like/model/attention_kernels.py`).
 
     python docs/objectives.py
 
