@@ -118,6 +118,7 @@ def _check_tables() -> None:
 
 _check_tables()
 
+
 def check(flat: Flat, where: str) -> Config:
   """The config of a flat dict. Raises ConfigError with all that is wrong with it; `where`: what errors call it."""
   problems = [*_single(flat), *_missing(flat)]

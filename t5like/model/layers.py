@@ -392,6 +392,13 @@ def keep_share(shape: tuple[int, ...], rate: float, key: jax.Array, layout: Any)
   return is_kept / (1 - rate)
 
 
+def split_keys(random: jax.Array | None, n: int) -> Any:
+  """n keys of jax.random from one, or n times None."""
+  if random is None:
+    return [None] * n
+  return jax.random.split(random, n)
+
+
 def dropout(x_BTD: jax.Array, c: ModelConfig, key: jax.Array | None) -> jax.Array:
   """Zeroes a share c.dropout of x and scales the rest up; the identity when key is None.
 

@@ -12,7 +12,7 @@ from t5like.model import side_values
 from t5like.model.attention import Attention, KeysValues, bias_for, platform
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
 from t5like.model.config import ModelConfig
-from t5like.model.layers import MLP, Norm, declare, dropout, place
+from t5like.model.layers import MLP, Norm, declare, dropout, place, split_keys
 from t5like.model.positions import POSITIONS
 from t5like.model.side_values import Sums
 from t5like.parameters import of_layers
@@ -80,7 +80,7 @@ class Block(nnx.Module):
       cache: of earlier tokens, in decoding: x sees what is there and its own keys and values, which are written to it.
       at: slot of the cache of the first token of x.
     """
-    r = _split(random, 6)
+    r = split_keys(random, 6)
     side = side_values.Collector(view.query['segments'])
     y = self._before(x_BTD, self.attention_norm)
     kv = self.attention.keys_values(y, view.query['positions'])
@@ -127,13 +127,6 @@ class Block(nnx.Module):
   def remember(self, memory: Info) -> KeysValues:
     """Keys and values of the encoder's output, for this block's cross-attention."""
     return self.cross.keys_values(memory['x'], memory['positions'])
-
-
-def _split(random: jax.Array | None, n: int) -> Any:
-  """n keys of jax.random from one, or n times None."""
-  if random is None:
-    return [None] * n
-  return jax.random.split(random, n)
 
 
 def heads_first(kv: KeysValues) -> KeysValues:
@@ -229,7 +222,7 @@ class Stack(nnx.Module):
     policy = REMAT[c.remat]
     if policy is not None:
       body = jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
-    r_blocks, r_last = _split(random, 2)
+    r_blocks, r_last = split_keys(random, 2)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
     unroll = 1 if c.scan_layers else self.num_layers

@@ -15,7 +15,7 @@ from t5like import choices
 from t5like.model import side_values
 from t5like.model.attention import KeysValues
 from t5like.model.config import ModelConfig
-from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, constant, dropout, expand, place
+from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, constant, dropout, expand, place, split_keys
 from t5like.model.positions import POSITIONS, Table
 from t5like.model.side_values import Sums
 from t5like.model.stack import Block, LayerCache, Slot, Stack, heads_first
@@ -100,31 +100,14 @@ class Transformer(nnx.Module):
     """[B, T, V] fp32."""
     return self.head(x_BTD, self.embed)
 
-
-class Decoder(Transformer):
-  """Language model that sees what came before, and all of a prefix. Methods: see `Model`."""
-  causal = True
-
-  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
-    k_shared, k_stack = jax.random.split(key)
-    super().__init__(c, k_shared)
-    self.stack = Stack(c, k_stack, self.causal)
-
-  def hidden(self, batch: Batch, random: Random = None) -> Hidden:
-    """See `Model`."""
-    r_start, r_stack = _split(random, 2)
-    x_BTD = self.start(batch, r_start)
-    return self.stack(x_BTD, batch, random=r_stack)
+  @property
+  def last_stack(self) -> Stack:
+    """The one whose output is predicted from."""
+    raise NotImplementedError
 
   def layers(self) -> list[Block]:
     """See `Model`."""
-    return self.stack.layers()
-
-  def cache(self, batch: Batch, slots: int) -> Cache:
-    """See `Model`."""
-    empty = _empty(self.c, batch['inputs'].shape[0], slots)
-    layer = LayerCache(empty, None)
-    return dict(layers=(layer,) * self.c.num_layers)
+    return self.last_stack.layers()
 
   def extend(
       self,
@@ -136,11 +119,38 @@ class Decoder(Transformer):
       layers: Sequence[Block] | None = None,
   ) -> Logits:
     """See `Model`."""
+    memory = cache['memory'] if 'memory' in cache else None
     x_BTD = self.start(batch, None)
-    x_BTD, parts = self.stack.extend(layers or self.layers(), x_BTD, batch, keys, None, cache['layers'], at)
+    x_BTD, parts = self.last_stack.extend(layers or self.layers(), x_BTD, batch, keys, memory, cache['layers'], at)
     if last:
       x_BTD = x_BTD[:, -1:]
-    return self.logits(x_BTD), dict(layers=parts)
+    return self.logits(x_BTD), dict(cache, layers=parts)
+
+
+class Decoder(Transformer):
+  """Language model that sees what came before, and all of a prefix. Methods: see `Model`."""
+  causal = True
+
+  def __init__(self, c: ModelConfig, key: jax.Array) -> None:
+    k_shared, k_stack = jax.random.split(key)
+    super().__init__(c, k_shared)
+    self.stack = Stack(c, k_stack, self.causal)
+
+  @property
+  def last_stack(self) -> Stack:
+    return self.stack
+
+  def hidden(self, batch: Batch, random: Random = None) -> Hidden:
+    """See `Model`."""
+    r_start, r_stack = split_keys(random, 2)
+    x_BTD = self.start(batch, r_start)
+    return self.stack(x_BTD, batch, random=r_stack)
+
+  def cache(self, batch: Batch, slots: int) -> Cache:
+    """See `Model`."""
+    empty = _empty(self.c, batch['inputs'].shape[0], slots)
+    layer = LayerCache(empty, None)
+    return dict(layers=(layer,) * self.c.num_layers)
 
 
 class Encoder(Decoder):
@@ -158,24 +168,24 @@ class EncoderDecoder(Transformer):
     self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
     self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
 
+  @property
+  def last_stack(self) -> Stack:
+    return self.decoder
+
   def encode(self, batch: Batch, random: Random = None) -> tuple[dict[str, jax.Array], dict[str, Sums]]:
     """(x, the encoder's output [B, S, D], with positions and segments; side values by name)."""
-    r_start, r_stack = _split(random, 2)
+    r_start, r_stack = split_keys(random, 2)
     x_BSD, side = self.encoder(self.start(batch, r_start), batch, random=r_stack)
     memory = dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
     return memory, side
 
   def hidden(self, batch: Batch, random: Random = None) -> Hidden:
     """See `Model`."""
-    keys = _split(random, 3)
+    keys = split_keys(random, 3)
     memory, encoder_side = self.encode(batch['encoder'], keys[0])
     x_BTD = self.start(batch, keys[1])
     x_BTD, decoder_side = self.decoder(x_BTD, batch, memory, keys[2])
     return x_BTD, side_values.added(encoder_side, decoder_side)
-
-  def layers(self) -> list[Block]:
-    """See `Model`."""
-    return self.decoder.layers()
 
   def cache(self, batch: Batch, slots: int) -> Cache:
     """See `Model`."""
@@ -187,30 +197,6 @@ class EncoderDecoder(Transformer):
       layers.append(LayerCache(empty, cross))
     tokens = dict(positions=memory['positions'], segments=memory['segments'])
     return dict(layers=tuple(layers), memory=tokens)
-
-  def extend(
-      self,
-      batch: Batch,
-      keys: Batch,
-      cache: Cache,
-      at: Slot,
-      last: bool = False,
-      layers: Sequence[Block] | None = None,
-  ) -> Logits:
-    """See `Model`."""
-    memory = cache['memory']
-    x_BTD = self.start(batch, None)
-    x_BTD, parts = self.decoder.extend(layers or self.layers(), x_BTD, batch, keys, memory, cache['layers'], at)
-    if last:
-      x_BTD = x_BTD[:, -1:]
-    return self.logits(x_BTD), dict(layers=parts, memory=memory)
-
-
-def _split(random: Random, n: int) -> Any:
-  """n keys of jax.random from one, or n times None."""
-  if random is None:
-    return [None] * n
-  return jax.random.split(random, n)
 
 
 def _empty(c: ModelConfig, batch_size: int, slots: int) -> KeysValues:

@@ -175,12 +175,13 @@ def _logits(
   if form.softcap:
     s = form.softcap * jnp.tanh(s / form.softcap)
   is_seen = _is_same(row_ids, column_ids, 0)
+  query, key = _slots(rows, columns, ahead, queries_are_rows)
   if form.causal:
-    is_seen &= _is_before(rows, columns, ahead, queries_are_rows)
+    is_seen &= query >= key
     if column_ids.shape[0] > 1:
       is_seen = is_seen | _is_same(row_ids, column_ids, 1)
   if form.before is not None or form.after is not None:
-    is_seen &= _is_near(form, rows, columns, ahead, queries_are_rows)
+    is_seen &= _is_near(form, query, key)
   return jnp.where(is_seen, s, MASKED)
 
 
@@ -199,22 +200,18 @@ def _is_same(row_ids: Ref, column_ids: Ref, n: int) -> jax.Array:
   return _wide(row_ids[n], columns) == column_ids[n:n + 1]
 
 
-def _is_before(rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool) -> jax.Array:
-  """[rows, columns] bool: whether the key is not later than the query."""
+def _slots(rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool) -> tuple[jax.Array, jax.Array]:
+  """(slots of the queries, of the keys) of a pair of blocks, counted from column 0; see `_logits`."""
   row_number = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
   row = _wide(row_number + ahead, columns)
   column = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
   if queries_are_rows:
-    return row >= column
-  return row <= column
+    return row, column
+  return column, row
 
 
-def _is_near(form: Form, rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool) -> jax.Array:
+def _is_near(form: Form, query: jax.Array, key: jax.Array) -> jax.Array:
   """[rows, columns] bool: whether the key is in the window of the query."""
-  row_number = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
-  row = _wide(row_number + ahead, columns)
-  column = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
-  query, key = (row, column) if queries_are_rows else (column, row)
   conditions = []
   if form.before is not None:
     conditions.append(query - key <= form.before)

@@ -137,7 +137,7 @@ def attention(
     q_BTNH: queries.
     k_BSKH: keys.
     v_BSKH: values.
-    query: of the queries' tokens, see `make_mask` of model/attention.py.
+    query: of the queries' tokens, see `make_mask` of model/attention_kernels.py.
     key: of the keys' tokens.
     scale: of logits.
     window: of `prepare`.
@@ -239,9 +239,10 @@ def _pairs(start: int, queries: int, keys: int, block_q: int, block_k: int, reac
   """Pairs of blocks of which one sees the other in part, of a piece that begins at a slot."""
   pairs = 0
   for first in range(start, start + queries, block_q):
-    rows = Span(first, first + block_q - 1)
-    for column in range(0, keys, block_k):
-      pairs += _is_seen_in_part(rows, Span(column, column + block_k - 1), reach)
+    last = first + block_q - 1
+    first_key = 0 if reach.before is None else max(0, first - reach.before)
+    last_key = keys - 1 if reach.after is None else min(keys - 1, last + reach.after)
+    pairs += last_key // block_k - first_key // block_k + 1
   return pairs
 
 
