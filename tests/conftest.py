@@ -1,10 +1,14 @@
 """Eight virtual CPU devices, strict broadcasting, and compiled programs shared by all tests."""
+import collections
 import importlib
+import itertools
 import os
 import pathlib
 import signal
 import sys
 import tempfile
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for tests.* and, in processes of theirs, configs/
@@ -20,6 +24,8 @@ class Package:
     self._name = name
 
   def __getattr__(self, attribute):
+    if attribute.startswith('__'):  # asked of every name of a module by pytest, when it looks for fixtures
+      raise AttributeError(attribute)
     return getattr(importlib.import_module(self._name), attribute)
 
 
@@ -35,3 +41,46 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_backen
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 't5like-test-xla'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+
+# All tests of these folders have the marker of that name. Files whose tests -m does not select are not imported:
+# neither the whole suite for `pytest -m parity`, nor for `pytest` the files that need other packages.
+FOLDERS_OF_MARKERS = ('beam', 'browser', 'harness', 'notebook', 'parity', 'tpu')
+# Files elsewhere that have some tests with such a marker.
+MARKERS_OF_FILES = {'tests/evals/test_tasks.py': 'harness', 'tests/launch/test_tpu_vm.py': 'gcloud',
+                    'tests/test_benchmarks.py': 'parity', 'tests/test_trackers.py': 'trackers'}
+
+
+def may_be_selected(file: str, expression: str) -> bool:
+  """Whether `-m EXPRESSION` can select a test of a file.
+
+  Args:
+    file: a path below the root of the repository, with slashes.
+    expression: names of markers with `and`, `or`, `not` and parentheses; '' selects all tests.
+  """
+  if not expression:
+    return True
+  folder = file.split('/')[1]
+  of_all = {folder} & set(FOLDERS_OF_MARKERS)
+  of_some = {'slow', MARKERS_OF_FILES.get(file, 'slow')}
+  sets_of_markers = [of_all | set(some) for n in range(3) for some in itertools.combinations(of_some, n)]
+  return any(selects(expression, markers) for markers in sets_of_markers)
+
+
+def selects(expression: str, markers: set[str]) -> bool:
+  """Whether `-m EXPRESSION` selects a test that has these markers and no others."""
+  values = collections.defaultdict(bool, dict.fromkeys(markers, True))
+  try:
+    return eval(expression, {'__builtins__': {}}, values)
+  except (SyntaxError, TypeError):
+    return True  # pytest reports what is wrong with it
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+  """Leaves out files of which no test is selected, unless they are named on the command line."""
+  if collection_path.suffix != '.py' or not collection_path.is_relative_to(ROOT / 'tests'):
+    return None
+  named = {config.invocation_params.dir / argument.partition('::')[0] for argument in config.args}
+  if collection_path in named:
+    return None
+  file = collection_path.relative_to(ROOT).as_posix()
+  return None if may_be_selected(file, config.option.markexpr) else True
