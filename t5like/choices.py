@@ -153,7 +153,7 @@ class Block:
   """Where the norms of a block are, f being its attention or MLP: in exactly one of the first three places.
 
   norm_input: x + f(norm(x)).
-  norm_output: x + norm(f(x)).
+  norm_output: x + norm(f(x)); with norm_input, x + norm(f(norm(x))) with two norms.
   norm_sum: norm(x + f(x)); the output of the last block has a norm already.
   parallel: attention and MLP both read the input of the block.
   """
@@ -163,15 +163,20 @@ class Block:
   parallel: bool = False
 
   def __post_init__(self):
-    places = [self.norm_input, self.norm_output, self.norm_sum]
-    if sum(places) != 1:
-      raise ValueError(f'{self}: a block has one norm for each of its parts, in one place.')
+    if self.norm_sum == (self.norm_input or self.norm_output):
+      raise ValueError(f'{self}: a block has norms either of sums, or of what its parts read or write.')
+
+  @property
+  def has_two(self) -> bool:
+    """Whether each part has a norm before it and another one after it."""
+    return self.norm_input and self.norm_output
 
 
 BLOCKS = dict(
     pre_norm=Block(norm_input=True),
     post_norm=Block(norm_sum=True),
     output_norm=Block(norm_output=True),
+    sandwich=Block(norm_input=True, norm_output=True),
     parallel=Block(norm_input=True, parallel=True),
 )
 
@@ -188,6 +193,7 @@ ACTIVATIONS = dict(
     reglu=Activation(gated=True),
     glu=Activation(gated=True),
     bilinear=Activation(gated=True),
+    geglu_exact=Activation(gated=True),
     gelu=Activation(gated=False),
     gelu_tanh=Activation(gated=False),
     relu=Activation(gated=False),
@@ -197,13 +203,18 @@ ACTIVATIONS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-  """scale: it multiplies by learned numbers; bias: it adds learned numbers, where model.use_bias is true."""
+  """scale: it multiplies by learned numbers; bias: it adds learned numbers, where model.use_bias is true.
+
+  offset: what is added to the learned numbers before they multiply; they begin at 1 less that.
+  """
   scale: bool
   bias: bool
+  offset: float = 0.0
 
 
 NORMS = dict(
     rmsnorm=Norm(scale=True, bias=False),
+    rmsnorm_unit=Norm(scale=True, bias=False, offset=1.0),
     layernorm=Norm(scale=True, bias=True),
     layernorm_plain=Norm(scale=False, bias=False),
 )
@@ -233,6 +244,52 @@ POSITIONS = dict(
     sinusoidal=Position(embedded=True),
     scaled_sinusoidal=Position(embedded=True),
     none=Position(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+  """What the attention of a layer to its own stack sees, and what it knows of positions.
+
+  windowed: only keys in model.window around the query.
+  rotated: queries and keys are rotated, if model.position is a scheme that rotates.
+  own_theta: by model.local_rope_theta where that is not 0, and then without model.rope_scaling.
+  """
+  windowed: bool = False
+  rotated: bool = True
+  own_theta: bool = False
+
+
+LAYERS = {
+    'global': LayerKind(),
+    'local': LayerKind(windowed=True, own_theta=True),
+    'global_nope': LayerKind(rotated=False),
+    'local_nope': LayerKind(windowed=True, rotated=False),
+}
+EMBED_SCALES = ('none', 'sqrt_d_model')
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Keys of model.rope_scaling beside `name`.
+
+  required: numbers that it needs.
+  optional: others, with their defaults; 0: what follows from the required ones.
+  lists: of the required ones, those with a number for each pair of dimensions.
+  """
+  required: tuple[str, ...]
+  optional: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  lists: tuple[str, ...] = ()
+
+
+ROPE_SCALINGS = dict(
+    linear=RopeScaling(('factor',)),
+    dynamic=RopeScaling(('factor', 'original_positions')),
+    yarn=RopeScaling(('factor', 'original_positions'), dict(
+        attention_factor=0.0, beta_fast=32.0, beta_slow=1.0, mscale=0.0, mscale_all_dim=0.0, truncate=True)),
+    llama3=RopeScaling(('factor', 'original_positions', 'low_freq_factor', 'high_freq_factor')),
+    longrope=RopeScaling(('factor', 'original_positions', 'short_factor', 'long_factor'), dict(attention_factor=0.0),
+                         lists=('short_factor', 'long_factor')),
 )
 
 

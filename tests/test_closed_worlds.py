@@ -37,6 +37,7 @@ IMPLEMENTED_IN = {
     'model.activation': 'model.layers',
     'model.norm': 'model.layers',
     'model.position': 'model.positions',
+    'model.embed_scale': 'model.transformer',
     'model.init': 'model.layers',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
@@ -45,7 +46,7 @@ IMPLEMENTED_IN = {
 
 
 # Keys whose choices are all facts: an entry has them, or cannot be made.
-FACTS_ALONE = ('model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name')
+FACTS_ALONE = ('model.layers', 'model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name')
 # Keys whose values are handed to a library, which refuses what it does not know.
 OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
 # Keys whose table is collected from modules, an entry that lacks a part being an error.
@@ -130,9 +131,9 @@ def test_facts_and_implementation_of_a_position_agree(monkeypatch):
     imported_anew('model.positions')
 
 
-@pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_output=True), dict(parallel=True)], ids=str)
+@pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_sum=True), dict(parallel=True)], ids=str)
 def test_a_block_has_its_norms_in_one_place(facts):
-  with pytest.raises(ValueError, match='in one place'):
+  with pytest.raises(ValueError, match='a block has norms either'):
     choices.Block(**facts)
 
 

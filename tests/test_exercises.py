@@ -47,10 +47,10 @@ def losses(lines):
   return [line['loss'] for line in lines]
 
 
-# --- A sliding window -------------------------------------------------------------------------------
+# --- Attention in chunks ----------------------------------------------------------------------------
 
-WINDOW = 'A key of the model'
-SHORT = dict(model=dict(window=4), steps=3)
+CHUNK = 'A key of the model'
+SHORT = dict(model=dict(chunk=4), steps=3)
 REACH = '''
 import dataclasses
 import jax
@@ -64,9 +64,9 @@ from t5like.model import attention_kernels, flops, transformer
 from t5like.objectives.spec import Lengths
 from tests import tiny
 
-W, T = 4, 16
+C, T = 4, 16
 for position in ('rope', 'relative'):
-  c = dataclasses.replace(tiny.MODEL, window=W, num_layers=2, position=position)
+  c = dataclasses.replace(tiny.MODEL, chunk=C, num_layers=2, position=position)
   with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])):
     model = transformer.build(c)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -76,7 +76,7 @@ for position in ('rope', 'relative'):
     full, other = apply(params, ids), ids.copy()
     other[0, 0] += 1
     changed = np.abs(np.asarray(apply(params, other) - full))[0].max(-1) > 0
-    assert changed.tolist() == [t <= 2 * (W - 1) for t in range(T)], changed  # two layers
+    assert changed.tolist() == [t < C for t in range(T)], changed
     cache = model.cache(params, dict(rows, inputs=ids), T)
     extend = jax.jit(lambda params, batch, keys, cache, at: model.extend(params, batch, keys, cache, at))
     for t in range(T):
@@ -85,58 +85,58 @@ for position in ('rope', 'relative'):
       logits, cache = extend(params, one, keys, cache, t)
       np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
     lengths = Lengths(T, 0, T)
-    without = transformer.build(dataclasses.replace(c, window=0))
+    without = transformer.build(dataclasses.replace(c, chunk=0))
     assert flops.per_row(model, lengths) == flops.per_row(without, lengths)
 for platform in ('tpu', 'gpu'):
   for bias in (False, True):
     spec = attention_kernels.spec_of(c, True, T, T, bias=bias)
-    assert attention_kernels.choose_kernel('auto', platform, spec) == ('xla', 'only it implements window here')
+    assert attention_kernels.choose_kernel('auto', platform, spec) == ('xla', 'only it implements chunk here')
 try:
-  model_config.family_of(dict(vars(dataclasses.replace(tiny.MODEL, window=W))))
+  model_config.family_of(dict(vars(dataclasses.replace(tiny.MODEL, chunk=C))))
   raise AssertionError('it was exported')
 except ConfigError as error:
-  assert 'model.window=4, which would have to be 0' in str(error), error
+  assert 'model.chunk=4, which would have to be 0' in str(error), error
 try:
-  tiny.config(__import__('pathlib').Path('.'), model=dict(window=4, name='encoder'), vocabulary=dict(sentinels=2),
+  tiny.config(__import__('pathlib').Path('.'), model=dict(chunk=4, name='encoder'), vocabulary=dict(sentinels=2),
               objective=dict(name='masked_lm'))
-  raise AssertionError('an encoder has no window')
+  raise AssertionError('an encoder has no chunks')
 except ConfigError as error:
-  assert 'model.window=4: an encoder sees tokens on both sides' in str(error), error
+  assert 'model.chunk=4: an encoder sees all of its tokens' in str(error), error
 '''
 
 
-def test_a_sliding_window_is_five_files(tmp_path):
-  assert len(guide.files(WINDOW)) == 5
-  checkout = guide.changed(tmp_path, WINDOW)
+def test_chunks_are_six_files(tmp_path):
+  assert len(guide.files(CHUNK)) == 6
+  checkout = guide.changed(tmp_path, CHUNK)
   done = guide.run(checkout, REACH)
   assert done.returncode == 0, done.stderr[-3000:]
-  runs = train(checkout, tmp_path / 'runs', full=dict(steps=3), wide=dict(model=dict(window=32), steps=3), short=SHORT)
+  runs = train(checkout, tmp_path / 'runs', full=dict(steps=3), wide=dict(model=dict(chunk=32), steps=3), short=SHORT)
   assert losses(runs['wide']) == losses(runs['full']) != losses(runs['short'])
   assert unread_keys(checkout) == []
 
 
 @pytest.mark.parametrize('file, words', [
-    ('t5like/config/base.py', 'model.window has a rule in t5like/config/rules.py, but is no key of'),
-    ('t5like/config/rules.py', 'model.window is a number in t5like/config/base.py, but RANGES'),
-    ('t5like/model/config.py', 'model.window is a key of t5like/config/base.py, but no field of ModelConfig'),
-    ('t5like/model/flops.py', 'model.window=4: t5like/model/flops.py does not know what this changes')])
-def test_a_window_with_one_file_left_out_is_refused(file, words, tmp_path):
-  checkout = guide.changed(tmp_path, WINDOW, without=[file])
+    ('t5like/config/base.py', 'model.chunk has a rule in t5like/config/rules.py, but is no key of'),
+    ('t5like/config/rules.py', 'model.chunk is a number in t5like/config/base.py, but RANGES'),
+    ('t5like/model/config.py', 'model.chunk is a key of t5like/config/base.py, but no field of ModelConfig'),
+    ('t5like/model/flops.py', 'model.chunk=4: t5like/model/flops.py does not know what this changes')])
+def test_chunks_with_one_file_left_out_is_refused(file, words, tmp_path):
+  checkout = guide.changed(tmp_path, CHUNK, without=[file])
   assert words in refusal(checkout, tmp_path / 'runs', **SHORT)
 
 
 @pytest.mark.parametrize('lines, words', [
-    ('window: int = 0  # keys', "MASKS has 'window', which is no feature of AttentionSpec"),
-    ('MASKS', 'attention with window=4: no kernel of t5like/model/attention_kernels.py')])
-def test_a_window_with_a_part_of_attention_left_out_is_refused(lines, words, tmp_path):
-  checkout = guide.changed(tmp_path, WINDOW, without_lines=lines)
+    ('chunk: int = 0  # positions', "MASKS has 'chunk', which is no feature of AttentionSpec"),
+    ('MASKS', 'attention with chunk=4: no kernel of t5like/model/attention_kernels.py')])
+def test_chunks_with_a_part_of_attention_left_out_is_refused(lines, words, tmp_path):
+  checkout = guide.changed(tmp_path, CHUNK, without_lines=lines)
   assert words in refusal(checkout, tmp_path / 'runs', **SHORT)
 
 
 @pytest.mark.parametrize('left_out', [dict(without=['t5like/model/attention_kernels.py']),
-                                      dict(without_lines='c.window if causal')], ids=['file', 'reader'])
-def test_a_window_that_nothing_reads_fails_the_rules_of_the_house(left_out, tmp_path):
-  assert unread_keys(guide.changed(tmp_path, WINDOW, **left_out)) == ['window']
+                                      dict(without_lines='c.chunk if causal')], ids=['file', 'reader'])
+def test_chunks_that_nothing_reads_fails_the_rules_of_the_house(left_out, tmp_path):
+  assert unread_keys(guide.changed(tmp_path, CHUNK, **left_out)) == ['chunk']
 
 
 # --- A schedule -------------------------------------------------------------------------------------

@@ -283,17 +283,17 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
 
 @pytest.mark.parametrize('kind', FAMILY_OF)
 def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
-  """A new key of config.model, such as a sliding window, changes what a model computes until export knows it."""
+  """A new key of config.model, such as attention in chunks, changes what a model computes until export knows it."""
   model = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF[kind])
   assert model_config.family_of(model) == kind
-  with pytest.raises(ConfigError, match='model.window=0, which no family is known to have'):
-    model_config.family_of(dict(model, window=0))
-  monkeypatch.setitem(model_config.DEFAULTS, 'model.window', 0)
-  assert model_config.family_of(dict(model, window=0)) == kind
-  with pytest.raises(ConfigError, match='model.window=64, which would have to be 0'):
-    model_config.family_of(dict(model, window=64))
-  with pytest.raises(ConfigError, match='model.window=64'):
-    model_config.to_hf(dict(model, window=64))
+  with pytest.raises(ConfigError, match='model.chunk=0, which no family is known to have'):
+    model_config.family_of(dict(model, chunk=0))
+  monkeypatch.setitem(model_config.DEFAULTS, 'model.chunk', 0)
+  assert model_config.family_of(dict(model, chunk=0)) == kind
+  with pytest.raises(ConfigError, match='model.chunk=64, which would have to be 0'):
+    model_config.family_of(dict(model, chunk=64))
+  with pytest.raises(ConfigError, match='model.chunk=64'):
+    model_config.to_hf(dict(model, chunk=64))
 
 
 def test_export_knows_every_key(monkeypatch):

@@ -191,29 +191,29 @@ def test_which_kernel_is_chosen():
 
 
 def test_a_feature_that_kernels_do_not_list_is_declined():
-  """Such as a sliding window: no kernel leaves it out."""
-  fields = [('window', int, dataclasses.field(default=0, kw_only=True))]
-  Windowed = dataclasses.make_dataclass('Windowed', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
+  """Such as attention in chunks: no kernel leaves it out."""
+  fields = [('chunk', int, dataclasses.field(default=0, kw_only=True))]
+  Chunked = dataclasses.make_dataclass('Chunked', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
   requests = [(request, platform) for request in choices.ATTENTION for platform in ('tpu', 'gpu', 'cpu')]
   for request, platform in requests:
-    without = attention_kernels.choose_kernel(request, platform, Windowed(True, 8, 8, window=0))
+    without = attention_kernels.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=0))
     assert without == choose(request, platform, True, 8, 8)
-    with pytest.raises(NotImplementedError, match='attention with window=4: no kernel'):
-      attention_kernels.choose_kernel(request, platform, Windowed(True, 8, 8, window=4))
+    with pytest.raises(NotImplementedError, match='attention with chunk=4: no kernel'):
+      attention_kernels.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=4))
   for name, kernel in attention_kernels.KERNELS.items():
-    assert 'window' in kernel.declines(Windowed(True, 8, 8, window=4), 'tpu'), name
+    assert 'chunk' in kernel.declines(Chunked(True, 8, 8, chunk=4), 'tpu'), name
 
 
 @pytest.mark.parametrize('request_', choices.ATTENTION)
 def test_a_feature_that_xla_alone_implements(monkeypatch, request_):
   xla = attention_kernels.KERNELS['xla']
-  monkeypatch.setitem(attention_kernels.KERNELS, 'xla', dataclasses.replace(xla, features=xla.features | {'window'}))
-  fields = [('window', int, dataclasses.field(default=0, kw_only=True))]
-  Windowed = dataclasses.make_dataclass('Windowed', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
+  monkeypatch.setitem(attention_kernels.KERNELS, 'xla', dataclasses.replace(xla, features=xla.features | {'chunk'}))
+  fields = [('chunk', int, dataclasses.field(default=0, kw_only=True))]
+  Chunked = dataclasses.make_dataclass('Chunked', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
   for platform in ('tpu', 'gpu', 'cpu'):
     for bias in (False, True):
-      name, reason = attention_kernels.choose_kernel(request_, platform, Windowed(True, 8, 8, bias=bias, window=4))
-      assert name == 'xla' and (request_ == 'xla' or reason == 'only it implements window here')
+      name, reason = attention_kernels.choose_kernel(request_, platform, Chunked(True, 8, 8, bias=bias, chunk=4))
+      assert name == 'xla' and (request_ == 'xla' or reason == 'only it implements chunk here')
 
 
 def test_cudnn_is_chosen_where_it_can_run(monkeypatch):

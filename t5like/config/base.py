@@ -25,6 +25,7 @@ OPEN = (
     ('data', 'mixture'),
     ('data', 'stages'),
     ('vocabulary', 'special'),
+    ('model', 'rope_scaling'),
     ('optimizer', 'extra'),
     ('compile', 'options'),
 )
@@ -145,25 +146,42 @@ def base() -> Config:
       num_kv_heads=0,  # heads of keys and values; 0: as num_heads; fewer: grouped-query attention
       head_dim=0,  # 0: d_model / num_heads
       d_ff=0,  # 0: 4 d_model, or 8/3 d_model rounded up to 128 for swiglu and geglu
-      activation='swiglu',  # gated: swiglu | geglu | reglu | glu | bilinear; not: gelu | gelu_tanh | relu | swish
+      # gated: swiglu | geglu | geglu_exact | reglu | glu | bilinear; not: gelu | gelu_tanh | relu | swish
+      activation='swiglu',
       # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2) |
-      # parallel: pre_norm, attention and MLP both from the block's input (GPT-NeoX)
+      # x + norm(f(norm(x))): sandwich (Gemma 2) | parallel: pre_norm, attention and MLP both from the block's input
+      # (GPT-NeoX)
       block='pre_norm',
-      norm='rmsnorm',  # rmsnorm | layernorm | layernorm_plain: without scale (OLMo)
-      norm_eps=1e-6,
+      # rmsnorm | rmsnorm_unit: its scale is 1 plus what is learned (Gemma) | layernorm |
+      # layernorm_plain: without scale (OLMo)
+      norm='rmsnorm',
+      norm_eps=1e-6,  # added to the mean square before its root
       use_bias=False,  # biases in projections and layernorm
+      qkv_bias=False,  # biases of queries, keys and values alone (Qwen 2)
       embed_norm=False,  # normalise the sum of embeddings (BERT)
+      embed_scale='none',  # of embedded tokens: none | sqrt_d_model: times sqrt(d_model) (Gemma)
       # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table
       # per stack | sinusoidal | scaled_sinusoidal: times a learned number | none
       position='rope',
       rope_theta=10_000.0,  # base of the rotary wavelengths
       rope_fraction=1.0,  # share of head_dim that turns (GPT-NeoX: 0.25)
+      # Rotary positions in rows longer than a model began with: dict(name='llama3', factor=8.0, ..); names and their
+      # numbers are in ROPE_SCALINGS of t5like/choices.py; dict(): positions as they are
+      rope_scaling=dict(),
+      # Kinds of layers, a pattern that repeats over each stack: global | local: attention within the window |
+      # global_nope | local_nope: the same, without rotary positions (SmolLM 3: three global, one global_nope)
+      layers=('global',),
+      window=0,  # local layers: a token sees itself and tokens less than so many positions before it
+      window_after=0,  # .. and after it, where it sees tokens on both sides; 0: as window
+      local_rope_theta=0.0,  # base of the rotary wavelengths of local layers (Gemma 3: 1e4); 0: rope_theta
       max_positions=1024,  # rows of the learned position table
       num_types=0,  # segment types with an embedding each (BERT: 2); all tokens are of type 0
       tie_embeddings=False,  # predict with the embedding table instead of a matrix of its own
       # linear | scaled: divided by sqrt(d_model) (T5 v1.0) | mlm: dense, activation, norm, output bias (BERT)
       head='linear',
       scale_attention=True,  # divide attention logits by sqrt(head_dim); T5 does not
+      query_scale=0.0,  # multiplies attention logits instead (Gemma 2 27B: 144^-0.5); 0: scale_attention says it
+      attention_softcap=0.0,  # squash attention logits to (-cap, cap) by tanh (Gemma 2: 50); 0: off
       qk_norm='none',  # normalise queries and keys: none | head: each head | all: all heads as one (OLMo 2)
       logit_softcap=0.0,  # squash logits to (-cap, cap) by tanh; 0: off
       dropout=0.0,  # on embeddings, attention and after each sublayer

@@ -323,6 +323,7 @@ def _parse_token(text: str) -> int | str:
 
 # Keys that hold dicts, whose entries can be set one by one: how the text of one is read.
 ENTRIES: dict[str, Callable[[str], Any]] = {
+    'model.rope_scaling': _parse_argument,
     'optimizer.extra': _parse_argument,
     'vocabulary.special': _parse_token,
 }

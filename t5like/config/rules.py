@@ -6,31 +6,29 @@ from typing import Any
 from t5like import choices
 from t5like.config.data_rules import check_data, check_vocabulary
 from t5like.config.mesh_rules import check_mesh
+from t5like.config.model_rules import check_model
 from t5like.config.objective_rules import check_mixture, check_objectives, check_stages, check_tasks
 from t5like.config.optimizer_rules import check as check_optimizer
-from t5like.config.resolved import LANES, resolve, vocab_size
+from t5like.config.resolved import resolve
 from t5like.config.run_rules import check_allowed, check_run
 from t5like.config.trainable import check_trainable
 from t5like.config.values import (
   DEFAULTS,
   Flat,
   base,
-  divisors,
   either,
   fits,
   needs,
   normal,
   show,
   unknown,
-  up,
 )
-from t5like.config_type import Config, Section
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.nearest import suggestion
 from t5like.objectives import table
 
 SHOWN = 5  # problems that an error lists
-EXAMPLE_RANK = 16  # of adapters, that errors suggest
 
 # Names that keys may have: tables of facts, or only names.
 CHOICES = {
@@ -49,6 +47,8 @@ CHOICES = {
     'model.norm': choices.NORMS,
     'model.position': choices.POSITIONS,
     'model.head': choices.HEADS,
+    'model.layers': choices.LAYERS,
+    'model.embed_scale': choices.EMBED_SCALES,
     'model.qk_norm': choices.QK_NORMS,
     'model.dropout_style': choices.DROPOUT_STYLES,
     'model.init': choices.INITS,
@@ -68,7 +68,8 @@ RANGES = {key: interval for interval, keys in {
       model.num_types model.lora_rank data.max_documents data.shards data.workers data.prefetch
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
-      model.logit_softcap loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
+      model.logit_softcap model.attention_softcap model.window model.window_after model.local_rope_theta
+      model.query_scale loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
       guard.spike_loss guard.spike_norm checkpoint.keep_best
@@ -86,8 +87,8 @@ RANGES = {key: interval for interval, keys in {
 # The most that sizes, counts of what is made or kept, and durations may be: what no machine has room for is refused
 # before it is tried. Counts of tokens, steps, rows and documents have no such bound, nor have rates of learning.
 MOST = {key: most for most, keys in {
-    2 ** 24: '''data.seq_len data.target_len model.max_positions model.vocab_size vocabulary.size sample.top_k
-      objective.predictions loss.chunks batch_size microbatches''',
+    2 ** 24: '''data.seq_len data.target_len model.max_positions model.window model.window_after model.vocab_size
+      vocabulary.size sample.top_k objective.predictions loss.chunks batch_size microbatches''',
     2 ** 21: 'model.d_ff sample.tokens',
     2 ** 18: 'model.d_model',
     2 ** 16: 'model.num_heads model.num_kv_heads model.head_dim model.num_types model.lora_rank',
@@ -95,8 +96,9 @@ MOST = {key: most for most, keys in {
       evaluate.shots objective.mean_span''',
     10 ** 5: 'data.shards vocabulary.sentinels checkpoint.keep checkpoint.keep_best guard.rewinds guard.max_bad_steps',
     10 ** 9: 'watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers stop.wall_time',
-    10 ** 6: 'model.logit_softcap model.lora_alpha data.mixture_temperature sample.temperature',
-    10 ** 12: 'model.rope_theta vocabulary.train_characters',
+    10 ** 6: '''model.logit_softcap model.attention_softcap model.query_scale model.lora_alpha
+      data.mixture_temperature sample.temperature''',
+    10 ** 12: 'model.rope_theta model.local_rope_theta vocabulary.train_characters',
     1: 'model.norm_eps',
 }.items() for key in keys.split()}
 
@@ -245,63 +247,11 @@ def _mesh(config: Config) -> Iterator[str]:
   return check_mesh(config, resolve(config).model)
 
 
-# --- The model ------------------------------------------------------------------------------------
+# --- Parameters that decay ------------------------------------------------------------------------
 
 
-def _model(config: Config) -> Iterator[str]:
-  """Yields what is wrong with `config.model`, and with the patterns that pick its parameters."""
-  model = config.model
-  resolved = resolve(config).model
-  yield from _heads(model, resolved)
-  yield from _adapters(model, resolved)
-  if model.tie_embeddings is False and choices.HEADS[model.head].scaled:
-    yield f"model.head={model.head!r}: belongs to model.tie_embeddings=True. Use 'linear'."
-  if model.num_heads % resolved.num_kv_heads:
-    yield (f'model.num_kv_heads={model.num_kv_heads}: must divide model.num_heads={model.num_heads}. '
-           f'Use {divisors(model.num_kv_heads, model.num_heads)}.')
-  needs = vocab_size(config.vocabulary)
-  if 0 < model.vocab_size < needs:
-    yield (f'model.vocab_size={model.vocab_size}: the vocabulary has {needs} tokens. '
-           f'Use at least {needs} (better {up(needs, LANES)}), or 0 to have it rounded up.')
-  yield from _decay_mask(config.optimizer.decay_mask)
-
-
-def _heads(model: Section, resolved: Section) -> Iterator[str]:
-  """Sizes of heads."""
-  if not model.head_dim and model.d_model % model.num_heads:
-    yield (f'model.num_heads={model.num_heads}: must divide model.d_model={model.d_model}. '
-           f'Use {divisors(model.num_heads, model.d_model)}, or set model.head_dim.')
-    return
-  if not choices.POSITIONS[model.position].rotary:
-    return
-  head_dim = resolved.head_dim
-  rotated = int(head_dim * model.rope_fraction)
-  if head_dim % 2:
-    source = '' if model.head_dim else ' (d_model / num_heads)'
-    yield (f"model.head_dim={head_dim}{source}: must be even for model.position={model.position!r}. "
-           f'Use model.head_dim={head_dim + 1}.')
-  elif rotated % 2:
-    yield (f'model.rope_fraction={model.rope_fraction}: turns {rotated} of model.head_dim={head_dim} dimensions, '
-           f'which must be an even number. Use {2 / head_dim:g} or a multiple of it.')
-
-
-def _adapters(model: Section, resolved: Section) -> Iterator[str]:
-  """Adapters (LoRA) of more columns than their matrix has rows or columns add nothing but memory."""
-  heads = resolved.num_heads * resolved.head_dim
-  key_heads = resolved.num_kv_heads * resolved.head_dim
-  outputs = dict(q=heads, k=key_heads, v=key_heads, o=heads, up=resolved.d_ff, gate=resolved.d_ff, down=resolved.d_ff)
-  for name in model.lora_projections:
-    if name not in outputs:
-      continue
-    most = min(resolved.d_model, outputs[name])
-    if model.lora_rank > most:
-      yield (f'model.lora_rank={model.lora_rank}: the matrix {name!r} of model.lora_projections is '
-             f'{resolved.d_model} x {outputs[name]}, whose rank is at most {most}. Use at most that, such as '
-             f'{min(EXAMPLE_RANK, most)}.')
-      return
-
-
-def _decay_mask(pattern: str) -> Iterator[str]:
+def _decay_mask(config: Config) -> Iterator[str]:
+  pattern = config.optimizer.decay_mask
   try:
     re.compile(pattern)
   except (re.error, RecursionError, OverflowError) as error:
@@ -315,7 +265,8 @@ RULES = (
     check_vocabulary,
     check_objectives,
     check_tasks,
-    _model,
+    check_model,
+    _decay_mask,
     check_trainable,
     check_optimizer,
     check_allowed,

@@ -257,6 +257,8 @@ def _obstacles(family: Family, model: Model) -> list[str]:
   if family.any_rope_fraction:
     represented.add('rope_fraction')
   any_value = {*FREE, *unread(model), *represented}
+  if not model['rope_scaling']:  # {} of config.model, () of a ModelConfig
+    any_value.add('rope_scaling')
   for key in any_value:
     allowed.pop(key, None)
   if 'type_vocab_size' in family.keys:

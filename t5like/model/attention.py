@@ -9,13 +9,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, Info, choose_kernel, spec_of, visible
+from t5like.choices import LayerKind
+from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, Info, capped, choose_kernel, spec_of, visible
 from t5like.model.config import ModelConfig
 from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import Dense, Norm, keep_share
 from t5like.model.positions import POSITIONS
 from t5like.sharding import everywhere, in_use
 
+GLOBAL = choices.LAYERS['global']
 MASKED = 0.7 * jnp.finfo(jnp.float32).min  # logit of a key that is not seen
 
 
@@ -197,6 +199,7 @@ def cached(
     logits_BKGTS = logit_scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
     if bias is not None:
       logits_BKGTS += bias.reshape(1, K, group, T, -1)
+    logits_BKGTS = capped(logits_BKGTS, spec.softcap)
     mask_BTS = visible(spec, query, key)
     logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKSH.dtype)
@@ -232,10 +235,11 @@ class Attention(nnx.Module):
     k_q, k_k, k_v, k_o = jax.random.split(key, 4)
     self.c = c
     self.causal = causal
-    self.is_rotated = choices.POSITIONS[c.position].rotary and not cross
-    self.q = Dense(c, 'BTD,DNH->BTNH', k_q, 'q')
-    self.k = Dense(c, 'BSD,DKH->BSKH', k_k, 'k')
-    self.v = Dense(c, 'BSD,DKH->BSKH', k_v, 'v')
+    self.is_rotary = choices.POSITIONS[c.position].rotary and not cross
+    qkv_bias = c.use_bias or c.qkv_bias
+    self.q = Dense(c, 'BTD,DNH->BTNH', k_q, 'q', use_bias=qkv_bias)
+    self.k = Dense(c, 'BSD,DKH->BSKH', k_k, 'k', use_bias=qkv_bias)
+    self.v = Dense(c, 'BSD,DKH->BSKH', k_v, 'v', use_bias=qkv_bias)
     self.o = Dense(c, 'BTNH,NHD->BTD', k_o, 'o')
     dims = choices.QK_NORMS[c.qk_norm]
     self.is_normed = bool(dims.query)
@@ -244,14 +248,14 @@ class Attention(nnx.Module):
       self.k_norm = Norm(c, dims.key)
 
   @jax.named_scope('attention')
-  def keys_values(self, x_BSD: jax.Array, positions_BS: jax.Array) -> KeysValues:
-    """Keys and values, [B, S, K, H], of what is attended to."""
+  def keys_values(self, x_BSD: jax.Array, positions_BS: jax.Array, kind: LayerKind = GLOBAL) -> KeysValues:
+    """Keys and values, [B, S, K, H], of what is attended to, in a layer of this kind."""
     k = self.k(x_BSD)
     v = self.v(x_BSD)
     if self.is_normed:
       k = self.k_norm(k)
-    if self.is_rotated:
-      k = self._rotated(k, positions_BS)
+    if self.is_rotary and kind.rotated:
+      k = self._rotated(k, positions_BS, kind)
     return KeysValues(checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv'))
 
   @jax.named_scope('attention')
@@ -264,6 +268,7 @@ class Attention(nnx.Module):
       bias: jax.Array | None = None,
       random: jax.Array | None = None,
       decoding: bool = False,
+      kind: LayerKind = GLOBAL,
   ) -> jax.Array:
     """[B, T, D].
 
@@ -275,15 +280,16 @@ class Attention(nnx.Module):
       bias: see `dot_product` and `cached`.
       random: key of dropout; None: there is none.
       decoding: whether keys and values are those of a cache.
+      kind: of the layer.
     """
     q_BTNH = self.q(x_BTD)
     if self.is_normed:
       q_BTNH = self.q_norm(q_BTNH)
-    if self.is_rotated:
-      q_BTNH = self._rotated(q_BTNH, query['positions'])
-    scale = None if self.c.scale_attention else 1.0
+    if self.is_rotary and kind.rotated:
+      q_BTNH = self._rotated(q_BTNH, query['positions'], kind)
+    scale = self.c.logit_scale
     k, v = kv
-    spec = spec_of(self.c, self.causal, query['positions'].shape[1], key['positions'].shape[1])
+    spec = spec_of(self.c, self.causal, query['positions'].shape[1], key['positions'].shape[1], kind=kind)
     if decoding:
       return self.o(cached(q_BTNH, k, v, query, key, spec, scale, bias))
     keep_BNTS = self._keep(q_BTNH, k, random)
@@ -291,10 +297,10 @@ class Attention(nnx.Module):
     out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, self.c.attention)
     return self.o(checkpoint_name(out_BTNH, 'context'))
 
-  def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
+  def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array, kind: LayerKind) -> jax.Array:
     rotate = POSITIONS[self.c.position].rotate
     assert rotate is not None, 'choices.implement compares schemes with their facts'
-    return rotate(x_BTNH, positions_BT, self.c)
+    return rotate(x_BTNH, positions_BT, self.c, kind)
 
   def _keep(self, q_BTNH: jax.Array, k_BSKH: jax.Array, random: jax.Array | None) -> jax.Array | None:
     """By what probabilities, [B, N, T or 1, S], are multiplied; None: nothing is dropped."""

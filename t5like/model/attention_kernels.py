@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from t5like import choices
 from t5like.model.kernels import relative_bias_attention, splash
 
+Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
 
 
@@ -27,6 +28,8 @@ class AttentionSpec:
   prefix: tokens of prefixes see each other in both directions under `causal`.
   bias: values by distance are added to logits.
   dropout: probabilities are dropped.
+  window: (positions before its own, positions after it) that a query sees at most; None: all.
+  softcap: logits, biased ones too, are softcap tanh(logits / softcap); 0: they are not.
   """
   causal: bool
   queries: int
@@ -37,6 +40,8 @@ class AttentionSpec:
   prefix: bool = False
   dropout: bool = False
   bias: bool = False
+  window: Window | None = None
+  softcap: float = 0.0
 
   @property
   def features(self) -> list[str]:
@@ -54,16 +59,29 @@ class AttentionSpec:
 SIZES = ('head_dim', 'dtype')  # fields with a default that are no features
 
 
-def spec_of(c: Any, causal: bool, queries: int, keys: int, *, prefix: bool = False, dropout: bool = False,
-            bias: bool = False) -> AttentionSpec:
+def spec_of(
+    c: Any,
+    causal: bool,
+    queries: int,
+    keys: int,
+    *,
+    kind: choices.LayerKind = choices.LAYERS['global'],
+    prefix: bool = False,
+    dropout: bool = False,
+    bias: bool = False,
+) -> AttentionSpec:
   """The AttentionSpec of a model; the one place that reads what its config says of attention.
 
   Args:
     c: a ModelConfig, or config.model with every size known.
     causal, queries, keys, prefix, dropout, bias: as of AttentionSpec, which a layer and its arrays say.
+    kind: of the layer; cross-attention, which has no window, is of the default.
   """
+  window = None
+  if kind.windowed:
+    window = (c.window - 1, (c.window_after or c.window) - 1)
   return AttentionSpec(causal, queries, keys, head_dim=c.head_dim, dtype=c.dtype, prefix=prefix, dropout=dropout,
-                       bias=bias)
+                       bias=bias, window=window, softcap=c.attention_softcap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +144,14 @@ def make_mask(query: Info, key: Info, causal: bool) -> jax.Array:
   return mask
 
 
+def _within(window: Window, query: Info, key: Info) -> jax.Array:
+  before, after = window
+  distance_BTS = query['positions'][:, :, None] - key['positions'][:, None, :]
+  return (distance_BTS <= before) & (-distance_BTS <= after)
+
+
 # Features that hide keys: name -> (value of the feature, query, key) -> [B, T, S] bool, what it leaves visible.
-MASKS: dict[str, Callable[[Any, Info, Info], jax.Array]] = {}
+MASKS: dict[str, Callable[[Any, Info, Info], jax.Array]] = dict(window=_within)
 
 for _name in MASKS:
   if _name not in {field.name for field in dataclasses.fields(AttentionSpec)}:
@@ -168,11 +192,13 @@ def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
 
 
 def _prepare_splash(call, q_BTNH, k_BSKH, has_prefix):
-  return splash.prepare(q_BTNH, k_BSKH, call.spec.causal, call.spec.causal and has_prefix, call.interpret)
+  spec = call.spec
+  return splash.prepare(q_BTNH, k_BSKH, spec.causal, spec.causal and has_prefix, call.interpret, spec.window,
+                        spec.softcap)
 
 
 def _run_splash(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
-  return splash.attention(extras['prepared'], q_BTNH, k_BSKH, v_BSKH, query, key, call.scale)
+  return splash.attention(extras['prepared'], q_BTNH, k_BSKH, v_BSKH, query, key, call.scale, call.spec.window)
 
 
 def _run_relative_bias(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
@@ -180,7 +206,8 @@ def _run_relative_bias(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
   start = jax.lax.axis_index('context') * T if call.pieces > 1 else 0
   bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, T + call.spec.keys, axis=1)
   return relative_bias_attention.attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, call.spec.causal, call.scale,
-                                           start=start, interpret=call.interpret)
+                                           softcap=call.spec.softcap, start=start, interpret=call.interpret,
+                                           window=call.spec.window)
 
 
 def _run_cudnn(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
@@ -194,31 +221,43 @@ def _run_cudnn(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
 def _run_xla(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
   # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
   mask = visible(call.spec, query, key)[:, None]
-  if 'keep' in extras:
-    return _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask, call.scale, extras)
+  if 'keep' in extras or call.spec.softcap:
+    return _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask, extras)
   bias = extras['bias'][None] if 'bias' in extras else None
   return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, bias=bias, mask=mask, scale=call.scale,
                                       implementation='xla')
 
 
-def _with_dropout(q_BTNH, k_BSKH, v_BSKH, mask_B1TS, scale, extras):
-  """Attention with dropout of probabilities, which jax.nn.dot_product_attention does not have."""
+def _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras):
+  """Attention with dropout of probabilities or capped logits, which jax.nn.dot_product_attention does not have."""
   repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
-  k_BSNH, v_BSNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
+  k_BSNH = jnp.repeat(k_BSKH, repeats, axis=2)
+  v_BSNH = jnp.repeat(v_BSKH, repeats, axis=2)
   logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
-  logits_BNTS *= scale
+  logits_BNTS *= call.scale
   if 'bias' in extras:
     logits_BNTS += extras['bias'][None]
-  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1) * extras['keep']
+  logits_BNTS = capped(logits_BNTS, call.spec.softcap)
+  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1)
+  if 'keep' in extras:
+    p_BNTS *= extras['keep']
   return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
 
+def capped(logits: jax.Array, cap: float) -> jax.Array:
+  """cap tanh(logits / cap), or the logits where the cap is 0."""
+  if not cap:
+    return logits
+  return cap * jnp.tanh(logits / cap)
+
+
 KERNELS = dict(
-    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding', *MASKS}), _lacks_nothing, _run_xla,
+    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding', 'softcap', *MASKS}), _lacks_nothing, _run_xla,
                checks_layouts=True),
-    splash=Kernel(frozenset({'prefix'}), _lacks_nothing, _run_splash, _prepare_splash),
-    relative_bias=Kernel(frozenset({'prefix', 'bias'}), _needs_bias, _run_relative_bias, bias_by_distance=True),
-    cudnn=Kernel(frozenset({'prefix'}), _cudnn_lacks, _run_cudnn,
+    splash=Kernel(frozenset({'prefix', 'window', 'softcap'}), _lacks_nothing, _run_splash, _prepare_splash),
+    relative_bias=Kernel(frozenset({'prefix', 'bias', 'window', 'softcap'}), _needs_bias, _run_relative_bias,
+                         bias_by_distance=True),
+    cudnn=Kernel(frozenset({'prefix', 'window'}), _cudnn_lacks, _run_cudnn,
                  reasons=dict(bias='on GPUs only it adds a bias by distance')),
 )
 ONLY_XLA = dict(dropout='only it drops attention probabilities', decoding='decoding token by token')

@@ -3,6 +3,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from t5like import choices
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -40,6 +42,15 @@ class ModelConfig:
   scan_layers: bool
   remat: str
   prefix_mask: bool = True
+  layers: tuple[str, ...] = ('global',)
+  window: int = 0
+  window_after: int = 0
+  local_rope_theta: float = 0.0
+  rope_scaling: tuple[tuple[str, Any], ...] = ()
+  qkv_bias: bool = False
+  embed_scale: str = 'none'
+  query_scale: float = 0.0
+  attention_softcap: float = 0.0
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple[str, ...] = ()
@@ -52,7 +63,9 @@ class ModelConfig:
       if key not in fields:
         raise NotImplementedError(f'model.{key} is a key of t5like/config/base.py, but no field of ModelConfig in '
                                   't5like/model/config.py: no layer can read it. Add the field there.')
-    return cls(**section)
+    # Tuples, since a ModelConfig has a hash.
+    scaling = tuple(sorted(dict(section['rope_scaling']).items()))
+    return cls(**{**section, 'rope_scaling': scaling})
 
   def size(self, dim: str) -> int:
     """Size of a dimension by its letter; here T is the number of learned positions, P of types, R of LoRA, E is D."""
@@ -70,6 +83,18 @@ class ModelConfig:
         R=self.lora_rank,
     )
     return sizes[dim]
+
+  @property
+  def kinds(self) -> tuple[choices.LayerKind, ...]:
+    """Of the layers, a pattern that repeats over each stack."""
+    return tuple(choices.LAYERS[name] for name in self.layers)
+
+  @property
+  def logit_scale(self) -> float:
+    """What products of queries and keys are multiplied by."""
+    if self.query_scale:
+      return self.query_scale
+    return self.head_dim ** -0.5 if self.scale_attention else 1.0
 
   @property
   def residual_scale(self) -> float:

@@ -1,10 +1,10 @@
 """Multiplications and additions that one row of training needs, by PaLM's convention, of what has gradients.
 
 Chowdhery et al. 2022, appendix B: 6 per parameter and token that it multiplies, and 12 N H per layer and pair of
-tokens that attention compares, uncut by causal masks. Of the 6, 2 are of the forward pass, 2 of the gradient of what
-the parameter multiplies and 2 of its own gradient; of the 12, 4 and 8. A gradient that nobody asks for is not counted:
-that of a frozen parameter, and that of activations before which nothing is trained. Tables that are only looked up,
-and biases by distance, multiply nothing.
+tokens that attention compares, uncut by causal masks but cut by windows. Of the 6, 2 are of the forward pass, 2 of the
+gradient of what the parameter multiplies and 2 of its own gradient; of the 12, 4 and 8. A gradient that nobody asks for
+is not counted: that of a frozen parameter, and that of activations before which nothing is trained. Tables that are
+only looked up, and biases by distance, multiply nothing.
 """
 import dataclasses
 import math
@@ -38,6 +38,7 @@ PARTS = {
 }
 # Where norms come after what they stand beside, they are like the part before them.
 NORMS_AFTER = dict(attention_norm='attention/o', cross_norm='cross/o', mlp_norm='mlp/down')
+OUT_NORMS = dict(attention_out_norm='attention/o', cross_out_norm='cross/o', mlp_out_norm='mlp/down')
 EARLY = -1  # a layer before all others
 LATE = math.inf  # and one after them
 START = (EARLY, 0)
@@ -128,18 +129,31 @@ def _attention(c: ModelConfig, lengths: Lengths, first: Mapping[str, Place]) -> 
   _refuse_unknown(c)
   T = lengths.targets
   S = lengths.inputs
-  kinds = [('decoder', 'attention', c.num_layers, T * T)]
+  stacks = [('decoder', 'attention', c.num_layers, T, T)]
   if S:
-    kinds.append(('encoder', 'attention', c.num_encoder_layers, S * S))
-    kinds.append(('decoder', 'cross', c.num_layers, T * S))
+    stacks.append(('encoder', 'attention', c.num_encoder_layers, S, S))
+    stacks.append(('decoder', 'cross', c.num_layers, T, S))
   total = 0
-  for stack, name, layers, pairs in kinds:
+  for stack, name, layers, queries, keys in stacks:
     part = ORDER.index(f'{name}/pairs')
     for layer in range(PASSES[c.name] * layers):
+      seen = keys
+      if name == 'attention':
+        seen = _seen(c, stack, layer, keys)
       has_gradient = first[stack] < (layer, part)
       products = 12 if has_gradient else 4
-      total += products * c.num_heads * c.head_dim * pairs
+      total += products * c.num_heads * c.head_dim * queries * seen
   return total
+
+
+def _seen(c: ModelConfig, stack: str, layer: int, keys: int) -> int:
+  """How many keys of its own stack a query of a layer is compared with."""
+  kind = c.kinds[layer % len(c.kinds)]
+  if not kind.windowed:
+    return keys
+  if stack == 'decoder' and choices.ARCHITECTURES[c.name].causal:
+    return min(keys, c.window)
+  return min(keys, c.window + (c.window_after or c.window) - 1)
 
 
 def _place(c: ModelConfig, param: Param, layer: int = 0) -> Place:
@@ -160,6 +174,8 @@ def _part(c: ModelConfig, param: Param) -> str:
     if choices.BLOCKS[c.block].norm_input:
       return param.layer
     return NORMS_AFTER[param.layer]
+  if param.layer in OUT_NORMS:
+    return OUT_NORMS[param.layer]
   if (param.layer, param.role) not in PARTS:
     raise NotImplementedError(f'{param}: t5like/model/flops.py does not know where in a block it multiplies; PARTS '
                               'says it.')
@@ -198,12 +214,13 @@ def _first(c: ModelConfig, trained: list[Param]) -> dict[str, Place]:
 
 # Keys of config.model whose products are counted: by the shapes of parameters, or here.
 COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 'num_heads', 'num_kv_heads', 'head_dim',
-           'd_ff', 'activation', 'block', 'use_bias', 'tie_embeddings', 'head', 'qk_norm', 'lora_rank',
-           'lora_projections')
+           'd_ff', 'activation', 'block', 'use_bias', 'qkv_bias', 'tie_embeddings', 'head', 'qk_norm', 'layers',
+           'window', 'window_after', 'lora_rank', 'lora_projections')
 # Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'position', 'rope_theta', 'rope_fraction', 'max_positions',
                     'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style', 'init', 'dtype',
-                    'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha')
+                    'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha', 'local_rope_theta',
+                    'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
 
 
 def _refuse_unknown(c: ModelConfig) -> None:

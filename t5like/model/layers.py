@@ -283,6 +283,7 @@ def _centred(y: jax.Array, axes: Axes) -> jax.Array:
 # What is divided by its root mean square: (y, fp32; axes) -> array like y.
 NORMS = choices.implement('model.norm', choices.NORMS, dict(
     rmsnorm=_as_it_is,
+    rmsnorm_unit=_as_it_is,
     layernorm=_centred,
     layernorm_plain=_centred,
 ))
@@ -297,8 +298,9 @@ class Norm(nnx.Module):
     facts = choices.NORMS[c.norm]
     self.has_scale = facts.scale
     self.has_bias = facts.bias and c.use_bias
+    self.offset = facts.offset
     if self.has_scale:
-      self.scale = constant(1, c, parameters.vector(dims, 'norm', 'scale'))
+      self.scale = constant(1 - facts.offset, c, parameters.vector(dims, 'norm', 'scale'))
     if self.has_bias:
       self.b = constant(0, c, parameters.vector(dims, 'norm', 'bias'))
 
@@ -309,7 +311,10 @@ class Norm(nnx.Module):
     mean_square = jnp.mean(jnp.square(y), axes, keepdims=True)
     y *= jax.lax.rsqrt(mean_square + self.c.norm_eps)
     if self.has_scale:
-      y *= expand(gather(self.scale[...], self.dims, jnp.float32), y)
+      scale = gather(self.scale[...], self.dims, jnp.float32)
+      if self.offset:
+        scale += self.offset
+      y *= expand(scale, y)
     if self.has_bias:
       y += expand(gather(self.b[...], self.dims, jnp.float32), y)
     return y.astype(x.dtype)
@@ -354,6 +359,7 @@ ACTIVATIONS = choices.implement('model.activation', choices.ACTIVATIONS, dict(
     bilinear=_identity,
     reglu=jax.nn.relu,
     geglu=jax.nn.gelu,  # tanh form, as T5 v1.1
+    geglu_exact=_exact_gelu,
     swiglu=jax.nn.silu,
 ))
 

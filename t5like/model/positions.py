@@ -1,7 +1,8 @@
 """How a model knows the order of tokens: vectors added to embeddings, rotated queries and keys, biases by distance."""
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from t5like import choices, parameters
+from t5like.model import rope_scaling
 from t5like.model.config import ModelConfig
 from t5like.model.layers import initial_std, normal
 from t5like.sharding import at_rest, gather, in_use, weights
@@ -106,17 +108,35 @@ class RelativeBias(nnx.Module):
     return jnp.einsum('NE,RE->NR', w, one_hot, out_sharding=weights('NR'), precision='highest')
 
 
-def rope(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float, fraction: float = 1.0) -> jax.Array:
+def rope(
+    x_BTNH: jax.Array,
+    positions_BT: jax.Array,
+    theta: float,
+    fraction: float = 1.0,
+    scaling: Mapping[str, Any] | None = None,
+) -> jax.Array:
   """Rotary positions (Su et al. 2021, arXiv 2104.09864), halves convention: pairs (i, i + H/2).
 
-  `fraction`: only that share of H, the first, is rotated (GPT-NeoX).
+  Args:
+    x_BTNH: queries or keys.
+    positions_BT: of their tokens.
+    theta: base of the wavelengths.
+    fraction: only that share of H, the first, is rotated (GPT-NeoX).
+    scaling: model.rope_scaling; None or {}: there is none.
   """
   rotated = int(x_BTNH.shape[-1] * fraction)
   half = rotated // 2
-  wavelengths = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * wavelengths[None, None, None]
+  if scaling:
+    rates_h, amplitude = rope_scaling.scaled(scaling, theta, rotated, jnp.max(positions_BT) + 1)
+  else:
+    rates_h = rope_scaling.rates(theta, rotated)
+    amplitude = 1.0
+  angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * rates_h[None, None, None]
   sin = jnp.sin(angle_BT1h)
   cos = jnp.cos(angle_BT1h)
+  if amplitude != 1:
+    sin *= amplitude
+    cos *= amplitude
   a, b, rest = jnp.split(x_BTNH.astype(jnp.float32), (half, rotated), -1)
   turned_BTNH = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
   return turned_BTNH.astype(x_BTNH.dtype)
@@ -127,7 +147,7 @@ class PositionScheme:
   """How a model knows the order of tokens, by any of three parts; None: the scheme does not have it.
 
   embed: (c, key) -> module that gives each position [B, T] a vector [B, T, D].
-  rotate: (x_BTNH, positions_BT, c) -> x_BTNH, of queries and keys.
+  rotate: (x_BTNH, positions_BT, c, kind of layer) -> x_BTNH, of queries and keys.
   bias: (c, bidirectional, key) -> module of values added to attention logits, one for each distance: see RelativeBias.
   """
   embed: Callable[..., nnx.Module] | None = None
@@ -147,8 +167,10 @@ def _scaled_sinusoidal(c: ModelConfig, key: jax.Array) -> Sinusoids:
   return Sinusoids(c, scaled=True)
 
 
-def _rotated(x_BTNH: jax.Array, positions_BT: jax.Array, c: ModelConfig) -> jax.Array:
-  return rope(x_BTNH, positions_BT, c.rope_theta, c.rope_fraction)
+def _rotated(x_BTNH: jax.Array, positions_BT: jax.Array, c: ModelConfig, kind: choices.LayerKind) -> jax.Array:
+  if kind.own_theta and c.local_rope_theta:
+    return rope(x_BTNH, positions_BT, c.local_rope_theta, c.rope_fraction)
+  return rope(x_BTNH, positions_BT, c.rope_theta, c.rope_fraction, dict(c.rope_scaling))
 
 
 def _has_parts(facts: choices.Position, scheme: PositionScheme) -> bool:

@@ -33,11 +33,13 @@ class View(NamedTuple):
   keys: those of the tokens that x sees in its own stack.
   memory: those of the encoder's output, and x, that output [B, S, D]; None where there is no encoder.
   bias: of attention logits, as the kernel takes it.
+  kind: of the layer.
   """
   query: Info
   keys: Info
   memory: Info | None
   bias: jax.Array | None
+  kind: choices.LayerKind
 
 
 class BlockResult(NamedTuple):
@@ -62,6 +64,12 @@ class Block(nnx.Module):
       self.cross = place(Attention(c, k_cross, causal=False, cross=True), layer='cross')
     self.mlp_norm = place(Norm(c), layer='mlp_norm')
     self.mlp = place(MLP(c, k_mlp), layer='mlp')
+    # Of what a part writes, where another norm is of what it reads.
+    if self.kind.has_two:
+      self.attention_out_norm = place(Norm(c), layer='attention_out_norm')
+      self.mlp_out_norm = place(Norm(c), layer='mlp_out_norm')
+    if self.kind.has_two and cross:
+      self.cross_out_norm = place(Norm(c), layer='cross_out_norm')
 
   def __call__(
       self,
@@ -83,22 +91,22 @@ class Block(nnx.Module):
     r = split_keys(random, 6)
     side = side_values.Collector(view.query['segments'])
     y = self._before(x_BTD, self.attention_norm)
-    kv = self.attention.keys_values(y, view.query['positions'])
+    kv = self.attention.keys_values(y, view.query['positions'], view.kind)
     decoding = cache is not None
     if cache is not None:
       kv = _written(cache.own, kv, at)
       cache = cache._replace(own=kv)
-    y = side.take(self.attention(y, kv, view.query, view.keys, view.bias, r[0], decoding))
-    after = self._add(x_BTD, y, self.attention_norm, r[1])
+    y = side.take(self.attention(y, kv, view.query, view.keys, view.bias, r[0], decoding, view.kind))
+    after = self._add(x_BTD, y, 'attention', r[1])
     if self.is_crossed:
       memory, kv = self._memory(view, cache)
       read = self._before(after, self.cross_norm)
       y = side.take(self.cross(read, kv, view.query, memory, None, r[2], decoding))
-      after = self._add(after, y, self.cross_norm, r[3])
+      after = self._add(after, y, 'cross', r[3])
     after = checkpoint_name(after, 'middle')
     read = x_BTD if self.kind.parallel else after
     y = side.take(self.mlp(self._before(read, self.mlp_norm), r[4]))
-    x_BTD = self._add(after, y, self.mlp_norm, r[5])
+    x_BTD = self._add(after, y, 'mlp', r[5])
     return BlockResult(x_BTD, cache, side.sums)
 
   def _memory(self, view: View, cache: LayerCache | None) -> tuple[Info, KeysValues]:
@@ -115,8 +123,9 @@ class Block(nnx.Module):
       return norm(x)
     return x
 
-  def _add(self, x: jax.Array, y: jax.Array, norm: Norm, random: jax.Array | None) -> jax.Array:
-    """x with y, which attention or the MLP has made of it."""
+  def _add(self, x: jax.Array, y: jax.Array, part: str, random: jax.Array | None) -> jax.Array:
+    """x with y, which a part of the block, 'attention', 'cross' or 'mlp', has made of it."""
+    norm = getattr(self, f'{part}_out_norm' if self.kind.has_two else f'{part}_norm')
     if self.kind.norm_output:
       y = norm(y)
     y = dropout(y, self.c, random)
@@ -212,37 +221,71 @@ class Stack(nnx.Module):
     """
     c = self.c
     drops = random is not None and c.dropout > 0
-    view = self._view(x_BTD, query, query, memory, drops)
-
-    def body(x: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, dict[str, Sums]]:
-      block, random = layer
-      x, _, side = block(x, view, random)
-      return x, side
-
-    policy = REMAT[c.remat]
-    if policy is not None:
-      body = jax.checkpoint(body, policy=policy, prevent_cse=not c.scan_layers)
+    views = self._views(x_BTD, query, query, memory, drops)
     r_blocks, r_last = split_keys(random, 2)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
-    # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    unroll = 1 if c.scan_layers else self.num_layers
-    x_BTD, side_L = jax.lax.scan(body, x_BTD, (self.blocks, r_L), unroll=unroll)
+    x_BTD, side = self._in_turns(x_BTD, (self.blocks, r_L), views)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     if choices.DROPOUT_STYLES[c.dropout_style].everywhere:
       x_BTD = dropout(x_BTD, c, r_last)
-    return x_BTD, side_values.over_layers(side_L)
+    return x_BTD, side
+
+  def _in_turns(self, x_BTD: jax.Array, layers: Any, views: Sequence[View]) -> tuple[jax.Array, dict[str, Sums]]:
+    """(output of the last layer, side values): one turn of the pattern after the other, then what is left of layers.
+
+    Args:
+      x_BTD: embedded tokens.
+      layers: (blocks, keys of dropout or None), stacked.
+      views: one for each layer of a turn.
+    """
+    period = len(views)
+    turns = self.num_layers // period
+    # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
+    unroll = 1 if self.c.scan_layers else max(1, turns)
+
+    def layer(x: jax.Array, layer: Any) -> tuple[jax.Array, dict[str, Sums]]:
+      return self._run(x, layer, views[0])
+
+    if period == 1:
+      x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=unroll)
+      return x_BTD, side_values.over_layers(side_L)
+
+    def turn(x: jax.Array, layers: Any) -> tuple[jax.Array, dict[str, Sums]]:
+      side: dict[str, Sums] = {}
+      for n, view in enumerate(views):
+        x, of_layer = self._run(x, _part(layers, n), view)
+        side = side_values.added(side, of_layer)
+      return x, side
+
+    def in_turns(x_L: jax.Array) -> jax.Array:
+      return x_L[:turns * period].reshape(turns, period, *x_L.shape[1:])
+
+    side: dict[str, Sums] = {}
+    if turns:
+      x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, jax.tree.map(in_turns, layers), unroll=unroll)
+      side = side_values.over_layers(side_of_turns)
+    for n in range(turns * period, self.num_layers):
+      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), views[n % period])
+      side = side_values.added(side, of_layer)
+    return x_BTD, side
+
+  def _run(self, x_BTD: jax.Array, layer: tuple[Block, Any], view: View) -> tuple[jax.Array, dict[str, Sums]]:
+    """(output of a layer, its side values); of what it computes, model.remat says what is saved."""
+
+    def body(x: jax.Array, layer: tuple[Block, Any]) -> tuple[jax.Array, dict[str, Sums]]:
+      block, random = layer
+      x, _, side = block(x, view, random)
+      return x, side
+
+    policy = REMAT[self.c.remat]
+    if policy is not None:
+      body = jax.checkpoint(body, policy=policy, prevent_cse=not self.c.scan_layers)
+    return body(x_BTD, layer)
 
   def layers(self) -> list[Block]:
     """L blocks, each with its part of the parameters."""
-    return [self._layer(n) for n in range(self.num_layers)]
-
-  def _layer(self, n: int) -> Block:
-
-    def part(x: jax.Array) -> jax.Array:
-      return x[n]
-
-    return jax.tree.map(part, self.blocks)
+    return [_part(self.blocks, n) for n in range(self.num_layers)]
 
   def extend(
       self,
@@ -265,16 +308,16 @@ class Stack(nnx.Module):
       cache: one part for each layer.
       at: slot of the first of the tokens.
     """
-    view = self._view(x_BTD, query, keys, memory, False, at)
+    views = self._views(x_BTD, query, keys, memory, False, at)
     parts = []
-    for block, part in zip(layers, cache):
-      x_BTD, part, _ = block(x_BTD, view, None, part, at)
+    for n, (block, part) in enumerate(zip(layers, cache)):
+      x_BTD, part, _ = block(x_BTD, views[n % len(views)], None, part, at)
       parts.append(part)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     return x_BTD, tuple(parts)
 
-  def _view(
+  def _views(
       self,
       x_BTD: jax.Array,
       query: Info,
@@ -282,12 +325,28 @@ class Stack(nnx.Module):
       memory: Info | None,
       drops: bool,
       at: Slot = 0,
-  ) -> View:
-    bias = None
+  ) -> list[View]:
+    """One for each kind of layer of the pattern."""
+    T = x_BTD.shape[1]
+    S = keys['positions'].shape[1]
+    by_distance = None
     if self.has_bias:
-      T = x_BTD.shape[1]
-      S = keys['positions'].shape[1]
-      spec = spec_of(self.c, self.causal, T, S, bias=True, dropout=drops)
-      kernel, _ = choose_kernel(self.c.attention, platform(), spec)
-      bias = bias_for(kernel, self.relative(T, S, at), T, S)
-    return View(query, keys, memory, bias)
+      by_distance = self.relative(T, S, at)
+    views = []
+    for kind in self.c.kinds:
+      bias = by_distance
+      if bias is not None:
+        spec = spec_of(self.c, self.causal, T, S, kind=kind, bias=True, dropout=drops)
+        kernel, _ = choose_kernel(self.c.attention, platform(), spec)
+        bias = bias_for(kernel, bias, T, S)
+      views.append(View(query, keys, memory, bias, kind))
+    return views
+
+
+def _part(stacked: Any, n: int) -> Any:
+  """The nth of what is stacked on a leading axis."""
+
+  def part(x: jax.Array) -> jax.Array:
+    return x[n]
+
+  return jax.tree.map(part, stacked)

@@ -62,6 +62,21 @@ class Head(nnx.Module):
     return logits_BTV
 
 
+def _as_it_is(x_BTD: jax.Array) -> jax.Array:
+  return x_BTD
+
+
+def _times_root_of_width(x_BTD: jax.Array) -> jax.Array:
+  """Gemma's: the root is rounded to the dtype of x."""
+  return x_BTD * jnp.asarray(x_BTD.shape[-1] ** 0.5, x_BTD.dtype)
+
+
+EMBED_SCALES = choices.implement('model.embed_scale', choices.EMBED_SCALES, dict(
+    none=_as_it_is,
+    sqrt_d_model=_times_root_of_width,
+))
+
+
 class Transformer(nnx.Module):
   """What all architectures share: embeddings and head."""
 
@@ -85,7 +100,7 @@ class Transformer(nnx.Module):
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
     c = self.c
     tokens_BT = batch['inputs']
-    x_BTD = self.embed.encode(tokens_BT)
+    x_BTD = EMBED_SCALES[c.embed_scale](self.embed.encode(tokens_BT))
     if self.has_positions:
       x_BTD += self.positions(batch['positions'] + choices.POSITIONS[c.position].first_row)
     if c.num_types:

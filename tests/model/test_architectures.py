@@ -35,6 +35,17 @@ KINDS = dict(
     t5_1_1=T5 | dict(activation='geglu'),
     wmt=dict(name='encoder_decoder', position='sinusoidal', norm='layernorm', use_bias=True, activation='relu',
              tie_embeddings=True))
+GEMMA = dict(block='sandwich', norm='rmsnorm_unit', embed_scale='sqrt_d_model', activation='geglu', window=5)
+KINDS.update(
+    gemma2=GEMMA | dict(layers=('local', 'global'), attention_softcap=5.0, logit_softcap=5.0, query_scale=0.3,
+                        tie_embeddings=True),
+    gemma3=GEMMA | dict(layers=('local', 'global'), num_layers=5, local_rope_theta=100.0, qk_norm='head'),
+    smollm3=dict(layers=('global', 'global_nope'), rope_scaling=(('factor', 2.0), ('name', 'linear'))),
+    qwen2=dict(qkv_bias=True, layers=('global', 'global', 'local'), window=3),
+    modernbert=dict(name='encoder', layers=('global', 'local', 'local'), window=3, window_after=2,
+                    local_rope_theta=50.0, activation='geglu_exact', norm='layernorm'),
+    t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global')),
+    t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4))
 DECODERS = [k for k, v in KINDS.items() if v.get('name', 'decoder') == 'decoder']
 PAIRS = [k for k, v in KINDS.items() if v.get('name') == 'encoder_decoder']
 # Programs run once here: compiling them is what takes time.

@@ -91,15 +91,15 @@ def test_lora_takes_two_thirds():
 
 
 def test_keys_that_are_not_counted_are_refused():
-  """A key that is new in config.model, such as a sliding window, at another value than its default."""
-  windowed = dataclasses.make_dataclass('Windowed', [('window', int, 0)], bases=(transformer.ModelConfig,), frozen=True)
+  """A key that is new in config.model, such as attention in chunks, at another value than its default."""
+  chunked = dataclasses.make_dataclass('Chunked', [('chunk', int, 0)], bases=(transformer.ModelConfig,), frozen=True)
   values = dataclasses.asdict(tiny.MODEL)
   shapes = Lengths(0, 0, 32)
-  assert flops.attention(windowed(**values), shapes) == flops.attention(tiny.MODEL, shapes)
-  with pytest.raises(NotImplementedError, match='model.window=8: .* does not know'):
-    flops.attention(windowed(**values, window=8), shapes)
-  model = dataclasses.replace(transformer.build(tiny.MODEL), config=windowed(**values, window=8))
-  with pytest.raises(NotImplementedError, match='model.window=8'):
+  assert flops.attention(chunked(**values), shapes) == flops.attention(tiny.MODEL, shapes)
+  with pytest.raises(NotImplementedError, match='model.chunk=8: .* does not know'):
+    flops.attention(chunked(**values, chunk=8), shapes)
+  model = dataclasses.replace(transformer.build(tiny.MODEL), config=chunked(**values, chunk=8))
+  with pytest.raises(NotImplementedError, match='model.chunk=8'):
     flops.per_row(model, shapes)
 
 

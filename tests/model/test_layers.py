@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
 from t5like.model import layers, positions as positions_lib
-from t5like.model.attention import Attention, dot_product
+from t5like.model.attention import GLOBAL, Attention, dot_product
 from t5like.model.attention_kernels import AttentionSpec, make_mask
 from t5like.model.kernels.relative_bias_attention import expand
 from t5like.model.stack import Block, View
@@ -187,14 +187,15 @@ def test_relative_bias_and_its_gradient(bidirectional, T, S, at):
 
 @pytest.mark.parametrize('name', layers.ACTIVATIONS)
 def test_mlp(name):
-  x, gated = random(1, 4, 32), name in ('swiglu', 'geglu', 'glu', 'bilinear', 'reglu')
+  x, gated = random(1, 4, 32), name in ('swiglu', 'geglu', 'geglu_exact', 'glu', 'bilinear', 'reglu')
 
   mlp = drawn(lambda key: layers.MLP(with_changes(activation=name, use_bias=True), key))()
   assert hasattr(mlp, 'gate') == gated
   sigmoid = lambda h: 1 / (1 + np.exp(-h))
   tanh_gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h ** 3)))
+  exact_gelu = lambda h: h * 0.5 * (1 + np.vectorize(math.erf)(h / np.sqrt(2)))
   act = dict(swiglu=lambda h: h * sigmoid(h), swish=lambda h: h * sigmoid(h), geglu=tanh_gelu, gelu_tanh=tanh_gelu,
-             gelu=lambda h: h * 0.5 * (1 + np.vectorize(math.erf)(h / np.sqrt(2))), glu=sigmoid,
+             gelu=exact_gelu, geglu_exact=exact_gelu, glu=sigmoid,
              bilinear=lambda h: h, relu=lambda h: np.maximum(h, 0), reglu=lambda h: np.maximum(h, 0))[name]
   dense = lambda part, x: x @ np.asarray(part.w[...]) + np.asarray(part.b[...])
   h = dense(mlp.up, x)
@@ -350,7 +351,7 @@ def test_dropout_of_attention(style):
 
 BLOCKS = dict(  # x, (its sublayer, its norm).. -> the block's output, from the formulas in t5like/config/base.py
     pre_norm=lambda x, f, n: x + f(n(x)), post_norm=lambda x, f, n: n(x + f(x)),
-    output_norm=lambda x, f, n: x + n(f(x)))
+    output_norm=lambda x, f, n: x + n(f(x)), sandwich=lambda x, f, n, after: x + after(f(n(x))))
 
 
 @pytest.mark.parametrize('kind, cross', [*((kind, True) for kind in BLOCKS), ('pre_norm', False), ('parallel', False),
@@ -365,7 +366,7 @@ def test_blocks_by_hand(kind, cross):
     block, rows, x = make(), sharding.spread_rows(rows), place(x, 'BTD')
     norms = [block.attention_norm, *([block.cross_norm] if cross else []), block.mlp_norm]
     memory, bias, own = dict(rows, x=place(memory_x, 'BTD')), place(bias, 'NR'), block.attention
-    got, cache, side = block(x, View(rows, rows, memory, bias))
+    got, cache, side = block(x, View(rows, rows, memory, bias, GLOBAL))
     assert cache is None and side == {}
     attend = lambda y: own(y, own.keys_values(y, rows['positions']), rows, rows, bias)
     parts = [attend, block.mlp]
@@ -374,8 +375,13 @@ def test_blocks_by_hand(kind, cross):
       parts.insert(1, lambda y: other(y, other.keys_values(memory['x'], rows['positions']), rows, memory))
     if kind != 'parallel':
       expected = x
-      for f, n in zip(parts, norms):
-        expected = BLOCKS[kind](expected, f, n)
+      if kind == 'sandwich':
+        outs = [block.attention_out_norm, *([block.cross_out_norm] if cross else []), block.mlp_out_norm]
+        norms = list(zip(norms, outs))
+      else:
+        norms = [(norm,) for norm in norms]
+      for f, of_part in zip(parts, norms):
+        expected = BLOCKS[kind](expected, f, *of_part)
       return got, expected
     expected = x
     for f, n in list(zip(parts, norms))[:-1]:

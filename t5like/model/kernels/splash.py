@@ -75,6 +75,7 @@ def prepare(
     has_prefix: bool,
     interpret: bool,
     window: Window | None = None,
+    softcap: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Kernels for arrays that are spread over a mesh, one for each of the `reaches`.
 
@@ -87,6 +88,7 @@ def prepare(
     has_prefix: whether there are prefixes, whose tokens see each other.
     interpret: not on a TPU.
     window: see `reaches`.
+    softcap: logits are softcap tanh(logits / softcap); 0: they are not.
 
   Returns:
     ({call: kernel}, {call: its specs for `shard_map`}).
@@ -105,7 +107,7 @@ def prepare(
     # Where all see all, one piece's kernel is that of every piece. (The library's own way to cut kernels into pieces
     # does not take masks without a block that is masked in part.)
     is_cut[call] = not reach.is_whole
-    kernels[call] = _kernel(reach, T, S, heads, pieces if is_cut[call] else 1, interpret)
+    kernels[call] = _kernel(reach, T, S, heads, pieces if is_cut[call] else 1, interpret, softcap)
   if mesh.empty:
     return kernels, {}
   specs = {call: _specs(kernel, is_cut[call]) for call, kernel in kernels.items()}
@@ -298,7 +300,7 @@ def _padded(x: jax.Array, value: int = 0) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
-def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bool) -> Any:
+def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bool, softcap: float) -> Any:
   """The library's kernel for the mask of the queries of all pieces, T each, on S keys."""
   queries = _padded_length(T)
   keys = _padded_length(S)
@@ -322,5 +324,6 @@ def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bo
       q_seq_shards=pieces,
       block_sizes=block_sizes,
       residual_checkpoint_name='context',
+      attn_logits_soft_cap=softcap or None,
       interpret=interpret,
   )
