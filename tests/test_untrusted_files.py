@@ -85,7 +85,7 @@ def test_a_result_that_is_none(config, tmp_path):
     '[{"from_step": 3, "to_step": -1, "rows": [0, 1], "why": ""}]'])
 def test_rewinds_and_trackers_that_are_none(text, tmp_path):
   for name, read in [('rewinds', lambda: rewinds.read_rewinds(tmp_path)),
-                     ('trackers', lambda: trackers._known(tmp_path, 'wandb'))]:
+                     ('trackers', lambda: trackers._known_run(tmp_path, 'wandb'))]:
     (tmp_path / f'{name}.json').write_text(text)
     with pytest.raises(CheckpointError, match=f'{name}.json'):
       read()

@@ -1,4 +1,4 @@
-"""How the numbers of each parameter and its gradient are spread, layer by layer; counted on the devices."""
+"""Histograms of each parameter and its gradient, layer by layer; counted on the devices."""
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
 
 BINS = 64
-Counted = dict[str, Any]  # edges [.., BINS + 1], below, mean, square; numpy once fetched
+Counted = dict[str, Any]  # edges [BINS + 1, ..], below [BINS - 1, ..], mean [..], square [..]; numpy once fetched
 
 
 class Histogram(NamedTuple):
-  """How numbers are spread.
+  """The distribution of the numbers of an array.
 
   Attributes:
     edges: [BINS + 1], from the least number to the greatest.
@@ -33,8 +33,7 @@ class Histogram(NamedTuple):
 def make(gradients: Callable[..., Any], parameters: Mapping[str, Param]) -> Callable[..., dict[str, Counted]]:
   """Returns histograms(params, batch, key) -> counts on the device of all parameters and gradients, for `named`.
 
-  The gradients are those of the mean loss of the batch. One axis in front, that of layers, is kept where parameters
-  are in layers.
+  The gradients are those of the mean loss of the batch. Stacked parameters keep their axis of layers.
 
   Args:
     gradients: as of `step.make_gradients`.
@@ -46,30 +45,37 @@ def make(gradients: Callable[..., Any], parameters: Mapping[str, Param]) -> Call
     tokens = jnp.maximum(sums['weights'], 1)
 
     def mean(g: jax.Array) -> jax.Array:
-      return g / tokens.astype(g.dtype)
+      divisor = tokens.astype(g.dtype)
+      return g / divisor
 
+    trees = dict(
+        parameters=params,
+        gradients=jax.tree.map(mean, grads),
+    )
     counted = {}
-    for kind, tree in (('parameters', params), ('gradients', jax.tree.map(mean, grads))):
+    for kind, tree in trees.items():
       for path, x in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
-        counted[f'{kind}/{name}'] = _count(x, parameters[name].is_stacked)
+        declared = parameters[name]
+        counted[f'{kind}/{name}'] = _count(x, declared.is_stacked)
     return counted
 
   return histograms
 
 
 def _count(x: jax.Array, is_stacked: bool) -> Counted:
-  """{edges [.., BINS + 1], below, mean, square} of an array; .. is its first axis if that is layers, else nothing."""
+  """The counts of an array, see Counted; .. is its first axis if that is layers, else nothing."""
   x = x.astype(jnp.float32)
-  axes = tuple(range(int(is_stacked), x.ndim))
+  first_axis = int(is_stacked)
+  axes = tuple(range(first_axis, x.ndim))
   low = jnp.min(x, axes, keepdims=True)
   high = jnp.max(x, axes, keepdims=True)
   # Comparing with each edge is one fused pass without scattered writes, whichever way x is laid out on devices.
-  share = jnp.arange(1, BINS, dtype=jnp.float32).reshape((BINS - 1,) + (1,) * x.ndim) / BINS
-  edges = jnp.expand_dims(low, 0) * (1 - share) + jnp.expand_dims(high, 0) * share
+  edges = _inner_edges(low, high)
   is_below = jnp.expand_dims(x, 0) < edges
-  below = jnp.sum(is_below, tuple(axis + 1 for axis in axes), dtype=jnp.int32)
-  layers = x.shape[:int(is_stacked)]
+  axes_of_edges = tuple(axis + 1 for axis in axes)
+  below = jnp.sum(is_below, axes_of_edges, dtype=jnp.int32)
+  layers = x.shape[:first_axis]
   all_edges = [y.reshape((-1, *layers)) for y in (low, edges, high)]
   return dict(
       edges=jnp.concatenate(all_edges),
@@ -79,19 +85,30 @@ def _count(x: jax.Array, is_stacked: bool) -> Counted:
   )
 
 
+def _inner_edges(low: jax.Array, high: jax.Array) -> jax.Array:
+  """The edges between `low` and `high`, [BINS - 1, *low.shape]."""
+  numbers = jnp.arange(1, BINS, dtype=jnp.float32)
+  ones = (1,) * low.ndim
+  share = numbers.reshape((BINS - 1,) + ones) / BINS
+  return jnp.expand_dims(low, 0) * (1 - share) + jnp.expand_dims(high, 0) * share
+
+
 def named(counted: Mapping[str, Counted], sizes: Mapping[str, int]) -> dict[str, Histogram]:
   """{name: Histogram} from the counts of `make`, on the host; a name for each layer, such as '.../q/w[3]'.
 
   Args:
-    counted: fetched.
-    sizes: {path: how many numbers the parameter has}. Those with numbers that are not finite are left out.
+    counted: fetched. Arrays with numbers that are not finite are skipped.
+    sizes: {path: how many numbers the parameter has}.
   """
   histograms = {}
   for name, counts in counted.items():
     _, _, path = name.partition('/')
     for suffix, of_layer, num_layers in _by_layer(counts):
-      if np.isfinite(of_layer['edges']).all():
-        histograms[name + suffix] = _histogram(of_layer, sizes[path] // num_layers)
+      is_finite = np.isfinite(of_layer['edges']).all()
+      if not is_finite:
+        continue
+      total = sizes[path] // num_layers
+      histograms[name + suffix] = _histogram(of_layer, total)
   return histograms
 
 
@@ -105,12 +122,15 @@ def _by_layer(counts: Counted) -> Iterator[tuple[str, Counted, int]]:
     return
   num_layers = len(arrays['mean'])
   for layer in range(num_layers):
-    of_layer = {key: x[..., layer] for key, x in arrays.items()}
+    of_layer = {}
+    for key, x in arrays.items():
+      of_layer[key] = x[..., layer]
     yield f'[{layer}]', of_layer, num_layers
 
 
 def _histogram(counts: Counted, total: int) -> Histogram:
-  cumulative = np.concatenate([[0], counts['below'], [total]])
+  below = counts['below']
+  cumulative = np.concatenate([[0], below, [total]])
   return Histogram(
       edges=counts['edges'],
       counts=np.diff(cumulative),

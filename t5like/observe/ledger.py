@@ -1,9 +1,9 @@
 """Where the time of a run went, over all its starts: workdir/ledger.jsonl, and its sums.
 
-Phases: init (until the first step), compile (the first step), data (waiting for a batch), step, save (standing still
-for a checkpoint), eval (validation, tasks, samples). From these lines follow lost (steps that were done again, because
-the run ended before they were saved or went back behind them) and idle (between the end of one start, as far as it is
-known, and the next).
+Phases: init (until the first step), compile (the first step), data (waiting for a batch), step, save (waiting for a
+checkpoint), eval (validation, tasks, samples). From these lines follow lost (steps that were done again, because the
+run ended before they were saved or was rewound) and idle (between the end of one start, as far as it is known, and the
+next).
 """
 import contextlib
 import dataclasses
@@ -54,7 +54,8 @@ class Ledger:
     self.attempt = 0
     if on:
       self.files.keep(self.path)
-      self.attempt = 1 + max((line['attempt'] for line in read(workdir)), default=0)
+      earlier = [line['attempt'] for line in read(workdir)]
+      self.attempt = 1 + max(earlier, default=0)
     self.phase = 'init'
     self.since = time.monotonic()
     self.seconds: dict[str, float] = {}
@@ -64,29 +65,48 @@ class Ledger:
     """Charges time to this phase from now on. Returns the one before."""
     now = time.monotonic()
     before = self.phase
-    self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
+    charged = self.seconds.get(before, 0.0)
+    self.seconds[before] = charged + now - self.since
     self.phase = phase
     self.since = now
     return before
 
   def flush(self, step: int, **event: Any) -> None:
-    """Writes a line: the seconds of each phase since the line before, up to `step`, with the fields of an event."""
+    """Writes a line: the seconds of each phase since the previous line, up to `step`, with the fields of an event."""
     self.enter(self.phase)
-    spent = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+    spent = {phase: _rounded(seconds) for phase, seconds in self.seconds.items()}
     self.seconds = {}
-    if self.on:
-      line = dict(attempt=self.attempt, time=round(time.time(), 3), step=step, seconds=spent, **event)
-      self.files.append(self.path, plain_json.dumps(line))
+    if not self.on:
+      return
+    line = dict(
+        attempt=self.attempt,
+        time=_rounded(time.time()),
+        step=step,
+        seconds=spent,
+        **event,
+    )
+    self.files.append(self.path, plain_json.dumps(line))
 
   def start(self, step: int, **facts: Any) -> None:
-    """Writes the first line of a start that continues from `step`; facts: its environment (environment.py)."""
-    self.flush(step, event='start', began=round(self.began, 3), **facts)
+    """Writes the first line of a start that resumes from `step`; facts: its environment (environment.py)."""
+    self.flush(
+        step,
+        event='start',
+        began=_rounded(self.began),
+        **facts,
+    )
+
+
+def _rounded(seconds: float) -> float:
+  """To milliseconds."""
+  return round(seconds, 3)
 
 
 def read(workdir: Any) -> list[Line]:
-  """The lines of a run's ledger, oldest first; those that were cut off, or hold something else, are left out."""
+  """The lines of a run's ledger, oldest first; damaged ones are skipped."""
+  path = epath.Path(workdir) / 'ledger.jsonl'
   with contextlib.suppress(OSError):
-    return list(schema.lines(epath.Path(workdir) / 'ledger.jsonl', LINE))
+    return list(schema.lines(path, LINE))
   return []
 
 
@@ -101,7 +121,8 @@ def account(lines: Iterable[Line]) -> dict[str, Any]:
   """
   totals = _Totals()
   for line in lines:
-    totals.add(_not_negative(line))
+    corrected = _not_negative(line)
+    totals.add(corrected)
   return totals.summary()
 
 
@@ -113,12 +134,28 @@ class _Work:
   in_steps: float
   in_data: float
 
+  def until(self, step: int) -> '_Work':
+    """The work that was done up to `step`."""
+    share = self.share_until(step)
+    last = min(self.last, step)
+    return _Work(self.first, last, share * self.in_steps, share * self.in_data)
+
+  def share_until(self, step: int) -> float:
+    """The share of it that was done up to `step`."""
+    if self.last <= step:
+      return 1.0
+    steps = self.last - self.first
+    if not steps:
+      return 0.0
+    return max(0.0, (step - self.first) / steps)
+
 
 class _Totals:
   """The sums of `account`, line by line."""
 
   def __init__(self) -> None:
-    self.seconds: dict[str, float] = dict.fromkeys((*PHASES, 'lost', 'idle'), 0.0)
+    phases = (*PHASES, 'lost', 'idle')
+    self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
     self.work: list[_Work] = []
     self.attempts: list[dict[str, Any]] = []
     self.last_time: float | None = None
@@ -141,36 +178,48 @@ class _Totals:
   def _add_phases(self, spent: dict[str, float]) -> None:
     """Counts all phases but those of work, which may turn out to be lost."""
     for phase, seconds in spent.items():
-      if phase not in ('step', 'data'):
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+      if phase in ('step', 'data'):
+        continue
+      before = self.seconds.get(phase, 0.0)
+      self.seconds[phase] = before + seconds
 
   def _start(self, line: Line) -> None:
     began = line.get('began', line['time'])
     if self.last_time is not None:
-      self.seconds['idle'] += max(0.0, began - self.last_time)
-    attempt = dict(attempt=line['attempt'], began=began, from_step=line['step'], end='ended', lasted=0.0)
+      pause = began - self.last_time
+      self.seconds['idle'] += max(0.0, pause)
+    attempt = dict(
+        attempt=line['attempt'],
+        began=began,
+        from_step=line['step'],
+        end='ended',
+        lasted=0.0,
+    )
     for key in FACTS:
       if key in line:
         attempt[key] = line[key]
     self.attempts.append(attempt)
 
   def _add_work(self, line: Line, event: str | None) -> None:
-    first = min(self.last_step, line['step'])
     last = line['step']
     if event == 'rewind':
-      first = self.last_step
       last = self.last_step
+    first = min(self.last_step, last)
     spent = line['seconds']
-    self.work.append(_Work(first, last, spent.get('step', 0.0), spent.get('data', 0.0)))
+    in_steps = spent.get('step', 0.0)
+    in_data = spent.get('data', 0.0)
+    work = _Work(first, last, in_steps, in_data)
+    self.work.append(work)
 
   def _undo(self, step: int) -> None:
     """Drops the work of steps after `step`, which are done again: their time is lost."""
     kept = []
     for work in self.work:
-      share = _share_until(work, step)
-      self.seconds['lost'] += (1 - share) * (work.in_steps + work.in_data)
+      share = work.share_until(step)
+      seconds = work.in_steps + work.in_data
+      self.seconds['lost'] += (1 - share) * seconds
       if share:
-        kept.append(_Work(work.first, min(work.last, step), share * work.in_steps, share * work.in_data))
+        kept.append(work.until(step))
     self.work = kept
 
   def _continue_attempt(self, line: Line, event: str | None) -> None:
@@ -189,18 +238,17 @@ class _Totals:
       seconds['data'] += work.in_data
     total = sum(seconds.values())
     goodput = seconds['step'] / total if total else 0.0
-    return dict(seconds=seconds, total=total, goodput=goodput, attempts=self.attempts)
-
-
-def _share_until(work: _Work, step: int) -> float:
-  """The share of some work that was done up to `step`."""
-  if work.last <= step:
-    return 1.0
-  if work.last > work.first:
-    return max(0.0, (step - work.first) / (work.last - work.first))
-  return 0.0
+    return dict(
+        seconds=seconds,
+        total=total,
+        goodput=goodput,
+        attempts=self.attempts,
+    )
 
 
 def _not_negative(line: Line) -> Line:
   """A line without the negative seconds that older versions wrote when the machine's clock was set back."""
-  return dict(line, seconds={phase: max(0.0, spent) for phase, spent in line['seconds'].items()})
+  seconds = {}
+  for phase, spent in line['seconds'].items():
+    seconds[phase] = max(0.0, spent)
+  return dict(line, seconds=seconds)

@@ -17,13 +17,19 @@ from etils import epath
 from t5like.files import plain_json, schema, writing
 from t5like.objectives.prompts import STYLES
 
-# A line of metrics.jsonl or of samples.jsonl, as far as all of them are alike.
-LINE = schema.Object(dict(step=schema.Whole()), ('step',))
+LINE_FIELDS = dict(step=schema.Whole())
+SAMPLE_FIELDS = dict(
+    LINE_FIELDS,
+    prompt=schema.Text(),
+    text=schema.Text(),
+)
+# A line of metrics.jsonl or of samples.jsonl: what all of them have.
+LINE = schema.Object(LINE_FIELDS, ('step',))
 # Lines of one of them: numbers, or null for one that was not finite.
-NUMBERS = schema.Object(LINE.fields, LINE.needs, rest=schema.Maybe(schema.Real()))
-SAMPLE = schema.Object(dict(LINE.fields, prompt=schema.Text(), text=schema.Text()), ('step', 'prompt', 'text'))
+NUMBERS = schema.Object(LINE_FIELDS, ('step',), rest=schema.Maybe(schema.Real()))
+SAMPLE = schema.Object(SAMPLE_FIELDS, ('step', 'prompt', 'text'))
 
-FIRST_WAIT = 60.0  # seconds that a tracker is left out after its first failure; twice as long after each further one
+FIRST_WAIT = 60.0  # seconds that a tracker is skipped after its first failure; twice as long after each further one
 MOST_WAIT = 3600.0
 
 # Peak dense bf16 FLOP/s of one JAX device; vendors' data sheets.
@@ -52,14 +58,21 @@ def peak_flops(mesh: jax.sharding.Mesh, dtype: str = 'float32') -> tuple[float, 
   matches = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
   if matches:
     best = max(matches, key=len)
-    return PEAK_FLOPS[best] * mesh.size, f'the {best} data sheet'
-  return _measured_flops(dtype) * jax.process_count(), f'a {dtype} matrix product measured here'
+    peak = PEAK_FLOPS[best] * mesh.size
+    return peak, f'the {best} data sheet'
+  measured = _measured_flops(dtype) * jax.process_count()
+  return measured, f'a {dtype} matrix product measured here'
 
 
 def _measured_flops(dtype: str, n: int = 1024) -> float:
   """FLOP/s of an n x n matrix product on one device: virtual CPU devices share the same cores."""
-  mesh = jax.make_mesh((1,), ('one',), devices=jax.local_devices()[:1],
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+      (1,),
+      ('one',),
+      devices=jax.local_devices()[:1],
+      axis_types=(jax.sharding.AxisType.Auto,),
+  )
+  flops = 2 * n ** 3
   seconds = []
   with jax.set_mesh(mesh):
     x = jnp.ones((n, n), dtype)
@@ -68,8 +81,9 @@ def _measured_flops(dtype: str, n: int = 1024) -> float:
     for _ in range(5):
       start = time.perf_counter()
       jax.block_until_ready(product(x, x))
-      seconds.append(time.perf_counter() - start)
-  return 2 * n ** 3 / min(seconds)
+      duration_s = time.perf_counter() - start
+      seconds.append(duration_s)
+  return flops / min(seconds)
 
 
 def perplexity(nll: float) -> float:
@@ -92,19 +106,29 @@ def summary(sums: Mapping[str, float], bytes_per_token: float) -> dict[str, floa
   count = max(sums['weights'], 1)
   nll = sums['nll'] / count
   accuracy = sums['hits'] / count
-  values = dict(nll=nll, perplexity=perplexity(nll), accuracy=accuracy, tokens=int(sums['weights']))
+  values = dict(
+      nll=nll,
+      perplexity=perplexity(nll),
+      accuracy=accuracy,
+      tokens=int(sums['weights']),
+  )
   if bytes_per_token:
-    values['bits_per_byte'] = nll / math.log(2) / bytes_per_token
+    bits_per_token = nll / math.log(2)
+    values['bits_per_byte'] = bits_per_token / bytes_per_token
   return values
 
 
 def describe(values: dict[str, float]) -> str:
   """A validation's `summary` in words."""
-  bits = ''
+  columns = [
+      f'validation nll {values["nll"]:.4f}',
+      f'perplexity {values["perplexity"]:.2f}',
+      f'accuracy {values["accuracy"]:.1%}',
+  ]
   if 'bits_per_byte' in values:
-    bits = f'  bits per byte {values["bits_per_byte"]:.4f}'
-  return (f'validation nll {values["nll"]:.4f}  perplexity {values["perplexity"]:.2f}  '
-          f'accuracy {values["accuracy"]:.1%}{bits}  ({short(values["tokens"])} tokens)')
+    columns.append(f'bits per byte {values["bits_per_byte"]:.4f}')
+  columns.append(f'({short(values["tokens"])} tokens)')
+  return '  '.join(columns)
 
 
 def short(n: float) -> str:
@@ -115,20 +139,24 @@ def short(n: float) -> str:
       break
     n /= 1000
   is_whole = not unit and n == int(n)
-  return f'{int(n)}' if is_whole else f'{n:.3g}{unit}'
+  if is_whole:
+    return f'{int(n)}'
+  return f'{n:.3g}{unit}'
 
 
 def duration(seconds: float) -> str:
   """3725 -> '1:02:05'."""
   minutes, s = divmod(int(seconds), 60)
   h, m = divmod(minutes, 60)
-  return f'{h}:{m:02}:{s:02}' if h else f'{m}:{s:02}'
+  if h:
+    return f'{h}:{m:02}:{s:02}'
+  return f'{m}:{s:02}'
 
 
 class Files:
   """metrics.jsonl and samples.jsonl in a workdir, and the trackers that get the same numbers (see trackers.py).
 
-  A tracker that fails is left out for a while: no curve is worth a run.
+  A tracker that fails is skipped for a while: a run does not end because of one.
 
   Args:
     workdir: of the run.
@@ -139,47 +167,73 @@ class Files:
     files: holds lines that cannot be written now.
   """
 
-  def __init__(self, workdir: Any, step: int, trackers: Sequence[Any] = (),
-               watch: Callable[[int, dict[str, Any]], None] | None = None, say: Callable[[str], None] = print,
-               files: writing.Guarded | None = None) -> None:
+  def __init__(
+      self,
+      workdir: Any,
+      step: int,
+      trackers: Sequence[Any] = (),
+      watch: Callable[[int, dict[str, Any]], None] | None = None,
+      say: Callable[[str], None] = print,
+      files: writing.Guarded | None = None,
+  ) -> None:
     self.folder = epath.Path(workdir)
     self.trackers = [*trackers]
     self.watch = watch
     self.say = say
     self.files = files or writing.Guarded(say)
-    self.left_out: dict[Any, tuple[float, float]] = {}  # {tracker: (until when, monotonic; seconds of the next wait)}
+    self.failed: dict[Any, tuple[float, float]] = {}  # {tracker: (skipped until, monotonic; seconds of the next wait)}
     for name in ('metrics.jsonl', 'samples.jsonl'):
       self.files.keep(self.folder / name, lambda line: _step_of(line) <= step)
 
   def _notify(self, method: str, *values: Any) -> None:
     """Calls a method of all trackers, except those that have failed lately."""
     for tracker in self.trackers:
-      until, wait = self.left_out.get(tracker, (0.0, FIRST_WAIT))
-      if time.monotonic() < until and method != 'close':
+      until, _ = self.failed.get(tracker, (0.0, FIRST_WAIT))
+      is_skipped = time.monotonic() < until
+      if is_skipped and method != 'close':
         continue
       try:
-        getattr(tracker, method)(*values)
-      except Exception as e:
-        if tracker not in self.left_out:
-          self.say(f'WARNING: {type(tracker).__name__} failed and is left out for now ({type(e).__name__}: '
-                   f'{" ".join(str(e).split())[:300]}). metrics.jsonl has all numbers.')
-        self.left_out[tracker] = (time.monotonic() + wait, min(2 * wait, MOST_WAIT))
+        call = getattr(tracker, method)
+        call(*values)
+      except Exception as error:
+        self._skip(tracker, error)
       else:
-        if self.left_out.pop(tracker, None):
-          self.say(f'{type(tracker).__name__} works again. The lines that it missed are in metrics.jsonl.')
+        self._works(tracker)
+
+  def _skip(self, tracker: Any, error: Exception) -> None:
+    """Skips a tracker for a while; reports the first of consecutive failures."""
+    if tracker not in self.failed:
+      name = type(tracker).__name__
+      words = str(error).split()
+      message = ' '.join(words)[:300]
+      self.say(
+          f'WARNING: {name} failed and is skipped for now ({type(error).__name__}: {message}). metrics.jsonl has all '
+          'numbers.')
+    _, wait = self.failed.get(tracker, (0.0, FIRST_WAIT))
+    until = time.monotonic() + wait
+    next_wait = min(2 * wait, MOST_WAIT)
+    self.failed[tracker] = (until, next_wait)
+
+  def _works(self, tracker: Any) -> None:
+    """Reports a tracker that works again after failures."""
+    if self.failed.pop(tracker, None):
+      name = type(tracker).__name__
+      self.say(f'{name} works again. The lines that it missed are in metrics.jsonl.')
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Adds a line of numbers, with the time in seconds since 1970."""
-    line = plain_json.dumps(dict(step=step, time=round(time.time(), 3), **values))
-    self.files.append(self.folder / 'metrics.jsonl', line)
+    now = round(time.time(), 3)
+    line = dict(step=step, time=now, **values)
+    self.files.append(self.folder / 'metrics.jsonl', plain_json.dumps(line))
     self._notify('numbers', step, values)
     if self.watch:
       self.watch(step, values)
 
   def sample(self, step: int, prompt: str, text: str) -> None:
     """Adds the model's answer to a prompt: a line of samples.jsonl, and for trackers."""
-    line = plain_json.dumps(dict(step=step, prompt=prompt, text=text), ensure_ascii=False)
-    self.files.append(self.folder / 'samples.jsonl', line)
+    line = dict(step=step, prompt=prompt, text=text)
+    content = plain_json.dumps(line, ensure_ascii=False)
+    self.files.append(self.folder / 'samples.jsonl', content)
     self._notify('text', step, 'sample', prompt, text)
 
   def histograms(self, step: int, by_name: dict[str, Any]) -> None:
@@ -200,13 +254,14 @@ class Files:
 
 def _step_of(line: bytes) -> int:
   try:
-    return schema.parse(line, LINE, schema.LINE)['step']
+    parsed = schema.parse(line, LINE, schema.LINE)
   except schema.Invalid:
-    return sys.maxsize  # cut off by a crash
+    return sys.maxsize  # truncated by a crash
+  return parsed['step']
 
 
 class Rate:
-  """Tokens per second of training alone: `pause` leaves out validations, saves and the like."""
+  """Tokens per second of training alone: `pause` excludes validations, saves and other work."""
 
   def __init__(self) -> None:
     self.tokens = 0
@@ -218,18 +273,19 @@ class Rate:
     self.tokens += tokens
 
   def pause(self) -> None:
-    """Leaves out the time from here to the next `start`."""
+    """Excludes the time from now to the next `start`."""
     self.since = None
 
   def start(self) -> None:
-    """Counts from here on."""
+    """Counts from now on."""
     self.tokens = 0
     self.since = time.perf_counter()
 
   def take(self) -> float:
-    """The rate since the last `take` or `start`; that of before, when a pause came in between."""
+    """The rate since the last `take` or `start`; the previous rate, if there was a pause since then."""
     if self.since is not None and self.tokens:
-      self.latest = self.tokens / (time.perf_counter() - self.since)
+      seconds = time.perf_counter() - self.since
+      self.latest = self.tokens / seconds
     self.start()
     return self.latest
 
@@ -240,27 +296,25 @@ def between(style: str) -> str:
 
 
 class Screen:
-  """Progress for people: a live bar on a terminal, a line now and then elsewhere."""
+  """Progress for people: a live bar on a terminal, a line every SECONDS_BETWEEN_LINES elsewhere."""
 
   SECONDS_BETWEEN_LINES = 10
 
   def __init__(self, name: str, total_tokens: int, quiet: bool = False) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-    # In a notebook rich finds out for itself where to print.
-    stream: Any = writing.steady(sys.stdout)
-    self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, file=stream)
+    stream: Any = writing.steady(sys.stdout)  # in a notebook rich chooses the place to print
+    self.console = Console(
+        quiet=quiet,
+        highlight=False,
+        soft_wrap=True,
+        file=stream,
+    )
     self.name = name
     self.total = total_tokens
-    self.bar = None
     self.last_line = 0.0
+    self.bar: Any = None
     if self.console.is_terminal and not quiet:
-      self.bar = Progress(
-          TextColumn('[bold]{task.description}'),
-          BarColumn(bar_width=24),
-          TextColumn('[progress.percentage]{task.percentage:>3.0f}%'),
-          TextColumn('{task.fields[text]}'),
-          console=self.console)
+      self.bar = _bar(self.console)
       self.task = self.bar.add_task(name, total=total_tokens, text='starting')
       self.bar.start()
 
@@ -270,31 +324,59 @@ class Screen:
 
   def show(self, step: int, tokens: int, values: dict[str, Any]) -> None:
     """Shows progress; `values`: nll, tokens_per_second, mfu (of training, the latest)."""
-    rate = values['tokens_per_second']
-    left = max(0, self.total - tokens)
-    text = f'step {step:,}  loss {values["nll"]:.3f}  {short(left)} tokens left'
-    if rate:  # not known at the first step, which compiles
-      text += f'  {short(rate)} tokens/s  MFU {values["mfu"]:.0%}  ETA {duration(left / rate)}'
+    text = self._progress(step, tokens, values)
     if self.bar:
-      self.bar.update(self.task, completed=min(tokens, self.total), text=text)
-    elif time.monotonic() - self.last_line >= self.SECONDS_BETWEEN_LINES:
+      completed = min(tokens, self.total)
+      self.bar.update(self.task, completed=completed, text=text)
+      return
+    since_line = time.monotonic() - self.last_line
+    if since_line >= self.SECONDS_BETWEEN_LINES:
       self.last_line = time.monotonic()
       share = min(1, tokens / self.total)  # the last step may be longer than the rest
       self.say(f'{share:4.0%}  {text}')
+
+  def _progress(self, step: int, tokens: int, values: dict[str, Any]) -> str:
+    rate = values['tokens_per_second']
+    left = max(0, self.total - tokens)
+    columns = [
+        f'step {step:,}',
+        f'loss {values["nll"]:.3f}',
+        f'{short(left)} tokens left',
+    ]
+    if rate:  # not known at the first step, which compiles
+      columns.append(f'{short(rate)} tokens/s')
+      columns.append(f'MFU {values["mfu"]:.0%}')
+      columns.append(f'ETA {duration(left / rate)}')
+    return '  '.join(columns)
 
   def sample(self, prompt: str, text: str, style: str = 'document') -> None:
     """Prints a continuation after its prompt, or an answer below it (see `decode.stream` for styles)."""
     from rich.panel import Panel
     from rich.text import Text
-    content = Text(prompt, 'bold') + Text(between(style) + text)
-    self.console.print(Panel(content, title='sample', title_align='left'))
+    answer = between(style) + text
+    content = Text(prompt, 'bold') + Text(answer)
+    panel = Panel(content, title='sample', title_align='left')
+    self.console.print(panel)
 
   def end(self, step: int, tokens: int) -> None:
-    """Shows the bar as it stays: the steps after the last line count too."""
+    """Shows the bar as it stays: with the steps after the last line."""
     if self.bar:
-      self.bar.update(self.task, completed=min(tokens, self.total), text=f'step {step:,}  done')
+      completed = min(tokens, self.total)
+      self.bar.update(self.task, completed=completed, text=f'step {step:,}  done')
 
   def close(self) -> None:
     """Ends the bar."""
     if self.bar:
       self.bar.stop()
+
+
+def _bar(console: Any) -> Any:
+  """A live bar of rich."""
+  from rich.progress import BarColumn, Progress, TextColumn
+  return Progress(
+      TextColumn('[bold]{task.description}'),
+      BarColumn(bar_width=24),
+      TextColumn('[progress.percentage]{task.percentage:>3.0f}%'),
+      TextColumn('{task.fields[text]}'),
+      console=console,
+  )

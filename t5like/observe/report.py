@@ -23,7 +23,7 @@ NAMES = dict(
     data='waiting for data',
     compile='compiling',
     init='starting',
-    save='standing still to save',
+    save='waiting to save',
     eval='evaluating',
     lost='lost and done again',
     idle='not running')
@@ -63,7 +63,9 @@ def write(workdir: str, out: str | None = None, compare: Sequence[str] = ()) -> 
   for folder in folders:
     run = gather(folder)
     runs.append(run)
-    if not run['curves']['loss']['y'] and not run['time']['attempts']:
+    losses = run['curves']['loss']['y']
+    starts = run['time']['attempts']
+    if not losses and not starts:
       raise ConfigError(f'--workdir={folder}: nothing was measured there yet; metrics.jsonl has no step.')
   _name_apart(runs, folders)
   runs[0]['differences'] = _differences(runs)
@@ -84,18 +86,22 @@ def _page(runs: list[Facts]) -> str:
       '@DATA@': data.replace('<', '\\u003c'),  # '<' would end the script that holds the numbers
   }
   # In one pass: the values may themselves hold such a mark.
-  return re.sub('|'.join(parts), lambda mark: parts[mark[0]], _text_of('report.html'))
+  marks = '|'.join(parts)
+  template = _text_of('report.html')
+  return re.sub(marks, lambda mark: parts[mark[0]], template)
 
 
 def _text_of(name: str) -> str:
-  return (FOLDER / name).read_text(encoding='utf-8')
+  path = FOLDER / name
+  return path.read_text(encoding='utf-8')
 
 
 def _name_apart(runs: list[Facts], folders: Sequence[str]) -> None:
   """Calls runs whose folders have the same name by their whole paths."""
   names = [run['name'] for run in runs]
   for run, folder in zip(runs, folders):
-    if names.count(run['name']) > 1:
+    is_shared = names.count(run['name']) > 1
+    if is_shared:
       run['name'] = str(folder)
 
 
@@ -106,7 +112,8 @@ def _differences(runs: list[Facts]) -> list[list[str]]:
   differences = []
   for key in sorted(keys):
     values = [config_values.get(key, '') for config_values in values_of]
-    if len(set(values)) > 1:
+    distinct = set(values)
+    if len(distinct) > 1:
       differences.append([key, *values])
   return differences
 
@@ -116,7 +123,8 @@ def _read_lines(path: Any, shape: schema.Shape) -> list[Line]:
   try:
     return list(schema.lines(path, shape))
   except OSError as e:
-    raise CheckpointError(f'{path} cannot be read ({e.strerror or e}). Move it away, or let this user read it.') from e
+    reason = e.strerror or e
+    raise CheckpointError(f'{path} cannot be read ({reason}). Move it away, or let this user read it.') from e
 
 
 def gather(workdir: str) -> Facts:
@@ -127,6 +135,7 @@ def gather(workdir: str) -> Facts:
   per_step = config.batch_size * config.data.seq_len
   points = _Points(lines, per_step)
   samples = _read_lines(folder / 'samples.jsonl', metrics.SAMPLE)
+  account = ledger.account(ledger.read(workdir))
   return dict(
       name=folder.absolute().name,
       made=time.strftime('%Y-%m-%d %H:%M'),
@@ -138,7 +147,7 @@ def gather(workdir: str) -> Facts:
       mixture=points.curves('rows/'),
       tasks=_task_curves(points),
       rewinds=_rewinds(workdir, per_step),
-      time=ledger.account(ledger.read(workdir)),
+      time=account,
       names=NAMES,
       samples=samples[-SAMPLES:],
       **_config_keys(config))
@@ -150,16 +159,19 @@ def _progress(workdir: str, config: Config, lines: list[Line]) -> Facts:
   last_step = steps[-1] if steps else dict(tokens=0)
   result = workdir_lib.read_result(workdir, config)
   newest = result or last_step
+  last_number = 0
   last_validation = None
   for line in lines:
+    last_number = max(last_number, line['step'])
     if 'validation/nll' in line:
       last_validation = line
   return dict(
       result=result,
       tokens=newest['tokens'],
-      step=max((line['step'] for line in lines), default=0),
+      step=last_number,
       last=last_validation,
-      bad_steps=last_step.get('bad_steps') or 0)
+      bad_steps=last_step.get('bad_steps') or 0,
+  )
 
 
 def _steps(lines: list[Line]) -> list[Line]:
@@ -226,9 +238,10 @@ class _Points:
     curve: Curve = dict(x=[], hours=[], y=[])
     for start in range(0, len(with_key), size):
       group = with_key[start:start + size]
+      newest = group[-1]
       total = sum(line[key] for line in group)
-      curve['x'].append(self._tokens_at(group[-1]))
-      curve['hours'].append(self._hours_at(group[-1]))
+      curve['x'].append(self._tokens_at(newest))
+      curve['hours'].append(self._hours_at(newest))
       curve['y'].append(total / len(group))
     return curve
 
@@ -253,7 +266,8 @@ class _Points:
   def _hours_at(self, line: Line) -> float | None:
     if not _is_number(line.get('time')):
       return None
-    return (line['time'] - self.began) / 3600
+    seconds = line['time'] - self.began
+    return seconds / 3600
 
 
 def _with_number(lines: list[Line], key: str) -> list[Line]:
@@ -262,7 +276,9 @@ def _with_number(lines: list[Line], key: str) -> list[Line]:
 
 def _is_number(value: Any) -> bool:
   """Whether it can be drawn: neither missing nor null in place of a number that was not finite."""
-  return isinstance(value, (int, float)) and math.isfinite(value)
+  if not isinstance(value, (int, float)):
+    return False
+  return math.isfinite(value)
 
 
 def show(account: Facts, console: Any = None) -> None:
@@ -272,12 +288,16 @@ def show(account: Facts, console: Any = None) -> None:
   seconds = account['seconds']
   total = account['total']
   table = Table('phase', 'time', 'share', box=None, pad_edge=False)
-  for phase in sorted(NAMES, key=lambda name: -seconds.get(name, 0)):
+  by_length = sorted(NAMES, key=lambda name: -seconds.get(name, 0))
+  for phase in by_length:
     spent = seconds.get(phase, 0)
-    if spent:
-      table.add_row(NAMES[phase], metrics.duration(spent), f'{spent / total:.1%}')
+    if not spent:
+      continue
+    share = f'{spent / total:.1%}'
+    table.add_row(NAMES[phase], metrics.duration(spent), share)
   console = console or Console(highlight=False)
   console.print(table)
   starts = len(account['attempts'])
   plural = '' if starts == 1 else 's'
-  console.print(f'Goodput {account["goodput"]:.1%} of {metrics.duration(total)}, {starts} start{plural}.')
+  goodput = f'{account["goodput"]:.1%}'
+  console.print(f'Goodput {goodput} of {metrics.duration(total)}, {starts} start{plural}.')

@@ -21,7 +21,8 @@ class Profile(Hook):
 
   def __init__(self, parts: Parts, every: int):
     super().__init__(parts, every)
-    self.profiler = profiling.Profiler(parts.request.profile_steps, parts.request.workdir, parts.output.say)
+    request = parts.request
+    self.profiler = profiling.Profiler(request.profile_steps, request.workdir, parts.output.say)
 
   def before_step(self, step: int) -> None:
     self.profiler.before(step, self.parts.trainer.state)
@@ -31,26 +32,30 @@ class Profile(Hook):
 
 
 class Guard(Hook):
-  """Keeps the batches of bad steps; the run goes back after too many, and is not done if all were bad."""
+  """Keeps the batches of bad steps; too many rewind the run, and a run of bad steps alone is an error."""
 
   def __init__(self, parts: Parts, every: int):
     super().__init__(parts, every)
+    output = parts.output
     self.bad_steps = 0.0
-    self.bad_batches = recovery.BadBatches(parts.request.workdir, parts.output.writes, parts.output.say)
+    self.bad_batches = recovery.BadBatches(parts.request.workdir, output.writes, output.say)
 
   def reset(self, progress: Progress) -> None:
     self.bad_steps = 0.0
 
   def measured(self, step: Step) -> None:
     number = step.progress.step
-    self.bad_steps = step.metrics['bad_steps']
-    if step.metrics['bad_in_a_row']:
-      self.bad_batches.keep(step.rows, step.metrics, number, step.first_row)
-    self.parts.trainer.judge(step.metrics, step.rows, number)
+    metrics = step.metrics
+    rows = step.rows
+    self.bad_steps = metrics['bad_steps']
+    if metrics['bad_in_a_row']:
+      self.bad_batches.keep(rows, metrics, number, step.first_row)
+    self.parts.trainer.judge(metrics, rows, number)
 
   def finish(self, turn: Turn) -> None:
     steps = turn.progress.step
-    if self.bad_steps and self.bad_steps >= steps:
+    all_were_bad = self.bad_steps >= steps
+    if self.bad_steps and all_were_bad:
       raise NumericsError(
           f'{turn.reason}, but nothing was learnt: all {steps:,} steps had a loss, gradient or update that is not '
           'finite, or a spike. Look at a batch of WORKDIR/bad_steps (main.py inspect --batch=FILE); a lower '
@@ -61,16 +66,24 @@ class Histograms(Hook):
   """Histograms of all parameters, and of their gradients on the newest batch, for trackers."""
 
   def act(self, turn: Turn) -> None:
+    if turn.batch is None:
+      raise RuntimeError('histograms need the batch of a step')
+    step = turn.progress.step
     with self.parts.phases.during('eval', 'start'):  # the first time compiles
-      if turn.batch is None:
-        raise RuntimeError('histograms need the batch of a step')
       counted = self.parts.trainer.histograms(turn.batch)
-      sizes = {path: declared.size for path, declared in self.parts.plan.model.parameters.items()}
-      self.parts.output.histograms(turn.progress.step, histograms_lib.named(counted, sizes))
+      histograms = histograms_lib.named(counted, self._sizes())
+      self.parts.output.histograms(step, histograms)
+
+  def _sizes(self) -> dict[str, int]:
+    """{path: how many numbers a parameter has}"""
+    sizes = {}
+    for path, declared in self.parts.plan.model.parameters.items():
+      sizes[path] = declared.size
+    return sizes
 
 
 class Compare(Hook):
-  """Ends the run when devices that should hold the same do not; whatever is saved was compared before."""
+  """Ends the run when replicas differ; whatever is saved was compared before."""
   compared_step = -1
 
   def reset(self, progress: Progress) -> None:
@@ -88,13 +101,16 @@ class Compare(Hook):
       self._compare(turn.progress.step)
 
   def _compare(self, step: int) -> None:
-    if self.compared_step != step:
-      recovery.compare_devices(self.parts.trainer.state, self.parts.plan.mesh, step)
-      self.compared_step = step
+    if self.compared_step == step:
+      return
+    state = self.parts.trainer.state
+    mesh = self.parts.plan.mesh
+    recovery.compare_devices(state, mesh, step)
+    self.compared_step = step
 
 
 class Tasks(Hook):
-  """The results of evaluate.tasks, on the screen and in the run's files. A task that fails is reported and left out."""
+  """The results of evaluate.tasks, on the screen and in the run's files. A task that fails is reported and skipped."""
   solved_step = -1
   results: dict[str, dict[str, float]] | None = None
 
@@ -103,28 +119,41 @@ class Tasks(Hook):
     self.results = None
 
   def act(self, turn: Turn) -> None:
-    plan = self.parts.plan
-    output = self.parts.output
-    phases = self.parts.phases
-    evaluation = plan.config.evaluate
+    parts = self.parts
     step = turn.progress.step
-    if not evaluation.tasks or self.solved_step == step:
+    evaluation = parts.plan.config.evaluate
+    if not evaluation.tasks:
       return
-    subject = evaluate.Subject(
-        plan.model, self.parts.trainer.params, self.parts.store.vocabulary, plan.config, plan.mesh,
-        tick=lambda: phases.alive('start'))  # new shapes are compiled
-    with phases.during('eval', 'start'):
-      tasks = evaluate.read(evaluate.chosen(evaluation.tasks), evaluation.shots, evaluation.limit)
-      results, _ = evaluate.attempt(evaluate.jobs(subject, tasks), output.say)
+    if self.solved_step == step:
+      return
+    subject = self._subject()
+    with parts.phases.during('eval', 'start'):
+      names = evaluate.chosen(evaluation.tasks)
+      tasks = evaluate.read(names, evaluation.shots, evaluation.limit)
+      jobs = evaluate.jobs(subject, tasks)
+      results, _ = evaluate.attempt(jobs, parts.output.say)
       self.results = results
       self.solved_step = step
-      output.write(step, _flat(results), flush=True)
+      parts.output.write(step, _flat(results), flush=True)
 
   def finish(self, turn: Turn) -> None:
     self.act(turn)
 
   def result(self, progress: Progress) -> dict[str, Any]:
     return dict(tasks=self.results)
+
+  def _subject(self) -> evaluate.Subject:
+    """The model with the parameters of the newest step."""
+    parts = self.parts
+    plan = parts.plan
+    return evaluate.Subject(
+        plan.model,
+        parts.trainer.params,
+        parts.store.vocabulary,
+        plan.config,
+        plan.mesh,
+        tick=lambda: parts.phases.alive('start'),  # new shapes are compiled
+    )
 
 
 def _flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -137,30 +166,53 @@ def _flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 class Sample(Hook):
-  """Shows and keeps what the model makes of sample.prompts; on one process, where no row is cut (mesh.context)."""
+  """Shows and writes what the model makes of sample.prompts.
+
+  Only one process can decode, and only where rows are not sharded (mesh.context).
+  """
 
   def act(self, turn: Turn) -> None:
     plan = self.parts.plan
     output = self.parts.output
-    sample = plan.config.sample
-    if not sample.prompts or jax.process_count() > 1 or plan.mesh.shape['context'] > 1:
+    prompts = plan.config.sample.prompts
+    is_alone = jax.process_count() == 1
+    has_whole_rows = plan.mesh.shape['context'] == 1
+    can_decode = is_alone and has_whole_rows
+    if not prompts or not can_decode:
       return
+    style = decode.style_of(plan.config)
     with self.parts.phases.during('eval', 'start'):  # decoding compiles
-      style = decode.style_of(plan.config)
-      texts = decode.generate(
-          plan.model, self.parts.trainer.params, self.parts.store.vocabulary, sample.prompts, style=style,
-          context=plan.config.data.seq_len, targets=plan.shapes.targets, tokens=sample.tokens,
-          temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p, seed=plan.config.seed)
-      for prompt, text in zip(sample.prompts, texts):
+      texts = self._decode(style)
+      for prompt, text in zip(prompts, texts):
         output.screen.sample(prompt, text, style)
         output.sample(turn.progress.step, prompt, text)
 
   def finish(self, turn: Turn) -> None:
     self.act(turn)
 
+  def _decode(self, style: str) -> list[str]:
+    """The model's answers to sample.prompts."""
+    plan = self.parts.plan
+    config = plan.config
+    sample = config.sample
+    return decode.generate(
+        plan.model,
+        self.parts.trainer.params,
+        self.parts.store.vocabulary,
+        sample.prompts,
+        style=style,
+        context=config.data.seq_len,
+        targets=plan.shapes.targets,
+        tokens=sample.tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=config.seed,
+    )
 
-# In this order at every moment. What is saved should be right: devices are compared, and the model validated, before.
-# Of what can wait, nothing is done when the process has to end, for time is short then: the state is saved by `leave`.
+
+# In this order at every moment. Before a save, replicas are compared and the model is validated. When the process has
+# to end, time is short: hooks that can wait do not act, and `leave` saves the state.
 HOOKS = table(
     Entry('profile', Profile),
     Entry('guard', Guard),

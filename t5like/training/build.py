@@ -20,11 +20,14 @@ from t5like.training import step as step_lib
 
 def rows_per_device(config: Config, mesh: jax.sharding.Mesh) -> int:
   """Rows of a micro-batch that a device gets; ConfigError when batch_size cannot be divided among them."""
+  batch_size = config.batch_size
   pieces = config.microbatches * sharding.batch_shards(mesh)
-  if config.batch_size % pieces:
-    raise ConfigError(f'batch_size={config.batch_size} is not divisible by microbatches x mesh.data x '
-                      f'mesh.fsdp = {pieces}: try {max(1, config.batch_size // pieces) * pieces}.')
-  return config.batch_size // pieces
+  rows = batch_size // pieces
+  if batch_size % pieces:
+    nearest = max(1, rows) * pieces
+    raise ConfigError(
+        f'batch_size={batch_size} is not divisible by microbatches x mesh.data x mesh.fsdp = {pieces}: try {nearest}.')
+  return rows
 
 
 def check_compile_options(config: Config, device: Any) -> None:
@@ -34,10 +37,13 @@ def check_compile_options(config: Config, device: Any) -> None:
     return
   try:
     with jax.default_device(device):
-      jax.jit(lambda: 0, compiler_options=options).lower().compile()
+      empty = jax.jit(lambda: 0, compiler_options=options)
+      empty.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    raise ConfigError(f'compile.options={show(options)}: the compiler for {device.platform} does not take them '
-                      f'({str(error)[:300]}). Correct or remove them.') from error
+    message = str(error)[:300]
+    raise ConfigError(
+        f'compile.options={show(options)}: the compiler for {device.platform} does not accept them ({message}). '
+        'Correct or remove them.') from error
 
 
 class Steps(NamedTuple):
@@ -70,8 +76,10 @@ def build_optimizer(
 def build_step(config: Config, model: Model, total_steps: int, mesh: jax.sharding.Mesh) -> Steps:
   """The steps of a config whose schedule ends at total_steps; they are compiled when first called."""
   tx, rates = build_optimizer(config, model, total_steps)
-  sums = loss_lib.make_sums(model, config.loss, _chunks(config, mesh))
-  gradients = step_lib.make_gradients(from_config.without_frozen(sums, rates), config.microbatches)
+  chunks = _chunks(config, mesh)
+  sums = loss_lib.make_sums(model, config.loss, chunks)
+  trained_sums = from_config.without_frozen(sums, rates)
+  gradients = step_lib.make_gradients(trained_sums, config.microbatches)
   train_step = step_lib.make_train_step(
       gradients,
       tx,
@@ -91,15 +99,16 @@ def build_step(config: Config, model: Model, total_steps: int, mesh: jax.shardin
 
 
 def _chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
-  """Pieces of the sequence whose logits are made one after the other, on a device of the mesh."""
+  """Pieces of the sequence whose logits are computed one after the other, on a device of the mesh."""
   rows = rows_per_device(config, mesh)
   vocab = config.model.vocab_size // mesh.shape['tensor']
   shapes = lengths.shapes(config)
   context = mesh.shape['context']
   for length in filter(None, (shapes.inputs, shapes.targets)):
     if length % context:  # which the rules of configs cannot know of mesh.context=-1
-      raise ConfigError(f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows '
-                        f'of {length} tokens: give mesh.context a number that does, and -1 to another axis.')
+      raise ConfigError(
+          f'mesh.context={config.mesh.context} is {context} on these devices, which does not divide rows of {length} '
+          'tokens: set mesh.context to a number that does, and another axis to -1.')
   predictions = -(-shapes.predicted // context)
   platform = mesh.devices.flat[0].platform
   return loss_lib.num_chunks(config.loss.chunks, predictions, rows, vocab, platform)

@@ -23,41 +23,49 @@ class Dispatcher:
 
   def step(self, batches: Iterator[Batch], progress: Progress) -> tuple[Progress, Batch]:
     """Dispatches the step after `progress`; returns the progress after it, and its batch as global arrays."""
-    plan, phases = self.parts.plan, self.parts.phases
+    parts = self.parts
+    plan = parts.plan
     is_first = self.turns == 0
     began = time.perf_counter()
-    phases.enter('data', 'start' if is_first else 'data')
+    parts.phases.enter('data', 'start' if is_first else 'data')
     rows, batch = self._read(batches, progress)
     data_wait = time.perf_counter() - began
     if is_first:
-      phases.enter('compile', 'start')
+      parts.phases.enter('compile', 'start')
     else:
-      phases.enter('step')
-    metrics = self.parts.trainer.step(batch)
+      parts.phases.enter('step')
+    metrics = parts.trainer.step(batch)
     self.turns += 1
-    first_row = pipeline.after(progress.skipped, progress.examples_seen, 0)
-    next_row = pipeline.after(progress.skipped, progress.examples_seen, plan.config.batch_size)
+    position = progress.examples_seen
+    first_row = pipeline.after(progress.skipped, position, 0)
+    next_row = pipeline.after(progress.skipped, position, plan.config.batch_size)
     progress = progress.after_step(plan.tokens_per_step, next_row)
-    self.pending.append(Step(progress, metrics, rows, first_row, data_wait))
+    step = Step(progress, metrics, rows, first_row, data_wait)
+    self.pending.append(step)
     return progress, batch
 
   def _read(self, batches: Iterator[Batch], progress: Progress) -> tuple[Batch, Batch]:
     """This host's rows (numpy), and the global batch."""
+    number = progress.step + 1
+    folder = self.parts.store.folder
     try:
       rows = next(batches)
-      return rows, self.parts.trainer.place(rows)
+      batch = self.parts.trainer.place(rows)
     except Failure:
       raise
     except Exception as error:
-      raise DataError(f'reading the batch of step {progress.step + 1:,} from {self.parts.store.folder} failed: '
-                      f'{type(error).__name__}: {error}') from error
+      raise DataError(
+          f'reading the batch of step {number:,} from {folder} failed: {type(error).__name__}: {error}') from error
+    return rows, batch
 
   def collect(self, but: int = 0) -> None:
-    """Fetches the metrics of steps, `but` so many of the newest, and passes them to the hooks. May raise BadSteps."""
+    """Fetches the metrics of all steps but the newest `but`, and passes them to the hooks. May raise BadSteps."""
     while len(self.pending) > but:
       step = self.pending.popleft()
-      self.hooks.measured(dataclasses.replace(step, metrics=fetch(step.metrics)))
+      metrics = fetch(step.metrics)
+      measured = dataclasses.replace(step, metrics=metrics)
+      self.hooks.measured(measured)
 
   def drop(self) -> None:
-    """Forgets the newest steps: the run goes back behind them."""
+    """Forgets the newest steps, which a rewind undoes."""
     self.pending.clear()

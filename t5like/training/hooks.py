@@ -38,7 +38,7 @@ class Turn:
 
   progress: after the newest step.
   batch: of the newest step, global arrays; None before the first and after the last.
-  ending: why the process has to end after this step, though the work is not done.
+  ending: why the process has to end after this step, though the run is not done.
   reason: why the run is done.
   """
   progress: Progress
@@ -48,11 +48,11 @@ class Turn:
 
 
 class Hook:
-  """Work beside the steps. What it remembers is its own; it reads the parts of the run and calls them.
+  """Work beside the steps. It owns its state; it reads the parts of the run and calls them.
 
-  Methods are called in this order: `reset`, `start`, then for each step `before_step`, `measured` (of the step before,
-  whose metrics arrive while the newest one is computed) and, when it is due, `pause` and `act`; at last `leave` or
-  `finish`, then `close`. After the run has gone back to a checkpoint it begins again with `reset`.
+  Methods are called in this order: `reset`, `start`, then for each step `before_step`, `measured` (of the previous
+  step, whose metrics arrive while the newest one is computed) and, when it is due, `pause` and `act`; at last `leave`
+  or `finish`, then `close`. After a rewind it begins again with `reset`.
   """
 
   def __init__(self, parts: Parts, every: int):
@@ -64,20 +64,20 @@ class Hook:
     """Forgets what belongs to steps after `progress`, which were undone. Nothing may be computed here."""
 
   def start(self, turn: Turn) -> Turn | None:
-    """Before the first step, and before the first after going back. May raise signals.Asked."""
+    """Before the first step, and before the first after a rewind. May raise signals.Asked."""
 
   def before_step(self, step: int) -> None:
     """Before this step is dispatched."""
 
   def measured(self, step: Step) -> None:
-    """The metrics of a step were fetched. BadSteps makes the run go back."""
+    """The metrics of a step were fetched. BadSteps rewinds the run."""
 
   def is_due(self, step: int) -> bool:
     """Whether to act after this step."""
     return self.every > 0 and step % self.every == 0
 
   def pause(self) -> None:
-    """Hooks are about to act: training stands still for a while."""
+    """Hooks are about to act: training pauses."""
 
   def act(self, turn: Turn) -> Turn | None:
     """After a step at which it is due. May raise signals.Asked where that costs only work that is done again."""
@@ -127,8 +127,9 @@ def table(*entries: Entry) -> tuple[Entry, ...]:
     _check_class(entry)
     if entry.every:
       _check_key(entry)
+    following = names[position + 1:]
     for name in entry.before:
-      if name not in names[position + 1:]:
+      if name not in following:
         raise TypeError(f'hook {entry.name!r}: before={name!r} is no entry that follows it in the table.')
   return entries
 
@@ -154,9 +155,10 @@ def _check_key(entry: Entry) -> None:
   if entry.every not in DEFAULTS:
     advice = suggestion(entry.every, DEFAULTS, ' Did you mean {!r}?')
     raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no key of t5like/config/base.py.{advice}')
-  if type(DEFAULTS[entry.every]) is not int:
-    raise TypeError(f'hook {entry.name!r}: every={entry.every!r} is no number of steps, its default being '
-                    f'{DEFAULTS[entry.every]!r}.')
+  default = DEFAULTS[entry.every]
+  if type(default) is not int:
+    raise TypeError(
+        f'hook {entry.name!r}: every={entry.every!r} is no number of steps, its default being {default!r}.')
 
 
 def _interval(entry: Entry, config: Config) -> int:
@@ -164,7 +166,9 @@ def _interval(entry: Entry, config: Config) -> int:
   if not entry.every:
     return 0
   section, _, key = entry.every.rpartition('.')
-  return config[section][key] if section else config[key]
+  if not section:
+    return config[key]
+  return config[section][key]
 
 
 class Hooks:
@@ -184,14 +188,18 @@ class Hooks:
 
   def due(self, step: int, ending: str | None) -> list[Hook]:
     """Those that act after this step; `ending` as of Turn."""
-    names = {entry.name for entry, hook in self._acting if hook.is_due(step)}
-    if not names:
-      return []
+    names = set()
+    for entry, hook in self._acting:
+      if hook.is_due(step):
+        names.add(entry.name)
     due = []
     for entry, hook in self._acting:
-      precedes = hook.every > 0 and not names.isdisjoint(entry.before)
-      is_wanted = precedes or hook.is_due(step)
-      if is_wanted and (entry.when_ending or not ending):
+      precedes_another = hook.every > 0 and not names.isdisjoint(entry.before)
+      acts = precedes_another or entry.name in names
+      can_wait = not entry.when_ending
+      if ending and can_wait:
+        continue
+      if acts:
         due.append(hook)
     return due
 
@@ -236,7 +244,7 @@ class Hooks:
       hook.leave(progress)
 
   def result(self, progress: Progress) -> dict[str, Any]:
-    """All parts of the result."""
+    """The results of all hooks."""
     merged = {}
     for hook in self:
       merged.update(hook.result(progress))
@@ -244,7 +252,12 @@ class Hooks:
 
   def rescue(self, progress: Progress) -> str:
     """The sentences of all hooks."""
-    return ' '.join(filter(None, [hook.rescue(progress) for hook in self]))
+    sentences = []
+    for hook in self:
+      sentence = hook.rescue(progress)
+      if sentence:
+        sentences.append(sentence)
+    return ' '.join(sentences)
 
   def close(self) -> None:
     """See Hook.close."""

@@ -1,6 +1,6 @@
 """The loop: from a config to a trained, checkpointed, evaluated model.
 
-It steps; all else that a run does (write numbers, validate, save, sample) are hooks, listed in `training/actions.py`.
+It steps; all else that a run does (log, validate, save, sample) are hooks, listed in `training/actions.py`.
 """
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,15 +20,32 @@ from t5like.training.progress import Progress
 from t5like.training.trainer import Batch
 
 
-def train(config: Config, workdir: str, name: str, devices: Any = None, profile_steps: str = '',
-          watch: Callable[[int, dict[str, float]], None] | None = None,
-          leave: Callable[[], None] | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    workdir: str,
+    name: str,
+    devices: Any = None,
+    profile_steps: str = '',
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+    leave: Callable[[], None] | None = None,
+) -> dict[str, Any]:
   """Trains until a target of `config.stop` is reached; returns {reason, step, tokens, validation, tasks}.
 
-  `devices`: those to use, all by default; `profile_steps`: see profiling.Profiler; `watch`: called with (step, numbers)
-  whenever numbers are written to metrics.jsonl; `leave`: see signals.Signals.
-  Raises Preempted after SIGTERM, SIGHUP or stop.wall_time and Interrupted after Ctrl-C, with the state saved: the same
-  call resumes there. So it does after other errors that leave the state as it is, those of data, say.
+  The same call resumes where the state was saved: after the errors below, and after others that leave the state as it
+  is, such as those of data.
+
+  Args:
+    config: as it was read, not resolved.
+    workdir: of the run.
+    name: of the run, for people.
+    devices: those to use; None: all.
+    profile_steps: see profiling.Profiler.
+    watch: called with (step, numbers) whenever numbers are written to metrics.jsonl.
+    leave: see signals.Signals.
+
+  Raises:
+    Preempted: after SIGTERM, SIGHUP or stop.wall_time; the state is saved.
+    Interrupted: after Ctrl-C; the state is saved.
   """
   profiling.compile_cache(config.compile.cache)
   mesh = sharding.make_mesh(config.mesh, devices)
@@ -36,19 +53,22 @@ def train(config: Config, workdir: str, name: str, devices: Any = None, profile_
   build.check_compile_options(config, mesh.local_devices[0])
   store = opening.open_data(config)
   preconditions.check_prompts(config, store.vocabulary)
+  request = Request(config, workdir, name, profile_steps, watch, leave)
   with contextlib.ExitStack() as ends:
-    run = Run(*open_parts(Request(config, workdir, name, profile_steps, watch, leave), store, mesh, ends))
+    parts, progress = open_parts(request, store, mesh, ends)
+    run = Run(parts, progress)
     ends.push(run.close)
-    ends.enter_context(run.parts.signals)
+    ends.enter_context(parts.signals)
     with sharding.peers_blamed():
       try:
-        return run.finish(run.loop())
+        reason = run.loop()
+        return run.finish(reason)
       except Exception as error:
         saved = run.rescue(error)
         if saved and isinstance(error, Failure):
           raise type(error)(f'{error} {saved}') from error
         if saved:
-          run.parts.output.say(saved)
+          parts.output.say(saved)
         raise
 
 
@@ -64,36 +84,38 @@ class Run:
 
   def loop(self) -> str:
     """Steps until there is a reason to stop; returns it. Raises Preempted, Interrupted, NumericsError."""
-    for line in self.parts.introduction(self.progress):
-      self.parts.output.say(line)
+    parts = self.parts
+    for line in parts.introduction(self.progress):
+      parts.output.say(line)
     while True:
       try:
         reason = self._steps()
-        recovery.check_model(self.parts.trainer, self.parts.phases, self.progress.step)
+        recovery.check_model(parts.trainer, parts.phases, self.progress.step)
         return reason
       except BadSteps as error:
-        self._go_back(error)
+        self._rewind(error)
 
-  def _go_back(self, error: BadSteps) -> None:
-    """Starts again from an earlier checkpoint, in this process. Raises the error if there may be no more of that."""
-    self.parts.rewinds.add(error, self.progress, self.parts.checkpoints)
+  def _rewind(self, error: BadSteps) -> None:
+    """Resumes from an older checkpoint, in this process. Raises the error where guard.rewinds does not allow it."""
+    parts = self.parts
+    parts.rewinds.add(error, self.progress, parts.checkpoints)
     self.dispatcher.drop()
-    self.progress = self.parts.restore()
+    self.progress = parts.restore()
     self.hooks.reset(self.progress)
-    self.parts.ledger.flush(self.progress.step, event='rewind')
-    self.parts.output.go_back(self.progress.step)
+    parts.ledger.flush(self.progress.step, event='rewind')
+    parts.output.rewind(self.progress.step)
 
   def _steps(self) -> str:
-    plan, start = self.parts.plan, self.progress
+    plan = self.parts.plan
+    first_step = self.progress.step + 1
     reason = self._unless_asked(self._start)
     if reason:
       return reason
-    mine = sharding.rows_of_host(plan.mesh, plan.config.batch_size)
-    with pipeline.train_batches(self.parts.rows, plan.config, start.examples_seen, mine, start.skipped) as batches:
+    with self._batches() as batches:
       while plan.steps_left(self.progress):
         self.hooks.before_step(self.progress.step + 1)
         self.progress, batch = self.dispatcher.step(batches, self.progress)
-        is_first = self.progress.step == start.step + 1  # which compiled: its time is reported by itself
+        is_first = self.progress.step == first_step  # which compiled: its time is reported by itself
         self.dispatcher.collect(but=0 if is_first else 1)
         ending = self._ending()
         reason = self._unless_asked(self._between_steps, batch, ending)
@@ -104,33 +126,47 @@ class Run:
     self.dispatcher.collect()
     return 'stop.tokens reached'
 
+  def _batches(self) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    """This host's rows of the batches after `self.progress`."""
+    plan = self.parts.plan
+    progress = self.progress
+    rows_of_host = sharding.rows_of_host(plan.mesh, plan.config.batch_size)
+    return pipeline.train_batches(
+        self.parts.rows, plan.config, progress.examples_seen, rows_of_host, progress.skipped)
+
   def _start(self) -> str | None:
     self.parts.phases.alive('start')
-    return self._follow(self.hooks.start(Turn(self.progress)))
+    turn = Turn(self.progress)
+    turns = self.hooks.start(turn)
+    return self._follow(turns)
 
   def _between_steps(self, batch: Batch, ending: str | None) -> str | None:
     due = self.hooks.due(self.progress.step, ending)
     if not due:
       return None
     self.dispatcher.collect()
-    return self._follow(self.hooks.act(due, Turn(self.progress, batch, ending)))
+    turn = Turn(self.progress, batch, ending)
+    turns = self.hooks.act(due, turn)
+    return self._follow(turns)
 
   def _follow(self, turns: Iterator[Turn]) -> str | None:
     """Runs hooks, keeping the progress that each leaves; returns the reason to stop, if one has one."""
     reason = None
     for turn in turns:
-      self.progress, reason = turn.progress, turn.reason
+      self.progress = turn.progress
+      reason = turn.reason
     return reason
 
   def _ending(self) -> str | None:
     return endings.why_now(self.parts, self.progress, self.dispatcher.turns)
 
   def _unless_asked(self, work: Callable[..., Any], *args: Any) -> Any:
-    """What `work(*args)` returns; where a signal comes in between, the run is left instead."""
+    """What `work(*args)` returns; where a signal interrupts it, the run is left instead."""
     try:
       return work(*args)
     except signals.Asked:
-      self._leave(self._ending() or signals.WHY[signals.SIGTERM])
+      ending = self._ending()
+      self._leave(ending or signals.WHY[signals.SIGTERM])
 
   def _leave(self, ending: str) -> None:
     """Saves the state and raises Preempted, or Interrupted after Ctrl-C."""
@@ -145,20 +181,26 @@ class Run:
     return self._unless_asked(self._finish, reason)
 
   def _finish(self, reason: str) -> dict[str, Any]:
-    self._follow(self.hooks.finish(Turn(self.progress, reason=reason)))
-    return endings.finished(self.parts, self.progress, reason, self.hooks.result(self.progress))
+    turn = Turn(self.progress, reason=reason)
+    turns = self.hooks.finish(turn)
+    self._follow(turns)
+    results = self.hooks.result(self.progress)
+    return endings.finished(self.parts, self.progress, reason, results)
 
   def rescue(self, error: Exception) -> str:
     """Saves the newest step after an error, where that can still be done; returns a sentence, or ''."""
-    if saving.can_rescue(error):
-      with contextlib.suppress(Exception):  # `error` is what the run ends with; arrays of a step that failed are gone
-        self.dispatcher.collect()
-        return self.hooks.rescue(self.progress)
+    if not saving.can_rescue(error):
+      return ''
+    with contextlib.suppress(Exception):  # `error` is what the run ends with; arrays of a step that failed are gone
+      self.dispatcher.collect()
+      return self.hooks.rescue(self.progress)
     return ''
 
   def close(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
     """However the run ended; its arguments are those of `__exit__`."""
-    self.parts.ledger.flush(self.progress.step, event='end', why=type(error).__name__ if error else 'done')
+    parts = self.parts
+    why = type(error).__name__ if error else 'done'
+    parts.ledger.flush(self.progress.step, event='end', why=why)
     self.hooks.close()
-    self.parts.output.screen.close()
-    self.parts.output.close()
+    parts.output.screen.close()
+    parts.output.close()

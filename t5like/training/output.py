@@ -15,10 +15,16 @@ Watch = Callable[[int, dict[str, float]], None]
 
 
 class Output:
-  """The screen and the files of a run; files on process 0 only, elsewhere what would be written is dropped."""
+  """The screen and the files of a run; process 0 alone writes files."""
 
-  def __init__(self, plan: Plan, workdir: str, screen: metrics.Screen, writes: writing.Guarded,
-               watch: Watch | None = None):
+  def __init__(
+      self,
+      plan: Plan,
+      workdir: str,
+      screen: metrics.Screen,
+      writes: writing.Guarded,
+      watch: Watch | None = None,
+  ):
     """watch: called with (step, numbers) whenever numbers are written to metrics.jsonl."""
     self.plan = plan
     self.workdir = workdir
@@ -28,22 +34,36 @@ class Output:
     self._files: metrics.Files | None = None
 
   def begin(self, step: int, vocabulary: Vocabulary) -> None:
-    """Writes down what the run is, and opens its files for lines after `step`."""
-    if jax.process_index() == 0:
-      workdir_lib.write_config(self.workdir, self.plan.requested)
-      workdir_lib.write_vocabulary(self.workdir, vocabulary)
-      self._open(step)
+    """Writes the config and the vocabulary, and opens the files for lines after `step`."""
+    if jax.process_index():
+      return
+    workdir_lib.write_config(self.workdir, self.plan.requested)
+    workdir_lib.write_vocabulary(self.workdir, vocabulary)
+    self._open(step)
 
-  def go_back(self, step: int) -> None:
+  def rewind(self, step: int) -> None:
     """Drops the lines after `step` and opens the files again."""
     if self._files:
       self._files.close()
       self._open(step)
 
   def _open(self, step: int) -> None:
-    services = trackers.start(self.plan.config.log.trackers, self.workdir, step, self.screen.name,
-                              self.plan.requested, self.writes)
-    self._files = metrics.Files(self.workdir, step, services, self.watch, self.screen.say, self.writes)
+    services = trackers.start(
+        self.plan.config.log.trackers,
+        self.workdir,
+        step,
+        self.screen.name,
+        self.plan.requested,
+        self.writes,
+    )
+    self._files = metrics.Files(
+        self.workdir,
+        step,
+        services,
+        self.watch,
+        self.screen.say,
+        self.writes,
+    )
 
   def say(self, text: str) -> None:
     """A line for people."""
@@ -51,10 +71,11 @@ class Output:
 
   def write(self, step: int, values: dict[str, Any], flush: bool = False) -> None:
     """A line of metrics.jsonl, for trackers too; `flush`: on the disk, and sent, when this returns."""
-    if self._files:
-      self._files.write(step, values)
-      if flush:
-        self._files.flush()
+    if not self._files:
+      return
+    self._files.write(step, values)
+    if flush:
+      self._files.flush()
 
   def sample(self, step: int, prompt: str, text: str) -> None:
     """A line of samples.jsonl, for trackers too."""
@@ -67,7 +88,7 @@ class Output:
       self._files.histograms(step, named)
 
   def close(self) -> None:
-    """The files, not the screen; writes what still waits."""
+    """Closes the files, not the screen; writes waiting lines."""
     if self._files:
       self._files.close()
     self.writes.flush()

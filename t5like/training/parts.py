@@ -23,8 +23,8 @@ from t5like.training.signals import Signals
 from t5like.training.trainer import Trainer
 from t5like.training.watchdog import Watchdog
 
-SAVES = 3  # a run ends when so many saves one after the other have failed,
-PATIENCE = 1800.0  # over so many seconds
+SAVES = 3  # saves that have to fail, one after the other, before a run ends,
+PATIENCE = 1800.0  # and the least seconds between the first and the last of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,60 +62,106 @@ class Parts:
   peak_source: str
 
   def restore(self) -> Progress:
-    """Puts the state of the newest checkpoint that counts in the place of the trainer's; returns its progress."""
-    self.trainer.reset(None)  # room for the state that comes
+    """Replaces the trainer's state by that of the newest checkpoint that counts; returns its progress."""
+    self.trainer.reset(None)  # frees memory for the next state
     self.phases.enter('init', 'start')
     state, progress = resume.start(
-        self.plan, self.store, self.checkpoints, self.request.workdir, self.rewinds.records, self.output.say)
+        self.plan,
+        self.store,
+        self.checkpoints,
+        self.request.workdir,
+        self.rewinds.records,
+        self.output.say,
+    )
     self.trainer.reset(state)
     return progress
 
   def introduction(self, progress: Progress) -> Iterator[str]:
-    """Lines that say what the run is going to do."""
+    """Lines that report what the run is going to do."""
     yield from resume.introduction(self.plan, self.trainer.params, progress, self.rows)
-    trackers = ''.join(f', {name}' for name in self.plan.config.log.trackers)
-    yield (f'Checkpoints and numbers: {self.request.workdir}{trackers}\n'
-           f'MFU counts 6 N + attention (PaLM), of {self.peak_source}')
+    places = [self.request.workdir, *self.plan.config.log.trackers]
+    yield f'Checkpoints and numbers: {", ".join(places)}'
+    yield f'MFU counts 6 N + attention (PaLM), of {self.peak_source}'
 
 
-def open_parts(request: Request, store: Any, mesh: jax.sharding.Mesh,
-               ends: contextlib.ExitStack) -> tuple[Parts, Progress]:
-  """The parts of a run and how far it is: resumed, or about to begin. What has to be closed goes into `ends`.
+def open_parts(
+    request: Request,
+    store: Any,
+    mesh: jax.sharding.Mesh,
+    ends: contextlib.ExitStack,
+) -> tuple[Parts, Progress]:
+  """The parts of a run, resumed or new, and how far it is.
 
-  `mesh` is in force from then on. Raises what `resume.start` raises, and CheckpointError when the workdir is another
-  run's or cannot be written to.
+  Args:
+    request: the arguments of `loop.train`.
+    store: the prepared dataset.
+    mesh: in force from then on.
+    ends: closes the parts.
+
+  Raises:
+    ConfigError: see `resume.start`.
+    CheckpointError: see `resume.start`; the workdir is another run's or cannot be written to.
   """
   config = request.config
+  workdir = request.workdir
   is_main = jax.process_index() == 0
   watchdog = Watchdog(config.watchdog)
   ends.callback(watchdog.close)
   if mesh.devices.flat[0].platform == 'tpu':
     ends.callback(preemption.watch().set)
-  lease = Lease(request.workdir, writing.say) if is_main else None
-  if lease:
+  lease = None
+  if is_main:
+    lease = Lease(workdir, writing.say)
     ends.callback(lease.close)
   ends.enter_context(jax.set_mesh(mesh))
-  checkpoints = ends.enter_context(Checkpoints(
-      request.workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
-      keep_best=config.checkpoint.keep_best, say=writing.say, attempts=SAVES, patience=PATIENCE, tidy=True))
+  checkpoints = _open_checkpoints(config, workdir)
+  ends.enter_context(checkpoints)
   screen = metrics.Screen(request.name, config.stop.tokens, quiet=not is_main)
   ends.callback(screen.close)
   signals = Signals(screen.say, request.leave)
   writes = writing.Guarded(screen.say)
-  ledger = Ledger(request.workdir, is_main, writes)
+  ledger = Ledger(workdir, is_main, writes)
+  phases = Phases(ledger, watchdog, signals)
   deadline = stop.Deadline(config.stop.wall_time)
-  rewinds = Rewinds(request.workdir, config.guard.rewinds, writes, screen.say)
+  rewinds = Rewinds(workdir, config.guard.rewinds, writes, screen.say)
   plan = plan_lib.make(config, store.vocabulary, mesh)
   rows = pipeline.TrainRows(store, plan.config)
-  state, progress = resume.start(plan, store, checkpoints, request.workdir, rewinds.records, screen.say)
+  state, progress = resume.start(plan, store, checkpoints, workdir, rewinds.records, screen.say)
   plan = plan.continued(progress)
   trainer = Trainer(plan, state)
   peak_flops, peak_source = metrics.peak_flops(mesh, plan.config.model.dtype)
-  output = Output(plan, request.workdir, screen, writes, request.watch)
+  output = Output(plan, workdir, screen, writes, request.watch)
   output.begin(progress.step, store.vocabulary)
   ledger.start(progress.step, **environment.describe(mesh))
   parts = Parts(
-      request=request, plan=plan, store=store, rows=rows, trainer=trainer, checkpoints=checkpoints, rewinds=rewinds,
-      lease=lease, signals=signals, deadline=deadline, ledger=ledger, phases=Phases(ledger, watchdog, signals),
-      output=output, peak_flops=peak_flops, peak_source=peak_source)
+      request=request,
+      plan=plan,
+      store=store,
+      rows=rows,
+      trainer=trainer,
+      checkpoints=checkpoints,
+      rewinds=rewinds,
+      lease=lease,
+      signals=signals,
+      deadline=deadline,
+      ledger=ledger,
+      phases=phases,
+      output=output,
+      peak_flops=peak_flops,
+      peak_source=peak_source,
+  )
   return parts, progress
+
+
+def _open_checkpoints(config: Config, workdir: str) -> Checkpoints:
+  spec = config.checkpoint
+  return Checkpoints(
+      workdir,
+      keep=spec.keep,
+      keep_every=spec.keep_every,
+      keep_best=spec.keep_best,
+      say=writing.say,
+      attempts=SAVES,
+      patience=PATIENCE,
+      tidy=True,
+  )

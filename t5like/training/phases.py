@@ -30,16 +30,17 @@ class Phases:
 
   @contextlib.contextmanager
   def during(self, phase: str, budget: str = '') -> Iterator[None]:
-    """A phase between two steps; after an error it stays, so that the time until the end is charged to it."""
+    """A phase between two steps; after an error it stays entered, and the time until the end is charged to it."""
     self.enter(phase, budget)
     yield
     self.enter('step')
 
   def alive(self, budget: str) -> None:
-    """To be called now and then by long work between steps. Raises signals.Asked if a signal asks the run to end.
+    """Called by long work between steps, every few seconds. Raises signals.Asked if a signal asks the run to end.
 
-    Several processes agree on the step at which they end; there the loop finds out.
+    Several processes have to agree on the step at which they end: that is the loop's work.
     """
     self.watchdog.arm(budget)
-    if self.signals.received and jax.process_count() == 1:
+    is_alone = jax.process_count() == 1
+    if is_alone and self.signals.received:
       raise signals_lib.Asked

@@ -16,10 +16,10 @@ class Progress:
   step: steps done, the bad ones that changed nothing included.
   tokens: of the steps done.
   examples_seen: the next row of the endless training sequence.
-  skipped: windows (start, stop) of rows that are left out, sorted and disjoint.
-  rewinds: how often the run went back to a checkpoint.
+  skipped: windows (start, stop) of rows to skip, sorted and disjoint.
+  rewinds: how often the run was rewound to a checkpoint.
   validation: the newest validation's metrics and the `step` it was made at; None before the first.
-  patience: what stop.patience goes by.
+  patience: what stop.patience counts.
   """
   step: int = 0
   tokens: int = 0
@@ -32,28 +32,55 @@ class Progress:
   @property
   def is_validated(self) -> bool:
     """Whether the newest validation is of this step."""
-    return self.validation is not None and self.validation['step'] == self.step
+    if self.validation is None:
+      return False
+    return self.validation['step'] == self.step
 
   def after_step(self, tokens: int, examples_seen: int) -> 'Progress':
-    """After one more step, of so many tokens, which has read up to row `examples_seen`."""
-    return dataclasses.replace(self, step=self.step + 1, tokens=self.tokens + tokens, examples_seen=examples_seen)
+    """The progress after one more step, of `tokens` tokens, whose batch ends before row `examples_seen`."""
+    return dataclasses.replace(
+        self,
+        step=self.step + 1,
+        tokens=self.tokens + tokens,
+        examples_seen=examples_seen,
+    )
 
-  def leaving_out(self, windows: Iterable[tuple[int, int]], rewinds: int) -> 'Progress':
-    """With these windows of rows left out, after so many rewinds."""
+  def skipping(self, windows: Iterable[tuple[int, int]], rewinds: int) -> 'Progress':
+    """The progress with these windows of rows to skip, after this number of rewinds."""
     return dataclasses.replace(self, skipped=tuple(windows), rewinds=rewinds)
 
   def to_meta(self) -> dict[str, Any]:
-    """Its part of a checkpoint's `meta`, as JSON has it."""
-    return dict(step=self.step, tokens=self.tokens, examples_seen=self.examples_seen,
-                skipped=[list(window) for window in self.skipped], rewinds=self.rewinds, validation=self.validation,
-                stopper=self.patience.to_meta())
+    """The fields of a checkpoint's `meta`, for JSON."""
+    windows = [list(window) for window in self.skipped]
+    return dict(
+        step=self.step,
+        tokens=self.tokens,
+        examples_seen=self.examples_seen,
+        skipped=windows,
+        rewinds=self.rewinds,
+        validation=self.validation,
+        stopper=self.patience.to_meta(),
+    )
 
   @classmethod
   def from_meta(cls, meta: dict[str, Any]) -> 'Progress':
-    """What `to_meta` wrote; numbers that were not finite, null in JSON, are numbers again."""
-    validation = meta['validation']
-    if validation is not None:
-      validation = {key: plain_json.number(value) for key, value in validation.items()}
-    return cls(step=meta['step'], tokens=meta['tokens'], examples_seen=meta['examples_seen'],
-               skipped=tuple((start, stop) for start, stop in meta['skipped']), rewinds=meta['rewinds'],
-               validation=validation, patience=Patience.from_meta(meta['stopper']))
+    """The progress that `to_meta` wrote; numbers that were not finite, null in JSON, are numbers again."""
+    windows = [(start, stop) for start, stop in meta['skipped']]
+    return cls(
+        step=meta['step'],
+        tokens=meta['tokens'],
+        examples_seen=meta['examples_seen'],
+        skipped=tuple(windows),
+        rewinds=meta['rewinds'],
+        validation=_numbers(meta['validation']),
+        patience=Patience.from_meta(meta['stopper']),
+    )
+
+
+def _numbers(validation: dict[str, Any] | None) -> dict[str, float] | None:
+  if validation is None:
+    return None
+  numbers = {}
+  for key, value in validation.items():
+    numbers[key] = plain_json.number(value)
+  return numbers

@@ -1,4 +1,4 @@
-"""What a run does about steps that went bad: keeps their batches, goes back to a checkpoint, leaves rows out."""
+"""What a run does about bad steps: keeps their batches, rewinds to a checkpoint, skips rows."""
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +18,10 @@ MOST_DUMPS = 32  # batches kept by one start of a run
 
 
 class Rewinds:
-  """How often a run went back, and why (rewinds.py).
+  """The rewinds of a run, and their reasons (rewinds.py).
 
-  A rewind is written down before the run continues, so that one that is killed meanwhile does the same again; on a
-  full disk it waits in memory.
+  A rewind is recorded before the run continues, so that a run which is killed meanwhile does the same again. While the
+  disk is full, the record stays in memory.
   """
 
   def __init__(self, workdir: str, budget: int, writes: writing.Guarded, say: Callable[[str], None]):
@@ -33,31 +33,50 @@ class Rewinds:
     self.records = rewinds_lib.read_rewinds(workdir)
 
   def add(self, error: BadSteps, progress: Progress, checkpoints: Checkpoints) -> None:
-    """Decides that the run goes back to a checkpoint after `error`, and records it.
+    """Decides to which checkpoint the run is rewound after `error`, and records it.
 
-    The rows from there to the newest batch are left out from now on. Raises `error`, with why, when guard.rewinds are
-    spent or there is nothing to go back to.
+    The rows from there to the newest batch are skipped from now on. Raises `error`, with the reason, when guard.rewinds
+    are spent or there is no checkpoint.
     """
+    to_step = self._target(checkpoints)
+    done = len(self.records)
+    if done >= self.budget:
+      raise BadSteps(f'{error} The run was rewound {done} times (guard.rewinds={self.budget}).')
+    if to_step is None:
+      raise BadSteps(f'{error} There is no checkpoint to rewind to.')
+    meta = checkpoints.meta(to_step)
+    first = meta['examples_seen']
+    stop = progress.examples_seen
+    record = dict(
+        from_step=progress.step,
+        to_step=to_step,
+        rows=[first, stop],
+        why=str(error),
+    )
+    self._write(record)
+    self.say(
+        f'{error} Rewinding to step {to_step:,} and skipping rows {first:,} to {stop - 1:,} '
+        f'(rewind {len(self.records)} of at most {self.budget}, guard.rewinds).')
+
+  def _target(self, checkpoints: Checkpoints) -> int | None:
+    """The step of the checkpoint to rewind to, if there is one."""
     try:
       checkpoints.wait()
     except CheckpointError as failed:
       self.say(f'WARNING: {failed}')
     counts = rewinds_lib.happened(self.records)
-    steps = [step for step in checkpoints.steps if counts(step, checkpoints.meta(step))]
-    to_step = rewinds_lib.target(steps, self.records)
-    if len(self.records) >= self.budget:
-      raise BadSteps(f'{error} The run has gone back {len(self.records)} times (guard.rewinds={self.budget}).')
-    if to_step is None:
-      raise BadSteps(f'{error} There is no checkpoint to go back to.')
-    first, stop = checkpoints.meta(to_step)['examples_seen'], progress.examples_seen
-    self._write(dict(from_step=progress.step, to_step=to_step, rows=[first, stop], why=str(error)))
-    self.say(f'{error} Going back to step {to_step:,} and leaving out rows {first:,} to {stop - 1:,} '
-             f'(rewind {len(self.records)} of at most {self.budget}, guard.rewinds).')
+    steps = []
+    for step in checkpoints.steps:
+      meta = checkpoints.meta(step)
+      if counts(step, meta):
+        steps.append(step)
+    return rewinds_lib.target(steps, self.records)
 
   def _write(self, record: rewinds_lib.Record) -> None:
     records = [*self.records, record]
     if jax.process_index() == 0:
-      self.writes.replace(f'{self.workdir}/rewinds.json', plain_json.dumps(records, indent=2) + '\n')
+      content = plain_json.dumps(records, indent=2)
+      self.writes.replace(f'{self.workdir}/rewinds.json', content + '\n')
       self.writes.flush()
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('rewind')
@@ -85,29 +104,41 @@ class BadBatches:
     if self.count >= MOST_DUMPS:
       return
     self.count += 1
-    host = '' if jax.process_count() == 1 else f'.host_{jax.process_index()}'
-    path = f'{self.workdir}/bad_steps/step_{step:08}{host}.npz'
-    about = dict(values, step=step, first_row=first_row, host=jax.process_index(), hosts=jax.process_count())
-    self.writes.replace(path, bad_batches.pack(batch, about))
-    self.say(f'Step {step:,} changed nothing: loss {values["loss"]:.4g}, gradient norm '
-             f'{values["grad_norm"]:.4g}. Its batch is in {path}')
+    host = jax.process_index()
+    hosts = jax.process_count()
+    suffix = '' if hosts == 1 else f'.host_{host}'
+    path = f'{self.workdir}/bad_steps/step_{step:08}{suffix}.npz'
+    facts = dict(
+        values,
+        step=step,
+        first_row=first_row,
+        host=host,
+        hosts=hosts,
+    )
+    content = bad_batches.pack(batch, facts)
+    self.writes.replace(path, content)
+    self.say(
+        f'Step {step:,} changed nothing: loss {values["loss"]:.4g}, gradient norm {values["grad_norm"]:.4g}. Its '
+        f'batch is in {path}')
 
 
 def check_model(trainer: Trainer, phases: Phases, step: int) -> None:
   """`Trainer.check`, as a phase of the run."""
-  if trainer.needs_check:
-    with phases.during('eval', 'start'):  # the first time may compile
-      trainer.check(step)
+  if not trainer.needs_check:
+    return
+  with phases.during('eval', 'start'):  # the first time may compile
+    trainer.check(step)
 
 
 def compare_devices(state: State, mesh: jax.sharding.Mesh, step: int) -> None:
-  """NumericsError when a device no longer holds what those with the same piece of the state hold."""
+  """NumericsError when replicas of the state differ."""
   arrays: dict[str, Any] = {name: state[name] for name in ('params', 'opt_state')}
-  wrong = checksums.differing_replicas(arrays, mesh)
-  if wrong:
-    array, device = wrong[0]
-    raise NumericsError(
-        f'After step {step:,} device {device.id} ({device.device_kind}, host {device.process_index}) holds '
-        f'other values of {array} than the devices that should hold the same ({len(wrong)} differences in all, '
-        'guard.compare_every): its memory or arithmetic is at fault. Nothing of this was saved. Take that host '
-        'out and start again; the newest checkpoint is from before.')
+  differing = checksums.differing_replicas(arrays, mesh)
+  if not differing:
+    return
+  array, device = differing[0]
+  raise NumericsError(
+      f'After step {step:,} device {device.id} ({device.device_kind}, host {device.process_index}) holds '
+      f'other values of {array} than its replicas ({len(differing)} differences in all, guard.compare_every): its '
+      'memory or arithmetic is faulty. The state of this step is not saved. Exclude that host and start again; the '
+      'newest checkpoint is older than the fault.')

@@ -1,7 +1,7 @@
-"""Steps done twice from one checkpoint: state that no other device holds can only be judged so.
+"""Steps done twice from one checkpoint: the only check of state that has no replica.
 
-`guard.compare_every` finds a device that is wrong where another holds the same. What is sharded over all devices has
-no double; but the same steps from the same state give the same bits, unless memory or arithmetic is at fault.
+`guard.compare_every` finds a faulty device where another holds a replica. State that is sharded over all devices does
+not have any; but the same steps from the same state give the same bits, unless memory or arithmetic is faulty.
 """
 import contextlib
 from collections.abc import Callable
@@ -23,57 +23,93 @@ from t5like.training.watchdog import Watchdog
 Observations = list[dict[str, Any]]  # of each step {metric: number, array's path: checksum}
 
 
-def replay(workdir: str, steps: int = 10, devices: Any = None, say: Callable[[str], None] = print) -> int:
-  """Does the steps after the newest checkpoint twice and compares all that comes out; nothing of the run is changed.
+def replay(
+    workdir: str,
+    steps: int = 10,
+    devices: Any = None,
+    say: Callable[[str], None] = print,
+) -> int:
+  """Does the steps after the newest checkpoint twice and compares their results; the run is not changed.
 
-  Returns the number of arrays and losses compared. NumericsError when anything differs, naming the first step and the
-  arrays; CheckpointError when there is no checkpoint. On a pod, all hosts call it.
+  On a pod, all hosts call it.
+
+  Args:
+    workdir: of the run.
+    steps: how many.
+    devices: those to use; None: all.
+    say: called with lines for people.
+
+  Returns:
+    The number of arrays and metrics compared.
+
+  Raises:
+    NumericsError: anything differs; names the first step and the arrays.
+    CheckpointError: there is no checkpoint.
   """
   config = workdir_lib.read_config(workdir)
   store = opening.open_data(config, say)
   mesh = sharding.make_mesh(config.mesh, devices)
   if steps < 1:
     raise ConfigError(f'--steps={steps}: at least one.')
-  start, once = _observe(config, store, mesh, workdir, steps, say)
-  _, again = _observe(config, store, mesh, workdir, steps, say)
-  for number, (one, other) in enumerate(zip(once, again), 1):
-    wrong = [key for key in one if not _same(one[key], other[key])]
-    if wrong:
+  start, first_pass = _observe(config, store, mesh, workdir, steps, say)
+  _, second_pass = _observe(config, store, mesh, workdir, steps, say)
+  for number, (first, second) in enumerate(zip(first_pass, second_pass), 1):
+    differing = _differing(first, second)
+    if differing:
+      names = ', '.join(differing[:3])
       raise NumericsError(
           f'Step {start + number:,}, done twice from the checkpoint of step {start:,}, gave different bits in '
-          f'{len(wrong)} of {len(one)} numbers and arrays, first {", ".join(wrong[:3])}: memory or arithmetic of a '
-          'device is at fault. Run it again on fewer hosts to find which; the checkpoint is as it was saved (its '
-          'checksums agree).')
-  return steps * len(once[0])
+          f'{len(differing)} of {len(first)} numbers and arrays, first {names}: memory or arithmetic of a device is '
+          'faulty. Run it again on fewer hosts to find which; the checkpoint is as it was saved (its checksums agree).')
+  return steps * len(first_pass[0])
 
 
-def _observe(config: Config, store: Any, mesh: jax.sharding.Mesh, workdir: str, steps: int,
-             say: Callable[[str], None]) -> tuple[int, Observations]:
-  """(the checkpoint's step, what comes out of each step after it)."""
+def _observe(
+    config: Config,
+    store: Any,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    steps: int,
+    say: Callable[[str], None],
+) -> tuple[int, Observations]:
+  """(the checkpoint's step, metrics and checksums of each step after it)."""
   with contextlib.ExitStack() as ends:
     watchdog = Watchdog(config.watchdog)
     ends.callback(watchdog.close)
     ends.enter_context(jax.set_mesh(mesh))
     checkpoints = ends.enter_context(Checkpoints(workdir))
     if not checkpoints.steps:
-      raise CheckpointError(f'--workdir={workdir} has no checkpoint yet to begin from.')
+      raise CheckpointError(f'--workdir={workdir} does not have a checkpoint yet.')
     plan = plan_lib.make(config, store.vocabulary, mesh)
-    state, progress = resume.start(plan, store, checkpoints, workdir, rewinds.read_rewinds(workdir), say)
+    records = rewinds.read_rewinds(workdir)
+    state, progress = resume.start(plan, store, checkpoints, workdir, records, say)
     trainer = Trainer(plan.continued(progress), state)
     del state  # the first step takes its memory
-    mine = sharding.rows_of_host(mesh, plan.config.batch_size)
+    rows = pipeline.TrainRows(store, plan.config)
+    rows_of_host = sharding.rows_of_host(mesh, plan.config.batch_size)
     observations = []
     with pipeline.train_batches(
-        pipeline.TrainRows(store, plan.config), plan.config, progress.examples_seen, mine,
-        progress.skipped) as batches:
+        rows, plan.config, progress.examples_seen, rows_of_host, progress.skipped) as batches:
       for _ in range(steps):
-        metrics = fetch(trainer.step(trainer.place(next(batches))))
-        observations.append({**metrics, **checksums.of_tree(trainer.state)})
+        batch = trainer.place(next(batches))
+        metrics = fetch(trainer.step(batch))
+        sums = checksums.of_tree(trainer.state)
+        observations.append({**metrics, **sums})
         watchdog.arm('step')
     return progress.step, observations
 
 
-def _same(one: float, other: float) -> bool:
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+  """Names of the metrics and arrays that are not the same in two observations of a step."""
+  differing = []
+  for name, value in first.items():
+    if not _same(value, second[name]):
+      differing.append(name)
+  return differing
+
+
+def _same(first: float, second: float) -> bool:
   """Whether two numbers or checksums are the same; NaN is the same as NaN only."""
-  both_nan = one != one and other != other
-  return one == other or both_nan
+  if first == second:
+    return True
+  return first != first and second != second

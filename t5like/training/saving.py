@@ -20,31 +20,39 @@ NEVER_RESCUED = (CheckpointError, NumericsError, PeerLost, Preempted)
 
 
 def meta(parts: Parts, progress: Progress) -> dict[str, Any]:
-  """What a checkpoint remembers beside its arrays, as JSON."""
+  """The content of a checkpoint beside its arrays, as JSON."""
+  store = parts.store
   versions = {package: importlib.metadata.version(package) for package in PACKAGES}
   return dict(
-      progress.to_meta(), rows=parts.rows.used(progress.examples_seen, progress.skipped),
-      config=config_lib.to_json(parts.plan.requested), data=parts.store.fingerprint,
-      vocabulary=parts.store.vocabulary.fingerprint, versions=versions)
+      progress.to_meta(),
+      rows=parts.rows.used(progress.examples_seen, progress.skipped),
+      config=config_lib.to_json(parts.plan.requested),
+      data=store.fingerprint,
+      vocabulary=store.vocabulary.fingerprint,
+      versions=versions,
+  )
 
 
 def can_rescue(error: Exception) -> bool:
-  """Whether the state may be saved after an error; not by one of several processes: the others would have to help."""
-  return jax.process_count() == 1 and not isinstance(error, NEVER_RESCUED)
+  """Whether the state may be saved after an error; not by one of several processes: all of them have to save."""
+  if jax.process_count() > 1:
+    return False
+  return not isinstance(error, NEVER_RESCUED)
 
 
 class Save(Hook):
-  """Saves the state, now and then and at the end.
+  """Saves the state every `checkpoint.every` steps and at the end.
 
-  After a bad step, which left parameters and optimizer as they were, the next good step is saved instead, unless there
-  may be none.
+  After a bad step, which did not change parameters and optimizer, the next good step is saved instead, unless the run
+  ends before it.
   """
   saved_step = -1
   is_late = False  # a save that waits for a good step
   last_was_bad = False
 
   def reset(self, progress: Progress) -> None:
-    self.saved_step = progress.step if progress.step in self.parts.checkpoints.steps else -1
+    is_saved = progress.step in self.parts.checkpoints.steps
+    self.saved_step = progress.step if is_saved else -1
     self.is_late = False
     self.last_was_bad = False
 
@@ -72,33 +80,39 @@ class Save(Hook):
       self.parts.checkpoints.wait()
     else:
       self.save_for_good(progress, tries=1)
-    return f'The state of step {progress.step:,} is saved: once this is mended, the same command resumes there.'
+    return f'The state of step {progress.step:,} is saved: once this is fixed, the same command resumes there.'
 
   def save(self, progress: Progress) -> None:
     """Starts to save the newest step, if it is not saved yet. BadSteps when its parameters are not finite."""
-    if self.saved_step == progress.step:
+    step = progress.step
+    if self.saved_step == step:
       return
-    recovery.check_model(self.parts.trainer, self.parts.phases, progress.step)
-    if self.parts.lease:
-      self.parts.lease.check()
-    with self.parts.phases.during('save'):
-      if self.parts.checkpoints.save(progress.step, self.parts.trainer.state, meta(self.parts, progress)):
-        self.saved_step = progress.step
+    parts = self.parts
+    recovery.check_model(parts.trainer, parts.phases, step)
+    if parts.lease:
+      parts.lease.check()
+    with parts.phases.during('save'):
+      is_started = parts.checkpoints.save(step, parts.trainer.state, meta(parts, progress))
+      if is_started:
+        self.saved_step = step
 
-  def save_for_good(self, progress: Progress, tries: int = 0) -> None:
-    """Saves the newest step, and waits until it is on the disk. CheckpointError after so many `tries` (0: TRIES)."""
-    tries = tries or TRIES
+  def save_for_good(self, progress: Progress, tries: int = TRIES) -> None:
+    """Saves the newest step, and waits until it is on the disk. CheckpointError when all `tries` fail."""
+    parts = self.parts
+    most_left = tries - 1
     for left in reversed(range(tries)):
       if self._is_on_disk(progress):
         return
-      if left == tries - 1 > 0:
-        self.parts.output.say(
-            f'The last checkpoint is tried again every {PAUSE:g} s, {left} times at most: make room for it.')
-      if left:
-        self.parts.phases.watchdog.arm('save')
-        time.sleep(PAUSE)
-    raise CheckpointError(f'{self.parts.checkpoints.error} The last checkpoint, of step {progress.step:,}, could not '
-                          f'be saved in {tries} attempts.')
+      if not left:
+        break
+      if left == most_left:
+        parts.output.say(
+            f'The last checkpoint is tried again every {PAUSE:g} s, {left} times at most: free space for it.')
+      parts.phases.watchdog.arm('save')
+      time.sleep(PAUSE)
+    raise CheckpointError(
+        f'{parts.checkpoints.error} The last checkpoint, of step {progress.step:,}, could not be saved in {tries} '
+        'attempts.')
 
   def _is_on_disk(self, progress: Progress) -> bool:
     """Tries to save the newest step now."""

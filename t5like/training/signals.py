@@ -1,8 +1,8 @@
 """Signals that ask a training process to end: SIGTERM, SIGINT (Ctrl-C, a notebook's interrupt), SIGHUP.
 
-The first one is noted, and the run saves and ends when it next can; a second Ctrl-C ends the process at once. Python
-calls its handlers between two instructions of the main thread, which may be minutes away while XLA compiles or a step
-runs. So a thread of its own reads the signals from a pipe, answers the person, and is able to leave.
+After the first one the run saves and ends as soon as it can; a second Ctrl-C ends the process at once. Python calls
+handlers between two instructions of the main thread, which may be minutes away while XLA compiles or a step runs. So a
+thread reads the signals from a pipe, answers the person, and can end the process.
 """
 import os
 import signal
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+Signal = signal.Signals
 SIGTERM = signal.SIGTERM
 SIGINT = signal.SIGINT
 WHY = {
@@ -25,15 +26,15 @@ TOGETHER = 0.5  # seconds: what comes within is one signal that was delivered tw
 
 
 class Asked(BaseException):
-  """Work between steps is left undone: a signal asks the run to end. No Exception, which that work may pass over."""
+  """Work between steps is left undone: a signal asks the run to end. Not an Exception, which that work may catch."""
 
 
 class Signals:
-  """Notes signals while it is entered; `received` is the first one's number, or None.
+  """Records signals while it is entered; `received` is the first one's number, or None.
 
-  Several processes have to agree on the step at which they stop. JAX's preemption service does that, and knows
-  SIGTERM alone, so that the other signals are passed on as SIGTERM. A signal that is ignored (nohup, a job in the
-  background of a script) stays so. Only Python's main thread may change handlers: in others nothing happens.
+  Several processes have to agree on the step at which they stop. JAX's preemption service does that, and handles
+  SIGTERM alone: other signals are sent again as SIGTERM. A signal that is ignored (nohup, a job in the background of a
+  script) stays ignored. Only Python's main thread may change handlers: in other threads this does nothing.
   """
 
   def __init__(self, say: Callable[[str], None], leave: Callable[[], None] | None = None) -> None:

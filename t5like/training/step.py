@@ -24,10 +24,16 @@ Gradients = Callable[[Params, Batch, jax.Array], tuple[Params, Sums]]
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def init_state(model: Model, tx: optax.GradientTransformation, seed: int, params: Params | None = None) -> State:
+def init_state(
+    model: Model,
+    tx: optax.GradientTransformation,
+    seed: int,
+    params: Params | None = None,
+) -> State:
   """{params, opt_state, step, guard}: all that a step reads and writes, all arrays; `params` random if None."""
   if params is None:
-    params = model.init(jax.random.key(seed))
+    key = jax.random.key(seed)
+    params = model.init(key)
   return dict(
       params=params,
       opt_state=tx.init(params),
@@ -40,14 +46,15 @@ def make_gradients(sums: SumsFunction, microbatches: int = 1) -> Gradients:
   """Returns gradients(params, batch, key) -> (of the summed loss, like params; sums), micro-batch after micro-batch."""
 
   def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-    of_batch = sums(params, batch, key)
-    return of_batch['loss'], of_batch
+    sums_of_batch = sums(params, batch, key)
+    return sums_of_batch['loss'], sums_of_batch
 
   value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
 
   def of_piece(params: Params, batch: Batch, key: jax.Array) -> tuple[Params, Sums]:
-    (_, of_batch), grads = value_and_grad(params, batch, key)
-    return grads, of_batch
+    value, grads = value_and_grad(params, batch, key)
+    _, sums_of_piece = value
+    return grads, sums_of_piece
 
   if microbatches == 1:
     return of_piece
@@ -56,13 +63,16 @@ def make_gradients(sums: SumsFunction, microbatches: int = 1) -> Gradients:
 
     def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
       number, piece = numbered
-      more = of_piece(params, piece, jax.random.fold_in(key, number))
-      return jax.tree.map(jnp.add, total, more), None
+      key_of_piece = jax.random.fold_in(key, number)
+      of_this = of_piece(params, piece, key_of_piece)
+      total = jax.tree.map(jnp.add, total, of_this)
+      return total, None
 
     pieces = jax.tree.map(lambda x: split(x, 0, microbatches), batch)
     first = jax.tree.map(lambda x: x[0], pieces)
     rest = jax.tree.map(lambda x: x[1:], pieces)
-    of_first = of_piece(params, first, jax.random.fold_in(key, 0))
+    first_key = jax.random.fold_in(key, 0)
+    of_first = of_piece(params, first, first_key)
     # The compiler unrolls a loop of one turn, and would then keep the activations of both pieces at once.
     rest, of_first = jax.lax.optimization_barrier((rest, of_first))
     numbers = jnp.arange(1, microbatches)
@@ -99,7 +109,9 @@ def make_train_step(
 
   def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     params = state['params']
-    key = jax.random.fold_in(jax.random.key(seed), state['step'])
+    opt_state = state['opt_state']
+    root = jax.random.key(seed)
+    key = jax.random.fold_in(root, state['step'])
     grads, sums = gradients(params, batch, key)
     with jax.named_scope('optimizer'):
       count = jnp.maximum(sums['weights'], 1)
@@ -107,28 +119,38 @@ def make_train_step(
       grads = _clipped(grads, grad_norm, count, clip_norm)
       # Read without a sign, the 32 bits of the step last twice as long.
       step = state['step'].astype(jnp.uint32)
-      updates, new_opt_state = optimizer.update(grads, state['opt_state'], params, step=step)
+      updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
       param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not
       # Judged before anything is multiplied by it: 0 * NaN is NaN, so bad values are never blended in.
       norms_finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
       finite = jnp.isfinite(sums['loss']) & norms_finite
+      loss = sums['loss'] / count
       good, guard = guard_lib.judge(
-          state['guard'], finite, sums['loss'] / count, grad_norm, spike_loss, spike_norm)
+          state['guard'],
+          finite,
+          loss,
+          grad_norm,
+          spike_loss,
+          spike_norm,
+      )
 
       def kept(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(good, new, old)
 
       new_state = dict(
           params=jax.tree.map(kept, new_params, params),
-          opt_state=jax.tree.map(kept, new_opt_state, state['opt_state']),
+          opt_state=jax.tree.map(kept, new_opt_state, opt_state),
           step=state['step'] + 1,
           guard=guard,
       )
     metrics = _means(sums, count)
-    metrics.update(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
-    metrics.update(**side_values.means(sums), **guard_lib.counters(guard))
+    metrics['grad_norm'] = grad_norm
+    metrics['update_norm'] = update_norm
+    metrics['param_norm'] = param_norm
+    metrics |= side_values.means(sums)
+    metrics |= guard_lib.counters(guard)
     return new_state, metrics
 
   return train_step
@@ -148,9 +170,11 @@ def _clipped(grads: Params, norm: jax.Array, count: jax.Array, clip_norm: float)
   """Gradients of sums, divided by their number of tokens and scaled to a norm of at most clip_norm."""
   factor = 1
   if clip_norm:
-    factor = jnp.minimum(1, clip_norm / jnp.maximum(norm, 1e-30))
+    divisor = jnp.maximum(norm, 1e-30)
+    factor = jnp.minimum(1, clip_norm / divisor)
 
   def scaled(g: jax.Array) -> jax.Array:
-    return g * (factor / count).astype(g.dtype)
+    scale = factor / count
+    return g * scale.astype(g.dtype)
 
   return jax.tree.map(scaled, grads)

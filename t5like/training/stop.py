@@ -16,7 +16,7 @@ COMPARISONS = {'<=': operator.le, '<': operator.lt, '>=': operator.ge, '>': oper
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-  """What stop.patience goes by.
+  """What stop.patience counts.
 
   best: the least validation nll so far, in nats.
   waited: validations since then.
@@ -31,20 +31,24 @@ class Patience:
     return Patience(min(self.best, nll), self.waited + 1)
 
   def to_meta(self) -> dict[str, Any]:
-    """Its part of a checkpoint's `meta`."""
-    if self.best == math.inf:
-      return dict(best=None, waited=self.waited)
-    return dict(best=self.best, waited=self.waited)
+    """The fields of a checkpoint's `meta`."""
+    best = None if self.best == math.inf else self.best
+    return dict(best=best, waited=self.waited)
 
   @classmethod
   def from_meta(cls, meta: dict[str, Any]) -> 'Patience':
-    """What `to_meta` wrote."""
-    if meta['best'] is None:
-      return cls(math.inf, meta['waited'])
-    return cls(meta['best'], meta['waited'])
+    """The patience that `to_meta` wrote."""
+    best = meta['best']
+    if best is None:
+      best = math.inf
+    return cls(best, meta['waited'])
 
 
-def after_validation(spec: Any, patience: Patience, values: dict[str, float]) -> tuple[Patience, str | None]:
+def after_validation(
+    spec: Any,
+    patience: Patience,
+    values: dict[str, float],
+) -> tuple[Patience, str | None]:
   """(patience after a validation, why the run is done or None).
 
   Args:
@@ -54,17 +58,22 @@ def after_validation(spec: Any, patience: Patience, values: dict[str, float]) ->
   """
   if spec.target:
     name, comparison, bound = config_lib.parse_target(spec.target)
-    if COMPARISONS[comparison](values[name], bound):
-      return patience, f'converged: stop.target {spec.target} reached with {values[name]:.4f}'
+    value = values[name]
+    is_reached = COMPARISONS[comparison]
+    if is_reached(value, bound):
+      return patience, f'converged: stop.target {spec.target} reached with {value:.4f}'
   patience = patience.after(values['nll'])
-  if spec.patience and patience.waited >= spec.patience:
-    return patience, (f'converged: no lower validation nll than {patience.best:.4f} in the last {patience.waited} '
-                      'validations (stop.patience)')
-  return patience, None
+  is_spent = patience.waited >= spec.patience
+  if not spec.patience or not is_spent:
+    return patience, None
+  reason = (
+      f'converged: no lower validation nll than {patience.best:.4f} in the last {patience.waited} validations '
+      '(stop.patience)')
+  return patience, reason
 
 
 class Deadline:
-  """stop.wall_time, in seconds from here on; 0: none."""
+  """The end of stop.wall_time, which is in seconds from now on; 0: none."""
 
   def __init__(self, wall_time: float):
     self.wall_time = wall_time
@@ -74,7 +83,9 @@ class Deadline:
     """True once the time has passed; process 0's clock counts, and all processes call it at the same step."""
     if not self.wall_time:
       return False
-    over = time.monotonic() - self.started >= self.wall_time
+    seconds = time.monotonic() - self.started
+    is_over = seconds >= self.wall_time
     if jax.process_count() > 1:
-      over = bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
-    return over
+      of_main = multihost_utils.broadcast_one_to_all(np.bool_(is_over))
+      is_over = bool(of_main)
+    return is_over

@@ -17,74 +17,115 @@ from t5like.training.progress import Progress
 from t5like.training.trainer import Trainer
 
 SUMS = ('nll', 'hits', 'weights')
-OF_A_PART = ('nll', 'perplexity', 'accuracy', 'tokens')
+OF_A_DATASET = ('nll', 'perplexity', 'accuracy', 'tokens')
 
 
 def measure(store: Any, trainer: Trainer, alive: Callable[[], None]) -> dict[str, float]:
-  """{nll (nats), perplexity, accuracy, bits_per_byte, ...} of the validation set, of a mixture's parts as 'part/nll'.
+  """Metrics of the validation set.
 
-  alive: called after each batch.
+  Args:
+    store: the prepared dataset.
+    trainer: of the run.
+    alive: called after each batch.
+
+  Returns:
+    {nll (nats), perplexity, accuracy, bits_per_byte, ...}; of the datasets of a mixture also as 'NAME/nll'.
   """
   config = trainer.plan.config
-  on_devices = []
-  mine = sharding.rows_of_host(trainer.plan.mesh, config.batch_size)
-  for name, rows in pipeline.evaluation_batches(store, config, 'validation', mine):
-    on_devices.append((name, trainer.evaluate(trainer.place(rows))))
-    alive()
   whole = collections.Counter()
-  by_part = collections.defaultdict(collections.Counter)
-  for name, sums in jax.device_get(on_devices):
+  by_dataset = collections.defaultdict(collections.Counter)
+  for dataset, sums in _sums_of_batches(store, trainer, alive):
     for key in SUMS:
-      whole[key] += sums[key].item()
-      by_part[name][key] += sums[key].item()
+      value = sums[key].item()
+      whole[key] += value
+      by_dataset[dataset][key] += value
   values = metrics.summary(whole, _bytes_per_token(store, config))
-  if len(by_part) > 1:
-    for name, sums in by_part.items():
-      part = metrics.summary(sums, 0)
-      values.update({f'{name}/{key}': part[key] for key in OF_A_PART})
+  if len(by_dataset) == 1:
+    return values
+  for dataset, sums in by_dataset.items():
+    summary = metrics.summary(sums, 0)
+    for key in OF_A_DATASET:
+      values[f'{dataset}/{key}'] = summary[key]
   return values
 
 
+def _sums_of_batches(
+    store: Any,
+    trainer: Trainer,
+    alive: Callable[[], None],
+) -> list[tuple[str, dict[str, Any]]]:
+  """[(name of the dataset, sums)] of all batches, numpy; fetched once all are dispatched."""
+  plan = trainer.plan
+  rows_of_host = sharding.rows_of_host(plan.mesh, plan.config.batch_size)
+  batches = pipeline.evaluation_batches(store, plan.config, 'validation', rows_of_host)
+  on_devices = []
+  for dataset, rows in batches:
+    batch = trainer.place(rows)
+    sums = trainer.evaluate(batch)
+    on_devices.append((dataset, sums))
+    alive()
+  return jax.device_get(on_devices)
+
+
 def lines(values: dict[str, float], step: int) -> Iterator[str]:
-  """What is said of the values of `measure`."""
+  """The values of `measure` as lines for people."""
   yield f'step {step:,}  {metrics.describe(values)}'
-  for name in [key.removesuffix('/nll') for key in values if key.endswith('/nll')]:
-    part = {key.removeprefix(f'{name}/'): value for key, value in values.items() if key.startswith(f'{name}/')}
-    yield f'  {name}: {metrics.describe(part)}'
+  for key in values:
+    if not key.endswith('/nll'):
+      continue
+    dataset = key.removesuffix('/nll')
+    of_dataset = _with_prefix(values, f'{dataset}/')
+    yield f'  {dataset}: {metrics.describe(of_dataset)}'
+
+
+def _with_prefix(values: dict[str, float], prefix: str) -> dict[str, float]:
+  """The values whose names begin with a prefix, by the rest of their names."""
+  selected = {}
+  for name, value in values.items():
+    if name.startswith(prefix):
+      rest = name.removeprefix(prefix)
+      selected[rest] = value
+  return selected
 
 
 def _bytes_per_token(store: Any, config: Config) -> float:
   """Of validation text, where each token of it is predicted once; else 0."""
-  if not table.of(config).predicts_each_token or config.data.mixture:
+  objective = table.of(config)
+  if config.data.mixture or not objective.predicts_each_token:
     return 0
   split = store.manifest['splits']['validation']
   return split['bytes'] / split['tokens']
 
 
 class Validate(Hook):
-  """Validates, and says when that is a reason to stop.
+  """Validates, and reports when that is a reason to stop.
 
-  A validation that a signal cut short is done when the run resumes, before its first step.
+  A validation that a signal interrupted is done when the run resumes, before its first step.
   """
 
   def start(self, turn: Turn) -> Turn | None:
     progress = turn.progress
-    if not progress.step or not self.parts.plan.steps_left(progress):
+    is_between_steps = progress.step and self.parts.plan.steps_left(progress)
+    if not is_between_steps:
       return None
-    if progress.is_validated or not self.is_due(progress.step):
+    if progress.is_validated:
+      return None
+    if not self.is_due(progress.step):
       return None
     return self.act(turn)
 
   def act(self, turn: Turn) -> Turn:
+    limits = self.parts.plan.config.stop
     progress = self._validated(turn.progress)
     if progress.validation is None:
       raise RuntimeError('a validation has left no metrics')
-    patience, reason = stop.after_validation(self.parts.plan.config.stop, progress.patience, progress.validation)
+    patience, reason = stop.after_validation(limits, progress.patience, progress.validation)
     progress = dataclasses.replace(progress, patience=patience)
     return dataclasses.replace(turn, progress=progress, reason=reason)
 
   def finish(self, turn: Turn) -> Turn:
-    return dataclasses.replace(turn, progress=self._validated(turn.progress))
+    progress = self._validated(turn.progress)
+    return dataclasses.replace(turn, progress=progress)
 
   def result(self, progress: Progress) -> dict[str, Any]:
     return dict(validation=progress.validation)
@@ -93,10 +134,16 @@ class Validate(Hook):
     """`progress` with the metrics of this step's validation."""
     if progress.is_validated:
       return progress
-    with self.parts.phases.during('eval', 'step'):
-      values = measure(self.parts.store, self.parts.trainer, lambda: self.parts.phases.alive('step'))
-      for line in lines(values, progress.step):
-        self.parts.output.say(line)
-      self.parts.output.write(
-          progress.step, {f'validation/{name}': value for name, value in values.items()}, flush=True)
-    return dataclasses.replace(progress, validation=dict(values, step=progress.step))
+    step = progress.step
+    parts = self.parts
+    with parts.phases.during('eval', 'step'):
+      values = measure(parts.store, parts.trainer, self._alive)
+      for line in lines(values, step):
+        parts.output.say(line)
+      logged = {f'validation/{name}': value for name, value in values.items()}
+      parts.output.write(step, logged, flush=True)
+    validation = dict(values, step=step)
+    return dataclasses.replace(progress, validation=validation)
+
+  def _alive(self) -> None:
+    self.parts.phases.alive('step')

@@ -84,7 +84,7 @@ def read_run(folder):
   done = workdir.read_result(run, config)
   f'{done["step"]:,} {done["validation"]["nll"]:.4f}' if done else ''
   rewinds.happened(rewinds.read_rewinds(run))(5, dict(rewinds=0))
-  trackers._known(run, 'wandb')
+  trackers._known_run(run, 'wandb')
   results.add(run / 'evaluation.json', dict(step=7, shots=0, limit=0), {'x': {'accuracy': 1.0}})
   with contextlib.redirect_stdout(io.StringIO()):
     _, account = report.write(run)
