@@ -15,8 +15,21 @@ from t5like.prepared.parts import VOCABULARY
 
 CACHE = '~/.cache/t5like'
 # Keys of config.data that change the tokens of a dataset.
-ESSENTIAL = ('source', 'field', 'inputs', 'targets', 'split', 'validation', 'validation_fraction', 'max_documents',
-             'append_eos', 'shards', 'max_document_tokens', 'overlong', 'deduplicate')
+ESSENTIAL = (
+    'source',
+    'field',
+    'inputs',
+    'targets',
+    'split',
+    'validation',
+    'validation_fraction',
+    'max_documents',
+    'append_eos',
+    'shards',
+    'max_document_tokens',
+    'overlong',
+    'deduplicate',
+)
 SLUG = 40  # most characters of a folder's name that come from data.source
 DIGITS = 10  # of a digest in the name of a folder
 
@@ -34,7 +47,8 @@ def remote(config: Config) -> str:
   directory = paths.expand(config.data.directory)
   if not mirror.is_remote(directory):
     return ''
-  return f'{directory.rstrip("/")}/{_name(config)}'
+  parent = directory.rstrip('/')
+  return f'{parent}/{_name(config)}'
 
 
 def fetch(config: Config, say: Callable[[str], None] = print) -> None:
@@ -59,17 +73,20 @@ def fetch(config: Config, say: Callable[[str], None] = print) -> None:
     if manifest is None:  # deleted meanwhile
       return
     say(f'Copying {url} to {target}.')
-    mirror.pull(url, target, {**manifests.sizes(manifest), manifests.MANIFEST: None})
+    files: dict[str, int | None] = {**manifests.sizes(manifest), manifests.MANIFEST: None}
+    mirror.pull(url, target, files)
 
 
 def _name(config: Config) -> str:
   spec = _vocabulary(config)
   # A vocabulary that prepare makes for a mixture lies beside its datasets, wherever that is.
-  spec['path'] = spec['path'].removeprefix(f'{config.data.directory.rstrip("/")}/')
+  directory = config.data.directory.rstrip('/')
+  spec['path'] = spec['path'].removeprefix(f'{directory}/')
   essence = dict(_essence(config.data), vocabulary=spec)
   words = re.sub(r'[^A-Za-z0-9]+', '-', config.data.source).strip('-')
   slug = words[:SLUG].strip('-')
-  return f'{slug}-{sha256(essence)[:DIGITS]}'
+  digest = sha256(essence)[:DIGITS]
+  return f'{slug}-{digest}'
 
 
 def _vocabulary(config: Config) -> dict[str, Any]:
@@ -83,7 +100,11 @@ def _vocabulary(config: Config) -> dict[str, Any]:
 def _essence(data: Config) -> dict[str, Any]:
   """All that the text of a dataset depends on, for JSON."""
   values = {key: data[key] for key in ESSENTIAL}
-  essence: dict[str, Any] = dict(format=manifests.FORMAT, block=shards.BLOCK, data=values)
+  essence: dict[str, Any] = dict(
+      format=manifests.FORMAT,
+      block=shards.BLOCK,
+      data=values,
+  )
   if data.source.startswith('python_'):
     essence['python'] = platform.python_version()
   return essence
@@ -96,8 +117,10 @@ def datasets(config: Config) -> dict[str, Config]:
   spec = config.vocabulary
   is_shared = len(distinct) > 1 and not spec.path and spec.name != 'bytes'
   if is_shared:
-    digest = sha256([sorted(distinct), _vocabulary(config)])[:DIGITS]
-    path = f'{config.data.directory.rstrip("/")}/vocabulary-{digest}/{VOCABULARY}'
+    essence = [sorted(distinct), _vocabulary(config)]
+    digest = sha256(essence)[:DIGITS]
+    directory = config.data.directory.rstrip('/')
+    path = f'{directory}/vocabulary-{digest}/{VOCABULARY}'
     for c in configs.values():
       with c.unlocked():
         c.vocabulary.path = path
@@ -110,4 +133,5 @@ def _to_json(value: Any) -> str:
 
 def sha256(value: Any) -> str:
   """Hex digest of a value for JSON."""
-  return hashlib.sha256(_to_json(value).encode()).hexdigest()
+  content = _to_json(value).encode()
+  return hashlib.sha256(content).hexdigest()

@@ -22,12 +22,17 @@ def find(parts: Sequence[bytes]) -> list[np.ndarray]:
   Returns:
     A bool [n] for each part.
   """
-  halves = np.frombuffer(b''.join(parts), '<u8').reshape(-1, 2)
-  order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equals stay in order
-  in_order = halves[order]
-  equals_previous = (in_order[1:] == in_order[:-1]).all(axis=1)
-  repeats = np.zeros(len(halves), bool)
-  repeats[order[1:][equals_previous]] = True
+  digests = np.frombuffer(b''.join(parts), '<u8').reshape(-1, 2)  # two halves each
+  first_half = digests[:, 0]
+  second_half = digests[:, 1]
+  order = np.lexsort((second_half, first_half))  # stable: equals stay in order
+  in_order = digests[order]
+  following = in_order[1:]
+  previous = in_order[:-1]
+  equals_previous = (following == previous).all(axis=1)
+  repeated = order[1:][equals_previous]
+  repeats = np.zeros(len(digests), bool)
+  repeats[repeated] = True
   counts = [len(part) // DIGEST for part in parts]
   ends = np.cumsum(counts)
   return np.split(repeats, ends[:-1])

@@ -54,7 +54,8 @@ def inputs(config: Config, texts: Sources) -> Inputs:
   values = {name: source.fingerprint for name, source in texts.items()}
   spec = config.vocabulary
   if spec.path and mirror.is_file(spec.path):
-    values['vocabulary'] = dict(sha256=shards.sha256(mirror.read_bytes(spec.path)))
+    content = mirror.read_bytes(spec.path)
+    values['vocabulary'] = dict(sha256=shards.sha256(content))
     special = _special(spec)
     if special:
       values['vocabulary']['special'] = special
@@ -74,8 +75,10 @@ def _special(spec: Any) -> dict[str, Any]:
 
 def as_known_to(old: Inputs, new: Inputs) -> Inputs:
   """`new` inputs without the special tokens, if an older version, which left the inputs `old`, did not record them."""
+  if 'vocabulary' not in new:
+    return new
   known = old.get('vocabulary')
-  if 'vocabulary' not in new or not isinstance(known, dict) or 'special' in known:
+  if not isinstance(known, dict) or 'special' in known:
     return new
   own = dict(new['vocabulary'])
   own.pop('special', None)
@@ -92,7 +95,9 @@ def difference(old: Inputs, new: Inputs) -> str:
       after = _by_path(after['files'])
     keys = _differing(before, after)
     if keys:
-      return f'{len(keys)} differences, first {keys[0]}: {_change(keys[0], before, after)}'
+      first = keys[0]
+      change = _change(first, before, after)
+      return f'{len(keys)} differences, first {first}: {change}'
   return 'in order only'
 
 
@@ -146,7 +151,11 @@ def parts(config: Config, texts: Sources) -> list[dict[str, Any]]:
   return work
 
 
-def _count(config: Config, source: Source, items: int) -> int:
+def _count(
+    config: Config,
+    source: Source,
+    items: int,
+) -> int:
   """How many parts the first `items` items of a source are cut into, at most one an item."""
   size = source.num_bytes * items / max(1, source.num_items)
   by_size = math.ceil(size / SHARD_BYTES) or 1
@@ -167,8 +176,9 @@ def _items(source: Source, limit: int) -> tuple[int, int | None]:
     return source.num_items, None
   seen = 0
   for item in range(source.num_items):
-    records = itertools.islice(source.documents(item, item + 1), limit - seen)
-    count = sum(1 for _ in records)
+    records = source.documents(item, item + 1)
+    wanted = itertools.islice(records, limit - seen)
+    count = sum(1 for _ in wanted)
     seen += count
     if seen >= limit:
       return item + 1, count
@@ -200,7 +210,8 @@ def jobs(
   )
   work = []
   for number, part in enumerate(plan['parts']):
-    work.append(dict(common, number=number, part=part))
+    job = dict(common, number=number, part=part)
+    work.append(job)
   return work
 
 
@@ -211,7 +222,8 @@ def digest(job: Job) -> None:
   digests = []
   for texts, _ in examples.examples(config, source, job['part'], count):
     digests.append(duplicates.digest(texts))
-  _leave(job, digests_name(job['number']), b''.join(digests))
+  name = digests_name(job['number'])
+  _leave(job, name, b''.join(digests))
 
 
 def make(job: Job, bar: bool = False) -> None:
@@ -221,7 +233,8 @@ def make(job: Job, bar: bool = False) -> None:
   _fetch(job, VOCABULARY)
   path = target / VOCABULARY
   spec = config.vocabulary
-  vocab = _vocabulary(spec.name, spec.sentinels, path, path.stat().st_mtime_ns)
+  stamp = path.stat().st_mtime_ns
+  vocab = _vocabulary(spec.name, spec.sentinels, path, stamp)
   repeats = None
   if config.data.deduplicate:
     name = repeats_name(job['number'])
@@ -232,7 +245,8 @@ def make(job: Job, bar: bool = False) -> None:
     names = [file['file'] for file in files_of(mark)]
     mirror.push(target, job['remote'], names)
   content = plain_json.dumps(mark, indent=1) + '\n'
-  _leave(job, mark_name(job['number']), content.encode())
+  name = mark_name(job['number'])
+  _leave(job, name, content.encode())
 
 
 def _fetch(job: Job, name: str) -> None:
@@ -262,16 +276,19 @@ def files_of(mark: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _leave(job: Job, name: str, content: bytes) -> None:
-  write_file(pathlib.Path(job['target']) / name, content)
+  path = pathlib.Path(job['target']) / name
+  write_file(path, content)
   if job['remote']:
     mirror.push(job['target'], job['remote'], [name])
 
 
 def _open(job: Job) -> tuple[Config, Source]:
-  pathlib.Path(job['target']).mkdir(parents=True, exist_ok=True)
+  target = pathlib.Path(job['target'])
+  target.mkdir(parents=True, exist_ok=True)
   expected = plain_json.dumps(job['inputs'], sort_keys=True)
   config, texts = _opened(job['config'], expected)
-  return config, texts[job['part']['source']]
+  source = job['part']['source']
+  return config, texts[source]
 
 
 @functools.lru_cache(2)
@@ -282,15 +299,17 @@ def _opened(text: str, expected: str) -> tuple[Config, Sources]:
   before = json.loads(expected)
   now = plain_json.as_read(inputs(config, texts))
   if as_known_to(before, now) != before:
-    raise DataError(f'data.source={config.data.source!r} has changed while it is being prepared, or is another one on '
-                    'this machine: run prepare again when it is as it should be.')
+    raise DataError(
+        f'data.source={config.data.source!r} has changed while it is being prepared, or is another one on this '
+        'machine: run prepare again when it is as it should be.')
   return config, texts
 
 
 @functools.lru_cache(2)
 def _vocabulary(name: str, sentinels: int, path: pathlib.Path, stamp: int) -> Vocabulary:
   """The vocabulary in a file; `stamp`: a file that was made again is another one."""
-  return loading.load(types.SimpleNamespace(name=name, sentinels=sentinels), path)
+  spec = types.SimpleNamespace(name=name, sentinels=sentinels)
+  return loading.load(spec, path)
 
 
 # --- All parts, on one machine ------------------------------------------------------------------
@@ -317,15 +336,20 @@ def run_here(
       yield job['number']
     return
   context = multiprocessing.get_context('spawn')  # a fork of a process with threads may hang
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context, die_with_parent) as pool:
-    numbers = {pool.submit(function, job): job['number'] for job in todo}
+  processes = min(workers, len(todo))
+  with concurrent.futures.ProcessPoolExecutor(processes, context, die_with_parent) as pool:
+    numbers = {}
+    for job in todo:
+      future = pool.submit(function, job)
+      numbers[future] = job['number']
     try:
       for future in concurrent.futures.as_completed(numbers):
         future.result()
         yield numbers[future]
     except concurrent.futures.process.BrokenProcessPool as error:
-      raise DataError('A process that prepares data was killed (out of memory? data.prepare_workers sets how many '
-                      'there are). Run prepare again: finished parts are kept.') from error
+      raise DataError(
+          'A process that prepares data was killed (out of memory? data.prepare_workers sets how many there are). Run '
+          'prepare again: finished parts are kept.') from error
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -333,8 +357,9 @@ def run_here(
 def workers(config: Config, texts: Sources) -> int:
   """How many processes to use."""
   size = sum(source.num_bytes for source in texts.values())
+  worthwhile = round(size / WORTH_A_PROCESS)
   most = config.data.prepare_workers or os.cpu_count() or 1
-  return max(1, min(most, round(size / WORTH_A_PROCESS)))
+  return max(1, min(most, worthwhile))
 
 
 def die_with_parent(*_: Any) -> None:

@@ -43,8 +43,11 @@ PLAN = 'plan.json'
 INPUTS = 'inputs.json'  # beside the vocabulary of a mixture
 KINDS = ('tokens', 'lengths', 'names')  # of files of shards
 REPORTED = dict(  # counts of a manifest, as a person reads them
-    dropped='empty documents dropped', repeated='documents dropped whose text was there before',
-    overlong='documents above data.max_document_tokens', bad='damaged records left out (data.max_bad_records)')
+    dropped='empty documents dropped',
+    repeated='documents dropped whose text was there before',
+    overlong='documents above data.max_document_tokens',
+    bad='damaged records skipped (data.max_bad_records)',
+)
 
 print_progress = functools.partial(print, flush=True)
 
@@ -96,21 +99,26 @@ def _share_vocabulary(config: Config, configs: Sequence[Config], say: Say) -> No
     url = path.rpartition('/')[0]
   local.mkdir(parents=True, exist_ok=True)
   with mirror.alone(local, say):
-    if mirror.is_file(path) and any(_is_prepared(c) for c in configs):
+    exists = mirror.is_file(path)
+    if exists and any(_is_prepared(c) for c in configs):
       return  # prepared datasets keep their vocabulary, also when their source is gone
     sources = [parts.open_sources(c) for c in configs]
     inputs = [_fingerprints(texts) for texts in sources]
-    if mirror.is_file(path) and plain_json.as_read(inputs) == manifests.read_json(f'{url or local}/{INPUTS}'):
-      return
-    (local / VOCABULARY).unlink(missing_ok=True)
+    if exists:
+      previous = manifests.read_json(f'{url or local}/{INPUTS}')
+      if previous == plain_json.as_read(inputs):
+        return
+    file = local / VOCABULARY
+    file.unlink(missing_ok=True)
     _write_json(local / INPUTS, inputs)
     start = time.monotonic()
     share = config.vocabulary.train_characters // len(configs)
     texts = _shared_texts(configs, sources, share)
-    vocab = loading.train(config.vocabulary, texts, local / VOCABULARY)
+    vocab = loading.train(config.vocabulary, texts, file)
     if url:
       mirror.push(local, url, [INPUTS, VOCABULARY])
-    say(f'vocabulary of {len(configs)} datasets: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+    seconds = time.monotonic() - start
+    say(f'vocabulary of {len(configs)} datasets: {vocab.name}, {vocab.size} ids, {seconds:.1f} s')
 
 
 def _fingerprints(texts: Sources) -> dict[str, Any]:
@@ -124,7 +132,8 @@ def _shared_texts(
 ) -> Iterator[str]:
   """Yields the texts for the vocabulary of a mixture: `share` characters of each dataset, all for an alphabet."""
   for config, texts in zip(configs, sources):
-    own = vocabulary_texts.texts_for_vocabulary(config, texts, _plan_of_vocabulary(config, texts))
+    plan = _plan_of_vocabulary(config, texts)
+    own = vocabulary_texts.texts_for_vocabulary(config, texts, plan)
     if vocabulary_texts.needs_all(config):
       yield from own
     else:
@@ -149,8 +158,9 @@ def _prepare(config: Config, say: Say, run: Run | None) -> pathlib.Path:
     fetch(config, say)
     return _prepare_here(config, target, say, run)
   except OSError as error:
-    raise DataError(f'Preparing {target} failed: {error}. What is done is kept: when there is room, and permission to '
-                    'write there, run prepare again.') from error
+    raise DataError(
+        f'Preparing {target} failed: {error}. Finished parts are kept: when there is space, and permission to write '
+        'there, run prepare again.') from error
 
 
 def _prepare_here(
@@ -164,7 +174,7 @@ def _prepare_here(
     texts = parts.open_sources(config)
   except DataError:
     if manifest and not manifests.broken_files(target, manifest):
-      say(f'{target}: prepared; its source is not here any more, which does no harm.')
+      say(f'{target}: prepared. Its source does not exist any more; it is not needed.')
       return target
     raise
   target.mkdir(parents=True, exist_ok=True)
@@ -178,7 +188,11 @@ def _prepare_here(
       if not broken:
         say(f'{target}: prepared already.')
         return target
-    plan = dict(format=manifests.FORMAT, inputs=inputs, parts=parts.parts(config, texts))
+    plan = dict(
+        format=manifests.FORMAT,
+        inputs=inputs,
+        parts=parts.parts(config, texts),
+    )
     _hold_out(config, texts, plan, say)
     if manifest:
       say(f'{target}: {broken[0]}; making incomplete files again.')
@@ -196,12 +210,15 @@ def _check_inputs(
   """`inputs` as the version that prepared a dataset recorded them; DataError where the text has changed since."""
   known = parts.as_known_to(manifest['inputs'], inputs)
   if known != inputs:
-    say(f'{target}: an older version of t5like took special tokens by their names when it prepared this. To have '
+    say(
+        f'{target}: an older version of t5like took special tokens by their names when it prepared this. To have '
         'those that the files beside the tokenizer name, delete the folder and run prepare again.')
-  if manifest['inputs'] != known:
-    change = parts.difference(manifest['inputs'], known)
-    raise DataError(f'The source of {target} has changed since it was prepared ({change}): delete that folder, '
-                    'or choose another data.directory.')
+  recorded = manifest['inputs']
+  if recorded != known:
+    change = parts.difference(recorded, known)
+    raise DataError(
+        f'The source of {target} has changed since it was prepared ({change}): delete that folder, or choose another '
+        'data.directory.')
   return known
 
 
@@ -211,10 +228,11 @@ def _hold_out(config: Config, texts: Sources, plan: Plan, say: Say) -> None:
     if source.left_out:
       say(f'{source.left_out:,} files of {source.name} are validation files, too, and are not trained on.')
   held, line = held_out.find(config, texts, plan)
-  if held:
-    say(line)
-    for part in plan['parts']:
-      part['held'] = held
+  if not held:
+    return
+  say(line)
+  for part in plan['parts']:
+    part['held'] = held
 
 
 # --- The plan and finished parts ----------------------------------------------------------------
@@ -223,9 +241,11 @@ def _hold_out(config: Config, texts: Sources, plan: Plan, say: Say) -> None:
 def _reopen(target: pathlib.Path, manifest: Manifest, plan: Plan) -> None:
   """Turns a finished folder back into an unfinished one."""
   for i, mark in enumerate(manifest['parts']):
-    _write_json(target / parts.mark_name(i), mark)
+    name = parts.mark_name(i)
+    _write_json(target / name, mark)
   _write_json(target / PLAN, plan)
-  (target / manifests.MANIFEST).unlink()
+  path = target / manifests.MANIFEST
+  path.unlink()
 
 
 def _make(
@@ -247,35 +267,45 @@ def _make(
   jobs = parts.jobs(config, target, url, plan)
   workers = parts.workers(config, texts)
   make = parts.make
-  if workers == 1 and not run and say is print_progress:  # a progress bar is for one process and a person who watches
+  is_watched = say is print_progress
+  if is_watched and workers == 1 and not run:  # a progress bar is for one process and a person who watches
     make = functools.partial(parts.make, bar=True)
   run = run or functools.partial(parts.run_here, workers=workers)
   todo = [job for job in jobs if not _done(job)]
   if config.data.deduplicate:
     _find_repeats(jobs, target, url, run, say)
   for number in run(make, todo):
-    say(f'part {number + 1} of {len(jobs)}: {_mark(jobs[number])["documents"]} documents')
+    mark = _mark(jobs[number])
+    say(f'part {number + 1} of {len(jobs)}: {mark["documents"]} documents')
   marks = [_mark(job) for job in jobs]
   manifest = new_manifest.of_parts(config, texts, plan, marks, vocab)
   _finish(target, url, manifest)
   _summarise(manifest, say)
-  say(f'{target}: prepared in {time.monotonic() - start:.1f} s')
+  seconds = time.monotonic() - start
+  say(f'{target}: prepared in {seconds:.1f} s')
 
 
 def _begin_anew(target: pathlib.Path, url: str, plan: Plan) -> None:
-  for pattern in MARKS:
-    for file in list(target.glob(pattern)):
-      file.unlink()
+  _delete(target, MARKS)
   if url:
     mirror.remove(url, MARKS)
-  (target / VOCABULARY).unlink(missing_ok=True)
+  vocabulary = target / VOCABULARY
+  vocabulary.unlink(missing_ok=True)
   _write_json(target / PLAN, plan)
+
+
+def _delete(folder: pathlib.Path, patterns: Iterable[str]) -> None:
+  """Deletes the files of a folder whose names match a pattern."""
+  for pattern in patterns:
+    for file in list(folder.glob(pattern)):
+      file.unlink()
 
 
 def _mark(job: Job) -> Any:
   """The mark that `parts.make` left of a job, or None."""
   place = job['remote'] or job['target']
-  return manifests.read_json(f'{place}/{parts.mark_name(job["number"])}', manifests.PART)
+  name = parts.mark_name(job['number'])
+  return manifests.read_json(f'{place}/{name}', manifests.PART)
 
 
 def _done(job: Job) -> bool:
@@ -290,10 +320,14 @@ def _done(job: Job) -> bool:
 
 
 def _is_whole(job: Job, file: Mapping[str, Any]) -> bool:
-  if job['remote']:
-    return mirror.is_file(f'{job["remote"]}/{file["file"]}')
-  path = pathlib.Path(job['target']) / file['file']
-  return path.is_file() and shards.file_sha256(path) == file['sha256']
+  name = file['file']
+  remote_folder = job['remote']
+  if remote_folder:
+    return mirror.is_file(f'{remote_folder}/{name}')
+  path = pathlib.Path(job['target']) / name
+  if not path.is_file():
+    return False
+  return shards.file_sha256(path) == file['sha256']
 
 
 def _find_repeats(
@@ -320,17 +354,26 @@ def _find_repeats(
   repeated = 0
   documents = 0
   for i, part_repeats in zip(order, repeats):
-    write_file(target / repeats_files[i], part_repeats.tobytes())
+    path = target / repeats_files[i]
+    write_file(path, part_repeats.tobytes())
     repeated += int(part_repeats.sum())
     documents += len(part_repeats)
   if url:
     mirror.push(target, url, repeats_files)
-  say(f'{repeated:,} of {documents:,} documents repeat another, {time.monotonic() - start:.1f} s')
+  seconds = time.monotonic() - start
+  say(f'{repeated:,} of {documents:,} documents repeat another, {seconds:.1f} s')
 
 
 def _validation_first(jobs: Sequence[Job]) -> list[int]:
   """Numbers of the jobs, those of validation text first."""
-  return sorted(range(len(jobs)), key=lambda i: jobs[i]['part']['source'] != 'validation')
+  of_validation = []
+  others = []
+  for number, job in enumerate(jobs):
+    if job['part']['source'] == 'validation':
+      of_validation.append(number)
+    else:
+      others.append(number)
+  return of_validation + others
 
 
 # --- The vocabulary -----------------------------------------------------------------------------
@@ -349,8 +392,10 @@ def _vocabulary(
   path = target / VOCABULARY
   if path.exists():
     return loading.load(spec, path)
-  vocab = loading.train(spec, vocabulary_texts.texts_for_vocabulary(config, texts, plan), path)
-  say(f'vocabulary: {vocab.name}, {vocab.size} ids, {time.monotonic() - start:.1f} s')
+  sample = vocabulary_texts.texts_for_vocabulary(config, texts, plan)
+  vocab = loading.train(spec, sample, path)
+  seconds = time.monotonic() - start
+  say(f'vocabulary: {vocab.name}, {vocab.size} ids, {seconds:.1f} s')
   if vocab.name == 'sentencepiece' and not spec.path and vocab.size < spec.size:
     say(f'vocabulary.size={spec.size} is more than this text can fill: it has {vocab.size}.')
   return vocab
@@ -363,7 +408,8 @@ def _finish(target: pathlib.Path, url: str, manifest: Manifest) -> None:
   """Completes the folder: TFDS's description, then the manifest, and nothing else."""
   kept = manifests.sizes(manifest)
   for kind in KINDS:
-    for file in list(target.glob(f'{kind}-*')):
+    files = list(target.glob(f'{kind}-*'))
+    for file in files:
       if file.name not in kept:  # shards of a split without tokens, which TFDS cannot read
         file.unlink()
   shards.write_tfds_metadata(target, manifest)
@@ -373,27 +419,30 @@ def _finish(target: pathlib.Path, url: str, manifest: Manifest) -> None:
   _write_json(target / manifests.MANIFEST, manifests.sealed(manifest))
   if url:
     mirror.push(target, url, [manifests.MANIFEST])
-  for pattern in (*MARKS, '*.tmp', PLAN):
-    for file in list(target.glob(pattern)):
-      file.unlink()
+  _delete(target, (*MARKS, '*.tmp', PLAN))
   if url:
     mirror.remove(url, MARKS)
 
 
 def _summarise(manifest: Manifest, say: Say) -> None:
   """Reports the content of a dataset that was just made."""
-  for split, entry in manifest['splits'].items():
-    say(f'{split}: {entry["documents"]} documents, {entry["tokens"]} tokens, '
-        f'{entry["bytes"] / entry["tokens"]:.2f} bytes per token')
-  if 'validation' not in manifest['splits']:
-    say('There is no validation text: all of it was left out. Raise data.validation_fraction, or give data.validation '
+  splits = manifest['splits']
+  for split, entry in splits.items():
+    tokens = entry['tokens']
+    bytes_per_token = entry['bytes'] / tokens
+    say(f'{split}: {entry["documents"]} documents, {tokens} tokens, {bytes_per_token:.2f} bytes per token')
+  if 'validation' not in splits:
+    say(
+        'There is no validation text: all of it was dropped. Raise data.validation_fraction, or give data.validation '
         'files of their own.')
   for key, meaning in REPORTED.items():
-    if manifest[key]:
-      say(f'{manifest[key]} {meaning}')
+    count = manifest[key]
+    if count:
+      say(f'{count} {meaning}')
   for message in manifest['damage']:
     say(f'  {message}')
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-  write_file(path, plain_json.dumps(value, indent=1).encode() + b'\n')
+  content = plain_json.dumps(value, indent=1)
+  write_file(path, content.encode() + b'\n')

@@ -58,10 +58,13 @@ def write_part(
   writers = {}
   for split, file in part['files'].items():
     writers[split] = Shard(target / file, dtype(vocab))
-  read = _with_bar(examples.examples(config, source, part, count), size, bar)
-  for batch in _batches(_without_repeats(read, repeats, count)):
+  read = examples.examples(config, source, part, count)
+  shown = _with_bar(read, size, bar)
+  distinct = _without_repeats(shown, repeats, count)
+  for batch in _batches(distinct):
     pieces = _pieces(config, part, batch)
-    encoded = iter(vocab.encode_batch(_all_texts(pieces)))
+    texts_of_batch = _all_texts(pieces)
+    encoded = iter(vocab.encode_batch(texts_of_batch))
     for split, texts, name in pieces:
       ids = [_with_end(config, vocab, next(encoded)) for _ in texts]
       ids = _limited(config, ids, name, count)
@@ -97,9 +100,10 @@ def _num_bytes(texts: Texts) -> int:
 
 
 def _with_end(config: Config, vocab: Vocabulary, ids: np.ndarray) -> np.ndarray:
-  if config.data.append_eos and vocab.eos_id is not None:
-    return np.append(ids, np.int32(vocab.eos_id))
-  return ids
+  if not config.data.append_eos or vocab.eos_id is None:
+    return ids
+  end = np.int32(vocab.eos_id)
+  return np.append(ids, end)
 
 
 def _without_repeats(
@@ -121,7 +125,8 @@ def _limited(config: Config, ids: Arrays, name: str, count: Count) -> Arrays:
   """Ids of the texts of an example within data.max_document_tokens; [] for one to leave out."""
   too_long = OVERLONG[config.data.overlong]
   most = config.data.max_document_tokens
-  if not most or max(map(len, ids)) <= most:
+  longest = max(map(len, ids))
+  if not most or longest <= most:
     return ids
   limited = too_long(config.data, ids, name)
   count['overlong'] += 1
@@ -146,15 +151,19 @@ def _drop_overlong(data: Config, ids: Arrays, name: str) -> Arrays:
 
 
 def _refuse_overlong(data: Config, ids: Arrays, name: str) -> Arrays:
-  raise DataError(f'{name} has {max(map(len, ids)):,} tokens, above data.max_document_tokens='
-                  f"{data.max_document_tokens:,}. Raise that, or let data.overlong='truncate' or 'drop' say what to "
-                  'do.')
+  longest = max(map(len, ids))
+  raise DataError(
+      f'{name} has {longest:,} tokens, above data.max_document_tokens={data.max_document_tokens:,}. Raise that, or set '
+      "data.overlong to 'truncate' or 'drop'.")
 
 
 # Ids of an example with a text above data.max_document_tokens: (config.data; ids of its texts; its name).
 Overlong = Callable[[Config, Arrays, str], Arrays]
 OVERLONG: Mapping[str, Overlong] = choices.implement('data.overlong', choices.OVERLONG, dict(
-    truncate=_truncate, drop=_drop_overlong, error=_refuse_overlong))
+    truncate=_truncate,
+    drop=_drop_overlong,
+    error=_refuse_overlong,
+))
 
 
 def _batches(read: Iterable[Example]) -> Iterator[list[Example]]:
@@ -238,15 +247,17 @@ class Shard:
     self.mark['documents'] += 1
     self.mark['bytes'] += num_bytes
     if self.num_waiting >= BUFFERED:
-      self._write(self.num_waiting - self.num_waiting % BLOCK)
+      rest = self.num_waiting % BLOCK
+      self._write(self.num_waiting - rest)
 
   def _write(self, stop: int) -> None:
     """Writes the first `stop` tokens that wait."""
     tokens = np.concatenate(self.waiting)
     with _system_errors():
       for start in range(0, stop, BLOCK):
-        block = tokens[start:min(start + BLOCK, stop)]
-        self.writer.write(_record(block, self.dtype))
+        end = min(start + BLOCK, stop)
+        record = _record(tokens[start:end], self.dtype)
+        self.writer.write(record)
         self.mark['blocks'] += 1
     self.mark['tokens'] += stop
     largest = int(tokens.max())
@@ -267,10 +278,15 @@ class Shard:
     # Little-endian int32 [examples, texts]: tokens of each text, its end included.
     lengths = np.array(self.lengths, '<i4').tobytes()
     # Names of the examples, a line each. No time of day inside, so the same bytes every time.
-    names = zstandard.ZstdCompressor().compress('\n'.join(self.names).encode())
-    return self.mark | _file_mark(self.path) | dict(
+    lines = '\n'.join(self.names)
+    compressor = zstandard.ZstdCompressor()
+    names = compressor.compress(lines.encode())
+    return dict(
+        self.mark,
+        **_file_mark(self.path),
         lengths=_beside(self.path, 'lengths-', 'bin', lengths),
-        names=_beside(self.path, 'names-', 'zst', names))
+        names=_beside(self.path, 'names-', 'zst', names),
+    )
 
 
 @contextlib.contextmanager
@@ -289,14 +305,19 @@ def _beside(
     content: bytes,
 ) -> dict[str, Any]:
   """Writes 'lengths-train-00000-of-00002.bin' beside 'tokens-train.array_record-00000-of-00002'; its mark."""
-  name = path.name.replace('tokens-', start).replace('.array_record-', '-')
+  name = path.name.replace('tokens-', start)
+  name = name.replace('.array_record-', '-')
   file = path.with_name(f'{name}.{ending}')
   write_file(file, content)
   return _file_mark(file)
 
 
 def _file_mark(path: pathlib.Path) -> dict[str, Any]:
-  return dict(file=path.name, size=path.stat().st_size, sha256=file_sha256(path))
+  return dict(
+      file=path.name,
+      size=path.stat().st_size,
+      sha256=file_sha256(path),
+  )
 
 
 def _record(tokens: np.ndarray, dtype: str) -> bytes:
@@ -304,10 +325,12 @@ def _record(tokens: np.ndarray, dtype: str) -> bytes:
   from tensorflow_datasets.proto import tf_example_pb2
   proto: Any = tf_example_pb2
   padding = BLOCK - len(tokens)
-  payload = np.pad(tokens.astype(dtype), (0, padding)).tobytes()
+  padded = np.pad(tokens.astype(dtype), (0, padding))
+  payload = padded.tobytes()
   example = proto.Example()
-  example.features.feature['n'].int64_list.value.append(len(tokens))
-  example.features.feature['tokens'].bytes_list.value.append(payload)
+  features = example.features.feature
+  features['n'].int64_list.value.append(len(tokens))
+  features['tokens'].bytes_list.value.append(payload)
   # Without deterministic=True the order of the two features differs from process to process (and
   # TFDS's own serializer does without). Sorted by name, the tokens come last.
   record = example.SerializeToString(deterministic=True)
@@ -321,13 +344,23 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Mapping[str, Any]) -> No
   library: Any = tfds
   infos = []
   for name, split in manifest['splits'].items():
-    infos.append(_split_info(library, folder, name, split['shards']))
+    info = _split_info(library, folder, name, split['shards'])
+    infos.append(info)
   block_dtype = np.dtype(manifest['dtype']).type
-  tokens = library.features.Tensor(shape=(manifest['block'],), dtype=block_dtype, encoding='bytes')
+  tokens = library.features.Tensor(
+      shape=(manifest['block'],),
+      dtype=block_dtype,
+      encoding='bytes',
+  )
   number = library.features.Scalar(np.int32)
   features = library.features.FeaturesDict(dict(tokens=tokens, n=number))
   library.folder_dataset.write_metadata(
-      data_dir=folder, features=features, split_infos=infos, filename_template=TEMPLATE, check_data=False)
+      data_dir=folder,
+      features=features,
+      split_infos=infos,
+      filename_template=TEMPLATE,
+      check_data=False,
+  )
 
 
 def _split_info(
@@ -338,10 +371,20 @@ def _split_info(
 ) -> Any:
   """TFDS's SplitInfo of a split; library: tensorflow_datasets; shards: of the manifest."""
   template = library.core.ShardedFileTemplate(
-      data_dir=folder, dataset_name='tokens', split=name, filetype_suffix='array_record', template=TEMPLATE)
+      data_dir=folder,
+      dataset_name='tokens',
+      split=name,
+      filetype_suffix='array_record',
+      template=TEMPLATE,
+  )
+  lengths = [shard['blocks'] for shard in shards]
+  num_bytes = sum(shard['size'] for shard in shards)
   return library.core.SplitInfo(
-      name=name, shard_lengths=[shard['blocks'] for shard in shards],
-      num_bytes=sum(shard['size'] for shard in shards), filename_template=template)
+      name=name,
+      shard_lengths=lengths,
+      num_bytes=num_bytes,
+      filename_template=template,
+  )
 
 
 def sha256(content: bytes) -> str:

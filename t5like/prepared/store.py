@@ -55,15 +55,16 @@ class Store:
   def vocabulary(self) -> Vocabulary:
     """DataError when it is damaged, or another one."""
     entry = self.manifest['vocabulary']
+    path = self.folder / entry['file']
     spec = types.SimpleNamespace(name=entry['name'], sentinels=entry['num_sentinels'])
-    loaded = loading.load(spec, self.folder / entry['file'])
+    loaded = loading.load(spec, path)
     if loaded.fingerprint != entry['fingerprint']:
-      raise DataError(f'{self.folder / entry["file"]} is not the vocabulary that made the tokens '
-                      'beside it: delete the folder and run prepare again.')
+      raise DataError(
+          f'{path} is not the vocabulary that made the tokens beside it: delete the folder and run prepare again.')
     return loaded
 
   def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name != 'vocabulary'}
+    return _without(self.__dict__, 'vocabulary')
 
   def windows(
       self,
@@ -91,7 +92,8 @@ class Store:
     return windows
 
   def _too_small(self, split: str, sizes: Sequence[int], length: int) -> str:
-    listed = ' + '.join(map(str, sizes))
+    numbers = [str(size) for size in sizes]
+    listed = ' + '.join(numbers)
     fix = 'lower data.shards'
     if split == 'validation':
       fix = 'raise data.validation_fraction'
@@ -104,9 +106,11 @@ class Store:
     counts = []
     for shard in self._shards(split):
       entry = shard['lengths']
-      files.append((str(self.folder / entry['file']), entry['sha256']))
+      path = str(self.folder / entry['file'])
+      files.append((path, entry['sha256']))
       counts.append(shard['documents'])
-    return Examples(self.tokens(split), files, counts, self.manifest['texts'])
+    tokens = self.tokens(split)
+    return Examples(tokens, files, counts, self.manifest['texts'])
 
   def names(self, split: str, start: int, size: int) -> list[Document]:
     """The documents that hold tokens start ..< start + size of a split, all its shards counted through.
@@ -120,23 +124,27 @@ class Store:
     stop = start + size
     ends = self._ends(shard)
     names = self._names(shard)
-    documents = []
     first_document = np.searchsorted(ends, start, 'right')
     last_document = np.searchsorted(ends, stop, 'left')
+    documents = []
     for i in range(first_document, last_document + 1):
       document_start = 0
       if i > 0:
         document_start = int(ends[i - 1])
+      document_end = int(ends[i])
       first = max(start, document_start)
-      last = min(stop, int(ends[i]))
-      documents.append((names[i], first - document_start, last - first))
+      last = min(stop, document_end)
+      document = (names[i], first - document_start, last - first)
+      documents.append(document)
     return documents
 
   def _ends(self, shard: ShardEntry) -> np.ndarray:
     """Tokens of a shard up to the end of each of its documents: int64 [n]."""
-    path = self.folder / shard['lengths']['file']
-    lengths = _read_lengths(path, shard['lengths']['sha256'], self.manifest['texts'])
-    return np.cumsum(lengths.sum(1, dtype=np.int64))
+    entry = shard['lengths']
+    path = self.folder / entry['file']
+    lengths = _read_lengths(path, entry['sha256'], self.manifest['texts'])
+    of_documents = lengths.sum(1, dtype=np.int64)
+    return np.cumsum(of_documents)
 
   def _names(self, shard: ShardEntry) -> list[str]:
     """Ids of the documents of a shard."""
@@ -146,7 +154,8 @@ class Store:
     try:
       if zstandard.frame_content_size(content) > NAMES:  # zstandard allocates that size immediately
         raise ValueError(f'it holds more than {NAMES:,} bytes')
-      names = zstandard.ZstdDecompressor().decompress(content, max_output_size=NAMES)
+      decompressor = zstandard.ZstdDecompressor()
+      names = decompressor.decompress(content, max_output_size=NAMES)
       return names.decode().split('\n')
     except (zstandard.ZstdError, ValueError) as error:
       raise DataError(f'{path} is damaged ({error}): delete it and run prepare again, the others are kept.') from error
@@ -156,18 +165,21 @@ class Store:
     return self
 
   def _shards(self, split: str) -> list[ShardEntry]:
-    if split not in self.manifest['splits']:
+    splits = self.manifest['splits']
+    if split not in splits:
       raise DataError(f'{self.folder} has no split {split!r}; it has {", ".join(self.splits)}.')
-    return self.manifest['splits'][split]['shards']
+    return splits[split]['shards']
 
   def tokens(self, split: str) -> 'Tokens':
     """Returns the Tokens of a split; DataError for an unknown one."""
     paths = []
     sizes = []
     for shard in self._shards(split):
-      paths.append(str(self.folder / shard['file']))
+      path = self.folder / shard['file']
+      paths.append(str(path))
       sizes.append(shard['tokens'])
-    return Tokens(paths, sizes, self.manifest['block'], self.manifest['dtype'])
+    manifest = self.manifest
+    return Tokens(paths, sizes, manifest['block'], manifest['dtype'])
 
 
 class Stores:
@@ -180,19 +192,26 @@ class Stores:
     """`stores`: {component name: Store}. DataError when their vocabularies differ."""
     self._stores = stores
     by_folder = {str(store.folder): store for store in stores.values()}
-    folders = ', '.join(by_folder)
     distinct = list(by_folder.values())
-    vocabularies = {store.manifest['vocabulary']['fingerprint'] for store in distinct}
-    if len(vocabularies) > 1:
-      raise DataError('The datasets of data.mixture were made with different vocabularies: delete the folders '
-                      f'{folders} and run prepare again.')
+    self.folder = ', '.join(by_folder)
+    self._check_vocabularies(distinct)
     self.vocabulary = distinct[0].vocabulary
-    self.folder = folders
-    fingerprints = ' '.join(store.fingerprint for store in distinct)
-    self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()
+    fingerprints = [store.fingerprint for store in distinct]
+    joined = ' '.join(fingerprints)
+    self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
     splits = _sums(distinct)
     self.splits = list(splits)
     self.manifest = dict(splits=splits)
+
+  def _check_vocabularies(self, stores: Iterable[Store]) -> None:
+    fingerprints = set()
+    for store in stores:
+      entry = store.manifest['vocabulary']
+      fingerprints.add(entry['fingerprint'])
+    if len(fingerprints) > 1:
+      raise DataError(
+          'The datasets of data.mixture were made with different vocabularies: delete the folders '
+          f'{self.folder} and run prepare again.')
 
   def of(self, component: Any) -> Store:
     """The Store of a component of the config (`lengths.components`)."""
@@ -203,11 +222,21 @@ def _sums(stores: Iterable[Store]) -> dict[str, dict[str, int]]:
   """{split: {one of SUMS: sum over the stores that have the split}}."""
   splits: dict[str, dict[str, int]] = {}
   for store in stores:
-    for name in store.splits:
-      total = splits.setdefault(name, dict.fromkeys(SUMS, 0))
+    for name, split in store.manifest['splits'].items():
+      zeros: dict[str, int] = dict.fromkeys(SUMS, 0)
+      total = splits.setdefault(name, zeros)
       for key in SUMS:
-        total[key] += store.manifest['splits'][name][key]
+        total[key] += split[key]
   return splits
+
+
+def _without(attributes: Mapping[str, Any], *names: str) -> dict[str, Any]:
+  """The attributes of an object to pickle: all but `names`."""
+  kept = {}
+  for name, value in attributes.items():
+    if name not in names:
+      kept[name] = value
+  return kept
 
 
 class Tokens:
@@ -244,7 +273,9 @@ class Tokens:
     position = start
     while position < stop:
       record, offset = divmod(position, self._block)
-      tokens = self._record(shard, record)[offset:offset + stop - position]
+      left = stop - position
+      tokens = self._record(shard, record)
+      tokens = tokens[offset:offset + left]
       place = position - start
       out[place:place + len(tokens)] = tokens
       position += len(tokens)
@@ -260,19 +291,29 @@ class Tokens:
   def _record(self, shard: int, record: int) -> np.ndarray:
     """The tokens of a record, without padding."""
     path = self._paths[shard]
+    size = self._block * self._dtype.itemsize
     try:
-      content = _reader(path, self._stamps[shard]).read([record])[0]
-      payload = len(content) - self._block * self._dtype.itemsize
-      return np.frombuffer(content, self._dtype, self._block, payload)
+      reader = _reader(path, self._stamps[shard])
+      content = reader.read([record])[0]
+      start = len(content) - size
+      return np.frombuffer(content, self._dtype, self._block, start)
     except (RuntimeError, ValueError, IndexError) as error:
-      raise DataError(f'Record {record} of {path} is damaged ({str(error)[:200]}): delete this '
-                      'shard and run prepare again, the others are kept.') from error
+      message = str(error)[:200]
+      raise DataError(
+          f'Record {record} of {path} is damaged ({message}): delete this shard and run prepare again, the others are '
+          'kept.') from error
 
 
 class Windows:
   """Random access to windows of tokens: w[i] is int32 [length]. Thread-safe, pickles small."""
 
-  def __init__(self, tokens: Tokens, length: int, stride: int, tail: bool):
+  def __init__(
+      self,
+      tokens: Tokens,
+      length: int,
+      stride: int,
+      tail: bool,
+  ):
     """`tokens`: of a split; the others as of `Store.windows`."""
     self._tokens = tokens
     self._length = length
@@ -282,7 +323,8 @@ class Windows:
 
   def _count(self, tokens: int, tail: bool) -> int:
     """The number of windows in a shard of this many tokens."""
-    full = max(0, (tokens - self._length) // self._stride + 1)
+    after_first = (tokens - self._length) // self._stride
+    full = max(0, after_first + 1)
     rest = tokens - full * self._stride
     shared = max(0, self._length - self._stride)
     if tail and rest > shared:
@@ -302,18 +344,21 @@ class Windows:
   def span(self, i: int) -> tuple[int, int]:
     """(start, size) of window i: tokens of the split, all its shards counted through."""
     shard, start, stop = self._place(i)
-    return self._tokens.bases[shard] + start, stop - start
+    base = self._tokens.bases[shard]
+    return base + start, stop - start
 
   def _place(self, i: int) -> tuple[int, int, int]:
     """(shard, start, stop) of window i, tokens of the shard."""
-    if not 0 <= i < self._ends[-1]:
-      raise IndexError(f'window {i} of {self._ends[-1]}')
+    count = self._ends[-1]
+    if not 0 <= i < count:
+      raise IndexError(f'window {i} of {count}')
     shard = bisect.bisect_right(self._ends, i)
     number = int(i)  # in the shard
     if shard > 0:
       number -= self._ends[shard - 1]
     start = number * self._stride
-    return shard, start, min(start + self._length, self._tokens.sizes[shard])
+    stop = min(start + self._length, self._tokens.sizes[shard])
+    return shard, start, stop
 
   def _getitems(self, indices: Iterable[int]) -> list[np.ndarray]:
     """Returns a list of int32 [length]. Grain reads whole batches by this name."""
@@ -361,11 +406,12 @@ class Examples:
   @functools.cached_property
   def starts(self) -> np.ndarray:
     """Tokens of the split before each example, and before the end: int64 [n + 1]."""
-    ends = np.cumsum(self.lengths.sum(1, dtype=np.int64))
+    sizes = self.lengths.sum(1, dtype=np.int64)
+    ends = np.cumsum(sizes)
     return np.concatenate([[0], ends])
 
   def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name not in ('lengths', 'starts')}
+    return _without(self.__dict__, 'lengths', 'starts')
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -375,7 +421,8 @@ class Examples:
     start, stop = self._span(i)
     tokens = self.read(i, 0, stop - start)
     ends = np.cumsum(self.lengths[i])
-    return tuple(np.split(tokens, ends[:-1]))
+    texts = np.split(tokens, ends[:-1])
+    return tuple(texts)
 
   def read(self, i: int, start: int, stop: int) -> np.ndarray:
     """Tokens start ..< stop of example i, all its texts joined: int32 [stop - start]."""
@@ -383,13 +430,17 @@ class Examples:
     length = example_stop - example_start
     if not 0 <= start <= stop <= length:
       raise IndexError(f'tokens {start} to {stop} of {length} in example {i}')
-    return self._tokens.span(example_start + start, stop - start)
+    size = stop - start
+    return self._tokens.span(example_start + start, size)
 
   def _span(self, i: int) -> tuple[int, int]:
     """Tokens of the split before and up to the end of example i."""
-    if not 0 <= i < self._ends[-1]:
-      raise IndexError(f'example {i} of {self._ends[-1]}')
-    return int(self.starts[i]), int(self.starts[i + 1])
+    count = self._ends[-1]
+    if not 0 <= i < count:
+      raise IndexError(f'example {i} of {count}')
+    start = int(self.starts[i])
+    stop = int(self.starts[i + 1])
+    return start, stop
 
 
 def _read_lengths(
@@ -399,9 +450,11 @@ def _read_lengths(
 ) -> np.ndarray:
   """Tokens of each text of the examples of a shard: int32 [n, texts]."""
   content = pathlib.Path(path).read_bytes()
-  if hashlib.sha256(content).hexdigest() != sha256:
+  digest = hashlib.sha256(content).hexdigest()
+  if digest != sha256:
     raise DataError(f'{path} is damaged: delete it and run prepare again, the others are kept.')
-  return np.frombuffer(content, '<i4').astype(np.int32).reshape(-1, texts)
+  lengths = np.frombuffer(content, '<i4').astype(np.int32)
+  return lengths.reshape(-1, texts)
 
 
 @functools.lru_cache(128)

@@ -53,21 +53,29 @@ def _parts_to_read(
   items = end['stop']
   size = source.num_bytes * items // max(1, source.num_items)
   by_size = size // (LARGE * config.vocabulary.train_characters)
-  step = max(1, min(by_size, items // LEAST_ITEMS))
+  by_number = items // LEAST_ITEMS
+  step = max(1, min(by_size, by_number))
   if step == 1 or needs_all(config):
     return [dict(start=0, stop=items, last=end['last'])]
-  single = []
+  single: list[dict[str, Any]] = []
   for i in range(0, items, step):
-    single.append(dict(start=i, stop=i + 1, last=None))
+    item = dict(start=i, stop=i + 1, last=None)
+    single.append(item)
   if single[-1]['stop'] == items:
     single[-1]['last'] = end['last']
   return single
 
 
-def check_not_empty(config: Config, count: examples.Count, has_training_text: bool) -> None:
+def check_not_empty(
+    config: Config,
+    count: examples.Count,
+    has_training_text: bool,
+) -> None:
   """DataError where a dataset has nothing to train on."""
+  source = config.data.source
   if count['documents'] == count['dropped']:
-    raise DataError(f'data.source={config.data.source!r} holds no text: {count["documents"]} documents, all empty.')
+    raise DataError(f'data.source={source!r} holds no text: {count["documents"]} documents, all empty.')
   if not has_training_text:
-    raise DataError(f'data.source={config.data.source!r} gives no text to train on: all of it went '
-                    "to validation. For few long documents, set data.validation='tail'.")
+    raise DataError(
+        f"data.source={source!r} gives no text to train on: all of it went to validation. For few long documents, set "
+        "data.validation='tail'.")

@@ -151,9 +151,11 @@ class _Best:
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     """Whether to keep each of the checkpoints."""
-    known = sorted((self.nlls[c.step], c.step) for c in checkpoints if c.step in self.nlls)
-    best = {step for _, step in known[:self.n]}
-    return [c.step in best for c in checkpoints]
+    steps = [c.step for c in checkpoints]
+    validated = [(self.nlls[step], step) for step in steps if step in self.nlls]
+    validated.sort()
+    best = {step for _, step in validated[:self.n]}
+    return [step in best for step in steps]
 
 
 class Checkpoints:
@@ -165,16 +167,24 @@ class Checkpoints:
     keep_every: see config.checkpoint.
     keep_best: see config.checkpoint.
     say: called with lines for people.
-    attempts: a save that fails costs nothing but itself. It is reported, its remains are deleted, and the next one is
-      tried; CheckpointError when this many consecutive ones have failed, over at least `patience` seconds.
+    attempts: a save that fails is reported, its remains are deleted, and the next save is tried; CheckpointError when
+      this many consecutive ones have failed, over at least `patience` seconds.
     patience: see attempts.
     tidy: delete the remains of saves that were killed; only for the process that trains there: to others a save
       under way looks the same.
   """
 
-  def __init__(self, workdir: Any, keep: int = 2, keep_every: int = 0, keep_best: int = 0,
-               say: Callable[[str], None] = print, attempts: int = 1, patience: float = 0.0,
-               tidy: bool = False) -> None:
+  def __init__(
+      self,
+      workdir: Any,
+      keep: int = 2,
+      keep_every: int = 0,
+      keep_best: int = 0,
+      say: Callable[[str], None] = print,
+      attempts: int = 1,
+      patience: float = 0.0,
+      tidy: bool = False,
+  ) -> None:
     self.directory = epath.Path(workdir).absolute() / 'checkpoints'
     self.say = say
     self.tidy = tidy
@@ -209,17 +219,19 @@ class Checkpoints:
           self.directory,
           context=_context(self.directory),
           cleanup_tmp_directories=False,
-          preservation_policy=policy)
+          preservation_policy=policy,
+      )
     except OSError as e:
-      raise CheckpointError(f'cannot write checkpoints to {self.directory}: {_cause(e)}. Give another '
-                            '--workdir.') from e
+      raise CheckpointError(
+          f'cannot write checkpoints to {self.directory}: {_cause(e)}. Give another --workdir.') from e
 
   def _tidy(self) -> None:
     """Deletes the remains of saves that failed or were killed: they would keep a full disk full."""
     if not self.directory.exists():
       return
     for folder in self.directory.iterdir():
-      if folder.is_dir() and not (folder / COMMITTED).exists():
+      mark = folder / COMMITTED
+      if folder.is_dir() and not mark.exists():
         folder.rmtree()
 
   def __enter__(self) -> 'Checkpoints':
@@ -253,7 +265,8 @@ class Checkpoints:
     try:
       self._check_space(state)
       parts = _parts_of(state)
-      parts['meta'] = _sealed(dict(meta, checksums=checksums.of_tree(parts)))
+      sums = checksums.of_tree(parts)
+      parts['meta'] = _sealed(dict(meta, checksums=sums))
       # A step that exists already is one that could not be read, or one after the target of a rewind.
       self._note(parts['meta'])
       self._start(step, parts)
@@ -267,7 +280,13 @@ class Checkpoints:
     self.under_way = step
     folder = self.directory / str(step)
     self.dropping = pagecache.Dropping(folder, folder / COMMITTED)
-    self.response = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
+    exists = step in self.steps
+    self.response = self._orbax.save_checkpointables_async(
+        step,
+        parts,
+        force=True,
+        overwrite=exists,
+    )
 
   def _note_all(self) -> None:
     """Notes the validations of the checkpoints that exist."""
@@ -296,8 +315,9 @@ class Checkpoints:
     if jax.process_count() > 1:  # all processes decide alike
       free = float(multihost_utils.broadcast_one_to_all(np.float32(free)))
     if free < size:
-      raise CheckpointError(f'{self.directory} has {free / 1e9:.3g} GB free, and a checkpoint takes {size / 1e9:.3g} '
-                            'GB. Make room there, or set checkpoint.keep and checkpoint.keep_every lower.')
+      raise CheckpointError(
+          f'{self.directory} has {free / 1e9:.3g} GB free, and a checkpoint takes {size / 1e9:.3g} GB. Free space '
+          'there, or set checkpoint.keep and checkpoint.keep_every lower.')
 
   def _failed(self, error: CheckpointError) -> None:
     """Reports a save that failed; raises CheckpointError if it was the last attempt."""
@@ -313,7 +333,8 @@ class Checkpoints:
     newest = 'There is no checkpoint yet.'
     if self.steps:
       newest = f'The newest checkpoint is of step {self.steps[-1]:,}.'
-    if self.failures >= self.attempts and now - self.failing_since >= self.patience:
+    seconds = now - self.failing_since
+    if self.failures >= self.attempts and seconds >= self.patience:
       raise CheckpointError(f'{error} {newest} (Consecutive saves that failed: {self.failures}.)') from error
     if now - self.warned_at >= REMINDER:
       self.warned_at = now
@@ -354,8 +375,10 @@ class Checkpoints:
   def _wait(self) -> None:
     self._release()
     self._orbax.wait()
-    if self.under_way not in self.steps or not (self.directory / str(self.under_way)).exists():
-      raise CheckpointError(f'{self.directory}/{self.under_way} is missing after the save; was the folder deleted?')
+    folder = self.directory / str(self.under_way)
+    is_committed = self.under_way in self.steps
+    if not is_committed or not folder.exists():
+      raise CheckpointError(f'{folder} is missing after the save; was the folder deleted?')
 
   @_translated
   def close(self) -> None:
@@ -366,7 +389,8 @@ class Checkpoints:
   @_translated
   def meta(self, step: int) -> Meta:
     """The `meta` of a checkpoint."""
-    return self._intact(self._orbax.load_checkpointables(step, dict(meta=None))['meta'])
+    parts = self._orbax.load_checkpointables(step, dict(meta=None))
+    return self._intact(parts['meta'])
 
   def _intact(self, meta: Any) -> Meta:
     if not isinstance(meta, dict) or meta.get('digest') != _digest(meta):
@@ -381,11 +405,17 @@ class Checkpoints:
   def params(self, step: int, abstract: Any) -> Any:
     """Parameters alone, in the shapes, dtypes and shardings of `abstract`."""
     parts = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
-    _check(dict(params=parts['params']), self._intact(parts['meta']))
-    return parts['params']
+    meta = self._intact(parts['meta'])
+    params = parts['params']
+    _check(dict(params=params), meta)
+    return params
 
-  def restore(self, abstract: State, say: Callable[[str], None] = print,
-              counts: Callable[[int, Meta], bool] | None = None) -> tuple[State, Meta] | None:
+  def restore(
+      self,
+      abstract: State,
+      say: Callable[[str], None] = print,
+      counts: Callable[[int, Meta], bool] | None = None,
+  ) -> tuple[State, Meta] | None:
     """The newest checkpoint that can be read.
 
     Args:
@@ -407,12 +437,15 @@ class Checkpoints:
           return self._read(step, abstract, meta), meta
       except Exception as e:
         sharding.blame_peers(e)
-        damaged.append(f'step {step}: {_cause(e)}')
-        say(f'The checkpoint of {damaged[-1]} Trying the one before it.')
-    if damaged:
-      raise CheckpointError(f'no checkpoint in {self.directory} can be read ({"; ".join(damaged)}). '
-                            'Nothing was changed there; start again with another --workdir.')
-    return None
+        damage = f'step {step}: {_cause(e)}'
+        damaged.append(damage)
+        say(f'The checkpoint of {damage} Trying the one before it.')
+    if not damaged:
+      return None
+    listed = '; '.join(damaged)
+    raise CheckpointError(
+        f'no checkpoint in {self.directory} can be read ({listed}). Nothing was changed there; start again with '
+        'another --workdir.')
 
   def _read(self, step: int, abstract: State, meta: Meta) -> State:
     """The state of a checkpoint, read in READS parts of about the same number of bytes."""
@@ -420,7 +453,9 @@ class Checkpoints:
     groups = _groups(leaves)
     for group in np.unique(groups):
       wanted = [leaf if n == group else ocp.PLACEHOLDER for leaf, n in zip(leaves, groups)]
-      read = jax.block_until_ready(self._orbax.load_checkpointables(step, tree.unflatten(wanted)))
+      parts = tree.unflatten(wanted)
+      read = self._orbax.load_checkpointables(step, parts)
+      jax.block_until_ready(read)
       for i, leaf in enumerate(tree.flatten_up_to(read)):
         if groups[i] == group:
           leaves[i] = leaf

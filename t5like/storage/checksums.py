@@ -31,20 +31,24 @@ def of_array(x: jax.Array) -> jax.Array:
   is_large = x.ndim > 1 and x.size > LARGE
   if is_large and not jax.typeof(x).sharding.spec[0]:
     return _sum_of_rows(x)
-  return _sum(x, jnp.uint32(0))
+  first = jnp.uint32(0)
+  return _sum(x, first)
 
 
 def _sum_of_rows(x: jax.Array) -> jax.Array:
   """`of_array` row by row: CPUs make a temporary array as large as the summed one."""
-  size = x.size // x.shape[0]
-  numbers = jnp.arange(x.shape[0], dtype=jnp.uint32)
+  rows = x.shape[0]
+  size = x.size // rows
+  numbers = jnp.arange(rows, dtype=jnp.uint32)
 
   def add(total: jax.Array, number_row: Any) -> tuple[jax.Array, None]:
     number, row = number_row
-    first = number * jnp.uint32(size & 0xFFFFFFFF)
+    size_in_32_bits = jnp.uint32(size & 0xFFFFFFFF)
+    first = number * size_in_32_bits
     return total + _sum(row, first), None
 
-  total, _ = jax.lax.scan(add, jnp.uint32(0), (numbers, x))
+  zero = jnp.uint32(0)
+  total, _ = jax.lax.scan(add, zero, (numbers, x))
   return total
 
 
@@ -59,7 +63,8 @@ def _sum(x: jax.Array, first: jax.Array) -> jax.Array:
     place = place * jnp.uint32(size) + along
   mixed = (first + place) * jnp.uint32(MIX)
   factors = (mixed ^ (mixed >> SHIFT)) | 1
-  return jnp.sum(bits.astype(jnp.uint32) * factors, dtype=jnp.uint32)
+  products = bits.astype(jnp.uint32) * factors
+  return jnp.sum(products, dtype=jnp.uint32)
 
 
 _of_array = jax.jit(of_array)
@@ -73,7 +78,8 @@ def of_tree(tree: Any) -> dict[str, int]:
   sums = {}
   for path, x in jax.tree.leaves_with_path(tree):
     number = jax.device_get(_of_array(x))
-    sums[path_name(path)] = int(number)
+    name = path_name(path)
+    sums[name] = int(number)
   return sums
 
 
@@ -90,20 +96,22 @@ def differing_replicas(tree: Any, mesh: Mesh) -> list[tuple[str, Any]]:
   Returns:
     [(array's path, device)]; where there is no majority, all devices with that piece.
   """
-  shared = {}
+  with_replicas = {}
   for path, x in jax.tree.leaves_with_path(tree):
-    if not _is_whole(x, mesh):
-      shared[path_name(path)] = x
-  if not shared:
+    if _has_replicas(x, mesh):
+      name = path_name(path)
+      with_replicas[name] = x
+  if not with_replicas:
     return []
-  sums = _sums_of_devices(tuple(shared.values()), mesh)
-  wrong = []
-  for number, (name, x) in enumerate(shared.items()):
+  arrays = tuple(with_replicas.values())
+  sums = _sums_of_devices(arrays, mesh)
+  differing = []
+  for number, (name, x) in enumerate(with_replicas.items()):
     for devices in _replicas(x):
       sums_of_piece = {device: int(sums[device][number]) for device in devices}
       for device in _outliers(sums_of_piece):
-        wrong.append((name, device))
-  return wrong
+        differing.append((name, device))
+  return differing
 
 
 def _replicas(x: jax.Array) -> list[list[Any]]:
@@ -111,7 +119,8 @@ def _replicas(x: jax.Array) -> list[list[Any]]:
   devices_of = collections.defaultdict(list)
   pieces = x.sharding.devices_indices_map(x.shape)
   for device, index in pieces.items():
-    devices_of[str(index)].append(device)
+    piece = str(index)
+    devices_of[piece].append(device)
   return list(devices_of.values())
 
 
@@ -128,7 +137,8 @@ def _outliers(sums: dict[Any, int]) -> list[Any]:
 def _sums_of_devices(arrays: tuple[Any, ...], mesh: Mesh) -> dict[Any, np.ndarray]:
   """{device: uint32 [arrays], sums of its own pieces}, of the devices of all hosts."""
   specs = tuple(x.sharding.spec for x in arrays)
-  sums = _sums_of_pieces(mesh, specs)(*arrays)
+  sum_pieces = _sums_of_pieces(mesh, specs)
+  sums = sum_pieces(*arrays)
   if not sums.is_fully_addressable:
     sums = multihost_utils.process_allgather(sums, tiled=True)
   return dict(zip(mesh.devices.flat, np.asarray(sums)))
@@ -136,11 +146,12 @@ def _sums_of_devices(arrays: tuple[Any, ...], mesh: Mesh) -> dict[Any, np.ndarra
 
 @functools.cache
 def _sums_of_pieces(mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., jax.Array]:
-  """Function of arrays that are spread so: uint32 [devices, arrays], each device's sums of its own pieces."""
+  """Function of arrays in these layouts: uint32 [devices, arrays], each device's sums of its own pieces."""
 
   def local(*arrays: jax.Array) -> jax.Array:
-    sums = list(map(of_array, arrays))
-    return jnp.stack(sums)[None]
+    sums = [of_array(x) for x in arrays]
+    stacked = jnp.stack(sums)
+    return stacked[None]
 
   mapped = jax.shard_map(
       local,
@@ -152,10 +163,10 @@ def _sums_of_pieces(mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., jax.Array
   return jax.jit(mapped)
 
 
-def _is_whole(x: jax.Array, mesh: Mesh) -> bool:
-  """Whether no two devices have the same piece of it."""
+def _has_replicas(x: jax.Array, mesh: Mesh) -> bool:
+  """Whether two devices hold the same piece of it."""
   pieces = 1
   shape_of_piece = x.sharding.shard_shape(x.shape)
   for size, piece in zip(x.shape, shape_of_piece):
     pieces *= size // piece
-  return pieces == mesh.size
+  return pieces != mesh.size

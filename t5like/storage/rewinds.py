@@ -1,7 +1,7 @@
-"""When and why a run went back to a checkpoint: workdir/rewinds.json.
+"""When and why a run was rewound to a checkpoint: workdir/rewinds.json.
 
-A checkpoint knows how many rewinds there had been when it was saved. One that a later rewind went back behind is of a
-past that did not happen, and is ignored.
+A checkpoint holds the number of rewinds before it was saved. One that a later rewind has undone is of a past that did
+not happen, and is ignored.
 """
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,12 @@ from etils import epath
 from t5like.files.schema import List, Object, Text, Whole
 from t5like.storage import workdir as workdir_lib
 
-REWIND = dict(from_step=Whole(), to_step=Whole(), rows=List(Whole(), 2, 2), why=Text())
+REWIND = dict(
+    from_step=Whole(),
+    to_step=Whole(),
+    rows=List(Whole(), 2, 2),
+    why=Text(),
+)
 REWINDS = List(Object(REWIND, tuple(REWIND)))
 
 Record = dict[str, Any]  # {from_step, to_step, rows: [start, stop], why}
@@ -19,32 +24,49 @@ Record = dict[str, Any]  # {from_step, to_step, rows: [start, stop], why}
 
 def read_rewinds(workdir: Any) -> list[Record]:
   """[{from_step, to_step, rows: [start, stop], why}], oldest first."""
-  return workdir_lib.read_json(epath.Path(workdir) / 'rewinds.json', REWINDS) or []
+  path = epath.Path(workdir) / 'rewinds.json'
+  return workdir_lib.read_json(path, REWINDS) or []
 
 
 def happened(rewinds: Sequence[Record]) -> Callable[[int, dict[str, Any]], bool]:
   """Function of (step, meta) of a checkpoint: whether it is of the past that the run has now."""
+
   def is_of_this_past(step: int, meta: dict[str, Any]) -> bool:
     later = rewinds[meta['rewinds']:]
     return all(step <= rewind['to_step'] for rewind in later)
+
   return is_of_this_past
 
 
-def windows(rewinds: Sequence[Record], examples_seen: int) -> list[tuple[int, int]]:
-  """The rows that rewinds leave out, [(start, stop)], of a run that has read the rows before `examples_seen`."""
+def windows(
+    rewinds: Sequence[Record],
+    examples_seen: int,
+) -> list[tuple[int, int]]:
+  """The rows that rewinds skip, [(start, stop)], of a run that has read the rows before `examples_seen`."""
   ahead = []
   for rewind in rewinds:
     start, stop = rewind['rows']
-    if stop > examples_seen:
-      ahead.append((max(start, examples_seen), stop))
+    if stop <= examples_seen:
+      continue
+    start = max(start, examples_seen)
+    ahead.append((start, stop))
   return ahead
 
 
 def target(steps: Sequence[int], rewinds: Sequence[Record]) -> int | None:
-  """The step to go back to, or None: the newest, or, where the last rewind led nowhere, the one before it.
+  """The step to rewind to, or None: the newest, or, where the last rewind did not help, the one before it.
 
   steps: of the checkpoints that count, oldest first.
   """
-  if rewinds and steps and steps[-1] <= rewinds[-1]['to_step']:
-    steps = [step for step in steps if step < rewinds[-1]['to_step']]
-  return steps[-1] if steps else None
+  if not steps:
+    return None
+  newest = steps[-1]
+  if not rewinds:
+    return newest
+  last_target = rewinds[-1]['to_step']
+  if newest > last_target:
+    return newest
+  earlier = [step for step in steps if step < last_target]
+  if not earlier:
+    return None
+  return earlier[-1]

@@ -7,7 +7,7 @@
   samples.jsonl    the model's answers to config.sample.prompts
   ledger.jsonl     where the time went (see observe/ledger.py); main.py report shows it in report.html
   evaluation.json  the results of main.py evaluate, unless --output names another file
-  rewinds.json     when and why the run went back to a checkpoint (see rewinds.py)
+  rewinds.json     when and why the run was rewound to a checkpoint (see rewinds.py)
   bad_steps/       batches of steps that were not finite
   lease.json       while a run is there (see lease.py)
 """
@@ -46,8 +46,10 @@ def _write(path: Any, content: str | bytes, name: str = '--workdir') -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     writing.write_file(path, content)
   except OSError as e:
-    raise CheckpointError(f'{name}: cannot write {path} ({e.strerror or e}). Give a place that this user may write to, '
-                          'with room on its disk.') from e
+    reason = e.strerror or e
+    raise CheckpointError(
+        f'{name}: cannot write {path} ({reason}). Give a place that this user may write to, with space on its disk.'
+    ) from e
 
 
 def _read(path: Any) -> bytes | None:
@@ -75,7 +77,7 @@ def is_there(name: str, path: str) -> bool:
   """
   if not paths.is_remote(path):
     return _is_there_locally(name, path)
-  protocol = path.partition('://')[0]
+  protocol, _, _ = path.partition('://')
   if protocol not in STORES:
     stores = either(f'{store}://' for store in STORES)
     raise ConfigError(f'{name}={show(path)}: runs lie on disk or on {stores}, and this is {protocol}://.')
@@ -98,15 +100,17 @@ def _exists(path: str) -> bool:
   try:
     return epath.Path(path).exists()
   except ImportError as e:
-    raise DataError(str(no_package(path, e))) from e
+    message = str(no_package(path, e))
+    raise DataError(message) from e
 
 
 def no_package(path: Any, error: ImportError) -> CheckpointError:
   """The error for a path on an object store whose package is not installed."""
-  protocol = str(path).partition('://')[0]
+  protocol, _, _ = str(path).partition('://')
   fix = 'pip install the package that it names'
   if protocol in EXTRAS:
-    fix = f"pip install -e '.[{EXTRAS[protocol]}]'"
+    extra = EXTRAS[protocol]
+    fix = f"pip install -e '.[{extra}]'"
   return CheckpointError(f'{path} cannot be opened ({error}); run: {fix}')
 
 
@@ -119,12 +123,18 @@ def read_config(workdir: Any) -> Any:
   path = epath.Path(workdir) / 'config.json'
   text = _read(path)
   if text is None:
-    raise ConfigError(f'--workdir={workdir} holds no run (no config.json there). Train one first: '
-                      'python main.py --config=configs/decoder_tiny.py --workdir=...')
-  return config_lib.complete(config_lib.from_json(text, str(path)), path)
+    raise ConfigError(
+        f'--workdir={workdir} holds no run (no config.json there). Train one first: '
+        'python main.py --config=configs/decoder_tiny.py --workdir=...')
+  config = config_lib.from_json(text, str(path))
+  return config_lib.complete(config, path)
 
 
-def check_checkpoint(name: str, workdir: str, step: int | None = None) -> int:
+def check_checkpoint(
+    name: str,
+    workdir: str,
+    step: int | None = None,
+) -> int:
   """The step of a run's checkpoint.
 
   Args:
@@ -138,13 +148,22 @@ def check_checkpoint(name: str, workdir: str, step: int | None = None) -> int:
   folder = epath.Path(workdir) / 'checkpoints'
   steps = []
   if is_there(name, str(folder)):
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    steps = _steps_in(folder)
   if step is None and steps:
     return steps[-1]
   if step is not None and step in steps:
     return step
   wanted = '' if step is None else f' of {step}'
   raise CheckpointError(f'{name}={workdir} has no checkpoint{wanted} yet; it has {steps or "none"}.')
+
+
+def _steps_in(folder: epath.Path) -> list[int]:
+  """The steps of the checkpoints in a folder, oldest first."""
+  steps = []
+  for path in folder.iterdir():
+    if path.name.isdecimal():
+      steps.append(int(path.name))
+  return sorted(steps)
 
 
 def check_trained(workdir: str, step: int = 0) -> Any:
@@ -163,8 +182,9 @@ def vocabulary_path(workdir: Any) -> Any:
 
 
 def write_vocabulary(workdir: Any, vocabulary: Any) -> None:
-  """Keeps a vocabulary in a workdir."""
-  _write(vocabulary_path(workdir), vocabulary.content)
+  """Writes a vocabulary into a workdir."""
+  path = vocabulary_path(workdir)
+  _write(path, vocabulary.content)
 
 
 def check_config(workdir: Any, config: Config) -> list[tuple[str, Any, Any]]:
@@ -175,24 +195,32 @@ def check_config(workdir: Any, config: Config) -> list[tuple[str, Any, Any]]:
   if text is None:
     check_beginning(config.init_from)
     return []
-  return config_lib.check_resumable(config_lib.from_json(text, str(path)), config, str(path))
+  place = str(path)
+  before = config_lib.from_json(text, place)
+  return config_lib.check_resumable(before, config, place)
 
 
 def check_beginning(init_from: str) -> None:
   """ConfigError or CheckpointError for a config.init_from that does not exist or cannot be reached."""
-  if not init_from or is_there('init_from', paths.check('init_from', init_from)):
+  if not init_from:
+    return
+  checked = paths.check('init_from', init_from)
+  if is_there('init_from', checked):
     return
   path = epath.Path(paths.expand(init_from))
   hint = '.'
-  if (ROOT / 'configs' / f'{path.name}.py').exists():
+  config_file = ROOT / 'configs' / f'{path.name}.py'
+  if config_file.exists():
     hint = f'; that run is made by python main.py --config=configs/{path.name}.py.'
-  raise ConfigError(f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its '
-                    f'checkpoints (WORKDIR/checkpoints/STEP), or a Hugging Face folder{hint}')
+  raise ConfigError(
+      f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its checkpoints '
+      f'(WORKDIR/checkpoints/STEP), or a Hugging Face folder{hint}')
 
 
 def write_config(workdir: Any, config: Config) -> None:
-  """Keeps a config in a workdir."""
-  _write(epath.Path(workdir) / 'config.json', config_lib.to_json(config))
+  """Writes a config into a workdir."""
+  path = epath.Path(workdir) / 'config.json'
+  _write(path, config_lib.to_json(config))
 
 
 # --- The result, and other JSON -------------------------------------------------------------------
@@ -200,11 +228,16 @@ def write_config(workdir: Any, config: Config) -> None:
 
 def read_result(workdir: Any, config: Config) -> dict[str, Any] | None:
   """The result of a run that has reached the target of this config, else None."""
-  result = read_json(epath.Path(workdir) / 'result.json', RESULT, RESUME_ADVICE)
-  if not result or result['stop'] != plain_json.as_read(config.stop.to_dict()):
+  path = epath.Path(workdir) / 'result.json'
+  result = read_json(path, RESULT, RESUME_ADVICE)
+  if not result:
     return None
-  if result['validation']['nll'] is None:
-    result['validation']['nll'] = math.nan
+  targets = plain_json.as_read(config.stop.to_dict())
+  if result['stop'] != targets:
+    return None
+  validation = result['validation']
+  if validation['nll'] is None:
+    validation['nll'] = math.nan
   return result
 
 
@@ -213,20 +246,24 @@ def finished(workdir: Any, config: Config) -> dict[str, Any] | None:
   folder = epath.Path(workdir) / 'checkpoints'
   if not folder.exists():
     return None
-  for step in folder.iterdir():
-    if (step / 'commit_success.txt').exists():
+  for checkpoint in folder.iterdir():
+    mark = checkpoint / 'commit_success.txt'
+    if mark.exists():
       return read_result(workdir, config)
   return None
 
 
 def write_result(workdir: Any, config: Config, **result: Any) -> None:
-  """Keeps the result of a run beside the target that it has reached."""
-  write_json(epath.Path(workdir) / 'result.json', dict(stop=config.stop.to_dict(), **result))
+  """Writes the result of a run, with the target that it has reached."""
+  path = epath.Path(workdir) / 'result.json'
+  targets = config.stop.to_dict()
+  write_json(path, dict(stop=targets, **result))
 
 
 def write_json(path: Any, values: Any) -> None:
   """Numbers for programs, at any path."""
-  _write(epath.Path(path), plain_json.dumps(values, indent=2) + '\n')
+  content = plain_json.dumps(values, indent=2)
+  _write(epath.Path(path), content + '\n')
 
 
 def write_file(path: Any, content: str | bytes, name: str = '--workdir') -> None:
@@ -262,7 +299,7 @@ def whole_folder(folder: Any, marker: str = 'config.json') -> Iterator[Any]:
   folder = epath.Path(folder)
   partial = folder.parent / f'.{folder.name}.partial'
   try:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if _is_occupied(folder):
       raise ConfigError(f'{folder} holds files already. Give a new or an empty folder.')
     if partial.exists():
       partial.rmtree()
@@ -283,24 +320,34 @@ def whole_folder(folder: Any, marker: str = 'config.json') -> Iterator[Any]:
     raise CheckpointError(f'cannot write to {folder}: {e}.') from e
 
 
+def _is_occupied(folder: epath.Path) -> bool:
+  """Whether something other than an empty folder is at a path."""
+  if not folder.exists():
+    return False
+  if not folder.is_dir():
+    return True
+  return any(folder.iterdir())
+
+
 def _copy_all(source: Any, target: Any, marker: str) -> None:
   """Copies a folder, the file `marker` last."""
-  names = [path.name for path in source.iterdir()]
-  names.sort(key=lambda name: name == marker)
+  paths_in_order = sorted(source.iterdir(), key=lambda path: path.name == marker)
   target.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    if (source / name).is_dir():
-      _copy_all(source / name, target / name, marker)
+  for path in paths_in_order:
+    copy = target / path.name
+    if path.is_dir():
+      _copy_all(path, copy, marker)
     else:
-      (source / name).copy(target / name, overwrite=True)
+      path.copy(copy, overwrite=True)
 
 
 def _sync(folder: pathlib.Path) -> None:
-  """Makes all files of a local folder outlive a power cut."""
+  """Makes all files of a local folder survive a power failure."""
   for path in folder.rglob('*'):
-    if path.is_file():
-      with open(path, 'rb') as f:
-        os.fsync(f.fileno())
+    if not path.is_file():
+      continue
+    with open(path, 'rb') as file:
+      os.fsync(file.fileno())
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

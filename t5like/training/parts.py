@@ -79,7 +79,7 @@ class Parts:
   def introduction(self, progress: Progress) -> Iterator[str]:
     """Lines that report what the run is going to do."""
     yield from resume.introduction(self.plan, self.trainer.params, progress, self.rows)
-    places = [self.request.workdir, *self.plan.config.log.trackers]
+    places = [str(self.request.workdir), *self.plan.config.log.trackers]
     yield f'Checkpoints and numbers: {", ".join(places)}'
     yield f'MFU counts 6 N + attention (PaLM), of {self.peak_source}'
 

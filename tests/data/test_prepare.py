@@ -153,7 +153,7 @@ def test_changed_source_is_refused(make, tmp_path):
     file.unlink()
   said = []
   assert prepare.prepare(make(), said.append) == folder
-  assert 'its source is not here any more' in said[0]
+  assert 'Its source does not exist any more' in said[0]
 
 
 def test_lost_and_broken_shards_are_made_again(make):
@@ -572,7 +572,7 @@ def test_damaged_records_are_named_counted_and_limited(make, tmp_path):
     prepare.prepare(make(max_bad_records=2), **QUIET)
   said = []
   folder = prepare.prepare(make(max_bad_records=3), said.append)
-  at = said.index('3 damaged records left out (data.max_bad_records)')
+  at = said.index('3 damaged records skipped (data.max_bad_records)')
   assert all(str(tmp_path / '1.jsonl') in line for line in said[at + 1:at + 4])
   manifest = store.open_store(folder).manifest
   assert manifest['bad'] == 3 and len(manifest['damage']) == 3
@@ -615,7 +615,7 @@ def test_no_space_left(make, tmp_path):
   folder.mkdir(parents=True)
   for name in ('tokens-train.array_record-00001-of-00004.tmp', 'names-train-00002-of-00004.zst.tmp'):
     (folder / name).symlink_to('/dev/full')
-    with pytest.raises(DataError, match='Preparing .* failed: .*No space left.* What is done is kept'):
+    with pytest.raises(DataError, match='Preparing .* failed: .*No space left.* Finished parts are kept'):
       prepare.prepare(c, **QUIET)
     assert not (folder / 'manifest.json').exists() and (folder / 'part-00000.json').exists()
     (folder / name).unlink(missing_ok=True)
