@@ -105,17 +105,10 @@ def open_parts(
   config = request.config
   workdir = request.workdir
   is_main = jax.process_index() == 0
-  watchdog = Watchdog(config.watchdog)
-  ends.callback(watchdog.close)
-  if mesh.devices.flat[0].platform == 'tpu':
-    ends.callback(preemption.watch().set)
-  lease = None
-  if is_main:
-    lease = Lease(workdir, writing.say)
-    ends.callback(lease.close)
+  watchdog = _open_watchdog(config, mesh, ends)
+  lease = _open_lease(workdir, ends)
   ends.enter_context(jax.set_mesh(mesh))
-  checkpoints = _open_checkpoints(config, workdir)
-  ends.enter_context(checkpoints)
+  checkpoints = ends.enter_context(_open_checkpoints(config, workdir))
   screen = metrics.Screen(request.name, config.stop.tokens, quiet=not is_main)
   ends.callback(screen.close)
   signals = Signals(screen.say, request.leave)
@@ -151,6 +144,29 @@ def open_parts(
       peak_source=peak_source,
   )
   return parts, progress
+
+
+def _open_watchdog(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    ends: contextlib.ExitStack,
+) -> Watchdog:
+  """With a watch for preemption, on TPUs."""
+  watchdog = Watchdog(config.watchdog)
+  ends.callback(watchdog.close)
+  if mesh.devices.flat[0].platform == 'tpu':
+    end_of_watch = preemption.watch()
+    ends.callback(end_of_watch.set)
+  return watchdog
+
+
+def _open_lease(workdir: str, ends: contextlib.ExitStack) -> Lease | None:
+  """On process 0."""
+  if jax.process_index():
+    return None
+  lease = Lease(workdir, writing.say)
+  ends.callback(lease.close)
+  return lease
 
 
 def _open_checkpoints(config: Config, workdir: str) -> Checkpoints:

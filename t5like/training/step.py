@@ -128,32 +128,29 @@ def make_train_step(
       finite = jnp.isfinite(sums['loss']) & norms_finite
       loss = sums['loss'] / count
       good, guard = guard_lib.judge(
-          state['guard'],
-          finite,
-          loss,
-          grad_norm,
-          spike_loss,
-          spike_norm,
-      )
-
-      def kept(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(good, new, old)
-
+          state['guard'], finite, loss, grad_norm, spike_loss, spike_norm)
       new_state = dict(
-          params=jax.tree.map(kept, new_params, params),
-          opt_state=jax.tree.map(kept, new_opt_state, opt_state),
+          params=_new_if(good, new_params, params),
+          opt_state=_new_if(good, new_opt_state, opt_state),
           step=state['step'] + 1,
           guard=guard,
       )
     metrics = _means(sums, count)
-    metrics['grad_norm'] = grad_norm
-    metrics['update_norm'] = update_norm
-    metrics['param_norm'] = param_norm
+    metrics.update(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
     metrics |= side_values.means(sums)
     metrics |= guard_lib.counters(guard)
     return new_state, metrics
 
   return train_step
+
+
+def _new_if(good: jax.Array, new: Any, old: Any) -> Any:
+  """The new tree after a good step, else the old one."""
+
+  def kept(new_x: jax.Array, old_x: jax.Array) -> jax.Array:
+    return jnp.where(good, new_x, old_x)
+
+  return jax.tree.map(kept, new, old)
 
 
 def _means(sums: Sums, count: jax.Array) -> Metrics:
