@@ -195,7 +195,7 @@ class Hooks:
     due = []
     for entry, hook in self._acting:
       precedes_another = hook.every > 0 and not names.isdisjoint(entry.before)
-      acts = precedes_another or entry.name in names
+      acts = precedes_another or hook.is_due(step)
       can_wait = not entry.when_ending
       if ending and can_wait:
         continue
