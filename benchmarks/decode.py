@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from t5like import sharding
-from t5like.decoding import beam, decode, sampling
+from t5like.decoding import beam, decode, prompt_rows, sampling
 from t5like.huggingface import model_folders
 from t5like.model import transformer
 
@@ -44,7 +44,7 @@ def model_config(**sizes):
 def ours(model, params, ids, beams=1):
   """[B, NEW] ids after prompts [B, PROMPT]."""
   mesh = jax.sharding.get_mesh()
-  prompt = sharding.place(mesh, decode._padded(ids.tolist(), True, len(ids)))
+  prompt = sharding.place(mesh, prompt_rows.padded(ids.tolist(), True, len(ids)))
   if beams > 1:
     return np.asarray(beam.search(model, params, prompt, NEW, beams, 0.0, -1, ())[0])[:, 0]
   how, seeds = sampling.Options(temperature=0.0), sharding.place(mesh, np.zeros(len(ids), np.int32))

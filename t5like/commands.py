@@ -42,7 +42,12 @@ def _show_warnings(config: Config) -> None:
     print(f'WARNING: {warning}', file=sys.stderr)
 
 
-def _check(config: Config, workdir: str | None, here: bool = True, create: bool = False) -> list[str]:
+def _check(
+    config: Config,
+    workdir: str | None,
+    here: bool = True,
+    create: bool = False,
+) -> list[str]:
   """Checks everything that can be known before data is prepared or a device is touched; returns notes for people."""
   from t5like.training import preconditions
   return preconditions.check(config, workdir or '', here, create)
@@ -339,7 +344,11 @@ def _token(vocabulary: Any, ids: int | list[int] | None) -> str:
   return str(ids)
 
 
-def _print_derived(console: Any, config: Config, parameters: Parameters) -> None:
+def _print_derived(
+    console: Any,
+    config: Config,
+    parameters: Parameters,
+) -> None:
   from t5like.model import models
   from t5like.observe import metrics
   console.print('\nDerived', style='bold underline')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5like import sharding
-from t5like.decoding import beam, decode
+from t5like.decoding import beam, decode, prompt_rows
 from t5like.model import transformer
 from t5like.vocabulary.loading import Bytes
 from tests.tiny import MODEL
@@ -33,8 +33,8 @@ def prompts(texts, name):
   """Prompts that end together; those of encoder-decoders are in the encoder."""
   rows = len(texts)
   if name == 'encoder_decoder':
-    return dict(decode._padded([[0]] * rows, True, rows), encoder=decode._padded(texts, False, rows))
-  return decode._padded([[0, *t] for t in texts], True, rows)
+    return dict(prompt_rows.padded([[0]] * rows, True, rows), encoder=prompt_rows.padded(texts, False, rows))
+  return prompt_rows.padded([[0, *t] for t in texts], True, rows)
 
 
 def search(name, texts, beams, alpha, eos_id=EOS, banned=(), new=LONGEST, **mesh):

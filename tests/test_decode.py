@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
-from t5like.decoding import decode, sampling
+from t5like.decoding import decode, prompt_rows, sampling
 from t5like.model import transformer
 from t5like.vocabulary.loading import Bytes
 from tests.tiny import MODEL
@@ -60,7 +60,7 @@ def test_filters_of_equals(weights, top_k, top_p, expected):
 @pytest.mark.parametrize('temperature', [1e-45, 1e-10, 1e-3])
 def test_no_temperature_is_too_low(temperature, setting):
   logits = np.array([[-700.0, 3.0, 900.0, 899.0], [5.0, 5.0, -1e9, -np.inf]], np.float32)
-  logits, seeds = sharding.place(decode._mesh(), (logits, np.arange(2, dtype=np.int32)))
+  logits, seeds = sharding.place(prompt_rows.mesh_in_force(), (logits, np.arange(2, dtype=np.int32)))
   how = sampling.Options(temperature, 0, 1.0)
   pick = jax.jit(sampling.pick, static_argnums=1)
   ids = np.stack([pick(logits, how, jax.random.key(s), seeds, 0) for s in range(12)])

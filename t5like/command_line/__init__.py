@@ -234,7 +234,11 @@ def _names_config(word: str) -> bool:
   return '=' not in word and config_lib.find(word.partition(':')[0]) is not None
 
 
-def _check_flags(name: str, values: flags.FlagValues, overrides: list[str]) -> None:
+def _check_flags(
+    name: str,
+    values: flags.FlagValues,
+    overrides: list[str],
+) -> None:
   """ConfigError for flags that the command does not have, and for values that they do not take."""
   takes = (*COMMANDS[name].flags, *EVERYWHERE)
   for flag in FLAGS:

@@ -1,32 +1,31 @@
 """Text from models: the meaning of prompts to each kind of model, and the way from text to text.
 
-Tokens are made in `sampling.py` (greedily or randomly) and `beam.py`; models that see both sides fill in masks.
+Prompts become rows in `prompt_rows.py`. Tokens are made in `sampling.py` (greedily or randomly) and `beam.py`; models
+that see both sides fill in masks (`masks.py`).
 """
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from t5like.config_type import Config
-from t5like.decoding import beam, sampling
+from t5like.decoding import beam, masks, prompt_rows, sampling
+from t5like.decoding.prompt_rows import Batch, Ids, PromptError
 from t5like.errors import ConfigError
 from t5like.model.transformer import Model
 from t5like.objectives import table
-from t5like.objectives.prompts import STYLES, Style
-from t5like.sharding import batch_shards, place
+from t5like.objectives.prompts import STYLES
+from t5like.sharding import place
 from t5like.vocabulary.kinds import Vocabulary
 
 PIECE = 16  # tokens between two looks at the text that is being made
-ROUND = 16  # lengths of prompts are multiples of it: few distinct shapes, so few compilations
 MOST_BEAMS = 1000
 MOST_TOKENS = 2 ** 31 - 1
 MOST_ALPHA = 5  # above, penalties of long answers exceed fp32
 LARGEST = sys.float_info.max
-Ids = list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +51,6 @@ BOUNDS = dict(  # of arguments of `stream`
     seed=Bounds(0, 2 ** 32 - 1, 'from 0 to 4294967295'),
     beams=Bounds(1, MOST_BEAMS, f'from 1 to {MOST_BEAMS}'),
     alpha=Bounds(0, MOST_ALPHA, f'from 0 to {MOST_ALPHA}'))
-
-
-class PromptError(ValueError):
-  """A prompt that the model cannot take."""
 
 
 def check_numbers(**values: float) -> None:
@@ -121,172 +116,54 @@ def stream(model: Model, params: Any, vocabulary: Vocabulary, prompts: Sequence[
     return
   way = STYLES[style]
   if way.fills:
-    yield _filled(model, params, vocabulary, prompts, way, context)
+    yield masks.filled(model, params, vocabulary, prompts, way, context)
     return
-  prompt_ids = _prompt_ids(vocabulary, prompts, way)
-  batch = _batch_of(vocabulary, prompt_ids, way, context, targets)
+  ids_of_prompts = prompt_rows.prompt_ids(vocabulary, prompts, way)
+  batch = prompt_rows.batch_of(vocabulary, ids_of_prompts, way, context, targets)
   if not way.slides or beams > 1:
-    tokens = min(tokens, _room(batch))
+    tokens = min(tokens, prompt_rows.room_of(batch))
   options = _sampling_options(model, vocabulary, temperature, top_k, top_p)
-  ends = [_ends(vocabulary, ids) for ids in prompt_ids]
+  ends = [_ends(vocabulary, ids) for ids in ids_of_prompts]
   if beams > 1:
     answers = _searched(model, params, options, batch, tokens, beams, alpha)
     yield _texts(vocabulary, answers, ends)
     return
-  if seeds is None:
-    seeds = range(len(prompts))
-  # Rows beyond the prompts have seeds of others, which do not matter.
-  seeds_B = np.resize(np.asarray(seeds, np.int32), batch.rows)
-  for answers in _sampled(model, params, options, batch, tokens, jax.random.key(seed), seeds_B):
+  key = jax.random.key(seed)
+  seeds_B = _seeds_of_rows(batch, seeds)
+  for answers in _sampled(model, params, options, batch, tokens, key, seeds_B):
     yield _texts(vocabulary, answers, ends)
 
 
-def check_prompts(vocabulary: Vocabulary, prompts: Sequence[str | Ids], style: str, context: int) -> None:
+def _seeds_of_rows(batch: Batch, seeds: Sequence[int] | None) -> np.ndarray:
+  """int32 [B] of the seeds of prompts; by default their numbers."""
+  if seeds is None:
+    seeds = range(len(batch.ids))
+  seeds_of_prompts = np.asarray(seeds, np.int32)
+  # Rows beyond the prompts have seeds of others, which do not matter.
+  return np.resize(seeds_of_prompts, batch.rows)
+
+
+def check_prompts(
+    vocabulary: Vocabulary,
+    prompts: Sequence[str | Ids],
+    style: str,
+    context: int,
+) -> None:
   """PromptError or ConfigError for prompts that `stream` would refuse, as far as a vocabulary shows it; see there."""
   way = STYLES[style]
   if way.fills:
     room = context - 2 * way.framed
     for prompt in prompts:
-      if vocabulary.mask_id not in _ids(vocabulary.encode_marked, prompt)[:room]:
+      ids_of_prompt = prompt_rows.ids_of(vocabulary.encode_marked, prompt)
+      if vocabulary.mask_id not in ids_of_prompt[:room]:
         raise PromptError(f'this model fills in masks, and the first {room} tokens of the prompt {prompt!r} '
                           'have no <mask>.')
     return
-  ids = _prompt_ids(vocabulary, prompts, way)
+  ids = prompt_rows.prompt_ids(vocabulary, prompts, way)
   longest = max(map(len, ids), default=0)
   if way.sees_itself and longest >= context:
     raise PromptError(f'a prompt of {longest} tokens leaves no room for an answer in the {context} that this model is '
                       'trained on: give a shorter one.')
-
-
-# --- Prompts --------------------------------------------------------------------------------------
-
-
-def _ids(encode: Callable[[str], np.ndarray], prompt: str | Ids) -> Ids:
-  if not isinstance(prompt, str):
-    return list(prompt)
-  try:
-    prompt.encode()
-  except UnicodeEncodeError as error:
-    raise PromptError(f'the prompt {prompt!r} holds {prompt[error.start]!r}, half of a surrogate pair, which is no '
-                      'character.') from error
-  return list(encode(prompt))
-
-
-def _prompt_ids(vocabulary: Vocabulary, prompts: Sequence[str | Ids], way: Style) -> list[Ids]:
-  """Ids of prompts, with the tokens that stand around them in a decoder."""
-  encode = vocabulary.encode_marked if way.marked else vocabulary.encode
-  rows = []
-  for prompt in prompts:
-    ids = _ids(encode, prompt)
-    if way.slides:
-      ids += vocabulary.after  # some tokenizers end texts too, and so prompts
-    rows.append(_framed(vocabulary, ids, way))
-  return rows
-
-
-def _framed(vocabulary: Vocabulary, ids: Ids, way: Style) -> Ids:
-  if way.slides and not way.begins:
-    return _not_empty(vocabulary, ids)
-  if way.in_encoder:
-    return ids
-  framed = [vocabulary.bos_id, *ids]
-  if way.ends:
-    framed.append(vocabulary.eos_id)
-  return framed
-
-
-def _not_empty(vocabulary: Vocabulary, ids: Ids) -> Ids:
-  """The beginning of a document in place of no ids."""
-  if ids:
-    return ids
-  if vocabulary.begin_id is None:
-    raise PromptError('this model knows no beginning of documents: give a prompt.')
-  return [vocabulary.begin_id]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-  """Prompts of a decoder.
-
-  Attributes:
-    ids: of each prompt in the decoder.
-    way: their style.
-    context: the longest text in the decoder.
-    rows: of the batch on the devices, a multiple of the mesh's pieces.
-    begins: tokens that a text begins with when it slides.
-    encoder: the batch of the encoder, on the devices.
-  """
-  ids: list[Ids]
-  way: Style
-  context: int
-  rows: int
-  begins: Ids
-  encoder: dict[str, jax.Array] | None = None
-
-  def place(self, texts: list[Ids]) -> dict[str, Any]:
-    """The batch of these texts, on the devices."""
-    prompt = _padded(texts, True, self.rows)
-    if self.way.sees_itself:
-      prompt['prefix'] = prompt['segments'] > 0
-    placed = place(_mesh(), prompt)
-    if self.encoder is not None:
-      placed['encoder'] = self.encoder
-    return placed
-
-
-def _batch_of(vocabulary: Vocabulary, prompt_ids: list[Ids], way: Style, context: int, targets: int) -> _Batch:
-  rows = _rows(len(prompt_ids))
-  if not way.in_encoder:
-    begins: Ids = []
-    if way.begins and vocabulary.bos_id is not None:
-      begins = [vocabulary.bos_id]
-    return _Batch(prompt_ids, way, context, rows, begins)
-  inputs = []
-  starts = []
-  for ids in prompt_ids:
-    inputs.append([*ids[:context - 1], vocabulary.eos_id])
-    starts.append([vocabulary.start_id])
-  encoder = place(_mesh(), _padded(inputs, False, rows))
-  return _Batch(starts, way, targets + 1, rows, [], encoder)
-
-
-def _rows(count: int) -> int:
-  """The next multiple of the mesh's pieces."""
-  pieces = batch_shards(_mesh())
-  return -(-count // pieces) * pieces
-
-
-def _room(batch: _Batch) -> int:
-  """How many tokens an answer may have. PromptError if there is no room."""
-  longest = max(map(len, batch.ids))
-  room = batch.context - longest
-  if room < 1:
-    raise PromptError(f'a prompt of {longest} tokens leaves no room for an answer in the {batch.context} that this '
-                      'model was trained on: give a shorter one.')
-  return room
-
-
-def _padded(texts: list[Ids], left: bool, rows: int) -> dict[str, np.ndarray]:
-  """inputs, positions and segments, [rows, P] int32; texts all end in the last column, or begin in the first.
-
-  Rows beyond the texts repeat the last of them.
-  """
-  longest = max(map(len, texts))
-  P = -(-longest // ROUND) * ROUND
-  prompt = {}
-  for name in ('inputs', 'positions', 'segments'):
-    prompt[name] = np.zeros((rows, P), np.int32)
-  for row in range(rows):
-    ids = texts[min(row, len(texts) - 1)]
-    span = slice(P - len(ids), P) if left else slice(len(ids))
-    prompt['inputs'][row, span] = ids
-    prompt['positions'][row, span] = np.arange(len(ids))
-    prompt['segments'][row, span] = 1
-  return prompt
-
-
-def _mesh() -> jax.sharding.Mesh:
-  return jax.sharding.get_mesh()
 
 
 # --- Answers --------------------------------------------------------------------------------------
@@ -307,11 +184,14 @@ def _sampling_options(
     top_p: float,
 ) -> sampling.Options:
   stops = vocabulary.stop_ids
+  eos_id = -1
+  if stops:
+    eos_id = stops[0]
   return sampling.Options(
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
-      eos_id=stops[0] if stops else -1,
+      eos_id=eos_id,
       banned=banned(model.config.vocab_size, vocabulary),
       stops=stops[1:],
   )
@@ -321,14 +201,14 @@ def _sampled(
     model: Model,
     params: Any,
     options: sampling.Options,
-    batch: _Batch,
+    batch: Batch,
     tokens: int,
     key: jax.Array,
     seeds_B: np.ndarray,
 ) -> Iterator[list[Ids]]:
   """Yields the ids generated so far, a list for each prompt, every few tokens."""
   answers: list[Ids] = [[] for _ in batch.ids]
-  seeds = place(_mesh(), seeds_B)
+  seeds = place(prompt_rows.mesh_in_force(), seeds_B)
   while len(answers[0]) < tokens:
     before = len(answers[0])
     texts = _texts_so_far(batch, answers)
@@ -339,8 +219,18 @@ def _sampled(
     said = 0
     while said < new:
       n = min(PIECE, new - said)
-      piece_BN, state = sampling.more(model, options, n, params, state, key, seeds, before)
-      _extend(answers, np.asarray(piece_BN).tolist(), ended, options.eos_id)
+      piece_BN, state = sampling.more(
+          model,
+          options,
+          n,
+          params,
+          state,
+          key,
+          seeds,
+          before,
+      )
+      new_ids = np.asarray(piece_BN).tolist()
+      _extend(answers, new_ids, ended, options.eos_id)
       said += n
       yield answers
       if all(_have_ended(answers, options)):
@@ -351,20 +241,30 @@ def _searched(
     model: Model,
     params: Any,
     options: sampling.Options,
-    batch: _Batch,
+    batch: Batch,
     tokens: int,
     beams: int,
     alpha: float,
 ) -> list[Ids]:
   """The ids of the best answer to each prompt."""
   prompt = batch.place(batch.ids)
-  best_BKN, _ = beam.search(
-      model, params, prompt, tokens, beams, alpha, options.eos_id, options.banned, options.stops)
+  answers_BKN, _ = beam.search(
+      model,
+      params,
+      prompt,
+      tokens,
+      beams,
+      alpha,
+      options.eos_id,
+      options.banned,
+      options.stops,
+  )
   rows = len(batch.ids)
-  return np.asarray(best_BKN)[:rows, 0].tolist()
+  best_BN = np.asarray(answers_BKN)[:rows, 0]
+  return best_BN.tolist()
 
 
-def _texts_so_far(batch: _Batch, answers: list[Ids]) -> list[Ids]:
+def _texts_so_far(batch: Batch, answers: list[Ids]) -> list[Ids]:
   """Prompts with their answers; the last half of the context where they have grown beyond it."""
   texts = [prompt + answer for prompt, answer in zip(batch.ids, answers)]
   longest = max(map(len, texts))
@@ -380,10 +280,18 @@ def _have_ended(answers: list[Ids], options: sampling.Options) -> list[bool]:
   return [not stops.isdisjoint(answer) for answer in answers]
 
 
-def _extend(answers: list[Ids], rows: list[Ids], ended: list[bool], eos_id: int) -> None:
+def _extend(
+    answers: list[Ids],
+    rows: list[Ids],
+    ended: list[bool],
+    eos_id: int,
+) -> None:
   """Adds new tokens to answers; eos_id to those that had ended before."""
   for answer, row, has_ended in zip(answers, rows, ended):
-    answer.extend([eos_id] * len(row) if has_ended else row)
+    if has_ended:
+      answer.extend([eos_id] * len(row))
+    else:
+      answer.extend(row)
 
 
 def _ends(vocabulary: Vocabulary, prompt: Ids) -> set[int]:
@@ -392,7 +300,8 @@ def _ends(vocabulary: Vocabulary, prompt: Ids) -> set[int]:
   Among them are the sentinels that come after those of the prompt: they end an answer that restores its spans.
   """
   ends = {*vocabulary.stop_ids, -1}
-  sentinels = list(map(vocabulary.sentinel, range(vocabulary.num_sentinels)))
+  numbers = range(vocabulary.num_sentinels)
+  sentinels = list(map(vocabulary.sentinel, numbers))
   while sentinels and sentinels[-1] not in prompt:
     ends.add(sentinels.pop())
   if not sentinels:  # a prompt without spans
@@ -400,7 +309,11 @@ def _ends(vocabulary: Vocabulary, prompt: Ids) -> set[int]:
   return ends
 
 
-def _texts(vocabulary: Vocabulary, answers: list[Ids], ends: list[set[int]]) -> list[str]:
+def _texts(
+    vocabulary: Vocabulary,
+    answers: list[Ids],
+    ends: list[set[int]],
+) -> list[str]:
   """The texts of answers, each up to the first of its ends; unknown tokens are left out, as special ones are."""
   texts = []
   for answer, ends_of_answer in zip(answers, ends):
@@ -412,80 +325,3 @@ def _texts(vocabulary: Vocabulary, answers: list[Ids], ends: list[set[int]]) -> 
         ids.append(i)
     texts.append(vocabulary.decode(ids))
   return texts
-
-
-# --- Masks ----------------------------------------------------------------------------------------
-
-
-def _filled(
-    model: Model,
-    params: Any,
-    vocabulary: Vocabulary,
-    prompts: Sequence[str | Ids],
-    way: Style,
-    context: int,
-) -> list[str]:
-  """Texts of prompts with their masks filled in."""
-  room = context - 2 * way.framed
-  rows = [_ids(vocabulary.encode_marked, prompt)[:room] for prompt in prompts]
-  return [vocabulary.decode(row) for row in fill(model, params, vocabulary, rows, way.framed, prompts)]
-
-
-def fill(
-    model: Model,
-    params: Any,
-    vocabulary: Vocabulary,
-    rows: Sequence[Ids],
-    ends: bool,
-    prompts: Sequence[Any] | None = None,
-) -> list[Ids]:
-  """Replaces masks by tokens, the surest first, which the following ones see.
-
-  Args:
-    model: an encoder.
-    params: nested dict of arrays.
-    vocabulary: of the model.
-    rows: ids of texts with masks.
-    ends: whether rows stand between <cls> and <sep>.
-    prompts: the texts of rows, for errors.
-
-  Raises:
-    PromptError: for a row without masks.
-  """
-  for row, prompt in zip(rows, prompts or rows):
-    if vocabulary.mask_id not in row:
-      raise PromptError(f'this model fills in masks, and the prompt {prompt!r} has no <mask>.')
-  texts = []
-  for row in rows:
-    text = list(row)
-    if ends:
-      text = [vocabulary.cls_id, *row, vocabulary.sep_id]
-    texts.append(text)
-  never_V = np.zeros(model.config.vocab_size, bool)
-  never_V[vocabulary.size:] = True
-  never_V[vocabulary.special_ids] = True
-  while any(vocabulary.mask_id in text for text in texts):
-    batch = place(_mesh(), _padded(texts, False, _rows(len(texts))))
-    logits_BTV = np.where(never_V, -np.inf, np.asarray(_logits(model, params, batch)))
-    for text, logits_TV in zip(texts, logits_BTV):
-      _fill_surest(text, logits_TV, vocabulary.mask_id)
-  if not ends:
-    return texts
-  return [text[1:-1] for text in texts]
-
-
-def _fill_surest(text: Ids, logits_TV: np.ndarray, mask_id: int | None) -> None:
-  """Replaces the mask whose token is the surest, if there is one."""
-  masks = [t for t, i in enumerate(text) if i == mask_id]
-  if not masks:
-    return
-  logits_MV = logits_TV[masks]
-  p_MV = np.exp(logits_MV - logits_MV.max(-1, keepdims=True))
-  surest = int((p_MV.max(-1) / p_MV.sum(-1)).argmax())
-  text[masks[surest]] = int(p_MV[surest].argmax())
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(model: Model, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-  logits_BTV = model.apply(params, batch)
-  return jax.sharding.reshard(logits_BTV, jax.sharding.PartitionSpec())

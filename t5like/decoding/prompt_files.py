@@ -63,7 +63,13 @@ def answer_file(
   return len(records)
 
 
-def _answer(run: Any, records: list[Record], numbers: list[int], rows: int, options: dict[str, Any]) -> list[str]:
+def _answer(
+    run: Any,
+    records: list[Record],
+    numbers: list[int],
+    rows: int,
+    options: dict[str, Any],
+) -> list[str]:
   """Answers to the records of these numbers, in a batch of `rows`; the number of a record is its seed."""
   prompts = [_prompt(records[number]) for number in numbers]
   # Rows that fill up the batch keep its shape, so that it need not be compiled for another.
@@ -171,7 +177,13 @@ def _without_answer(record: Record) -> Record:
   return {key: value for key, value in record.items() if key != 'answer'}
 
 
-def show_stream(run: Any, prompt: str, between: str = '', out: Any = None, **options: Any) -> str:
+def show_stream(
+    run: Any,
+    prompt: str,
+    between: str = '',
+    out: Any = None,
+    **options: Any,
+) -> str:
   """Prints a prompt and its answer while it is made.
 
   Args:

@@ -42,7 +42,11 @@ class Options:
   stops: tuple[int, ...] = ()
 
 
-def filter_logits(logits_BV: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
+def filter_logits(
+    logits_BV: Array,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Array:
   """-inf outside the top_k likeliest tokens and the fewest that hold top_p of the probability.
 
   Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. 0 and 1.0 switch the filters off. Tokens are counted by
@@ -50,8 +54,9 @@ def filter_logits(logits_BV: Array, top_k: int = 0, top_p: float = 1.0) -> Array
   """
   V = logits_BV.shape[-1]
   if 0 < top_k < V:
-    best_BK = jax.lax.top_k(logits_BV, top_k)[0]
-    logits_BV = _likeliest(logits_BV, best_BK[:, -1:], top_k)
+    best_BK, _ = jax.lax.top_k(logits_BV, top_k)
+    least_B1 = best_BK[:, -1:]
+    logits_BV = _likeliest(logits_BV, least_B1, top_k)
   if top_p < 1:
     logits_BV = _nucleus(logits_BV, top_p)
   return logits_BV
@@ -65,7 +70,8 @@ def _nucleus(logits_BV: Array, top_p: float) -> Array:
   held_BV = jnp.cumsum(p_BV, axis=-1)
   # A token stays if the likelier ones do not hold top_p yet.
   likelier_BV = held_BV[:, :-1]
-  stays_BV = likelier_BV < top_p * (1 - ROUNDING)
+  enough = top_p * (1 - ROUNDING)
+  stays_BV = likelier_BV < enough
   count_B1 = 1 + jnp.sum(stays_BV, axis=-1, keepdims=True)
   is_inside_BV = jnp.arange(V)[None, :] < count_B1
   inside_BV = jnp.where(is_inside_BV, sorted_BV, jnp.inf)
@@ -73,13 +79,19 @@ def _nucleus(logits_BV: Array, top_p: float) -> Array:
   return _likeliest(logits_BV, least_B1, count_B1)
 
 
-def _likeliest(logits_BV: Array, least_B1: Array, count: int | Array) -> Array:
+def _likeliest(
+    logits_BV: Array,
+    least_B1: Array,
+    count: int | Array,
+) -> Array:
   """-inf outside the `count` likeliest tokens, the last of which has the logit `least`."""
   above_BV = logits_BV > least_B1
   equal_BV = logits_BV == least_B1
-  room_B1 = count - jnp.sum(above_BV, axis=-1, keepdims=True)
+  count_above_B1 = jnp.sum(above_BV, axis=-1, keepdims=True)
+  room_B1 = count - count_above_B1
   is_early_BV = jnp.cumsum(equal_BV, axis=-1) <= room_B1
-  return jnp.where(above_BV | equal_BV & is_early_BV, logits_BV, -jnp.inf)
+  stays_BV = above_BV | equal_BV & is_early_BV
+  return jnp.where(stays_BV, logits_BV, -jnp.inf)
 
 
 def allowed(logits_BV: Array, banned: tuple[int, ...]) -> Array:
@@ -87,7 +99,8 @@ def allowed(logits_BV: Array, banned: tuple[int, ...]) -> Array:
   logits_BV = jax.sharding.reshard(logits_BV, in_use('B_'))
   if not banned:
     return logits_BV
-  is_banned_V = np.zeros(logits_BV.shape[-1], bool)
+  V = logits_BV.shape[-1]
+  is_banned_V = np.zeros(V, bool)
   is_banned_V[list(banned)] = True
   return jnp.where(is_banned_V[None, :], -jnp.inf, logits_BV)
 
@@ -99,7 +112,13 @@ def _divided(logits_BV: Array, temperature: float) -> Array:
   return (logits_BV - largest_B1) / max(temperature, least)
 
 
-def pick(logits_BV: Array, options: Options, key: Array, seeds_B: Array, t: Array) -> Array:
+def pick(
+    logits_BV: Array,
+    options: Options,
+    key: Array,
+    seeds_B: Array,
+    t: Array,
+) -> Array:
   """Chooses one token per row.
 
   Args:
@@ -114,25 +133,44 @@ def pick(logits_BV: Array, options: Options, key: Array, seeds_B: Array, t: Arra
   """
   logits_BV = allowed(logits_BV, options.banned)
   if not options.temperature:
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = filter_logits(_divided(logits_BV, options.temperature), options.top_k, options.top_p)
+    likeliest_B = jnp.argmax(logits_BV, axis=-1)
+    return likeliest_B.astype(jnp.int32)
+  logits_BV = _divided(logits_BV, options.temperature)
+  logits_BV = filter_logits(logits_BV, options.top_k, options.top_p)
   whole = PartitionSpec()
   rows = in_use('B')
-  sample = jax.shard_map(_sample, in_specs=(whole, whole, rows, in_use('B_')), out_specs=rows, check_vma=False)
-  return sample(key, t, seeds_B, logits_BV).astype(jnp.int32)
+  sample = jax.shard_map(
+      _sample,
+      in_specs=(whole, whole, rows, in_use('B_')),
+      out_specs=rows,
+      check_vma=False,
+  )
+  token_B = sample(key, t, seeds_B, logits_BV)
+  return token_B.astype(jnp.int32)
 
 
-def _sample(key: Array, t: Array, seeds_B: Array, logits_BV: Array) -> Array:
+def _sample(
+    key: Array,
+    t: Array,
+    seeds_B: Array,
+    logits_BV: Array,
+) -> Array:
   """Token ids of the rows of one device."""
   def one_row(seed: Array, logits_V: Array) -> Array:
     key_of_row = jax.random.fold_in(key, seed)
-    return jax.random.categorical(jax.random.fold_in(key_of_row, t), logits_V)
+    key_of_token = jax.random.fold_in(key_of_row, t)
+    return jax.random.categorical(key_of_token, logits_V)
 
   return jax.vmap(one_row)(seeds_B, logits_BV)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def start(model: Model, params: Any, prompt: dict[str, Any], new_tokens: int) -> State:
+def start(
+    model: Model,
+    params: Any,
+    prompt: dict[str, Any],
+    new_tokens: int,
+) -> State:
   """The state after prompts that all end in the last column (padding, segment 0, is on their left).
 
   It holds logits [B, V] of the next token, the cache with room for `new_tokens` more, and the inputs of `extend`. On
@@ -148,13 +186,22 @@ def start(model: Model, params: Any, prompt: dict[str, Any], new_tokens: int) ->
   P = prompt['inputs'].shape[1]
   prompt = spread_rows(prompt)
   cache = model.cache(params, prompt, P + new_tokens)
-  prompt = {name: array for name, array in prompt.items() if name != 'encoder'}
+  prompt = dict(prompt)
+  prompt.pop('encoder', None)  # it is read into the cache
   last_B1 = prompt['positions'][:, -1:]
   keys = _keys(prompt, last_B1, new_tokens)
   layers = None
   if attention.platform() == 'cpu':
     layers = model.layers(params)
-  logits_BTV, cache = model.extend(params, prompt, keys, cache, 0, True, layers)
+  logits_BTV, cache = model.extend(
+      params,
+      prompt,
+      keys,
+      cache,
+      0,
+      True,
+      layers,
+  )
   none_done = jnp.zeros(last_B1.shape[0], bool)
   return dict(
       logits=logits_BTV[:, 0],
@@ -164,10 +211,15 @@ def start(model: Model, params: Any, prompt: dict[str, Any], new_tokens: int) ->
       last=last_B1,
       said=jnp.int32(0),
       at=jnp.int32(P),
-      done=jax.sharding.reshard(none_done, in_use('B')))
+      done=jax.sharding.reshard(none_done, in_use('B')),
+  )
 
 
-def _keys(prompt: dict[str, Array], last_B1: Array, new_tokens: int) -> dict[str, Array]:
+def _keys(
+    prompt: dict[str, Array],
+    last_B1: Array,
+    new_tokens: int,
+) -> dict[str, Array]:
   """Positions, segments and prefix [B, P + new_tokens] of all keys in the cache."""
   # Cache slots of tokens to come have later positions, so causality hides them until they are filled.
   offsets_N = jnp.arange(1, new_tokens + 1, dtype=jnp.int32)
@@ -175,20 +227,27 @@ def _keys(prompt: dict[str, Array], last_B1: Array, new_tokens: int) -> dict[str
   ones_BN = spread_rows(jnp.ones_like(ahead_BN))
   keys = dict(
       positions=jnp.concatenate([prompt['positions'], ahead_BN], axis=1),
-      segments=jnp.concatenate([prompt['segments'], ones_BN], axis=1))
+      segments=jnp.concatenate([prompt['segments'], ones_BN], axis=1),
+  )
   if 'prefix' in prompt:
     outside_BN = spread_rows(jnp.zeros_like(ahead_BN, bool))
     keys['prefix'] = jnp.concatenate([prompt['prefix'], outside_BN], axis=1)
   return keys
 
 
-def step(model: Model, params: Any, state: State, token_B: Array) -> State:
+def step(
+    model: Model,
+    params: Any,
+    state: State,
+    token_B: Array,
+) -> State:
   """The state after one more token of each row."""
   last_B1 = state['last']
   batch = dict(
       inputs=token_B[:, None],
       positions=last_B1 + state['said'] + 1,
-      segments=jnp.ones_like(last_B1))
+      segments=jnp.ones_like(last_B1),
+  )
   if 'prefix' in state['keys']:
     batch['prefix'] = jnp.zeros_like(last_B1, bool)
   logits_BTV, cache = model.extend(
@@ -238,19 +297,26 @@ def more(
 
   def continues(carry: Carry) -> Array:
     i, _, state = carry
-    return (i < n) & ~jnp.all(state['done'])
+    all_done = jnp.all(state['done'])
+    return (i < n) & ~all_done
 
   def one_token(carry: Carry) -> Carry:
     i, tokens_BN, state = carry
-    picked_B = pick(state['logits'], options, key, seeds_B, before + state['said'])
+    number = before + state['said']
+    picked_B = pick(state['logits'], options, key, seeds_B, number)
     token_B = jnp.where(state['done'], options.eos_id, picked_B)
-    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B[:, None], (0, i))
+    token_B1 = token_B[:, None]
+    tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, token_B1, (0, i))
     ended_B = token_B == options.eos_id
     for stop in options.stops:
       ended_B |= token_B == stop
-    state = dict(state, done=state['done'] | ended_B)
-    return i + 1, tokens_BN, step(model, params, state, token_B)
+    done_B = state['done'] | ended_B
+    state = step(model, params, dict(state, done=done_B), token_B)
+    return i + 1, tokens_BN, state
 
-  tokens_BN = jax.sharding.reshard(jnp.full((B, n), options.eos_id, jnp.int32), in_use('B_'))
-  _, tokens_BN, state = jax.lax.while_loop(continues, one_token, (jnp.int32(0), tokens_BN, state))
-  return jax.sharding.reshard(tokens_BN, PartitionSpec()), state
+  blank_BN = jnp.full((B, n), options.eos_id, jnp.int32)
+  tokens_BN = jax.sharding.reshard(blank_BN, in_use('B_'))
+  first = (jnp.int32(0), tokens_BN, state)
+  _, tokens_BN, state = jax.lax.while_loop(continues, one_token, first)
+  whole = PartitionSpec()
+  return jax.sharding.reshard(tokens_BN, whole), state

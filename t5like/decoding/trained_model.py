@@ -67,7 +67,11 @@ class Loaded:
       raise ConfigError(f'--prompt: {e}') from e
 
 
-def load(workdir: Any, step: int | None = None, devices: Sequence[Any] | None = None) -> Loaded:
+def load(
+    workdir: Any,
+    step: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Loaded:
   """A trained model from a checkpoint, its adapters (LoRA) merged into the weights.
 
   Args:

@@ -4,43 +4,53 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
+Texts = Sequence[str]
 Judged = dict[str, float | list[float]]  # {metric: a value for each answer, or one for all}
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], Judged]
+Judge = Callable[[Texts, Sequence[Texts]], Judged]  # of answers and the references of each
 
 ROUGE = ('rouge1', 'rouge2', 'rougeL')
+ARTICLES = re.compile(r'\b(a|an|the)\b')
 
 
 def normalised(text: str) -> str:
   """Lower case, without punctuation, articles and repeated spaces (SQuAD v1.1's evaluation script)."""
   letters = [c for c in text.lower() if c not in string.punctuation]
-  without_articles = re.sub(r'\b(a|an|the)\b', ' ', ''.join(letters))
-  return ' '.join(without_articles.split())
+  without_punctuation = ''.join(letters)
+  without_articles = ARTICLES.sub(' ', without_punctuation)
+  words = without_articles.split()
+  return ' '.join(words)
 
 
-def exact_match(answer: str, references: Sequence[str]) -> float:
+def exact_match(answer: str, references: Texts) -> float:
   """1.0 if the answer is one of the references, spaces at both ends aside; else 0.0."""
   stripped = [reference.strip() for reference in references]
   return float(answer.strip() in stripped)
 
 
-def f1(answer: str, references: Sequence[str]) -> float:
+def f1(answer: str, references: Texts) -> float:
   """The best F1 of words with a reference (Rajpurkar et al. 2016, section 6.1); both without any: 1.0."""
   words = normalised(answer).split()
-  return max(_f1(words, normalised(reference).split()) for reference in references)
+  values = []
+  for reference in references:
+    reference_words = normalised(reference).split()
+    values.append(_f1(words, reference_words))
+  return max(values)
 
 
 def _f1(words: list[str], others: list[str]) -> float:
   if not words or not others:
     return float(words == others)
-  shared = collections.Counter(words) & collections.Counter(others)
+  counts = collections.Counter(words)
+  shared = counts & collections.Counter(others)
   common = sum(shared.values())
-  return 2 * common / (len(words) + len(others))
+  total = len(words) + len(others)
+  return 2 * common / total
 
 
 def judge(
     metrics: Sequence[str],
-    answers: Sequence[str],
-    references: Sequence[Sequence[str]],
+    answers: Texts,
+    references: Sequence[Texts],
 ) -> tuple[Judged, list[str]]:
   """Values of metrics, and notes for people.
 
@@ -59,32 +69,44 @@ def judge(
   values: Judged = {}
   notes = []
   for metric in metrics:
+    judge_answers = METRICS[metric]
     try:
-      values.update(METRICS[metric](answers, references))
+      values.update(judge_answers(answers, references))
     except ImportError as error:
       notes.append(f"{metric} is left out: it needs the package {error.name}; run: pip install -e '.[eval]'")
   return values, notes
 
 
-def _exact_matches(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
-  return dict(exact_match=list(map(exact_match, answers, references)))
+def _exact_matches(answers: Texts, references: Sequence[Texts]) -> Judged:
+  values = list(map(exact_match, answers, references))
+  return dict(exact_match=values)
 
 
-def _f1s(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
-  return dict(f1=list(map(f1, answers, references)))
+def _f1s(answers: Texts, references: Sequence[Texts]) -> Judged:
+  values = list(map(f1, answers, references))
+  return dict(f1=values)
 
 
-def _bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
+def _bleu(answers: Texts, references: Sequence[Texts]) -> Judged:
   import sacrebleu
   most = max(map(len, references))
-  # sacreBLEU wants as many references for each answer; one that is repeated counts once.
   by_rank = []
   for rank in range(most):
-    by_rank.append([texts[min(rank, len(texts) - 1)] for texts in references])
-  return dict(bleu=sacrebleu.corpus_bleu(answers, by_rank).score)
+    by_rank.append([_reference(texts, rank) for texts in references])
+  bleu = sacrebleu.corpus_bleu(answers, by_rank)
+  return dict(bleu=bleu.score)
 
 
-def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judged:
+def _reference(texts: Texts, rank: int) -> str:
+  """The reference with a number; the last of them in place of those that an answer does not have.
+
+  sacreBLEU takes equally many references for each answer, and one that is repeated counts once.
+  """
+  last = len(texts) - 1
+  return texts[min(rank, last)]
+
+
+def _rouge(answers: Texts, references: Sequence[Texts]) -> Judged:
   from rouge_score import rouge_scorer
   scorer = rouge_scorer.RougeScorer([*ROUGE], use_stemmer=True)
   scores = list(map(scorer.score_multi, references, answers))
@@ -94,4 +116,9 @@ def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Judge
   return values
 
 
-METRICS: dict[str, Judge] = dict(exact_match=_exact_matches, f1=_f1s, bleu=_bleu, rouge=_rouge)
+METRICS: dict[str, Judge] = dict(
+    exact_match=_exact_matches,
+    f1=_f1s,
+    bleu=_bleu,
+    rouge=_rouge,
+)

@@ -53,9 +53,16 @@ class Asker:
     self.ends = setting.ends
     self.is_given: bool = table.of(config).given
 
-  def ids(self, before: str, answer: str, after: str = '') -> IdsQuestion:
+  def ids(
+      self,
+      before: str,
+      answer: str,
+      after: str = '',
+  ) -> IdsQuestion:
     """(before, answer, after) as lists of ids: `apart` of one question."""
-    return self.apart([(before, answer, after)])[0]
+    question = (before, answer, after)
+    (ids,) = self.apart([question])
+    return ids
 
   def apart(self, questions: Sequence[TextQuestion]) -> list[IdsQuestion]:
     """[(before, answer, after)], lists of ids, of questions whose answers are compared with each other.
@@ -84,16 +91,30 @@ class Asker:
   def _alone(self, question: TextQuestion) -> IdsQuestion:
     """The ids of three texts, each by itself."""
     before, answer, after = question
-    return self._encode(before.rstrip()), self._encode(answer.strip()), self._encode(after)
+    return (
+        self._encode(before.rstrip()),
+        self._encode(answer.strip()),
+        self._encode(after),
+    )
 
   def _cut_apart(self, questions: Sequence[TextQuestion]) -> list[IdsQuestion]:
-    # Pieces begin with spaces, so those at the end of `before` belong to the answer.
-    stripped = [before.rstrip() for before, _, _ in questions]
     texts = [''.join(question) for question in questions]
     wholes = list(map(list, self.vocabulary.encode_batch(texts)))
-    lefts = _smallest(stripped, map(shared, self._encoded(stripped), wholes))
+    lefts = self._lefts(questions, wholes)
     rights = self._rights(questions, wholes)
     return list(map(_cut, wholes, lefts, rights))
+
+  def _lefts(
+      self,
+      questions: Sequence[TextQuestion],
+      wholes: Sequence[Ids],
+  ) -> list[int]:
+    """How many ids at the beginning of each whole text are those of its `before`, the same of all that begin alike."""
+    # Pieces begin with spaces, so those at the end of `before` belong to the answer.
+    stripped = [before.rstrip() for before, _, _ in questions]
+    ids_before = self._encoded(stripped)
+    counts = map(shared, ids_before, wholes)
+    return _smallest(stripped, counts)
 
   def _encode(self, text: str) -> Ids:
     return list(self.vocabulary.encode(text))
@@ -101,12 +122,17 @@ class Asker:
   def _encoded(self, texts: Sequence[str]) -> list[Ids]:
     """Ids of texts; equal texts are encoded once."""
     unique = list(dict.fromkeys(texts))
+    encoded = self.vocabulary.encode_batch(unique)
     ids_of = {}
-    for text, ids in zip(unique, self.vocabulary.encode_batch(unique)):
+    for text, ids in zip(unique, encoded):
       ids_of[text] = list(ids)
     return [ids_of[text] for text in texts]
 
-  def _rights(self, questions: Sequence[TextQuestion], wholes: Sequence[Ids]) -> list[int]:
+  def _rights(
+      self,
+      questions: Sequence[TextQuestion],
+      wholes: Sequence[Ids],
+  ) -> list[int]:
     """How many ids at the end of each whole text are those of its `after`, the same of all that end alike."""
     inners = []
     afters = []
@@ -115,51 +141,88 @@ class Asker:
       afters.append(after)
     if not any(afters):
       return [0] * len(questions)
-    counts = list(map(_count_after, self._encoded(inners), self._encoded(afters), wholes))
-    counts = _smallest(afters, counts)
+    ids_inner = self._encoded(inners)
+    ids_after = self._encoded(afters)
+    counts = map(_count_after, ids_inner, ids_after, wholes)
+    smallest = _smallest(afters, counts)
     first_of: dict[str, Ids] = {}
     alike = []
     for after, whole in zip(afters, wholes):
       first = first_of.setdefault(after, whole)
       alike.append(_shared_end(first, whole))
-    return _smallest(afters, map(min, counts, alike))
+    return _smallest(afters, map(min, smallest, alike))
 
-  def prompt(self, before: str, after: str, tokens: int) -> Ids:
+  def prompt(
+      self,
+      before: str,
+      after: str,
+      tokens: int,
+  ) -> Ids:
     """Ids of a prompt for `decode.generate` that leaves room for an answer of `tokens` tokens."""
     before_ids = self._encode(before)
     if self.style.slides:
-      room = self.room - 1 - min(tokens, self.room // 2)
+      half = self.room // 2
+      room = self.room - 1 - min(tokens, half)
       return before_ids[-room:]
-    whole = self._encode(before + after)
-    if shared(before_ids, whole) < len(before_ids):  # a piece would reach from the one into the other
-      after_ids = self._encode(after)
-    else:
-      after_ids = whole[len(before_ids):]
-    mode = self.manner.mode
+    after_ids = self._ids_after(before, before_ids, after)
     lead, source = self.manner.parts(before_ids, after_ids)
-    room = self.room - len(mode) - len(lead) - self.manner.kept(tokens)
-    return [*mode, *lead, *source[-room:]]
+    never_cut = [*self.manner.mode, *lead]
+    room = self.room - len(never_cut) - self.manner.kept(tokens)
+    return [*never_cut, *source[-room:]]
+
+  def _ids_after(
+      self,
+      before: str,
+      before_ids: Ids,
+      after: str,
+  ) -> Ids:
+    """The ids of a text behind another: those that it has there, unless a piece would reach from one into the other."""
+    whole = self._encode(before + after)
+    length = len(before_ids)
+    if shared(before_ids, whole) < length:
+      return self._encode(after)
+    return whole[length:]
 
   def cut_of_prompt(self, before: str, prompt: Ids) -> int:
     """How many tokens `prompt`, made without text after the answer, lost of the text before it."""
-    whole = len(self.manner.mode) + self.manner.marks + len(self._encode(before))
+    manner = self.manner
+    before_ids = self._encode(before)
+    whole = len(manner.mode) + manner.marks + len(before_ids)
     return max(0, whole - len(prompt))
 
-  def blank(self, before: str, answer: str, after: str) -> tuple[Ids, Ids]:
-    """(ids with masks in place of an answer, where they are) for `decode.fill`. Only of models that fill in masks."""
+  def blank(
+      self,
+      before: str,
+      answer: str,
+      after: str,
+  ) -> tuple[Ids, Ids]:
+    """(ids with masks in place of an answer, where they are) for `masks.fill`. Only of models that fill in masks."""
     if not isinstance(self.manner, manners.Masked):
       raise TypeError('this model fills in no masks')
-    return self.manner.blank(*self.ids(before, answer, after))
+    question = self.ids(before, answer, after)
+    return self.manner.blank(*question)
 
-  def rows(self, before: str, answer: str, after: str = '') -> list[Row]:
+  def rows(
+      self,
+      before: str,
+      answer: str,
+      after: str = '',
+  ) -> list[Row]:
     """The rows of a question of three texts; their log p, added up, is its answer's."""
-    return self.rows_of_ids(*self.ids(before, answer, after))
+    question = self.ids(before, answer, after)
+    return self.rows_of_ids(*question)
 
   def rows_of_choices(self, questions: Sequence[TextQuestion]) -> list[list[Row]]:
     """A list of Rows for each of several questions of three texts that are compared with each other."""
-    return [self.rows_of_ids(*ids) for ids in self.apart(questions)]
+    choices = self.apart(questions)
+    return [self.rows_of_ids(*ids) for ids in choices]
 
-  def rows_of_ids(self, before: Iterable[int], answer: Iterable[int], after: Iterable[int] = ()) -> list[Row]:
+  def rows_of_ids(
+      self,
+      before: Iterable[int],
+      answer: Iterable[int],
+      after: Iterable[int] = (),
+  ) -> list[Row]:
     """The rows of a question of ids. DataError for an answer without tokens."""
     answer = list(answer)
     if not answer:
@@ -179,13 +242,20 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _shared_end(one: Sequence[int], other: Sequence[int]) -> int:
   """How many ids two lists end with alike."""
-  return shared(one[::-1], other[::-1])
+  from_end = one[::-1]
+  other_from_end = other[::-1]
+  return shared(from_end, other_from_end)
 
 
-def _count_after(inner: Ids, after: Ids, whole: Ids) -> int:
+def _count_after(
+    inner: Ids,
+    after: Ids,
+    whole: Ids,
+) -> int:
   """How many ids at the end of a whole text are those of `after`; inner: the ids of what stands before it."""
-  if shared(inner, whole) == len(inner):
-    return len(whole) - len(inner)
+  length = len(inner)
+  if shared(inner, whole) == length:
+    return len(whole) - length
   return _shared_end(after, whole)
 
 
@@ -193,17 +263,29 @@ def _smallest(keys: Sequence[str], numbers: Iterable[int]) -> list[int]:
   """Of each key, the smallest number of all that have the same key."""
   least = {}
   for key, number in zip(keys, numbers):
-    least[key] = min(number, least.get(key, number))
+    least_yet = least.get(key, number)
+    least[key] = min(number, least_yet)
   return [least[key] for key in keys]
 
 
-def _cut(ids: Ids, left: int, right: int) -> IdsQuestion:
+def _cut(
+    ids: Ids,
+    left: int,
+    right: int,
+) -> IdsQuestion:
   """(the first `left` ids, those between, the last `right` ids, of which the first ones may have taken some)."""
   end = max(left, len(ids) - right)
-  return ids[:left], ids[left:end], ids[end:]
+  return (
+      ids[:left],
+      ids[left:end],
+      ids[end:],
+  )
 
 
-def windows(asker: Asker, ids: Iterable[int]) -> Iterator[tuple[Ids, Ids]]:
+def windows(
+    asker: Asker,
+    ids: Iterable[int],
+) -> Iterator[tuple[Ids, Ids]]:
   """Yields pairs (before, answer) of ids that together ask for every token of a text once.
 
   Decoders see at least half of a row before each token, but at the beginning of the text; an
@@ -213,13 +295,20 @@ def windows(asker: Asker, ids: Iterable[int]) -> Iterator[tuple[Ids, Ids]]:
   size, seen = asker.manner.window()
   size = max(1, size)
   for start in range(0, len(text), size):
-    yield text[max(0, start - seen):start], text[start:start + size]
+    first_seen = max(0, start - seen)
+    before = text[first_seen:start]
+    answer = text[start:start + size]
+    yield before, answer
 
 
 # --- Batches --------------------------------------------------------------------------------------
 
 
-def width(count: int, most: int, pieces: int = 1) -> int:
+def width(
+    count: int,
+    most: int,
+    pieces: int = 1,
+) -> int:
   """The least of few widths that holds `count`: 16, 24, 32, 48, 64, 96, .. and `most`; multiples of `pieces`."""
   size = 16
   while size < count:
@@ -232,7 +321,13 @@ def width(count: int, most: int, pieces: int = 1) -> int:
   return -(-size // pieces) * pieces
 
 
-def batch(rows: Sequence[Row], count: int, inputs: int, predictions: int, sources: int = 0) -> dict[str, Any]:
+def batch(
+    rows: Sequence[Row],
+    count: int,
+    inputs: int,
+    predictions: int,
+    sources: int = 0,
+) -> dict[str, Any]:
   """A batch of rows, numpy arrays of `count` rows, of which those after `rows` are padding.
 
   Args:
@@ -243,9 +338,10 @@ def batch(rows: Sequence[Row], count: int, inputs: int, predictions: int, source
     sources: width S of the encoder's arrays; 0 without one.
   """
   arrays: dict[str, Any] = _blank(count, inputs)
-  arrays['predict'] = np.zeros((count, predictions), np.int32)
-  arrays['targets'] = np.zeros((count, predictions), np.int32)
-  arrays['weights'] = np.zeros((count, predictions), np.float32)
+  shape_BP = (count, predictions)
+  arrays['predict'] = np.zeros(shape_BP, np.int32)
+  arrays['targets'] = np.zeros(shape_BP, np.int32)
+  arrays['weights'] = np.zeros(shape_BP, np.float32)
   if any(row.prefix for row in rows):
     arrays['prefix'] = np.zeros((count, inputs), bool)
   if sources:
@@ -271,7 +367,11 @@ def _blank(count: int, width: int) -> dict[str, Any]:
   return blank
 
 
-def _put(arrays: dict[str, Any], number: int, ids: Ids) -> None:
+def _put(
+    arrays: dict[str, Any],
+    number: int,
+    ids: Ids,
+) -> None:
   """Puts ids into a row."""
   length = len(ids)
   arrays['inputs'][number, :length] = ids

@@ -1,5 +1,4 @@
 """Tasks on a model: what `main.py evaluate` and a training run's `evaluate.tasks` compute."""
-import dataclasses
 import functools
 import math
 import statistics
@@ -7,145 +6,22 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from t5like import sharding
 from t5like.config import task_files as task_lib
 from t5like.config.task_files import Task
-from t5like.config_type import Config
-from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError, Failure
-from t5like.evals import answers, ask, items, score
+from t5like.evals import answers, items, score
 from t5like.evals.items import Question
-from t5like.model import transformer
-from t5like.model.transformer import Model
-from t5like.objectives import lengths
+from t5like.evals.subject import Subject, ended
 from t5like.observe import metrics
-from t5like.vocabulary.kinds import Vocabulary
 
-TOKENS_AT_ONCE = 4096  # of prompts and answers that are decoded together, per piece of the batch
 SENTINEL = '<extra_id_0>'
 FILLS = 'a masked language model fills in as many tokens as the reference has'
 
-Ids = list[int]
 Values = dict[str, float]  # {metric: value}
 Results = dict[str, Values]  # by task
 Evaluated = tuple[Values, list[str]]  # and notes for people
 Job = Callable[[], tuple[Results, list[str]]]
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass
-class Subject:
-  """What is evaluated.
-
-  Attributes:
-    model: a `t5like.model.transformer` model.
-    params: nested dict of arrays on `mesh`.
-    vocabulary: of the model.
-    config: of its run.
-    mesh: that the parameters lie on.
-    tick: called after each batch.
-    scorer: of the same.
-  """
-  model: Model
-  params: Any
-  vocabulary: Vocabulary
-  config: Config
-  mesh: jax.sharding.Mesh
-  tick: Callable[[], None] = score.no_tick
-  scorer: score.Scorer = dataclasses.field(init=False)
-
-  def __post_init__(self) -> None:
-    self.scorer = score.Scorer(self.model, self.params, self.vocabulary, self.config, self.mesh, self.tick)
-
-  def generate(
-      self,
-      prompts: Sequence[Ids],
-      tokens: int,
-      until: Sequence[str] = (),
-      style: str | None = None,
-      context: int = 0,
-  ) -> list[str]:
-    """The likeliest answers to prompts, greedily, decoded in batches of few shapes.
-
-    Args:
-      prompts: lists of ids.
-      tokens: of each answer, at most.
-      until: texts of which one in each answer of a batch ends that batch; what follows them may be there or not.
-      style: how prompts are taken, see `decode.stream`; as in training by default.
-      context: the longest row; that of training by default.
-
-    Returns:
-      A text for each prompt.
-    """
-    context = context or self.config.data.seq_len
-    options: dict[str, Any] = dict(
-        style=style or decode.style_of(self.config),
-        targets=lengths.shapes(self.config).targets,
-        context=context,
-        tokens=tokens,
-        temperature=0.0)
-    widths = [ask.width(len(prompt) + 2, context) for prompt in prompts]
-    model, params, mesh = self._for_decoding()
-    texts_of = [''] * len(prompts)
-    for numbers in _batches(widths, tokens, sharding.batch_shards(mesh)):
-      rows = [prompts[number] for number in numbers]
-      texts: list[str] = []
-      with jax.set_mesh(mesh):
-        for texts in decode.stream(model, params, self.vocabulary, rows, **options):
-          if all(ended(text, until) != text for text in texts):
-            break
-      self.tick()
-      for number, text in zip(numbers, texts):
-        texts_of[number] = text
-    return texts_of
-
-  def fill(self, rows: Sequence[Ids]) -> list[Ids]:
-    """Lists of ids whose masks are filled in."""
-    model, params, mesh = self._for_decoding()
-    is_framed = self.scorer.asker.style.framed
-    filled: list[Ids] = []
-    for start in range(0, len(rows), score.ROWS):
-      with jax.set_mesh(mesh):
-        filled += decode.fill(model, params, self.vocabulary, rows[start:start + score.ROWS], is_framed)
-      self.tick()
-    return filled
-
-  def _for_decoding(self) -> tuple[Any, Any, jax.sharding.Mesh]:
-    """(model, params, mesh): tokens come one by one, so no axis can cut a row."""
-    mesh = sharding.without_context(self.mesh)
-    if mesh is self.mesh:
-      return self.model, self.params, mesh
-    with jax.set_mesh(mesh):
-      model = _built(self.model.config, mesh)
-      abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-      params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), self.params, abstract)
-      return model, params, mesh
-
-
-def _batches(widths: Sequence[int], tokens: int, shards: int) -> Iterable[list[int]]:
-  """Numbers of prompts that are decoded together: those of one width, the smallest first.
-
-  Args:
-    widths: of each prompt.
-    tokens: of an answer.
-    shards: pieces that the mesh cuts batches into.
-  """
-  members: dict[int, list[int]] = {}
-  for number, width in enumerate(widths):
-    members.setdefault(width, []).append(number)
-  for width, numbers in sorted(members.items()):
-    rows = max(1, min(score.ROWS, TOKENS_AT_ONCE // (width + tokens)))
-    size = rows * shards
-    for start in range(0, len(numbers), size):
-      yield numbers[start:start + size]
-
-
-@functools.lru_cache(4)
-def _built(config: transformer.ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-  """The same model each time, as programs are compiled anew for another."""
-  return transformer.build(config)
 
 
 class TasksFailed(Failure):
@@ -176,7 +52,11 @@ def check(shots: int, limit: int) -> None:
     raise ConfigError(f'limit={limit} must be at least 1, or 0 for all questions.')
 
 
-def read(tasks: Iterable[Task], shots: int = -1, limit: int = 0) -> dict[Task, list[Question] | Failure]:
+def read(
+    tasks: Iterable[Task],
+    shots: int = -1,
+    limit: int = 0,
+) -> dict[Task, list[Question] | Failure]:
   """{Task: its [Question], or the Failure with which reading them ended}; `shots`, `limit`: see `items.questions`."""
   check(shots, limit)
   questions_of: dict[Task, list[Question] | Failure] = {}
@@ -188,18 +68,31 @@ def read(tasks: Iterable[Task], shots: int = -1, limit: int = 0) -> dict[Task, l
   return questions_of
 
 
-def jobs(subject: Subject, questions_of: Mapping[Task, list[Question] | Failure]) -> dict[str, Job]:
+def jobs(
+    subject: Subject,
+    questions_of: Mapping[Task, list[Question] | Failure],
+) -> dict[str, Job]:
   """{task's name: a function that returns ({name: {metric: value}}, notes)} of what `read` returned."""
   job_of = {}
   for task, questions in questions_of.items():
-    job_of[task.name] = functools.partial(_answered, subject, task, questions)
+    job_of[task.name] = functools.partial(
+        _answered,
+        subject,
+        task,
+        questions,
+    )
   return job_of
 
 
-def _answered(subject: Subject, task: Task, questions: list[Question] | Failure) -> tuple[Results, list[str]]:
+def _answered(
+    subject: Subject,
+    task: Task,
+    questions: list[Question] | Failure,
+) -> tuple[Results, list[str]]:
   if isinstance(questions, Failure):
     raise questions
-  values, notes = EVALUATORS[task.kind](subject, task, questions)
+  evaluate_task = EVALUATORS[task.kind]
+  values, notes = evaluate_task(subject, task, questions)
   return {task.name: values}, notes
 
 
@@ -252,7 +145,13 @@ def finished(results: Results, errors: Mapping[str, Exception]) -> Results:
   raise TasksFailed(errors, results) from first
 
 
-def evaluate(subject: Subject, tasks: Iterable[Task], shots: int = -1, limit: int = 0, say: Say = ignore) -> Results:
+def evaluate(
+    subject: Subject,
+    tasks: Iterable[Task],
+    shots: int = -1,
+    limit: int = 0,
+    say: Say = ignore,
+) -> Results:
   """{task: {metric: value}} of tasks.
 
   Every value is a mean over items, whose standard error is METRIC_stderr, but for perplexities, which are of all
@@ -266,7 +165,8 @@ def evaluate(subject: Subject, tasks: Iterable[Task], shots: int = -1, limit: in
     limit: see `items.questions`.
     say: called with a line for each task.
   """
-  results, errors = attempt(jobs(subject, read(tasks, shots, limit)), say)
+  questions_of = read(tasks, shots, limit)
+  results, errors = attempt(jobs(subject, questions_of), say)
   return finished(results, errors)
 
 
@@ -276,8 +176,11 @@ def describe(values: Values) -> str:
   for key, value in values.items():
     is_stderr = key.endswith('_stderr')
     nothing_cut = key == 'cut' and not value
-    if not is_stderr and not nothing_cut:
-      shown.append(f'{key} {_number(value, values.get(f"{key}_stderr"))}')
+    if is_stderr or nothing_cut:
+      continue
+    stderr = values.get(f'{key}_stderr')
+    number = _number(value, stderr)
+    shown.append(f'{key} {number}')
   return ', '.join(shown)
 
 
@@ -295,7 +198,8 @@ def _means(samples: Mapping[str, Sequence[float]]) -> Values:
   for name, values in samples.items():
     means[name] = statistics.fmean(values)
     if len(values) > 1:
-      means[f'{name}_stderr'] = statistics.stdev(values) / math.sqrt(len(values))
+      deviation = statistics.stdev(values)
+      means[f'{name}_stderr'] = deviation / math.sqrt(len(values))
   return means
 
 
@@ -312,7 +216,11 @@ def perplexity_of(scores: Sequence[score.Score], size: int) -> Values:
   )
 
 
-def _perplexity(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
+def _perplexity(
+    subject: Subject,
+    task: Task,
+    questions: list[Question],
+) -> Evaluated:
   texts = [question.answers[0] for question in questions]
   scores = subject.scorer.score_text(texts)
   tokens = sum(s.tokens for s in scores)
@@ -324,9 +232,14 @@ def _perplexity(subject: Subject, task: Task, questions: list[Question]) -> Eval
   return values, []
 
 
-def _choice(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
+def _choice(
+    subject: Subject,
+    task: Task,
+    questions: list[Question],
+) -> Evaluated:
   """accuracy: the likeliest choice is right; accuracy_norm: the likeliest per character of the choice."""
-  scores_of = subject.scorer.score_choices([question.choices for question in questions])
+  choices = [question.choices for question in questions]
+  scores_of = subject.scorer.score_choices(choices)
   plain = []
   normalised = []
   cut = 0
@@ -334,12 +247,14 @@ def _choice(subject: Subject, task: Task, questions: list[Question]) -> Evaluate
     logps = []
     per_character = []
     for s, length in zip(scores, question.lengths):
+      characters = max(1, length)
       logps.append(s.logp)
-      per_character.append(s.logp / max(1, length))
+      per_character.append(s.logp / characters)
     plain.append(_is_best(question.right, logps))
     normalised.append(_is_best(question.right, per_character))
     cut += any(s.cut for s in scores)
-  values = _means(dict(accuracy=plain, accuracy_norm=normalised))
+  samples = dict(accuracy=plain, accuracy_norm=normalised)
+  values = _means(samples)
   values.update(items=len(questions), cut=cut)
   return values, []
 
@@ -349,63 +264,94 @@ def _is_best(right: int, values: Sequence[float]) -> float:
   known = [-math.inf if math.isnan(value) else value for value in values]
   if known[right] == -math.inf:
     return 0.0
-  return float(known.index(max(known)) == right)
+  best = known.index(max(known))
+  return float(best == right)
 
 
-def _cloze(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
-  scores = subject.scorer.score([question.first for question in questions])
+def _cloze(
+    subject: Subject,
+    task: Task,
+    questions: list[Question],
+) -> Evaluated:
+  first = [question.first for question in questions]
+  scores = subject.scorer.score(first)
   size = 0
   for question in questions:
     _, answer, after = question.first
     text = answer + after
     size += len(text.encode())
   greedy = [float(s.greedy) for s in scores]
+  cut = sum(s.cut > 0 for s in scores)
   values = _means(dict(accuracy=greedy))
   values.update(perplexity_of(scores, size))
-  values.update(items=len(questions), cut=sum(s.cut > 0 for s in scores))
+  values.update(items=len(questions), cut=cut)
   return values, []
 
 
-def _generate(subject: Subject, task: Task, questions: list[Question]) -> Evaluated:
+def _generate(
+    subject: Subject,
+    task: Task,
+    questions: list[Question],
+) -> Evaluated:
   notes = []
   if subject.scorer.asker.style.fills:
     notes.append(FILLS)
     texts = _filled_in(subject, questions)
   else:
-    prompts = []
-    for question in questions:
-      before, _, after = question.first
-      prompts.append(subject.scorer.asker.prompt(before, after, task.tokens))
-    texts = subject.generate(prompts, task.tokens, task.until)
-  texts = [ended(text.replace(SENTINEL, ''), task.until).strip() for text in texts]
-  judged, more_notes = answers.judge(task.metrics, texts, [question.references for question in questions])
-  samples = {metric: values for metric, values in judged.items() if isinstance(values, list)}
-  values = _means(samples)
-  for metric, value in judged.items():
-    if not isinstance(value, list):
-      values[metric] = value
+    texts = _generated(subject, task, questions)
+  references = [question.references for question in questions]
+  cleaned = [_cleaned(text, task.until) for text in texts]
+  judged, more_notes = answers.judge(task.metrics, cleaned, references)
+  values = _averaged(judged)
   values['items'] = len(questions)
   return values, notes + more_notes
 
 
+def _generated(subject: Subject, task: Task, questions: list[Question]) -> list[str]:
+  """What a model says behind the texts before answers."""
+  asker = subject.scorer.asker
+  prompts = []
+  for question in questions:
+    before, _, after = question.first
+    prompts.append(asker.prompt(before, after, task.tokens))
+  return subject.generate(prompts, task.tokens, task.until)
+
+
+def _cleaned(text: str, until: Sequence[str]) -> str:
+  """An answer without sentinels, up to the first of the texts `until`."""
+  without_sentinel = text.replace(SENTINEL, '')
+  return ended(without_sentinel, until).strip()
+
+
+def _averaged(judged: answers.Judged) -> Values:
+  """Means of the metrics that have a value for each answer, then those that have one for all."""
+  samples = {}
+  of_all = {}
+  for metric, value in judged.items():
+    if isinstance(value, list):
+      samples[metric] = value
+    else:
+      of_all[metric] = value
+  values = _means(samples)
+  values.update(of_all)
+  return values
+
+
 def _filled_in(subject: Subject, questions: list[Question]) -> list[str]:
   """What a masked language model says in place of answers."""
-  blanks = [subject.scorer.asker.blank(*question.first) for question in questions]
-  filled = subject.fill([ids for ids, _ in blanks])
+  asker = subject.scorer.asker
+  rows = []
+  masked_of_rows = []
+  for question in questions:
+    ids, masked = asker.blank(*question.first)
+    rows.append(ids)
+    masked_of_rows.append(masked)
+  filled = subject.fill(rows)
   texts = []
-  for ids, (_, masked) in zip(filled, blanks):
-    texts.append(subject.vocabulary.decode([ids[position] for position in masked]))
+  for ids, masked in zip(filled, masked_of_rows):
+    answer = [ids[position] for position in masked]
+    texts.append(subject.vocabulary.decode(answer))
   return texts
-
-
-def ended(text: str, until: Iterable[str]) -> str:
-  """A text up to the first of the texts `until`."""
-  end = len(text)
-  for stop in until:
-    position = text.find(stop)
-    if stop and position >= 0:
-      end = min(end, position)
-  return text[:end]
 
 
 EVALUATORS: dict[str, Callable[[Subject, Task, list[Question]], Evaluated]] = dict(
@@ -418,7 +364,8 @@ EVALUATORS: dict[str, Callable[[Subject, Task, list[Question]], Evaluated]] = di
 
 def chosen(names: Sequence[str]) -> list[Task]:
   """Tasks of names and paths; all that are built in when there are none. ConfigError for an unknown one."""
-  tasks = [task_lib.find(name) for name in names or task_lib.built_in()]
+  names = names or task_lib.built_in()
+  tasks = [task_lib.find(name) for name in names]
   task_names = set()
   for task in tasks:
     if task.name in task_names:

@@ -30,10 +30,17 @@ TOKENS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens
 USUAL_TOKENS = 256
 # What else a task may ask of text that is greedy: without effect, or refused unless it has this value.
 WITHOUT_EFFECT = ('until', 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p', 'seed', *TOKENS)
-NEUTRAL = dict(num_beams=1, repetition_penalty=1.0, num_return_sequences=1, no_repeat_ngram_size=0, length_penalty=1.0)
+NEUTRAL = dict(
+    num_beams=1,
+    repetition_penalty=1.0,
+    num_return_sequences=1,
+    no_repeat_ngram_size=0,
+    length_penalty=1.0,
+)
 MARKS = re.compile(r'<extra_id_\d+>')
 STREAM = 'stream'  # the style in which prompts are only their ids
 
+TextsAndCuts = tuple[list[str], list[int]]  # and how many tokens each prompt lost
 Request = Any  # an lm_eval.api.instance.Instance, which is only imported where a task of the harness is evaluated
 
 
@@ -75,7 +82,8 @@ class Continuing:
   def pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
     """(ids of the context, ids of the continuation), cut as the harness does."""
     if not context:
-      return self.prefix, list(self.vocabulary.encode(continuation))
+      ids = self.vocabulary.encode(continuation)
+      return self.prefix, list(ids)
     stripped = context.rstrip()
     spaces = context[len(stripped):]
     return self._apart(stripped, spaces + continuation)
@@ -83,15 +91,22 @@ class Continuing:
   def _apart(self, context: str, continuation: str) -> tuple[Ids, Ids]:
     context_ids = self.encode(context)
     whole = self.encode(context + continuation)
-    return context_ids or self.prefix, whole[len(context_ids):]
+    continuation_ids = whole[len(context_ids):]
+    return context_ids or self.prefix, continuation_ids
 
   def row(self, context: Ids, continuation: Ids) -> Row:
     """The row that asks for the continuation."""
     ids = [*context, *continuation]
     cut = max(0, len(ids) - self.room - 1)
     inputs = ids[cut:-1]
-    predict = list(range(len(inputs) - len(continuation), len(inputs)))
-    return Row(inputs, predict, continuation, cut=cut)
+    end = len(inputs)
+    start = end - len(continuation)
+    return Row(
+        inputs=inputs,
+        predict=list(range(start, end)),
+        targets=continuation,
+        cut=cut,
+    )
 
 
 class Answering(Continuing):
@@ -109,12 +124,20 @@ class Answering(Continuing):
     self.end = asker.ends
 
   def _apart(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-    return self.encode(context), list(self.vocabulary.encode(continuation))
+    context_ids = self.encode(context)
+    continuation_ids = self.vocabulary.encode(continuation)
+    return context_ids, list(continuation_ids)
 
   def row(self, context: Ids, continuation: Ids) -> Row:
     inputs: Any = [self.vocabulary.start_id, *continuation[:-1]]
     cut = max(0, len(context) - self.room)
-    return Row(inputs, list(range(len(inputs))), continuation, encoder=context[-self.room:], cut=cut)
+    return Row(
+        inputs=inputs,
+        predict=list(range(len(inputs))),
+        targets=continuation,
+        encoder=context[-self.room:],
+        cut=cut,
+    )
 
 
 def way_of(subject: evals.Subject) -> Continuing | None:
@@ -168,8 +191,14 @@ def window_rows(way: Continuing, request: Request) -> list[Row]:
   """The rows of a request for the log-likelihood of a whole text."""
   from lm_eval import utils
   ids = way.encode(_text(request))
+  windows = utils.get_rolling_token_windows(
+      ids,
+      way.prefix[0],
+      way.room,
+      1,
+  )
   rows = []
-  for window in utils.get_rolling_token_windows(ids, way.prefix[0], way.room, 1):
+  for window in windows:
     context, continuation = utils.make_disjoint_window(window)
     rows.append(way.row(context, continuation))
   return rows
@@ -219,30 +248,41 @@ def _most_tokens(options: dict[str, Any]) -> int:
 class TextMaker:
   """Greedy text for requests of a model: as the harness's backend has it where it can, else as our own tasks."""
 
-  def __init__(self, subject: evals.Subject, say: Callable[[str], Any]):
+  def __init__(
+      self,
+      subject: evals.Subject,
+      say: Callable[[str], Any],
+  ):
     """`say`: called with a line where a request asks for more tokens than a row has."""
     self.subject = subject
     self.say = say
     self.asker = subject.scorer.asker
     self.way = way_of(subject)
 
-  def texts(self, requests: Sequence[Request]) -> tuple[list[str], list[int]]:
+  def texts(self, requests: Sequence[Request]) -> TextsAndCuts:
     """(texts, tokens that were cut off each prompt)."""
     texts = [''] * len(requests)
     cuts = [0] * len(requests)
     groups = collections.defaultdict(list)
     for number, request in enumerate(requests):
       _text(request)
-      groups[greedy_limits(request)].append(number)
+      limits = greedy_limits(request)
+      groups[limits].append(number)
     for (tokens, until), members in groups.items():
       prompts = [_text(requests[number]) for number in members]
       group_texts, group_cuts = self._group(prompts, tokens, until)
       for number, text, cut in zip(members, group_texts, group_cuts):
-        texts[number] = evals.ended(MARKS.sub('', text), until)
+        without_marks = MARKS.sub('', text)
+        texts[number] = evals.ended(without_marks, until)
         cuts[number] = cut
     return texts, cuts
 
-  def _group(self, prompts: list[str], tokens: int, until: tuple[str, ...]) -> tuple[list[str], list[int]]:
+  def _group(
+      self,
+      prompts: list[str],
+      tokens: int,
+      until: tuple[str, ...],
+  ) -> TextsAndCuts:
     """(texts, tokens cut off) of prompts that share their limits."""
     way = self.way
     if way is None or not way.makes_text:
@@ -251,21 +291,39 @@ class TextMaker:
       self.say(f'{tokens:,} tokens of text are asked for and this model reads {way.room:,}, which the harness does not '
                f'allow; here they are at most {way.room // 2:,}.')
       return self._as_ours(prompts, way.room // 2, until)
-    wholes = [way.encode(prompt) or way.prefix for prompt in prompts]
     most = way.room - tokens
-    rows = [ids[-most:] for ids in wholes]
+    rows = []
+    cuts = []
+    for prompt in prompts:
+      ids = way.encode(prompt) or way.prefix
+      rows.append(ids[-most:])
+      cuts.append(max(0, len(ids) - most))
     ends = tuple(way.vocabulary.pieces(self.asker.ends))
-    texts = self.subject.generate(rows, tokens, (*until, *ends), STREAM, way.room)
-    cuts = [max(0, len(ids) - most) for ids in wholes]
+    texts = self.subject.generate(
+        rows,
+        tokens,
+        until=(*until, *ends),
+        style=STREAM,
+        context=way.room,
+    )
     return [evals.ended(text, ends) for text in texts], cuts
 
-  def _as_ours(self, prompts: list[str], tokens: int, until: tuple[str, ...]) -> tuple[list[str], list[int]]:
+  def _as_ours(
+      self,
+      prompts: list[str],
+      tokens: int,
+      until: tuple[str, ...],
+  ) -> TextsAndCuts:
     rows = [self.asker.prompt(prompt, '', tokens) for prompt in prompts]
-    cuts = list(map(self.asker.cut_of_prompt, prompts, rows))
-    return self.subject.generate(rows, tokens, until), cuts
+    cuts = map(self.asker.cut_of_prompt, prompts, rows)
+    texts = self.subject.generate(rows, tokens, until)
+    return texts, list(cuts)
 
 
-def language_model(subject: evals.Subject, say: Callable[[str], Any] = evals.ignore) -> Any:
+def language_model(
+    subject: evals.Subject,
+    say: Callable[[str], Any] = evals.ignore,
+) -> Any:
   """An lm_eval.api.model.LM that asks a subject.
 
   Its `cut` is {task: the set of the documents that lost the beginning of a prompt}.
@@ -292,11 +350,13 @@ def language_model(subject: evals.Subject, say: Callable[[str], Any] = evals.ign
       for request, cut in zip(requests, cuts):
         if cut:
           task = getattr(request, 'task_name', None)
-          self.cut[task].add(getattr(request, 'doc_id', None))
+          document = getattr(request, 'doc_id', None)
+          self.cut[task].add(document)
 
     def loglikelihood(self, requests: list[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
       """(log-likelihood of the continuation, whether it is greedy) of requests (context, continuation)."""
-      scores = scorer.score_rows(list(map(rows_of_pair, requests)))
+      rows = list(map(rows_of_pair, requests))
+      scores = scorer.score_rows(rows)
       self._note(requests, [score.cut for score in scores])
       return [(score.logp, score.greedy) for score in scores]
 
@@ -304,9 +364,11 @@ def language_model(subject: evals.Subject, say: Callable[[str], Any] = evals.ign
       """Log-likelihoods of whole texts."""
       scores: list[Score]
       if way is None:
-        scores = scorer.score_text(list(map(_text, requests)))
+        texts = list(map(_text, requests))
+        scores = scorer.score_text(texts)
       else:
-        scores = scorer.score_rows([window_rows(way, request) for request in requests])
+        rows = [window_rows(way, request) for request in requests]
+        scores = scorer.score_rows(rows)
       return [score.logp for score in scores]
 
     def generate_until(self, requests: list[Request], disable_tqdm: bool = False) -> list[str]:
@@ -349,7 +411,14 @@ def jobs(
   check(names, path)
   job_of = {}
   for name in names:
-    job_of[f'harness:{name}'] = functools.partial(_run, subject, name, path, shots, limit)
+    job_of[f'harness:{name}'] = functools.partial(
+        _run,
+        subject,
+        name,
+        path,
+        shots,
+        limit,
+    )
   return job_of
 
 
@@ -363,7 +432,9 @@ def _run(
   from lm_eval import evaluator
   notes: list[str] = []
   model = language_model(subject, notes.append)
-  num_fewshot = None if shots < 0 else shots
+  num_fewshot = None
+  if shots >= 0:
+    num_fewshot = shots
   results: Any = evaluator.simple_evaluate(
       model,
       tasks=[name],
@@ -373,11 +444,15 @@ def _run(
       bootstrap_iters=0,
       log_samples=False,
   )
+  counts = results['n-samples']
   values_of = {}
   for task, values in results['results'].items():
     numbers = _numbers(values)
-    if task in results['n-samples']:
-      numbers.update(items=results['n-samples'][task]['effective'], cut=len(model.cut[task]))
+    if task in counts:
+      numbers.update(
+          items=counts[task]['effective'],
+          cut=len(model.cut[task]),
+      )
     values_of[f'harness:{task}'] = numbers
   return values_of, list(dict.fromkeys(notes))
 
@@ -390,7 +465,8 @@ def _numbers(values: dict[str, Any]) -> evals.Values:
   numbers: evals.Values = {}
   for key, value in values.items():
     if isinstance(value, float):
-      numbers[key.removesuffix(',none')] = float(value)
+      name = key.removesuffix(',none')
+      numbers[name] = float(value)
   return numbers
 
 
@@ -406,5 +482,6 @@ def evaluate(
 
   `cut` says how many documents lost the beginning of a prompt to the model's length.
   """
-  results, errors = evals.attempt(jobs(subject, names, path, shots, limit), say)
+  harness_jobs = jobs(subject, names, path, shots, limit)
+  results, errors = evals.attempt(harness_jobs, say)
   return evals.finished(results, errors)

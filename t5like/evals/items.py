@@ -42,12 +42,17 @@ class Question:
   @property
   def choices(self) -> list[tuple[str, str, str]]:
     """(before, answer, after) of each choice."""
-    return list(zip(self.before, self.answers, self.after))
+    texts = zip(self.before, self.answers, self.after)
+    return list(texts)
 
   @property
   def first(self) -> tuple[str, str, str]:
     """(before, answer, after) of a question that is no choice."""
-    return self.before[0], self.answers[0], self.after[0]
+    return (
+        self.before[0],
+        self.answers[0],
+        self.after[0],
+    )
 
 
 def records(task: Task) -> list[Item]:
@@ -62,7 +67,14 @@ def records(task: Task) -> list[Item]:
     raise DataError(f'task {task.name}: its items cannot be read ({error}).') from error
   except schema.Invalid as error:
     raise DataError(schema.sentence(f'task {task.name}: the file of its items, {path},', error)) from error
-  values = schema.records(content, schema.Object(), f'task {task.name}: {path}', DataError, OBJECTS, LINES)
+  values = schema.records(
+      content,
+      schema.Object(),
+      f'task {task.name}: {path}',
+      DataError,
+      OBJECTS,
+      LINES,
+  )
   if not values:
     raise DataError(f'task {task.name}: {path} holds no items. {OBJECTS}')
   return values
@@ -71,9 +83,14 @@ def records(task: Task) -> list[Item]:
 def _of_source(task: Task, name: str) -> list[Item]:
   """The items of a data.source."""
   config: Any = base()
-  config.data.update(source=name, split=task.split, validation_fraction=task.held_out)
+  config.data.update(
+      source=name,
+      split=task.split,
+      validation_fraction=task.held_out,
+  )
+  source = registry.open_source(config)
   items = []
-  for record, where in registry.open_source(config).documents():
+  for record, where in source.documents():
     if isinstance(record, DataError):
       raise record
     if not task.held_out or _is_held_out(task, record, where, config):
@@ -83,14 +100,22 @@ def _of_source(task: Task, name: str) -> list[Item]:
   return items
 
 
-def _is_held_out(task: Task, record: Item, where: str, config: Any) -> bool:
+def _is_held_out(
+    task: Task,
+    record: Item,
+    where: str,
+    config: Any,
+) -> bool:
   """Whether training with data.inputs=`before` and data.targets=`answer` leaves an item to validation."""
   if task.kind == 'perplexity':
-    texts: Texts = (templates.fill('text', task.text, record, where),)
+    text = templates.fill('text', task.text, record, where)
+    texts: Texts = (text,)
   else:
     question = _question(task, record, where)
-    texts = question.before[question.right], question.answers[question.right]
-  split, *_ = examples.split_example(texts, '', config)[0]
+    right = question.right
+    texts = (question.before[right], question.answers[right])
+  first, *_ = examples.split_example(texts, '', config)
+  split, *_ = first
   return split == 'validation'
 
 
@@ -107,28 +132,46 @@ def questions(task: Task, shots: int = -1, limit: int = 0) -> list[Question]:
     DataError: its items are missing, or are not what its templates need.
   """
   items = records(task)
+  numbered = list(enumerate(items))
+  most = limit or None
   if task.kind == 'perplexity':
-    return [_text_alone(task, number, item) for number, item in enumerate(items[:limit or None])]
+    return [_text_alone(task, number, item) for number, item in numbered[:most]]
   if shots < 0:
     shots = task.shots
   held = min(task.reserved, len(items) - 1)
   if shots > held:
     raise ConfigError(f'--shots={shots}: the task {task.name} holds {held} items back for examples (`reserved`). Use '
                       'at most that.')
-  numbered = list(enumerate(items))
-  worked = [_question(task, item, _where(task, number)) for number, item in numbered[:shots]]
+  worked = _questions_of(task, numbered[:shots])
   start = _demonstrations(task, worked)
-  asked = []
-  for number, item in numbered[held:][:limit or None]:
-    question = _question(task, item, _where(task, number))
+  with_shots = []
+  for question in _questions_of(task, numbered[held:][:most]):
     before = tuple(start + text for text in question.before)
-    asked.append(dataclasses.replace(question, before=before))
-  return asked
+    with_shots.append(dataclasses.replace(question, before=before))
+  return with_shots
 
 
-def _text_alone(task: Task, number: int, item: Item) -> Question:
-  text = templates.fill('text', task.text, item, _where(task, number))
-  return Question(('',), (text,), ('',))
+def _text_alone(
+    task: Task,
+    number: int,
+    item: Item,
+) -> Question:
+  where = _where(task, number)
+  text = templates.fill('text', task.text, item, where)
+  return Question(
+      before=('',),
+      answers=(text,),
+      after=('',),
+  )
+
+
+def _questions_of(task: Task, numbered: list[tuple[int, Item]]) -> list[Question]:
+  """The questions of numbered items, without examples before them."""
+  alone = []
+  for number, item in numbered:
+    where = _where(task, number)
+    alone.append(_question(task, item, where))
+  return alone
 
 
 def _demonstrations(task: Task, worked: list[Question]) -> str:
@@ -137,8 +180,8 @@ def _demonstrations(task: Task, worked: list[Question]) -> str:
   if task.description:
     text = task.description + task.separator
   for question in worked:
-    right = question.right
-    text += question.before[right] + question.answers[right] + question.after[right] + task.separator
+    before, answer, after = question.choices[question.right]
+    text += before + answer + after + task.separator
   return text
 
 
@@ -146,7 +189,11 @@ def _where(task: Task, number: int) -> str:
   return f'task {task.name}, item {number + 1}'
 
 
-def _question(task: Task, item: Item, where: str) -> Question:
+def _question(
+    task: Task,
+    item: Item,
+    where: str,
+) -> Question:
   if task.kind == 'choice':
     return _choice(task, item, where)
   before, answer, after = _filled(task, item, where)
@@ -159,15 +206,25 @@ def _question(task: Task, item: Item, where: str) -> Question:
   )
 
 
-def _filled(task: Task, item: Item, where: str) -> tuple[str, str, str]:
+def _filled(
+    task: Task,
+    item: Item,
+    where: str,
+) -> tuple[str, str, str]:
   """(before, answer, after) of an item."""
   return (
       templates.fill('before', task.before, item, where),
       templates.fill('answer', task.answer, item, where),
-      templates.fill('after', task.after, item, where))
+      templates.fill('after', task.after, item, where),
+  )
 
 
-def _references(task: Task, item: Item, answer: str, where: str) -> list[str]:
+def _references(
+    task: Task,
+    item: Item,
+    answer: str,
+    where: str,
+) -> list[str]:
   """What generated texts are compared with: the field `references`, the answer where the task names none."""
   if not task.references:
     return [answer]
@@ -180,19 +237,34 @@ def _references(task: Task, item: Item, answer: str, where: str) -> list[str]:
                   'texts.')
 
 
-def _choice(task: Task, item: Item, where: str) -> Question:
+def _choice(
+    task: Task,
+    item: Item,
+    where: str,
+) -> Question:
   choices = _choices(task, item, where)
   right = _right(task, item, choices, where)
   filled = []
   lengths = []
   for choice in choices:
-    filled.append(_filled(task, dict(item, choice=choice), where))
+    item_of_choice = dict(item, choice=choice)
+    filled.append(_filled(task, item_of_choice, where))
     lengths.append(len(str(choice)))
   before, answers, after = zip(*filled)
-  return Question(before, answers, after, right=right, lengths=tuple(lengths))
+  return Question(
+      before=before,
+      answers=answers,
+      after=after,
+      right=right,
+      lengths=tuple(lengths),
+  )
 
 
-def _choices(task: Task, item: Item, where: str) -> list[Any]:
+def _choices(
+    task: Task,
+    item: Item,
+    where: str,
+) -> list[Any]:
   """What a question lets choose from: what the task lists, or the field that it names."""
   if isinstance(task.choices, tuple):
     choices: Any = list(task.choices)
@@ -203,7 +275,12 @@ def _choices(task: Task, item: Item, where: str) -> list[Any]:
   return choices
 
 
-def _right(task: Task, item: Item, choices: list[Any], where: str) -> int:
+def _right(
+    task: Task,
+    item: Item,
+    choices: list[Any],
+    where: str,
+) -> int:
   """The number of the right choice, which an item gives as its number, text or letter."""
   label = item.get(task.label)
   right = label

@@ -66,7 +66,12 @@ class Manner:
     self.vocabulary = setting.vocabulary
     self.room = setting.room
 
-  def rows(self, before: Ids, answer: Ids, after: Ids) -> list[Row]:
+  def rows(
+      self,
+      before: Ids,
+      answer: Ids,
+      after: Ids,
+  ) -> list[Row]:
     """The rows whose log p, added up, is that of the answer, which has a token."""
     raise NotImplementedError
 
@@ -82,24 +87,43 @@ class Manner:
     """Tokens of a row that a prompt leaves to an answer of at most `tokens` tokens, and to what stands around it."""
     return 3 + min(tokens, self.room // 2)
 
-  def _shifted(self, start: Ids, before: Ids, answer: Ids, room: int) -> Row:
+  def _shifted(
+      self,
+      start: Ids,
+      before: Ids,
+      answer: Ids,
+      room: int,
+  ) -> Row:
     """The row of start + before + answer, the answer being predicted; what is too long is cut from `before`."""
-    cut = max(0, len(start) + len(before) + len(answer) - 1 - room)
+    read = len(start) + len(before) + len(answer) - 1  # the last token is only predicted
+    cut = max(0, read - room)
     rest = (before + answer)[cut:]
-    first = len(start) + max(0, len(before) - cut) - 1  # predicts the first token of the answer
+    left_before = max(0, len(before) - cut)
+    first = len(start) + left_before - 1  # predicts the first token of the answer
     if first < 0:
       first = 0
       cut += 1
     text = start + rest
-    predict = list(range(first, len(text) - 1))
-    return Row(text[:-1], predict, text[first + 1:], cut=cut)
+    inputs = text[:-1]
+    return Row(
+        inputs=inputs,
+        predict=list(range(first, len(inputs))),
+        targets=text[first + 1:],
+        cut=cut,
+    )
 
 
 class Continued(Manner):
   """The answer continues the text before it; text after the answer is predicted too."""
 
-  def rows(self, before: Ids, answer: Ids, after: Ids) -> list[Row]:
-    row = self._shifted(self._start(before), before, answer + after, self.room)
+  def rows(
+      self,
+      before: Ids,
+      answer: Ids,
+      after: Ids,
+  ) -> list[Row]:
+    start = self._start(before)
+    row = self._shifted(start, before, answer + after, self.room)
     if self.setting.style.sees_itself:
       row.prefix = row.predict[0] + 1
     return [row]
@@ -130,49 +154,82 @@ class Masked(Manner):
       self.begin = [_needed(self.vocabulary.cls_id)]
       self.end = [_needed(self.vocabulary.sep_id)]
 
-  def rows(self, before: Ids, answer: Ids, after: Ids) -> list[Row]:
-    room = self.room - len(self.begin) - len(self.end)
-    cut = max(0, len(before) + len(answer) + len(after) - room)
+  def rows(
+      self,
+      before: Ids,
+      answer: Ids,
+      after: Ids,
+  ) -> list[Row]:
+    length = len(before) + len(answer) + len(after)
+    cut = max(0, length - self._room_of_text())
     left = min(cut, len(before))
     right = min(cut - left, len(after))
     before = before[left:]
     after = after[:len(after) - right]
     answer = answer[cut - left - right:]
-    text = [*self.begin, *before, *answer, *after, *self.end]
-    first = len(self.begin) + len(before)
+    lead = [*self.begin, *before]
+    text = [*lead, *answer, *after, *self.end]
+    first = len(lead)
     rows = []
     for position in range(first, first + len(answer)):
       inputs = list(text)
       inputs[position] = _needed(self.vocabulary.mask_id)
-      rows.append(Row(inputs, [position], [text[position]]))
+      target = text[position]
+      rows.append(Row(inputs, [position], [target]))
     rows[0].cut = cut
     return rows
 
-  def blank(self, before: Ids, answer: Ids, after: Ids) -> tuple[Ids, Ids]:
-    """(ids with masks in place of an answer, where they are) for `decode.fill`, without what frames the row."""
+  def blank(
+      self,
+      before: Ids,
+      answer: Ids,
+      after: Ids,
+  ) -> tuple[Ids, Ids]:
+    """(ids with masks in place of an answer, where they are) for `masks.fill`, without what frames the row."""
     rows = self.rows(before, answer, after)
-    skip = len(self.begin)
-    masked = [row.predict[0] - skip for row in rows]
-    text = rows[0].inputs[skip:len(rows[0].inputs) - len(self.end)]
+    inputs = rows[0].inputs
+    start = len(self.begin)
+    stop = len(inputs) - len(self.end)
+    text = inputs[start:stop]
+    masked = [row.predict[0] - start for row in rows]
     for position in masked:
       text[position] = _needed(self.vocabulary.mask_id)
     return text, masked
 
   def window(self) -> tuple[int, int]:
-    return self.room - len(self.begin) - len(self.end), 0
+    return self._room_of_text(), 0
+
+  def _room_of_text(self) -> int:
+    """Tokens of a row between those that frame it."""
+    return self.room - len(self.begin) - len(self.end)
 
 
 class Paired(Manner):
   """Inputs, in an encoder or at the beginning of a decoder's row, and targets; `way` says what stands where."""
 
-  def __init__(self, setting: Setting, mode: Ids, way: Asking):
+  def __init__(
+      self,
+      setting: Setting,
+      mode: Ids,
+      way: Asking,
+  ):
     super().__init__(setting, mode)
     self.way = way
     lead, source = way.prompt([], [], self.vocabulary.sentinel)
     self.marks = len(lead) + len(source)
 
-  def rows(self, before: Ids, answer: Ids, after: Ids) -> list[Row]:
-    question = self.way.question(before, answer, after, self.vocabulary.sentinel)
+  def rows(
+      self,
+      before: Ids,
+      answer: Ids,
+      after: Ids,
+  ) -> list[Row]:
+    question = self.way.question(
+        before,
+        answer,
+        after,
+        self.vocabulary.sentinel,
+    )
     if self.setting.style.in_encoder:
       return [self._two_rows(question, answer)]
     return [self._one_row(question, answer)]
@@ -181,9 +238,15 @@ class Paired(Manner):
     """Inputs in an encoder, targets in a decoder."""
     lead = [*self.mode, *question.lead]
     source = question.source
-    cut = max(0, len(lead) + len(source) + 1 - self.room)
-    start = [_needed(self.vocabulary.start_id), *question.begin]
-    row = self._shifted(start, list(question.known), answer, self.setting.target_room)
+    length = len(lead) + len(source) + 1
+    cut = max(0, length - self.room)
+    start_id = _needed(self.vocabulary.start_id)
+    row = self._shifted(
+        start=[start_id, *question.begin],
+        before=list(question.known),
+        answer=answer,
+        room=self.setting.target_room,
+    )
     row.encoder = [*lead, *source[cut:], *self.setting.ends]
     row.cut += cut
     return row
@@ -195,22 +258,31 @@ class Paired(Manner):
     ends = self.setting.ends
     targets = [*question.begin, *question.known, *answer]
     source = question.source
-    overlong = len(lead) + len(source) + len(ends) + len(targets) - 1 - self.room
-    cut = min(len(source), max(0, overlong))
+    never_cut = len(lead) + len(ends) + len(targets) - 1
+    overlong = max(0, never_cut + len(source) - self.room)
+    cut = min(len(source), overlong)
     inputs = [*lead, *source[cut:], *ends]
-    start = [*inputs, *question.begin]
-    row = self._shifted(start, list(question.known), answer, self.room)
+    row = self._shifted(
+        start=[*inputs, *question.begin],
+        before=list(question.known),
+        answer=answer,
+        room=self.room,
+    )
     row.prefix = len(inputs)
     row.cut += cut
     return row
 
   def window(self) -> tuple[int, int]:
     way = self.way
+    room = self.room - len(self.mode)
     if not self.setting.style.in_encoder:
-      room = self.room - len(self.mode) - way.added
-      return _halves(room // 2 if way.twice else room)
-    size = min(self.room, self.setting.target_room) - len(self.mode) - way.added
-    seen = self.room - len(self.mode) - 1 - way.in_inputs
+      size = room - way.added
+      if way.twice:
+        size //= 2
+      return _halves(size)
+    target_room = self.setting.target_room - len(self.mode)
+    size = min(room, target_room) - way.added
+    seen = room - 1 - way.in_inputs
     if way.twice:
       half = min(size, seen) // 2
       return half, half

@@ -55,11 +55,23 @@ class Plan:
     """(results, errors): see `evaluate.attempt`."""
     jobs = evaluate.jobs(subject, self.questions_of)
     if self.harness_tasks:
-      jobs.update(harness.jobs(subject, self.harness_tasks, self.harness_path, self.shots, self.limit))
+      harness_jobs = harness.jobs(
+          subject,
+          self.harness_tasks,
+          self.harness_path,
+          self.shots,
+          self.limit,
+      )
+      jobs.update(harness_jobs)
     return evaluate.attempt(jobs, say, done)
 
 
-def make(names: Sequence[str] = (), shots: int = -1, limit: int = 0, harness_path: str | None = None) -> Plan:
+def make(
+    names: Sequence[str] = (),
+    shots: int = -1,
+    limit: int = 0,
+    harness_path: str | None = None,
+) -> Plan:
   """The Plan of names of tasks, all that are built in when there are none; see `t5like.evaluate`.
 
   Raises:
@@ -79,4 +91,10 @@ def make(names: Sequence[str] = (), shots: int = -1, limit: int = 0, harness_pat
   harness_tasks = tuple(dict.fromkeys(of_harness))
   if harness_tasks:
     harness.check(harness_tasks, harness_path)
-  return Plan(evaluate.read(tasks, shots, limit), harness_tasks, shots, limit, harness_path)
+  return Plan(
+      questions_of=evaluate.read(tasks, shots, limit),
+      harness_tasks=harness_tasks,
+      shots=shots,
+      limit=limit,
+      harness_path=harness_path,
+  )

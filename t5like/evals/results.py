@@ -25,9 +25,16 @@ ENTRY = schema.Object(
         step=schema.Whole(),
         shots=schema.Whole(-1),
         limit=schema.Whole(),
-        tasks=schema.Object(rest=schema.Object())),
-    needs=(*KEYS, 'tasks'))
-SHAPE = schema.Object(dict(ENTRY.fields, results=schema.List(ENTRY)), needs=ENTRY.needs)
+        tasks=schema.Object(rest=schema.Object()),
+    ),
+    needs=(*KEYS, 'tasks'),
+)
+SHAPE = schema.Object(
+    dict(ENTRY.fields, results=schema.List(ENTRY)),
+    needs=ENTRY.needs,
+)
+
+NOT_CHANGED = 'It is no file of evaluate and was not changed: give another --output, or move it away.'
 
 Path = str | os.PathLike[str]
 Entry = dict[str, Any]  # step, shots, limit and tasks
@@ -37,13 +44,13 @@ Results = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
 def read(path: Path) -> list[Entry]:
   """The entries of a file, the newest last; none where there is no file. ConfigError for a file of something else."""
   try:
-    values = schema.read(epath.Path(path), SHAPE, ConfigError, 'It is no file of evaluate and was not changed: give '
-                         'another --output, or move it away.', schema.LINE)
+    values = schema.read(epath.Path(path), SHAPE, ConfigError, NOT_CHANGED, schema.LINE)
   except FileNotFoundError:
     return []
   if values.get('results'):
     return values['results']
-  return [{key: values[key] for key in (*KEYS, 'tasks')}]
+  only = {key: values[key] for key in (*KEYS, 'tasks')}
+  return [only]
 
 
 def add(path: Path, key: Mapping[str, int], tasks: Results) -> None:
@@ -56,16 +63,19 @@ def add(path: Path, key: Mapping[str, int], tasks: Results) -> None:
   """
   with _alone(path):
     entries = read(path)
-    same = [entry for entry in entries if _has_key(entry, key)]
-    entry: Entry = same[0] if same else dict(key, tasks={})
+    entry = _entry_of(entries, key)
     others = [other for other in entries if other is not entry]
     for task, values in tasks.items():
       entry['tasks'][task] = _finite(values)
     workdir.write_json(path, dict(entry, results=[*others, entry]))
 
 
-def _has_key(entry: Entry, key: Mapping[str, int]) -> bool:
-  return all(entry[name] == key[name] for name in KEYS)
+def _entry_of(entries: list[Entry], key: Mapping[str, int]) -> Entry:
+  """The first entry of a step, shots and limit; a new one if there is none."""
+  for entry in entries:
+    if all(entry[name] == key[name] for name in KEYS):
+      return entry
+  return dict(key, tasks={})
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -73,7 +83,9 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
   finite = {}
   for metric, value in values.items():
     is_json = not isinstance(value, float) or math.isfinite(value)
-    finite[metric] = value if is_json else None
+    finite[metric] = None
+    if is_json:
+      finite[metric] = value
   return finite
 
 
@@ -82,7 +94,9 @@ def check(path: Path) -> None:
   read(path)
   if '://' in str(path):
     return
-  folder = next(parent for parent in pathlib.Path(path).absolute().parents if parent.exists())
+  folder = pathlib.Path(path).absolute().parent
+  while not folder.exists():
+    folder = folder.parent
   if not os.access(folder, os.W_OK):
     raise ConfigError(f'--output={path}: {folder} is read-only. Give another --output.')
 
@@ -90,7 +104,12 @@ def check(path: Path) -> None:
 class Kept:
   """Adds results as they come. What cannot be written (a full disk) is tried again with the next, and by `close`."""
 
-  def __init__(self, path: Path, key: Mapping[str, int], say: Callable[[str], Any] = print):
+  def __init__(
+      self,
+      path: Path,
+      key: Mapping[str, int],
+      say: Callable[[str], Any] = print,
+  ):
     """`path` and `key`: see `add`; `say`: called with warnings."""
     self.path = path
     self.key = key

@@ -57,29 +57,46 @@ def _predictions(
   predict_BP = batch.pop('predict')
   targets_BP = batch.pop('targets')
   x_BTD, _ = model.hidden(params, batch)
-  x_BTD = everywhere(x_BTD, 'B_D')
-  predict_BP1 = everywhere(predict_BP, 'B_')[:, :, None]
-  x_BPD = jnp.take_along_axis(x_BTD, predict_BP1, axis=1)
-  x_BPD = everywhere(x_BPD, 'BTD')
+  x_BPD = _at_positions(x_BTD, predict_BP)
 
-  def of_piece(carry: None, piece: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+  def of_piece(
+      carry: None,
+      piece: tuple[jax.Array, jax.Array],
+  ) -> tuple[None, tuple[jax.Array, jax.Array]]:
     x_BPD, targets_BP = piece
-    nll_BP, _, hit_BP = loss_lib.cross_entropy(model.logits(params, x_BPD), targets_BP)
+    logits_BPV = model.logits(params, x_BPD)
+    nll_BP, _, hit_BP = loss_lib.cross_entropy(logits_BPV, targets_BP)
     return carry, (nll_BP, hit_BP)
 
   def in_order(pieces: jax.Array) -> jax.Array:
     # Piece i has positions i, i + n, ..: back in order, each beside its neighbours.
-    return jnp.moveaxis(pieces, 0, -1).reshape(predict_BP.shape, out_sharding=sharding.in_use('BT'))
+    neighbours = jnp.moveaxis(pieces, 0, -1)
+    return neighbours.reshape(
+        predict_BP.shape,
+        out_sharding=sharding.in_use('BT'),
+    )
 
   if chunks == 1:
     _, (nll_BP, hit_BP) = of_piece(None, (x_BPD, targets_BP))
   else:
-    pieces = (loss_lib.split(x_BPD, 1, chunks), loss_lib.split(targets_BP, 1, chunks))
-    _, (nll, hit) = jax.lax.scan(of_piece, None, pieces)
+    x_pieces = loss_lib.split(x_BPD, 1, chunks)
+    targets_pieces = loss_lib.split(targets_BP, 1, chunks)
+    _, (nll, hit) = jax.lax.scan(of_piece, None, (x_pieces, targets_pieces))
     nll_BP = in_order(nll)
     hit_BP = in_order(hit)
   whole = jax.sharding.PartitionSpec()
-  return jax.sharding.reshard(nll_BP, whole), jax.sharding.reshard(hit_BP, whole)
+  nll_BP = jax.sharding.reshard(nll_BP, whole)
+  hit_BP = jax.sharding.reshard(hit_BP, whole)
+  return nll_BP, hit_BP
+
+
+def _at_positions(x_BTD: jax.Array, predict_BP: jax.Array) -> jax.Array:
+  """Hidden states [B, P, D] at the positions `predict` of each row."""
+  x_BTD = everywhere(x_BTD, 'B_D')
+  predict_BP = everywhere(predict_BP, 'B_')
+  predict_BP1 = predict_BP[:, :, None]
+  x_BPD = jnp.take_along_axis(x_BTD, predict_BP1, axis=1)
+  return everywhere(x_BPD, 'BTD')
 
 
 def no_tick() -> None:
@@ -113,9 +130,13 @@ class Scorer:
 
   def score(self, questions: Iterable[tuple[str, ...]]) -> list[Score]:
     """[Score] of questions (before, answer, after), texts; `after` may be left out. DataError: as `Asker.apart`."""
-    return self.score_rows([self.asker.rows(*question) for question in questions])
+    rows_of_answers = [self.asker.rows(*question) for question in questions]
+    return self.score_rows(rows_of_answers)
 
-  def score_choices(self, groups: Sequence[Sequence[ask.TextQuestion]]) -> list[list[Score]]:
+  def score_choices(
+      self,
+      groups: Sequence[Sequence[ask.TextQuestion]],
+  ) -> list[list[Score]]:
     """A list of Scores for each list of questions (before, answer, after) that are compared with each other."""
     rows_of_answers: list[list[Row]] = []
     for group in groups:
@@ -135,10 +156,14 @@ class Scorer:
       for before, answer in ask.windows(self.asker, ids):
         rows += self.asker.rows_of_ids(before, answer)
       rows_of_texts.append(rows)
+    scores = self.score_rows(rows_of_texts)
     # What a window's text lacks on its left is meant to be missing.
-    return [dataclasses.replace(score, cut=0) for score in self.score_rows(rows_of_texts)]
+    return [dataclasses.replace(score, cut=0) for score in scores]
 
-  def score_rows(self, rows_of_answers: Sequence[Sequence[Row]]) -> list[Score]:
+  def score_rows(
+      self,
+      rows_of_answers: Sequence[Sequence[Row]],
+  ) -> list[Score]:
     """[Score], one for each list of rows."""
     flat: list[Row] = []
     for rows in rows_of_answers:
@@ -146,27 +171,34 @@ class Scorer:
     predictions = iter(self.predictions(flat))
     scores = []
     for rows in rows_of_answers:
-      of_answer = list(itertools.islice(predictions, len(rows)))
-      scores.append(_score(rows, of_answer))
+      of_answer = itertools.islice(predictions, len(rows))
+      scores.append(_score(rows, list(of_answer)))
     return scores
 
   def predictions(self, rows: Sequence[Row]) -> list[Prediction]:
     """(nll, hit) of each row: arrays over the positions that it predicts."""
     buckets = collections.defaultdict(list)
     for number, row in enumerate(rows):
-      buckets[self._widths(row)].append(number)
+      widths = self._widths(row)
+      buckets[widths].append(number)
     of_row: dict[int, Prediction] = {}
     for widths, members in sorted(buckets.items()):
-      inputs, _, sources = widths
-      most = max(1, min(ROWS, TOKENS // (inputs + sources)))
+      most = self._most_rows(widths)
       size = most * self.shards
       for start in range(0, len(members), size):
         numbers = members[start:start + size]
         together = [rows[number] for number in numbers]
         count = self._count(len(numbers), most)
         batch = ask.batch(together, count, *widths)
-        of_row.update(zip(numbers, self._run(batch)))
+        predictions = self._run(batch)
+        of_row.update(zip(numbers, predictions))
     return [of_row[number] for number in range(len(rows))]
+
+  def _most_rows(self, widths: tuple[int, int, int]) -> int:
+    """The most rows of a batch of these widths, per shard."""
+    inputs, _, sources = widths
+    most = TOKENS // (inputs + sources)
+    return max(1, min(ROWS, most))
 
   def _widths(self, row: Row) -> tuple[int, int, int]:
     """Widths of the batch that a row goes into: of inputs, predictions and the encoder's inputs (0 without one)."""
@@ -193,23 +225,38 @@ class Scorer:
   def _run(self, batch: dict[str, Any]) -> list[Prediction]:
     """(nll, hit) of each row of a batch (see `ask.batch`)."""
     count, width = batch['predict'].shape
-    vocab = self.model.config.vocab_size // self.mesh.shape['tensor']
-    pieces = width // self.mesh.shape['context']
-    chunks = 1
-    if pieces > 1:
-      chunks = loss_lib.num_chunks(0, pieces, count // self.shards, vocab, self.platform)
+    chunks = self._chunks(count, width)
     is_predicted_BP = batch.pop('weights') > 0
     with jax.set_mesh(self.mesh):
       placed = sharding.place(self.mesh, batch)
-      nll_BP, hit_BP = jax.device_get(_predictions(self.model, chunks, self.params, placed))
+      on_devices = _predictions(self.model, chunks, self.params, placed)
+      nll_BP, hit_BP = jax.device_get(on_devices)
     self.tick()
     predictions = []
     for nll, hit, is_predicted in zip(nll_BP, hit_BP, is_predicted_BP):
-      predictions.append((nll[is_predicted], hit[is_predicted]))
+      prediction = (nll[is_predicted], hit[is_predicted])
+      predictions.append(prediction)
     return predictions
 
+  def _chunks(self, count: int, width: int) -> int:
+    """Pieces that logits of `count` rows with `width` predictions are computed in."""
+    width_of_shard = width // self.mesh.shape['context']
+    if width_of_shard <= 1:
+      return 1
+    vocab = self.model.config.vocab_size // self.mesh.shape['tensor']
+    return loss_lib.num_chunks(
+        0,
+        width_of_shard,
+        count // self.shards,
+        vocab,
+        self.platform,
+    )
 
-def _score(rows: Sequence[Row], predictions: Sequence[Prediction]) -> Score:
+
+def _score(
+    rows: Sequence[Row],
+    predictions: Sequence[Prediction],
+) -> Score:
   """The Score of an answer whose rows have these predictions; 0 tokens without rows."""
   nlls = [np.zeros(0, np.float32)]
   hits = [np.zeros(0, bool)]
@@ -219,9 +266,10 @@ def _score(rows: Sequence[Row], predictions: Sequence[Prediction]) -> Score:
   nll = np.concatenate(nlls)
   hit = np.concatenate(hits)
   total = nll.sum(dtype=np.float64)
+  is_greedy = len(hit) > 0 and bool(hit.all())
   return Score(
       logp=-float(total),
       tokens=len(nll),
-      greedy=len(hit) > 0 and bool(hit.all()),
+      greedy=is_greedy,
       cut=sum(row.cut for row in rows),
   )

@@ -72,7 +72,10 @@ def _footer(path: str) -> Footer:
     raise reading.unreadable(path, error, 'as a parquet file') from error
 
 
-def _read(columns: Sequence[str], item: tuple[str, int, int]) -> Iterator[tuple[Record | DataError, str]]:
+def _read(
+    columns: Sequence[str],
+    item: tuple[str, int, int],
+) -> Iterator[tuple[Record | DataError, str]]:
   """Records and ids of a row group; item: (path, number of the group, number of its first row)."""
   import pyarrow.parquet
   path, group, row = item

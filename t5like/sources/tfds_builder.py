@@ -57,7 +57,11 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return dict(train=self._generate_examples(records, 'train'),
                 validation=self._generate_examples(records, 'validation'))
 
-  def _generate_examples(self, records: Sequence[Record], split: str) -> Iterator[tuple[str, Fields]]:
+  def _generate_examples(
+      self,
+      records: Sequence[Record],
+      split: str,
+  ) -> Iterator[tuple[str, Fields]]:
     names = self._fields()
     for record, name in records:
       if split_of(name) == split:

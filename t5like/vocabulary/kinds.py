@@ -92,12 +92,13 @@ class Vocabulary:
     self.begins_word = np.asarray(table.begins_word, bool)
     self.begins_word[self.special_ids] = False
     kind = f'{self.name} {self.num_sentinels}\n'.encode()
-    self.fingerprint = hashlib.sha256(kind + content).hexdigest()
+    digest = hashlib.sha256(kind + content)
+    self.fingerprint = digest.hexdigest()
 
   def _take(self, special: special_tokens.Special) -> None:
     """Takes the special tokens of an imported tokenizer; ValueError for ids that it does not have."""
-    self._check_ids([special.bos, special.eos, special.start, special.sep])
-    self._check_ids([*special.stops, *special.before, *special.after])
+    self._check_ids(special.bos, special.eos, special.start, special.sep)
+    self._check_ids(*special.stops, *special.before, *special.after)
     self.is_imported = True
     self.bos_id = special.bos
     self.start_id = special.pad
@@ -128,7 +129,7 @@ class Vocabulary:
       return self.bos_id
     return self.eos_id
 
-  def _check_ids(self, ids: Iterable[int | None]) -> None:
+  def _check_ids(self, *ids: int | None) -> None:
     for i in ids:
       if i is not None and not 0 <= i < self.size:
         raise ValueError(f'special token {i} of {self.size} tokens')
@@ -156,7 +157,8 @@ class Vocabulary:
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [n], the ids of `text`."""
-    return self.encode_batch([text])[0]
+    (ids,) = self.encode_batch([text])
+    return ids
 
   def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Returns a list of int32 [n], one per text."""
@@ -171,7 +173,8 @@ class Vocabulary:
     is_first = True
     for part in MARK.split(text):
       if MARK.fullmatch(part):
-        ids.append(np.asarray([self._marked(part)], np.int32))
+        marked = self._marked(part)
+        ids.append(np.asarray([marked], np.int32))
       elif part:
         if self._prefix and not is_first:
           # Encoding puts a space before each text, so the text after a mark already has its own.
@@ -182,19 +185,22 @@ class Vocabulary:
 
   def _marked(self, mark: str) -> int:
     if mark != '<mask>':
-      return self.sentinel(sentinel_number(mark))
+      k = sentinel_number(mark)
+      return self.sentinel(k)
     if self.mask_id is None:
       raise ConfigError('<mask> is not in the vocabulary, which has no id for it: ' + self._more.format(1))
     return self.mask_id
 
   def decode(self, ids: Ids) -> str:
     """Returns the text of a sequence of ids; ValueError for an id outside the vocabulary."""
-    content = b''.join([self._surfaces[i] for i in self._checked(ids)])
+    surfaces = [self._surfaces[i] for i in self._checked(ids)]
+    content = b''.join(surfaces)
     return content.decode('utf-8', 'replace')
 
   def token(self, i: int) -> str:
     """The text under which a tokenizer's file has an id."""
-    return self.pieces([i])[0]
+    (piece,) = self.pieces([i])
+    return piece
 
   def pieces(self, ids: Ids) -> list[str]:
     """Returns a list with one readable string per id; ValueError as in `decode`."""
@@ -206,7 +212,8 @@ class Vocabulary:
 
   def _checked(self, ids: Ids) -> list[int]:
     array = np.asarray(ids, np.int64).reshape(-1)
-    wrong = array[(array < 0) | (array >= self.size)]
+    is_wrong = (array < 0) | (array >= self.size)
+    wrong = array[is_wrong]
     if wrong.size:
       raise ValueError(f'token id {wrong[0]} is not in the vocabulary of {self.size} ids')
     return array.tolist()
@@ -228,12 +235,21 @@ class Bytes(Vocabulary):
       surfaces.append(bytes([byte]))
       # Bytes of characters beyond ASCII belong to the word before them, as most are of letters.
       begins_word.append(byte < 128 and not _in_word(chr(byte)))
-    ids = range(first + BYTES, first + BYTES + sentinels)
+    end = first + BYTES
     names += [''] * sentinels
     surfaces += [b''] * sentinels
     begins_word += [False] * sentinels
-    table = Table(names, surfaces, begins_word, pad=0, eos=1, unk=2, sentinels=ids)
-    content = plain_json.dumps(dict(kind=self.name, sentinels=sentinels)).encode()
+    table = Table(
+        names=names,
+        surfaces=surfaces,
+        begins_word=begins_word,
+        pad=0,
+        eos=1,
+        unk=2,
+        sentinels=range(end, end + sentinels),
+    )
+    fields = dict(kind=self.name, sentinels=sentinels)
+    content = plain_json.dumps(fields).encode()
     super().__init__(table, content)
 
   def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
@@ -263,9 +279,15 @@ class Characters(Vocabulary):
 
   name = 'characters'
 
-  def __init__(self, characters: Collection[str], specials: bool = True, sentinels: int = 0):
+  def __init__(
+      self,
+      characters: Collection[str],
+      specials: bool = True,
+      sentinels: int = 0,
+  ):
     """`characters`: in any order, repeated or not; `sentinels`: how many there are, if `specials`."""
-    characters = ''.join(sorted(set(characters)))
+    distinct = sorted(set(characters))
+    characters = ''.join(distinct)
     if not specials:
       sentinels = 0
     self._codes = _codes(characters)
@@ -273,13 +295,23 @@ class Characters(Vocabulary):
     if specials:
       self._first = len(SPECIALS)
     table = _table_of_characters(characters, specials, sentinels)
-    super().__init__(table, self._content(characters, specials, sentinels))
+    content = self._content(characters, specials, sentinels)
+    super().__init__(table, content)
     if not specials:
       self.bos_id = None
       self.start_id = None
 
-  def _content(self, characters: str, specials: bool, sentinels: int) -> bytes:
-    fields: dict[str, Any] = dict(kind=self.name, characters=characters, specials=specials)
+  def _content(
+      self,
+      characters: str,
+      specials: bool,
+      sentinels: int,
+  ) -> bytes:
+    fields: dict[str, Any] = dict(
+        kind=self.name,
+        characters=characters,
+        specials=specials,
+    )
     if sentinels:
       fields['sentinels'] = sentinels
     return plain_json.dumps(fields).encode()
@@ -291,24 +323,32 @@ class Characters(Vocabulary):
   def _encode(self, text: str) -> np.ndarray:
     codes = _codes(text)
     last = len(self._codes) - 1
-    places = np.minimum(np.searchsorted(self._codes, codes), last)
+    insertions = np.searchsorted(self._codes, codes)
+    places = np.minimum(insertions, last)
     ids = (places + self._first).astype(np.int32)
     unknown = self._codes[places] != codes
     if not unknown.any():
       return ids
     if self.unk_id is None:
-      raise DataError(f'The character {chr(codes[unknown.argmax()])!r} is not among the '
+      first_unknown = codes[unknown.argmax()]
+      raise DataError(f'The character {chr(first_unknown)!r} is not among the '
                       f'{self.size} characters of the vocabulary, which has no id for unknown '
                       'ones: leave it out of the text, or set vocabulary.specials=True.')
     ids[unknown] = self.unk_id
     return ids
 
 
-def _table_of_characters(characters: str, specials: bool, sentinels: int) -> Table:
+def _table_of_characters(
+    characters: str,
+    specials: bool,
+    sentinels: int,
+) -> Table:
   names = []
   surfaces = []
   begins_word = []
-  pad = eos = unk = None
+  pad = None
+  eos = None
+  unk = None
   if specials:
     names += SPECIALS
     surfaces += SPECIAL_SURFACES
@@ -322,7 +362,15 @@ def _table_of_characters(characters: str, specials: bool, sentinels: int) -> Tab
   names += [''] * sentinels
   surfaces += [b''] * sentinels
   begins_word += [False] * sentinels
-  return Table(names, surfaces, begins_word, pad, eos, unk, range(end, end + sentinels))
+  return Table(
+      names=names,
+      surfaces=surfaces,
+      begins_word=begins_word,
+      pad=pad,
+      eos=eos,
+      unk=unk,
+      sentinels=range(end, end + sentinels),
+  )
 
 
 def _present(*ids: int | None) -> tuple[int, ...]:
@@ -337,12 +385,16 @@ def _item(ids: Sequence[int], k: int) -> int | None:
 
 def _in_word(character: str) -> bool:
   """Whether it is a letter, digit or underscore, or a mark above or below one."""
-  return character.isalnum() or character == '_' or unicodedata.category(character)[0] == 'M'
+  if character.isalnum() or character == '_':
+    return True
+  category = unicodedata.category(character)
+  return category.startswith('M')
 
 
 def _codes(text: str) -> np.ndarray:
   """The code points of a text, uint32 [n]."""
-  return np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  content = text.encode('utf-32-le')
+  return np.frombuffer(content, np.uint32)
 
 
 def spelling(names: Iterable[str]) -> re.Pattern[str]:
@@ -356,7 +408,8 @@ def spelling(names: Iterable[str]) -> re.Pattern[str]:
 def sentinel_number(mark: str) -> int:
   """The number k of a mark <extra_id_k>; MOST_SENTINELS, which no vocabulary has, for one that is still larger."""
   digits = mark.removeprefix('<extra_id_').removesuffix('>')
-  if len(digits) > len(str(MOST_SENTINELS)):
+  most_digits = len(str(MOST_SENTINELS))
+  if len(digits) > most_digits:
     return MOST_SENTINELS
   return int(digits)
 

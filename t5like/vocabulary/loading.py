@@ -32,6 +32,7 @@ Special tokens of imported tokenizers are those that their folder names: see spe
 import dataclasses
 import heapq
 import io
+import operator
 import os
 import pathlib
 import random
@@ -58,9 +59,11 @@ PIECE = 1000  # characters; SentencePiece silently drops training sentences abov
 # The vocabulary that SentencePiece makes depends on its number of threads: this is not a knob.
 THREADS = 4
 # Kinds of vocabulary.path.
-FILES = {'sentencepiece': "a SentencePiece .model file, or '' to train one",
-         'characters': "the vocabulary of a prepared dataset, or '' to collect the characters of the text",
-         'huggingface': 'a tokenizer.json'}
+FILES = dict(
+    sentencepiece="a SentencePiece .model file, or '' to train one",
+    characters="the vocabulary of a prepared dataset, or '' to collect the characters of the text",
+    huggingface='a tokenizer.json',
+)
 # Shapes of the files of those kinds that are JSON.
 SENTINELS = schema.Whole(0, 1_000_000)
 BYTES = dict(
@@ -74,8 +77,16 @@ CHARACTERS = dict(
     characters=schema.Text(0x110000),
 )
 KINDS = dict(
-    bytes=schema.Object(BYTES, needs=('kind', 'sentinels'), rest=None),
-    characters=schema.Object(CHARACTERS, needs=('kind', 'characters', 'specials'), rest=None),
+    bytes=schema.Object(
+        BYTES,
+        needs=('kind', 'sentinels'),
+        rest=None,
+    ),
+    characters=schema.Object(
+        CHARACTERS,
+        needs=('kind', 'characters', 'specials'),
+        rest=None,
+    ),
 )
 OURS = 'vocabulary'  # name of the vocabulary files that t5like keeps
 TOO_LARGE = re.compile(r'too high .*<= (\d+)')  # SentencePiece's message for a size that the text cannot fill
@@ -95,32 +106,52 @@ def train(spec: Spec, texts: Iterable[str], path: Path) -> Vocabulary:
     ConfigError: the text cannot fill a vocabulary of that size, or `spec.path` does not exist.
     DataError: there is no text, or a file is not a vocabulary.
   """
+  make = MAKERS[spec.name]
   if spec.path and spec.name in FILES:
-    _import(spec, texts, path)
-  else:
-    MAKERS[spec.name](spec, texts, path)
+    make = _import
+  make(spec, texts, path)
   return load(spec, path)
 
 
-def _import(spec: Spec, texts: Iterable[str], path: Path) -> None:
+def _import(
+    spec: Spec,
+    texts: Iterable[str],
+    path: Path,
+) -> None:
   check_path(spec)
-  of_a_run(imported(spec, spec.path)).save(path)
+  vocabulary = imported(spec, spec.path)
+  of_a_run(vocabulary).save(path)
 
 
-def _make_bytes(spec: Spec, texts: Iterable[str], path: Path) -> None:
-  Bytes(spec.sentinels).save(path)
+def _make_bytes(
+    spec: Spec,
+    texts: Iterable[str],
+    path: Path,
+) -> None:
+  vocabulary = Bytes(spec.sentinels)
+  vocabulary.save(path)
 
 
-def _make_characters(spec: Spec, texts: Iterable[str], path: Path) -> None:
+def _make_characters(
+    spec: Spec,
+    texts: Iterable[str],
+    path: Path,
+) -> None:
   characters = set().union(*texts)
   if not characters:
     raise DataError('There is no text to collect the characters of the vocabulary from.')
-  Characters(characters, spec.specials, spec.sentinels).save(path)
+  vocabulary = Characters(characters, spec.specials, spec.sentinels)
+  vocabulary.save(path)
 
 
-def _make_sentencepiece(spec: Spec, texts: Iterable[str], path: Path) -> None:
+def _make_sentencepiece(
+    spec: Spec,
+    texts: Iterable[str],
+    path: Path,
+) -> None:
   pieces = sample(texts, spec.train_characters)
-  write_file(path, _train_sentencepiece(spec, pieces))
+  model = _train_sentencepiece(spec, pieces)
+  write_file(path, model)
 
 
 # Functions of `train` that write a vocabulary to a file.
@@ -152,7 +183,8 @@ def load(spec: Spec, path: Path) -> Vocabulary:
   """
   if spec.name not in LOADERS:
     raise ConfigError(f'vocabulary.name={spec.name!r} is unknown; it may be {either(LOADERS)}.')
-  return _loaded(spec, path, _content(path))
+  content = _content(path)
+  return _loaded(spec, path, content)
 
 
 def _content(path: Path) -> bytes:
@@ -194,7 +226,11 @@ LOADERS: Mapping[str, Loader] = choices.implement('vocabulary.name', choices.VOC
 ))
 
 
-def _loaded(spec: Spec, path: Path, content: bytes) -> Any:
+def _loaded(
+    spec: Spec,
+    path: Path,
+    content: bytes,
+) -> Any:
   try:
     return LOADERS[spec.name](content, spec)
   except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -227,11 +263,13 @@ def imported(spec: Spec, path: Path) -> Vocabulary:
   files = {}
   if not is_ours:
     files = _beside(path)
-  special = special_tokens.read(IMPORTED[spec.name](vocabulary), files, chosen, path)
+  tokenizer = IMPORTED[spec.name](vocabulary)
+  special = special_tokens.read(tokenizer, files, chosen, path)
   if spec.name == 'sentencepiece' and _is_plain(vocabulary, special):
     vocabulary.before = special.before
     return vocabulary
-  return _loaded(spec, path, special_tokens.wrap(spec.name, special, vocabulary.file))
+  wrapped = special_tokens.wrap(spec.name, special, vocabulary.file)
+  return _loaded(spec, path, wrapped)
 
 
 def _beside(path: Path) -> dict[str, dict[str, Any]]:
@@ -239,14 +277,16 @@ def _beside(path: Path) -> dict[str, dict[str, Any]]:
   folder = str(path).rpartition('/')[0] or '.'
   contents = {}
   for name in special_tokens.FILES:
-    if mirror.is_file(f'{folder}/{name}'):
-      contents[name] = mirror.read_bytes(f'{folder}/{name}')
+    file = f'{folder}/{name}'
+    if mirror.is_file(file):
+      contents[name] = mirror.read_bytes(file)
   return special_tokens.parse_files(contents, folder)
 
 
 def _tokenizer_of_sentencepiece(vocabulary: Any) -> special_tokens.Tokenizer:
-  pieces = vocabulary.pieces(range(vocabulary.size))
-  ids = {name: i for i, name in enumerate(pieces)}
+  all_ids = range(vocabulary.size)
+  pieces = vocabulary.pieces(all_ids)
+  ids = dict(zip(pieces, all_ids))
   special = {pieces[i] for i in vocabulary.special_ids}
   return special_tokens.Tokenizer(ids, special, vocabulary.own)
 
@@ -257,7 +297,9 @@ def _tokenizer_of_huggingface(vocabulary: Any) -> special_tokens.Tokenizer:
 
 # Kinds of vocabularies that other programs make, and functions that return the content of their files.
 IMPORTED: Mapping[str, Callable[[Any], special_tokens.Tokenizer]] = dict(
-    sentencepiece=_tokenizer_of_sentencepiece, huggingface=_tokenizer_of_huggingface)
+    sentencepiece=_tokenizer_of_sentencepiece,
+    huggingface=_tokenizer_of_huggingface,
+)
 
 
 def _is_plain(vocabulary: Any, special: Special) -> bool:
@@ -276,7 +318,9 @@ def _is_plain(vocabulary: Any, special: Special) -> bool:
     return False
   if special.sep not in (None, vocabulary.eos_id):
     return False
-  return set(special.stops) <= {vocabulary.eos_id} and _suppresses_default(vocabulary, special)
+  if not set(special.stops) <= {vocabulary.eos_id}:
+    return False
+  return _suppresses_default(vocabulary, special)
 
 
 def _suppresses_default(vocabulary: Any, special: Special) -> bool:
@@ -288,13 +332,21 @@ def _suppresses_default(vocabulary: Any, special: Special) -> bool:
 
 def of_a_run(vocabulary: Any) -> Vocabulary:
   """An imported vocabulary as a run keeps it: documents end with eos, so generated text ends there too."""
-  if vocabulary.name not in IMPORTED or vocabulary.eos_id in (None, *vocabulary.stop_ids):
+  eos_id = vocabulary.eos_id
+  if vocabulary.name not in IMPORTED or eos_id is None:
+    return vocabulary
+  if eos_id in vocabulary.stop_ids:
     return vocabulary
   file, special = special_tokens.unwrap(vocabulary.name, vocabulary.content)
   assert special is not None  # a vocabulary without special tokens stops at eos
-  special = dataclasses.replace(special, stops=(*special.stops, vocabulary.eos_id))
-  spec = types.SimpleNamespace(name=vocabulary.name, sentinels=vocabulary.num_sentinels)
-  return _loaded(spec, OURS, special_tokens.wrap(vocabulary.name, special, file))
+  stops = (*special.stops, eos_id)
+  special = dataclasses.replace(special, stops=stops)
+  spec = types.SimpleNamespace(
+      name=vocabulary.name,
+      sentinels=vocabulary.num_sentinels,
+  )
+  wrapped = special_tokens.wrap(vocabulary.name, special, file)
+  return _loaded(spec, OURS, wrapped)
 
 
 # --- Training SentencePiece -----------------------------------------------------------------------
@@ -315,7 +367,8 @@ def sample(texts: Iterable[str], characters: int) -> list[str]:
     while total > characters and len(heap) > 1:
       _, _, dropped = heapq.heappop(heap)
       total -= len(dropped)
-  heap.sort(key=lambda entry: entry[1])
+  by_index = operator.itemgetter(1)
+  heap.sort(key=by_index)
   return [piece for _, _, piece in heap]
 
 
@@ -338,10 +391,15 @@ def _train_sentencepiece(spec: Spec, pieces: Sequence[str]) -> bytes:
         raise
     return _train_model(spec, pieces, int(largest[1]))
   except (RuntimeError, ValueError, OSError) as error:
-    raise _training_error(spec, sum(map(len, pieces)), str(error)) from error
+    characters = sum(map(len, pieces))
+    raise _training_error(spec, characters, str(error)) from error
 
 
-def _train_model(spec: Spec, pieces: Sequence[str], size: int) -> bytes:
+def _train_model(
+    spec: Spec,
+    pieces: Sequence[str],
+    size: int,
+) -> bytes:
   """The bytes of a model of `size` pieces. RuntimeError, ValueError or OSError."""
   import sentencepiece
   spaces: dict[str, Any] = {}
@@ -375,7 +433,11 @@ def _train_model(spec: Spec, pieces: Sequence[str], size: int) -> bytes:
   return model.getvalue()
 
 
-def _training_error(spec: Spec, characters: int, message: str) -> ConfigError:
+def _training_error(
+    spec: Spec,
+    characters: int,
+    message: str,
+) -> ConfigError:
   """SentencePiece's error as one for people; characters: of the training text."""
   largest = TOO_LARGE.search(message)
   if largest:

@@ -112,7 +112,11 @@ def _lacking(component: lengths.Component, vocabulary: Known) -> Iterator[str]:
            f'{_more_sentinels(config.vocabulary, needs)}')
 
 
-def _without_end(component: lengths.Component, named: str, vocabulary: Known) -> Iterator[str]:
+def _without_end(
+    component: lengths.Component,
+    named: str,
+    vocabulary: Known,
+) -> Iterator[str]:
   if vocabulary.eos_id is not None:
     return
   config = component.config
@@ -135,7 +139,11 @@ def _needs_an_end(data: Section, vocabulary: Known) -> str:
   return ''
 
 
-def _without_beginning(component: lengths.Component, named: str, vocabulary: Known) -> Iterator[str]:
+def _without_beginning(
+    component: lengths.Component,
+    named: str,
+    vocabulary: Known,
+) -> Iterator[str]:
   """Streams of text have no beginnings; all other rows of a decoder do."""
   if vocabulary.bos_id is not None:
     return
@@ -153,7 +161,12 @@ def _without_beginning(component: lengths.Component, named: str, vocabulary: Kno
            f'{_name(config)} {_says_none(vocabulary, "bos")}{plain}')
 
 
-def _without_role(role: Role, named: str, config: Config, vocabulary: Known) -> Iterator[str]:
+def _without_role(
+    role: Role,
+    named: str,
+    config: Config,
+    vocabulary: Known,
+) -> Iterator[str]:
   if getattr(vocabulary, f'{role.name}_id') is not None:
     return
   spec = config.vocabulary

@@ -9,7 +9,9 @@ from t5like.vocabulary import special_tokens
 from t5like.vocabulary.kinds import NEWLINE, SPACE, UNKNOWN, Ids, Table, Vocabulary, cut, spelling
 
 # Threads that tokenise: all cores (which SentencePiece writes as -1), or one in each of many processes.
-THREADS = 1 if multiprocessing.parent_process() else -1
+THREADS = -1
+if multiprocessing.parent_process():
+  THREADS = 1
 
 
 class SentencePiece(Vocabulary):
@@ -32,24 +34,28 @@ class SentencePiece(Vocabulary):
     self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=self.file)
     self.own = self.own_roles(self._model)
     own_size = self._model.vocab_size()
-    pieces = [self._model.id_to_piece(i) for i in range(own_size)]
-    control = [i for i in range(own_size) if self._model.is_control(i)]
+    pieces = list(map(self._model.id_to_piece, range(own_size)))
+    control = list(filter(self._model.is_control, range(own_size)))
     ids = {piece: i for i, piece in enumerate(pieces)}
-    inside = special_tokens.sentinels(ids, {pieces[i] for i in control})
-    added = list(range(own_size, own_size + sentinels))
-    if inside:
-      added = []
+    control_pieces = {pieces[i] for i in control}
+    inside = special_tokens.sentinels(ids, control_pieces)
+    added: list[int] = []
+    if not inside:
+      added += range(own_size, own_size + sentinels)
     table = self._table(pieces, control, inside, added, special)
     super().__init__(table, content)
     if special is not None:
       self._take(special)
       self._take_marks(special)
     unknown = {*control, self._model.unk_id(), *added}  # ids that no text is encoded as
-    reachable = [i for i in self.special_ids.tolist() if i not in unknown]
+    special_ids = self.special_ids.tolist()
+    reachable = [i for i in special_ids if i not in unknown]
     self._reachable = np.asarray(reachable, np.int32)
-    self._spelt = spelling(pieces[i].strip(SPACE) for i in reachable)
+    names = [pieces[i].strip(SPACE) for i in reachable]
+    self._spelt = spelling(names)
     # Some models put a space before the text, which decoding takes away again.
-    if self._model.encode_as_pieces('a')[0].startswith(SPACE):
+    first_piece = self._model.encode_as_pieces('a')[0]
+    if first_piece.startswith(SPACE):
       self._prefix = b' '
     self._underscore = self._spelt_underscore()
 
@@ -76,25 +82,33 @@ class SentencePiece(Vocabulary):
           eos=self.own.get('eos'),
           unk=self.own.get('unk'),
       )
-    surfaces = [self._surface(i) for i in range(len(pieces))]
+    surfaces = list(map(self._surface, range(len(pieces))))
     surfaces += [b''] * len(added)
     names = [piece.replace('\n', NEWLINE) for piece in pieces]
     names += [''] * len(added)
-    roles = (special.bos, special.start, special.mask, special.cls, special.sep)
+    highest_first = added[::-1]
     return Table(
-        names,
-        surfaces,
+        names=names,
+        surfaces=surfaces,
         begins_word=[surface[:1].isspace() for surface in surfaces],
         pad=special.pad,
         eos=special.eos,
         unk=special.unk,
-        sentinels=inside or added[::-1],
-        control=[*control, *roles],
+        sentinels=inside or highest_first,
+        control=[
+            *control,
+            special.bos,
+            special.start,
+            special.mask,
+            special.cls,
+            special.sep,
+        ],
     )
 
   def _spelt_underscore(self) -> list[int] | None:
     """Ids of the bytes of SPACE itself, which pieces cannot spell; None for models that do not keep text exactly."""
-    ids = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()]
+    names = [f'<0x{byte:02X}>' for byte in SPACE.encode()]
+    ids = list(map(self._model.piece_to_id, names))
     if self._prefix or self._model.unk_id() in ids:
       return None
     return ids
@@ -118,14 +132,17 @@ class SentencePiece(Vocabulary):
       return UNKNOWN.encode()
     piece = model.id_to_piece(i)
     if model.is_byte(i):
-      return bytes([int(piece[1:-1], 16)])
-    return piece.replace(SPACE, ' ').encode()
+      byte = int(piece[1:-1], 16)  # of <0x0A>
+      return bytes([byte])
+    surface = piece.replace(SPACE, ' ')
+    return surface.encode()
 
   def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Returns a list of int32 [n], one per text."""
     texts = list(texts)
+    encoded_texts = self._model.encode(texts, num_threads=THREADS)
     arrays = []
-    for text, encoded in zip(texts, self._model.encode(texts, num_threads=THREADS)):
+    for text, encoded in zip(texts, encoded_texts):
       ids = np.asarray(encoded, np.int32)
       if self._reachable.size:
         ids = self._without_special(text, ids)
@@ -134,24 +151,35 @@ class SentencePiece(Vocabulary):
       arrays.append(ids)
     return arrays
 
-  def _with_underscores(self, text: str, underscore: list[int]) -> np.ndarray:
+  def _with_underscores(
+      self,
+      text: str,
+      underscore: list[int],
+  ) -> np.ndarray:
     """Ids of a text that holds SPACE, which would come back as a space; spelt in bytes it stays itself."""
-    first, *others = self._model.encode(text.split(SPACE))
+    parts = text.split(SPACE)
+    first, *others = self._model.encode(parts)
     ids = first
     for part in others:
       ids = ids + underscore + part
     return np.asarray(ids, np.int32)
 
-  def _without_special(self, text: str, ids: np.ndarray) -> np.ndarray:
+  def _without_special(
+      self,
+      text: str,
+      ids: np.ndarray,
+  ) -> np.ndarray:
     """`ids`, or where a special token is a piece that text can have, those of the text with its name cut in two."""
-    if not np.isin(ids, self._reachable).any():
+    is_special = np.isin(ids, self._reachable)
+    if not is_special.any():
       return ids
-    encoded = []
     places = [match.start() + 1 for match in self._spelt.finditer(text)]
+    encoded = []
     for part in cut(text, places):
       encoded += self._model.encode(part)
     ids = np.asarray(encoded, np.int32)
-    return ids[~np.isin(ids, self._reachable)]
+    is_special = np.isin(ids, self._reachable)
+    return ids[~is_special]
 
   def decode(self, ids: Ids) -> str:
     """Returns the text of a sequence of ids; ValueError for an id outside the vocabulary."""

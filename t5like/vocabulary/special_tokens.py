@@ -344,7 +344,12 @@ def _role(
   return None
 
 
-def _chosen(role: str, value: Any, tokenizer: Tokenizer, path: Any) -> int | None:
+def _chosen(
+    role: str,
+    value: Any,
+    tokenizer: Tokenizer,
+    path: Any,
+) -> int | None:
   """The id of a token that config.vocabulary.special names."""
   if value == '':
     return None

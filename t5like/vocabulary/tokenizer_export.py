@@ -20,9 +20,19 @@ from t5like.vocabulary.kinds import BYTES, SPACE, SPECIALS
 from t5like.vocabulary.tokenizer_json import HuggingFace
 
 TEXTS = (
-    'The quick brown fox jumps over the lazy dog.', 'def f(x):\n  return {"a": x[1:], 2: None}\n\n\n',
-    '  two  spaces  ', 'naïve Ångström, 3.14159 €, 日本語 и русский, עברית', 'a\tb\r\nc', 'line\n', '', ' ',
-    '1234567890 ' * 5, "It's 5 o'clock; isn't it?", '🙂👩‍💻', 'ﬁne ½ Ⅳ')
+    'The quick brown fox jumps over the lazy dog.',
+    'def f(x):\n  return {"a": x[1:], 2: None}\n\n\n',
+    '  two  spaces  ',
+    'naïve Ångström, 3.14159 €, 日本語 и русский, עברית',
+    'a\tb\r\nc',
+    'line\n',
+    '',
+    ' ',
+    '1234567890 ' * 5,
+    "It's 5 o'clock; isn't it?",
+    '🙂👩‍💻',
+    'ﬁne ½ Ⅳ',
+)
 NEVER = -1e4  # score of pieces that text cannot have: 40 characters of any text score more
 COMPARED = ('eos_id', 'pad_id', 'mask_id')
 SHOWN = 8  # ids of a text that are reported
@@ -55,9 +65,12 @@ def _different_token(ours: Any, theirs: Any) -> str:
     their_id = getattr(theirs, name)
     if our_id is not None and their_id is not None and our_id != their_id:
       return f'{name} is {their_id}, not {our_id}'
-  for k in range(min(ours.num_sentinels, theirs.num_sentinels)):
-    if ours.sentinel(k) != theirs.sentinel(k):
-      return f'<extra_id_{k}> is {theirs.sentinel(k)}, not {ours.sentinel(k)}'
+  both = min(ours.num_sentinels, theirs.num_sentinels)
+  for k in range(both):
+    our_id = ours.sentinel(k)
+    their_id = theirs.sentinel(k)
+    if our_id != their_id:
+      return f'<extra_id_{k}> is {their_id}, not {our_id}'
   return ''
 
 
@@ -101,18 +114,22 @@ def _difference_of_built(vocabulary: Any, content: bytes) -> str:
   if vocabulary.unk_id is None:  # it does not have the characters of TEXTS
     return ''
   special = special_tokens.of_vocabulary(vocabulary)
-  return difference(vocabulary, HuggingFace(special_tokens.wrap('huggingface', special, content)))
+  wrapped = special_tokens.wrap('huggingface', special, content)
+  return difference(vocabulary, HuggingFace(wrapped))
 
 
 def _with_template(vocabulary: Any, style: str) -> bytes:
   """The tokenizer.json of a vocabulary, unchanged unless it puts other ids around texts than a run does."""
   template = _template(vocabulary, style)
   place = template.index(TEXT)
-  around = (tuple(template[:place]), tuple(template[place + 1:]))
-  if not style or around == (vocabulary.own.before, vocabulary.own.after):
+  before = tuple(template[:place])
+  after = tuple(template[place + 1:])
+  own = vocabulary.own
+  if not style or (before, after) == (own.before, own.after):
     return vocabulary.file
   import tokenizers
-  tokenizer: Any = tokenizers.Tokenizer.from_str(vocabulary.file.decode())
+  text = vocabulary.file.decode()
+  tokenizer: Any = tokenizers.Tokenizer.from_str(text)
   tokenizer.post_processor = _post_processor(tokenizers, vocabulary, template)
   return tokenizer.to_str().encode()
 
@@ -134,7 +151,11 @@ def _tokens(vocabulary: Any, style: str) -> dict[str, str]:
   return tokens
 
 
-def _settings(vocabulary: Any, tokens: Mapping[str, str], length: int) -> bytes:
+def _settings(
+    vocabulary: Any,
+    tokens: Mapping[str, str],
+    length: int,
+) -> bytes:
   """The content of tokenizer_config.json."""
   settings: dict[str, Any] = dict(
       tokenizer_class='PreTrainedTokenizerFast',
@@ -145,7 +166,8 @@ def _settings(vocabulary: Any, tokens: Mapping[str, str], length: int) -> bytes:
   )
   sentinels = []
   for k in range(vocabulary.num_sentinels):
-    sentinels.append(vocabulary.token(vocabulary.sentinel(k)))
+    i = vocabulary.sentinel(k)
+    sentinels.append(vocabulary.token(i))
   if sentinels:
     settings['additional_special_tokens'] = sentinels
   if length:
@@ -154,7 +176,8 @@ def _settings(vocabulary: Any, tokens: Mapping[str, str], length: int) -> bytes:
 
 
 def _to_json(values: Any) -> bytes:
-  return (plain_json.dumps(values, indent=2) + '\n').encode()
+  text = plain_json.dumps(values, indent=2)
+  return f'{text}\n'.encode()
 
 
 def _build(vocabulary: Any, style: str) -> bytes:
@@ -164,16 +187,23 @@ def _build(vocabulary: Any, style: str) -> bytes:
   except ImportError as error:
     raise ConfigError('Writing a tokenizer needs the package tokenizers; run: '
                       "pip install -e '.[hf]'") from error
-  tokenizer = BUILDERS[vocabulary.name](tokenizers, vocabulary)
+  build = BUILDERS[vocabulary.name]
+  tokenizer = build(tokenizers, vocabulary)
   special = []
   for name in vocabulary.pieces(vocabulary.special_ids):
-    special.append(tokenizers.AddedToken(name, special=True, normalized=False))
+    token = tokenizers.AddedToken(name, special=True, normalized=False)
+    special.append(token)
   tokenizer.add_special_tokens(special)
-  tokenizer.post_processor = _post_processor(tokenizers, vocabulary, _template(vocabulary, style))
+  template = _template(vocabulary, style)
+  tokenizer.post_processor = _post_processor(tokenizers, vocabulary, template)
   return tokenizer.to_str().encode()
 
 
-def _post_processor(tokenizers: Any, vocabulary: Any, template: Template) -> Any:
+def _post_processor(
+    tokenizers: Any,
+    vocabulary: Any,
+    template: Template,
+) -> Any:
   """The processor that puts the ids of a template around texts; None where there are none; tokenizers: the package."""
   single = []
   special = []
@@ -183,11 +213,16 @@ def _post_processor(tokenizers: Any, vocabulary: Any, template: Template) -> Any
       continue
     name = vocabulary.token(i)
     single.append(name)
-    if (name, int(i)) not in special:
-      special.append((name, int(i)))
+    token = (name, int(i))
+    if token not in special:
+      special.append(token)
   if not special:
     return None
-  return tokenizers.processors.TemplateProcessing(single=single, pair=[*single, '$B:1'], special_tokens=special)
+  return tokenizers.processors.TemplateProcessing(
+      single=single,
+      pair=[*single, '$B:1'],
+      special_tokens=special,
+  )
 
 
 def _template(vocabulary: Any, style: str) -> Template:
@@ -219,23 +254,31 @@ def _one(i: int | None) -> list[int]:
 
 def _sentencepiece(tokenizers: Any, vocabulary: Any) -> Any:
   model = _model_proto(vocabulary.file)
-  is_unigram = model.trainer_spec.model_type == model.trainer_spec.UNIGRAM
+  trained = model.trainer_spec
   pieces = _scored_pieces(model, vocabulary)
-  if is_unigram:
-    inside = tokenizers.models.Unigram(pieces, vocabulary.unk_id, model.trainer_spec.byte_fallback)
+  if trained.model_type == trained.UNIGRAM:
+    inside = tokenizers.models.Unigram(
+        pieces,
+        vocabulary.unk_id,
+        trained.byte_fallback,
+    )
   else:
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     unknown, _ = pieces[vocabulary.unk_id]
-    merges = _merges(_order(model, vocabulary))
+    order = _order(model, vocabulary)
     inside = tokenizers.models.BPE(
         ids,
-        merges,
+        _merges(order),
         unk_token=unknown,
-        byte_fallback=model.trainer_spec.byte_fallback,
+        byte_fallback=trained.byte_fallback,
         fuse_unk=True,
     )
   tokenizer = tokenizers.Tokenizer(inside)
-  tokenizer.normalizer = _normalizer(tokenizers.normalizers, tokenizers.Regex, model.normalizer_spec)
+  tokenizer.normalizer = _normalizer(
+      tokenizers.normalizers,
+      tokenizers.Regex,
+      model.normalizer_spec,
+  )
   tokenizer.decoder = _decoder(tokenizers.decoders, model.normalizer_spec)
   return tokenizer
 
@@ -265,11 +308,13 @@ def _scored_pieces(model: Any, vocabulary: Any) -> list[tuple[str, float]]:
     if _is_text(piece):
       score = piece.score
     pieces.append((piece.piece, score))
-  for i in range(len(pieces), vocabulary.size):
-    pieces.append((vocabulary.pieces([i])[0], NEVER))
+  added = range(len(pieces), vocabulary.size)
+  for name in vocabulary.pieces(added):
+    pieces.append((name, NEVER))
   for i in vocabulary.special_ids.tolist():  # ordinary pieces too, in models of others
     if i != vocabulary.unk_id:
-      pieces[i] = (vocabulary.pieces([i])[0], NEVER)
+      (name,) = vocabulary.pieces([i])
+      pieces[i] = (name, NEVER)
   return pieces
 
 
@@ -282,14 +327,20 @@ def _order(model: Any, vocabulary: Any) -> Order:
   return order
 
 
-def _normalizer(normalizers: Any, Regex: Any, spec: Any) -> Any:
+def _normalizer(
+    normalizers: Any,
+    Regex: Any,
+    spec: Any,
+) -> Any:
   """A normalizer of the library; spec: a NormalizerSpec."""
   steps = []
   if spec.precompiled_charsmap:
     steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
   if spec.remove_extra_whitespaces:
-    steps.append(normalizers.Replace(Regex(r'\A +| +\z'), ''))
-    steps.append(normalizers.Replace(Regex(' {2,}'), ' '))
+    at_ends = Regex(r'\A +| +\z')
+    several = Regex(' {2,}')
+    steps.append(normalizers.Replace(at_ends, ''))
+    steps.append(normalizers.Replace(several, ' '))
   if spec.add_dummy_prefix:
     steps.append(normalizers.Prepend(SPACE))
   steps.append(normalizers.Replace(' ', SPACE))
@@ -298,7 +349,11 @@ def _normalizer(normalizers: Any, Regex: Any, spec: Any) -> Any:
 
 def _decoder(decoders: Any, spec: Any) -> Any:
   """A decoder of the library; spec: a NormalizerSpec."""
-  steps = [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
+  steps = [
+      decoders.Replace(SPACE, ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+  ]
   if spec.add_dummy_prefix:
     steps.append(decoders.Strip(' ', 1, 0))
   return decoders.Sequence(steps)
@@ -322,11 +377,17 @@ def _merges(order: Order) -> list[tuple[str, str]]:
 
 def _bytes(tokenizers: Any, vocabulary: Any) -> Any:
   """No piece is a character, so all text falls back to bytes."""
-  names = [*SPECIALS, *[f'<0x{byte:02X}>' for byte in range(BYTES)]]
+  names = [*SPECIALS]
+  names += [f'<0x{byte:02X}>' for byte in range(BYTES)]
+  sentinels = range(len(names), vocabulary.size)
+  names += vocabulary.pieces(sentinels)
   ids = {name: i for i, name in enumerate(names)}
-  for i in range(len(names), vocabulary.size):
-    ids[vocabulary.pieces([i])[0]] = i
-  model = tokenizers.models.BPE(ids, [], unk_token='<unk>', byte_fallback=True)
+  model = tokenizers.models.BPE(
+      ids,
+      [],
+      unk_token='<unk>',
+      byte_fallback=True,
+  )
   tokenizer = tokenizers.Tokenizer(model)
   decoders = tokenizers.decoders
   tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -344,7 +405,8 @@ def _characters(tokenizers: Any, vocabulary: Any) -> Any:
     unknown = dict(unk_token='<unk>', fuse_unk=False)
   for i, character in enumerate(characters, first):
     ids[character] = i
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], **unknown))
+  model = tokenizers.models.BPE(ids, [], **unknown)
+  tokenizer = tokenizers.Tokenizer(model)
   tokenizer.decoder = tokenizers.decoders.Fuse()
   return tokenizer
 

@@ -1,6 +1,7 @@
 """Vocabularies of Hugging Face models: a tokenizer.json, read by their library tokenizers."""
 import contextlib
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,14 @@ START_BYTES = ('<0x20>', '<0x0A>', '<0x09>', '<0x0D>')
 
 
 # An added token that is recognised anywhere, as it is written.
-PLAIN = dict(id=0, content='', single_word=False, lstrip=False, rstrip=False, normalized=False)
+PLAIN = dict(
+    id=0,
+    content='',
+    single_word=False,
+    lstrip=False,
+    rstrip=False,
+    normalized=False,
+)
 
 
 class HuggingFace(Vocabulary):
@@ -58,16 +66,19 @@ class HuggingFace(Vocabulary):
     is_older = special is None
     if special is None:
       special = _by_name(self.own.ids)
-    super().__init__(_table(fields, self.own, special, is_older), content)
+    table = _table(fields, self.own, special, is_older)
+    super().__init__(table, content)
     if not is_older:
       self._take(special)
     self._take_marks(special)
-    self._never = self.special_ids[self.special_ids != self.unk_id]  # ids that no text is encoded as
+    is_unknown = self.special_ids == self.unk_id
+    self._never = self.special_ids[~is_unknown]  # ids that no text is encoded as
+    never = self._never.tolist()
     self._texts = {i: text for text, i in self.own.ids.items()}
-    names = [self._texts.get(i, '') for i in self._never.tolist()]
+    names = [self._texts.get(i, '') for i in never]
     self._spelt = spelling(names)
     shown = {*self._sentinels, self.mask_id}
-    self._hidden = {*self._never.tolist()} - shown  # ids that decoding leaves out
+    self._hidden = set(never) - shown  # ids that decoding leaves out
     self._marks: dict[tuple[int, ...], Any] = {}
 
   def token(self, i: int) -> str:
@@ -81,7 +92,8 @@ class HuggingFace(Vocabulary):
       encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
     arrays = []
     for text, encoding in zip(texts, encodings):
-      arrays.append(self._without(self._never, self._model, text, encoding.ids))
+      ids = self._without(self._never, self._model, text, encoding.ids)
+      arrays.append(ids)
     return arrays
 
   def encode_marked(self, text: str) -> np.ndarray:
@@ -96,28 +108,34 @@ class HuggingFace(Vocabulary):
       return self.encode(text)
     parts[1::2] = [self._texts[i] for i in ids]
     text = ''.join(parts)
-    model = self._reading(tuple(sorted(set(ids))))
-    never = self._never[~np.isin(self._never, ids)]
+    distinct = tuple(sorted(set(ids)))
+    model = self._reading(distinct)
+    is_mark = np.isin(self._never, ids)
+    never = self._never[~is_mark]
     encoding = model.encode(text, add_special_tokens=False)
     return self._without(never, model, text, encoding.ids)
 
   def _reading(self, ids: tuple[int, ...]) -> Any:
     """The library's tokenizer to which these ids are no longer special, so that it recognises them in texts."""
     if ids not in self._marks:
-      self._marks[ids] = _library_tokenizer(self._with_ordinary(ids))
+      content = self._with_ordinary(ids)
+      self._marks[ids] = _library_tokenizer(content)
     return self._marks[ids]
 
   def _with_ordinary(self, ids: Iterable[int]) -> bytes:
     """tokenizer.json with these ids as added tokens that are not special."""
     fields = json.loads(self.file)
-    added = {token['content']: token for token in fields.get('added_tokens') or ()}
+    added = {}
+    for token in fields.get('added_tokens') or ():
+      added[token['content']] = token
     for i in ids:
       text = self._texts[i]
       token = added.get(text)
       if token is None:
         token = dict(PLAIN, id=i, content=text)
       added[text] = dict(token, special=False)
-    fields['added_tokens'] = sorted(added.values(), key=lambda token: token['id'])
+    by_id = operator.itemgetter('id')
+    fields['added_tokens'] = sorted(added.values(), key=by_id)
     return json.dumps(fields).encode()
 
   def _without(
@@ -142,7 +160,8 @@ class HuggingFace(Vocabulary):
       int32 [n].
     """
     ids = np.asarray(encoded, np.int32)
-    if not np.isin(ids, never).any():
+    is_never = np.isin(ids, never)
+    if not is_never.any():
       return ids
     allowed = [self._texts[i] for i in self._never if i not in never]
     places = []
@@ -151,13 +170,16 @@ class HuggingFace(Vocabulary):
         places.append(match.start() + 1)
     again = []
     for part in cut(text, places):
-      again += model.encode(part, add_special_tokens=False).ids
+      encoding = model.encode(part, add_special_tokens=False)
+      again += encoding.ids
     ids = np.asarray(again, np.int32)
-    return ids[~np.isin(ids, never)]  # those that normalisation made
+    is_never = np.isin(ids, never)  # those that normalisation made
+    return ids[~is_never]
 
   def decode(self, ids: Ids) -> str:
     """Returns the text of a sequence of ids, as the library decodes them; ValueError for an id outside."""
-    shown = [i for i in self._checked(ids) if i not in self._hidden]
+    checked = self._checked(ids)
+    shown = [i for i in checked if i not in self._hidden]
     return self._model.decode(shown, skip_special_tokens=False)
 
 
@@ -183,13 +205,15 @@ def _explained(failure: type[Exception], advice: str = '') -> Iterator[None]:
   except (KeyboardInterrupt, SystemExit, MemoryError):
     raise
   except BaseException as error:  # a panic of Rust is not an Exception
-    message = ' '.join(str(error).split())[:SHOWN]
+    words = str(error).split()
+    message = ' '.join(words)[:SHOWN]
     raise failure(f'the library tokenizers says: {message}{advice}') from error
 
 
 def _library_tokenizer(content: bytes) -> Any:
   with _explained(ValueError):
-    model = library().Tokenizer.from_str(content.decode())
+    text = content.decode()
+    model = library().Tokenizer.from_str(text)
   model.no_truncation()
   model.no_padding()
   model.encode_special_tokens = True  # the letters of a special token in a text are only letters
@@ -211,7 +235,7 @@ def _table(
     is_older: whether an older version kept the file, without special tokens.
   """
   names = _names(own.ids)
-  control = [own.ids[text] for text in own.special]
+  control: list[int | None] = [own.ids[text] for text in own.special]
   control += [special.mask, special.cls, special.sep, special.start]
   control += special.stops
   if not is_older:
@@ -231,7 +255,10 @@ def _table(
   )
 
 
-def _own(fields: Mapping[str, Any], model: Any) -> special_tokens.Tokenizer:
+def _own(
+    fields: Mapping[str, Any],
+    model: Any,
+) -> special_tokens.Tokenizer:
   """The content of a tokenizer.json: its fields, and the library's tokenizer made of it."""
   ids = model.get_vocab(with_added_tokens=True)
   added = list(model.get_added_tokens_decoder().values())
@@ -248,22 +275,27 @@ def _own(fields: Mapping[str, Any], model: Any) -> special_tokens.Tokenizer:
   )
 
 
-def _around(model: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(model: Any) -> tuple[special_tokens.Ids, special_tokens.Ids]:
   """Ids that a tokenizer of the library puts before and after a text."""
   with _explained(ValueError):
     encoding = model.encode('a')
   ids = tuple(encoding.ids)
-  places = [place for place, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
-  if not places:
+  is_text = ~np.asarray(encoding.special_tokens_mask, bool)
+  places = np.flatnonzero(is_text)
+  if not places.size:
     return ids, ()
   start = places[0]
   stop = places[-1] + 1
   return ids[:start], ids[stop:]
 
 
-def _roles(fields: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
+def _roles(
+    fields: Mapping[str, Any],
+    ids: Mapping[str, int],
+) -> dict[str, int]:
   """{role: id} of the tokens to which tokenizer.json gives a role; ids: {token: id}."""
-  texts = dict(unk=fields['model'].get('unk_token'))
+  model = fields['model']
+  texts = dict(unk=model.get('unk_token'))
   for part in _processors(fields.get('post_processor')):
     for role in ('sep', 'cls'):  # BertProcessing, RobertaProcessing
       token = part.get(role)
@@ -273,7 +305,7 @@ def _roles(fields: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
   for role, text in texts.items():
     if isinstance(text, str) and text in ids:
       roles[role] = ids[text]
-  unk_id = fields['model'].get('unk_id')  # of unigram models
+  unk_id = model.get('unk_id')  # of unigram models
   if isinstance(unk_id, int) and 0 <= unk_id < len(ids):
     roles['unk'] = unk_id
   return roles
@@ -290,13 +322,15 @@ def _processors(part: Any) -> list[dict[str, Any]]:
 
 
 def _is_byte_level(fields: Mapping[str, Any]) -> bool:
-  return 'ByteLevel' in json.dumps([fields.get('pre_tokenizer'), fields.get('decoder')])
+  parts = [fields.get('pre_tokenizer'), fields.get('decoder')]
+  return 'ByteLevel' in json.dumps(parts)
 
 
 def _names(ids: Mapping[str, int]) -> list[str]:
-  size = max(ids.values(), default=-1) + 1
+  largest = max(ids.values(), default=-1)
+  size = largest + 1
   if not 0 < size <= MOST:
-    raise ValueError(f'its ids go up to {size - 1:,}')
+    raise ValueError(f'its ids go up to {largest:,}')
   names = [''] * size
   for name, i in ids.items():
     names[i] = name
@@ -307,13 +341,17 @@ def _by_name(ids: Mapping[str, int]) -> Special:
   """The special tokens of a file that an older version kept; ids: {token: id}."""
   roles: dict[str, Any] = {}
   for role, names in OLDER.items():
-    existing = [ids[name] for name in names if name in ids]
+    existing = [name for name in names if name in ids]
     if existing:
-      roles[role] = existing[0]
+      first = existing[0]
+      roles[role] = ids[first]
   return Special(**roles)
 
 
-def _begins_word(fields: Mapping[str, Any], names: Sequence[str]) -> list[bool]:
+def _begins_word(
+    fields: Mapping[str, Any],
+    names: Sequence[str],
+) -> list[bool]:
   """Whether each piece begins a word, by the way in which the kind of tokenizer marks them."""
   model = fields['model']
   if model.get('type') == 'WordPiece':
@@ -321,4 +359,8 @@ def _begins_word(fields: Mapping[str, Any], names: Sequence[str]) -> list[bool]:
     return [not name.startswith(inside) for name in names]
   if _is_byte_level(fields):
     return [name.startswith(BYTE_LEVEL_STARTS) for name in names]
-  return [name.startswith(STARTS) or name in START_BYTES for name in names]
+  starts = []
+  for name in names:
+    is_byte = name in START_BYTES
+    starts.append(is_byte or name.startswith(STARTS))
+  return starts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from t5like import sharding
-from t5like.decoding import beam, decode, sampling
+from t5like.decoding import beam, prompt_rows, sampling
 from t5like.evals import score
 from t5like.huggingface import model_folders
 from t5like.model import models, transformer
@@ -40,9 +40,10 @@ def pair(request, tmp_path_factory):
 
 
 def prompt(ids, paired, mesh):
-  made = decode._padded([[0]] * len(ids), True, len(ids)) if paired else decode._padded(ids.tolist(), True, len(ids))
+  texts = [[0]] * len(ids) if paired else ids.tolist()
+  made = prompt_rows.padded(texts, True, len(ids))
   made = sharding.place(mesh, made)
-  return dict(made, encoder=sharding.place(mesh, decode._padded(ids.tolist(), False, len(ids)))) if paired else made
+  return dict(made, encoder=sharding.place(mesh, prompt_rows.padded(ids.tolist(), False, len(ids)))) if paired else made
 
 
 def generated(theirs, ids, **how):
