@@ -103,9 +103,20 @@ def _train(config: Config, flags: Any) -> None:
   _check(config, workdir, create=True)
   if flags.dump_xla:
     profiling.dump_xla(flags.dump_xla)
-  sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id, config.watchdog.peers)
+  sharding.start_processes(
+      flags.coordinator,
+      flags.num_processes,
+      flags.process_id,
+      config.watchdog.peers,
+  )
   from t5like.training import loop
-  loop.train(config, workdir, _name(flags), profile_steps=flags.profile_steps, leave=_leave)
+  loop.train(
+      config,
+      workdir,
+      _name(flags),
+      profile_steps=flags.profile_steps,
+      leave=_leave,
+  )
 
 
 def _leave() -> None:
@@ -198,9 +209,11 @@ def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
     return
   if len(prompts) <= 1:
     prompt = prompts[0] if prompts else ''
-    prompt_files.show_stream(model, prompt, metrics.between(model.style), **options)
+    between = metrics.between(model.style)
+    prompt_files.show_stream(model, prompt, between, **options)
     return
-  for prompt, text in zip(prompts, model.generate(prompts, **options)):
+  texts = model.generate(prompts, **options)
+  for prompt, text in zip(prompts, texts):
     metrics.Screen('', 0).sample(prompt, text, model.style)
 
 
@@ -230,8 +243,18 @@ def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
     say(f'WARNING: {name} will be left out. {problem}')
   run = t5like.load(flags.workdir, flags.step or None, jax.devices())
   say(f'{flags.workdir}, step {run.step:,}')
-  subject = evaluate.Subject(run.model, run.params, run.vocabulary, run.config, run.mesh)
-  key = dict(step=run.step, shots=flags.shots, limit=flags.limit)
+  subject = evaluate.Subject(
+      run.model,
+      run.params,
+      run.vocabulary,
+      run.config,
+      run.mesh,
+  )
+  key = dict(
+      step=run.step,
+      shots=flags.shots,
+      limit=flags.limit,
+  )
   results_file = results.Kept(output, key, say)
   keep = results_file.add if is_first else _ignore
   done, errors = tasks.run(subject, say, keep)

@@ -12,7 +12,7 @@ from t5like import config as config_lib
 from t5like.batches import pipeline
 from t5like.decoding import trained_model
 from t5like.prepared import opening
-from t5like.sources import registry
+from t5like.sources import synthetic
 from tests.conftest import ROOT
 
 
@@ -30,7 +30,7 @@ def run(name, tmp_path):
 
 def test_markov_chain(tmp_path):
   result, _ = run('markov.py', tmp_path)
-  entropy = registry.markov_entropy(8)
+  entropy = synthetic.markov_entropy(8)
   assert entropy - 0.01 < result['nll'] < entropy + 0.02
 
 
@@ -43,7 +43,7 @@ def masked_optimum(config):
   """
   store = opening.open_data(config, say=lambda _: None)
   V, first, mask = store.vocabulary.size, 3, store.vocabulary.mask_id
-  P = registry.markov_transitions(8)
+  P = synthetic.markov_transitions(8)
   values, vectors = np.linalg.eig(P.T)
   start = np.real(vectors[:, np.argmax(np.real(values))])
   start /= start.sum()

@@ -50,7 +50,7 @@ class Range(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """A Source without its name; see `registry.Source`."""
+  """A Source without its name; see `source.Source`."""
   items: Sequence[Any]
   read: Callable[[Any], Records]
   num_bytes: float

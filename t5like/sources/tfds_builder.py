@@ -32,8 +32,15 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Modules are wholly in train or in validation."""
   VERSION = tfds.core.Version(VERSION)
   BUILDER_CONFIGS = [
-      tfds.core.BuilderConfig(name='documents', description='Modules, cut before definitions; pydoc\'s topics.'),
-      tfds.core.BuilderConfig(name='functions', description='Functions and the first line of their docstrings.')]
+      tfds.core.BuilderConfig(
+          name='documents',
+          description="Modules, cut before definitions; pydoc's topics.",
+      ),
+      tfds.core.BuilderConfig(
+          name='functions',
+          description='Functions and the first line of their docstrings.',
+      ),
+  ]
 
   def __init__(self, *, read: Read, **keys: Any):
     """`read` yields pairs (dict, id), the records; `keys`: of the class above."""
@@ -48,14 +55,19 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     features = {field: tfds.features.Text() for field in self._fields()}
     return tfds.core.DatasetInfo(
-        builder=self, features=tfds.features.FeaturesDict(features), license='PSF-2.0',
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
+        license='PSF-2.0',
         description='Text of the standard library of Python, for pre-training.',
-        homepage='https://docs.python.org/3/library/')
+        homepage='https://docs.python.org/3/library/',
+    )
 
   def _split_generators(self, manager):
     records = list(self._read())
-    return dict(train=self._generate_examples(records, 'train'),
-                validation=self._generate_examples(records, 'validation'))
+    return dict(
+        train=self._generate_examples(records, 'train'),
+        validation=self._generate_examples(records, 'validation'),
+    )
 
   def _generate_examples(
       self,
@@ -70,7 +82,7 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def split_of(name: str) -> str:
   """Returns the split of a record by its id: MODULE#NUMBER or MODULE:LINE."""
-  module = re.split('[#:]', name)[0]
+  module, *_ = re.split('[#:]', name)
   digest = hashlib.sha256(module.encode()).digest()
   number = int.from_bytes(digest[:8], 'big')
   if number % HELD_OUT:
@@ -114,7 +126,12 @@ def _make(config: str, root: pathlib.Path, read: Read) -> pathlib.Path:
     made = folder / VERSION
     if not (made / COMPLETE).exists():
       with contextlib.redirect_stdout(sys.stderr):  # TFDS announces a download, although there is none
-        builder = PythonDocs(read=read, config=config, data_dir=root, file_format='array_record')
+        builder = PythonDocs(
+            read=read,
+            config=config,
+            data_dir=root,
+            file_format='array_record',
+        )
         builder.download_and_prepare()
   return made
 

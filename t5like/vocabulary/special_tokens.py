@@ -16,6 +16,7 @@ from typing import Any
 
 from t5like.errors import ConfigError
 from t5like.files import plain_json, schema
+from t5like.vocabulary.tokenizer_classes import AROUND, CLASS_OF, CLASSES
 
 ROLES = ('bos', 'eos', 'pad', 'unk', 'mask', 'cls', 'sep')  # named by tokenizers
 KEYS = (*ROLES, 'start')  # of config.vocabulary.special
@@ -24,46 +25,6 @@ FIRST = b'{"t5like": "vocabulary"'  # how a vocabulary file with special tokens 
 # Tokenizers have many pieces and merges: Gemma's, the largest we know, 262,144 and 514,906 in 33 MB.
 LARGE = schema.Limits(size=256 << 20, values=5_000_000, depth=100)
 
-# Special tokens of the classes of tokenizers of transformers 5.23 when the folder names none: {role: text}.
-LLAMA = dict(bos='<s>', eos='</s>', unk='<unk>')
-T5 = dict(eos='</s>', unk='<unk>', pad='<pad>')
-GPT2 = dict(bos='<|endoftext|>', eos='<|endoftext|>', unk='<|endoftext|>')
-BERT = dict(unk='[UNK]', sep='[SEP]', pad='[PAD]', cls='[CLS]', mask='[MASK]')
-ROBERTA = dict(bos='<s>', eos='</s>', sep='</s>', cls='<s>', unk='<unk>', pad='<pad>', mask='<mask>')
-CLASSES = dict(
-    LlamaTokenizer=LLAMA,
-    T5Tokenizer=T5,
-    MT5Tokenizer=T5,
-    ByT5Tokenizer=T5,
-    GPT2Tokenizer=GPT2,
-    GPTNeoXTokenizer=dict(GPT2, pad='<|padding|>'),
-    Qwen2Tokenizer=dict(eos='<|endoftext|>', pad='<|endoftext|>'),
-    BertTokenizer=BERT,
-    RobertaTokenizer=ROBERTA,
-)
-CLASS_OF = dict(  # {model_type of config.json: its class}
-    llama='LlamaTokenizer',
-    t5='T5Tokenizer',
-    mt5='T5Tokenizer',
-    umt5='T5Tokenizer',
-    gpt2='GPT2Tokenizer',
-    gpt_neox='GPTNeoXTokenizer',
-    bert='BertTokenizer',
-    roberta='RobertaTokenizer',
-    qwen2='Qwen2Tokenizer',
-)
-# Classes that add their own tokens around texts, regardless of tokenizer.json: roles before and after a text.
-CLS_SEP = (('cls',), ('sep',))
-EOS = ((), ('eos',))
-AROUND = dict(
-    GPTNeoXTokenizer=((), ()),
-    BertTokenizer=CLS_SEP,
-    RobertaTokenizer=CLS_SEP,
-    T5Tokenizer=EOS,
-    MT5Tokenizer=EOS,
-    ByT5Tokenizer=EOS,
-)
-
 # Shapes of the files of a tokenizer's folder.
 TEXT = schema.Text(4096)
 TOKEN_OBJECT = schema.Object(dict(content=TEXT))
@@ -71,7 +32,10 @@ TOKEN = schema.Maybe(schema.Either((TEXT, TOKEN_OBJECT)))
 TOKENS = {f'{role}_token': TOKEN for role in ROLES}
 TOKENS_IN_LIST = schema.List(schema.Either((TEXT, schema.Object())), most=100_000)
 TOKEN_LIST = schema.Maybe(schema.Either((TOKENS_IN_LIST, schema.Object())))
-ADDED_TOKEN = schema.Object(dict(content=TEXT), needs=('content',))
+ADDED_TOKEN = schema.Object(
+    dict(content=TEXT),
+    needs=('content',),
+)
 ADDED_TOKENS = schema.Maybe(schema.Object(rest=ADDED_TOKEN))
 MODEL_ID = schema.Whole(-1, 1 << 31)
 MODEL_IDS = schema.List(MODEL_ID, most=4096)
@@ -93,12 +57,21 @@ TOKENIZER_SETTINGS = dict(
     extra_ids=schema.Maybe(schema.Whole(0, 100_000)),
     added_tokens_decoder=ADDED_TOKENS,
 )
+GENERATION_SETTINGS = dict(
+    IDS,
+    suppress_tokens=schema.Maybe(schema.List(MODEL_ID)),
+)
+MODEL_SETTINGS = dict(
+    IDS,
+    tokenizer_class=CLASS,
+    model_type=CLASS,
+)
 FILES = {  # read beside a tokenizer, each with its shape
     TOKENIZER_CONFIG: schema.Object(TOKENIZER_SETTINGS),
     'added_tokens.json': schema.Object(rest=schema.Whole(0, 1 << 31)),
     'special_tokens_map.json': schema.Object(TOKENS),
-    GENERATION_CONFIG: schema.Object(dict(IDS, suppress_tokens=schema.Maybe(schema.List(MODEL_ID)))),
-    MODEL_CONFIG: schema.Object(dict(IDS, tokenizer_class=CLASS, model_type=CLASS)),
+    GENERATION_CONFIG: schema.Object(GENERATION_SETTINGS),
+    MODEL_CONFIG: schema.Object(MODEL_SETTINGS),
 }
 # The shape of special tokens in a vocabulary file.
 KEPT_ID = schema.Maybe(schema.Whole(0, 1 << 31))
@@ -111,7 +84,10 @@ KEPT_FIELDS = dict(
     after=KEPT_LIST,
 )
 KEPT = schema.Object(KEPT_FIELDS, needs=KEYS, rest=None)
-VOCABULARY_FILE = schema.Object(dict(special=KEPT), needs=('kind', 'special', 'file'))
+VOCABULARY_FILE = schema.Object(
+    dict(special=KEPT),
+    needs=('kind', 'special', 'file'),
+)
 
 Ids = tuple[int, ...]
 Settings = Mapping[str, Mapping[str, Any]]  # values of the files beside a tokenizer
@@ -173,10 +149,14 @@ class Tokenizer:
   @property
   def size(self) -> int:
     """The largest id and one."""
-    return max(self.ids.values(), default=-1) + 1
+    largest = max(self.ids.values(), default=-1)
+    return largest + 1
 
 
-def parse_files(contents: Mapping[str, bytes], folder: Any) -> dict[str, dict[str, Any]]:
+def parse_files(
+    contents: Mapping[str, bytes],
+    folder: Any,
+) -> dict[str, dict[str, Any]]:
   """The values of the files beside a tokenizer.
 
   Args:
@@ -213,20 +193,28 @@ def read(
     ConfigError: the vocabulary does not have a token.
   """
   kind = class_of(tokenizer, files)
-  model = {role: _model_ids(files, f'{role}_token_id', tokenizer.size) for role in MODEL_ROLES}
+  model = {}
+  for role in MODEL_ROLES:
+    model[role] = _model_ids(files, f'{role}_token_id', tokenizer.size)
   ids = _role_ids(tokenizer, files, kind, model, path)
   for role, value in chosen.items():
     ids[role] = _chosen(role, value, tokenizer, path)
   if ids['eos'] is None and 'eos' not in chosen:
     ids['eos'] = ids['sep']  # the end of BERT's rows is also the end of its documents
-  before, after = _around(kind, tokenizer, ids, files.get(TOKENIZER_CONFIG, {}))
+  settings = files.get(TOKENIZER_CONFIG, {})
+  before, after = _around(kind, tokenizer, ids, settings)
   if ids['bos'] is None and 'bos' not in chosen:
     ids['bos'] = _first_of(before, ids['cls'])
   stops = _present(ids['eos'])
   if model['eos'] and 'eos' not in chosen:
     stops = model['eos']
-  suppress = _suppressed(files)
-  return Special(**ids, stops=stops, suppress=suppress, before=before, after=after)
+  return Special(
+      **ids,
+      stops=stops,
+      suppress=_suppressed(files),
+      before=before,
+      after=after,
+  )
 
 
 def _role_ids(
@@ -266,7 +254,8 @@ def class_of(tokenizer: Tokenizer, files: Settings) -> str:
   named = settings.get('tokenizer_class') or model_config.get('tokenizer_class') or ''
   kind = named.removesuffix('Fast')
   if not kind:
-    kind = CLASS_OF.get(model_config.get('model_type') or '', '')
+    model_type = model_config.get('model_type') or ''
+    kind = CLASS_OF.get(model_type, '')
   if kind == 'LlamaTokenizer' and tokenizer.byte_level:
     # Llama's class is for SentencePiece; folders that name it beside pieces of bytes are read without it.
     return ''
@@ -295,7 +284,11 @@ def _text_of(token: Any) -> str | None:
   return token
 
 
-def _model_ids(files: Settings, key: str, size: int) -> Ids:
+def _model_ids(
+    files: Settings,
+    key: str,
+    size: int,
+) -> Ids:
   """Ids that generation_config.json, or else config.json, has under a key, without those beyond the vocabulary."""
   for name in (GENERATION_CONFIG, MODEL_CONFIG):
     value = files.get(name, {}).get(key)
@@ -391,7 +384,8 @@ def _suppressed(files: Settings) -> Ids | None:
   """Ids that a model never generates; None beside a tokenizer alone, where nothing is known of that."""
   if GENERATION_CONFIG not in files and MODEL_CONFIG not in files:
     return None
-  suppressed = files.get(GENERATION_CONFIG, {}).get('suppress_tokens') or ()
+  generation = files.get(GENERATION_CONFIG, {})
+  suppressed = generation.get('suppress_tokens') or ()
   return tuple(i for i in suppressed if i >= 0)
 
 
@@ -408,10 +402,12 @@ def sentinels(ids: Mapping[str, int], special: Collection[str] = ()) -> list[int
     special: tokens that are marked as special; of two forms of a sentinel the marked one counts.
   """
   by_number = {}
-  for text in sorted(ids, key=lambda text: text in special):
+  marked_last = sorted(ids, key=lambda text: text in special)
+  for text in marked_last:
     match = SENTINEL.fullmatch(text)
     if match:
-      by_number[int(match[1])] = ids[text]
+      number = int(match[1])
+      by_number[number] = ids[text]
   in_order = []
   while len(in_order) in by_number:
     in_order.append(by_number[len(in_order)])
@@ -433,7 +429,11 @@ def of_vocabulary(vocabulary: Any) -> Special:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def wrap(kind: str, special: Special, file: bytes) -> bytes:
+def wrap(
+    kind: str,
+    special: Special,
+    file: bytes,
+) -> bytes:
   """The content of a vocabulary file: a tokenizer's file, as it is, with its special tokens.
 
   Args:
@@ -467,4 +467,5 @@ def unwrap(kind: str, content: bytes) -> tuple[bytes, Special | None]:
     values[name] = value
     if isinstance(value, list):
       values[name] = tuple(value)
-  return base64.b64decode(fields['file'], validate=True), Special(**values)
+  file = base64.b64decode(fields['file'], validate=True)
+  return file, Special(**values)

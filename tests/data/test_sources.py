@@ -12,7 +12,7 @@ import pytest
 
 from t5like.config import base, templates
 from t5like.errors import ConfigError, DataError
-from t5like.sources import python_functions, registry
+from t5like.sources import python_functions, registry, synthetic
 
 
 def config(source, **keys):
@@ -188,12 +188,12 @@ def test_markov_text_follows_its_chain(states):
   assert len(ids) == 2_000_000 and ids.max() < states
   counts = np.zeros((states, states))
   np.add.at(counts, (ids[:-1], ids[1:]), 1)
-  rows = registry.markov_transitions(states)
+  rows = synthetic.markov_transitions(states)
   assert np.allclose(rows.sum(axis=1), 1)
   assert np.abs(counts / counts.sum(axis=1, keepdims=True) - rows).max() < 0.02
   nll = -(counts * np.log(np.where(rows > 0, rows, 1))).sum() / counts.sum()
-  assert abs(nll - registry.markov_entropy(states)) < 0.005
-  assert 0 < registry.markov_entropy(states) < math.log(states)
+  assert abs(nll - synthetic.markov_entropy(states)) < 0.005
+  assert 0 < synthetic.markov_entropy(states) < math.log(states)
 
 
 def test_copy_and_reverse():
