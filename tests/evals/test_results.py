@@ -8,7 +8,7 @@ import pytest
 
 import t5like
 from t5like import command_line, commands
-from t5like.decoding import trained_model
+from t5like.decoding import decode, trained_model
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
 from t5like.evals import evaluate, plan, results
 from t5like.files import schema
@@ -195,7 +195,7 @@ def test_decoding_for_a_task_ends_with_its_answers(run, tmp_path, monkeypatch):
     for n in range(how['tokens']):
       made.append(n)
       yield ['an answer' + '\n' * (n > 2), 'another' + '\n' * (n > 3)]
-  monkeypatch.setattr(evaluate.decode, 'stream', stream)
+  monkeypatch.setattr(decode, 'stream', stream)
   monkeypatch.setattr(evaluate.Subject, '_for_decoding', lambda self: (None, None, trained_model.load(run).mesh))
   model = trained_model.load(run)
   subject = evaluate.Subject(model.model, model.params, model.vocabulary, model.config, model.mesh)
