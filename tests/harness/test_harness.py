@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from t5like.config import task_files
+from t5like.decoding import decode
 from t5like.errors import ConfigError, DataError
 from t5like.evals import ask, evaluate, harness, plan
 from t5like.evals.tasks import make
@@ -182,7 +183,7 @@ def both(kind, vocabulary, folder):
   params = spelling(params, v, c.model)
   subject = evaluate.Subject(model, params, v, c, mesh)
   out = folder / f'{kind}-{vocabulary}'
-  notes = model_folders.write(out, c.model.to_dict(), params, v, style=evaluate.decode.style_of(c),
+  notes = model_folders.write(out, c.model.to_dict(), params, v, style=decode.style_of(c),
                               length=c.data.seq_len)
   assert not [note for note in notes if 'tokenizer' in note]
   return harness.language_model(subject), HFLM(pretrained=str(out), device='cpu', batch_size=4)
