@@ -63,7 +63,8 @@ CHECKS = dict(
     remat=Check('activations computed again', ['model.remat=full', 'model.remat=minimal'], LIMIT),
     mesh=Check('other meshes', ['mesh.data=-1 mesh.fsdp=1', 'mesh.tensor=2', 'mesh.context=2'], LIMIT),
     hosts=Check('2 processes', [''], LIMIT),
-    packing=Check('texts alone, not packed', [''], LIMIT))
+    packing=Check('texts alone, not packed', [''], LIMIT),
+)
 
 
 def selftest(only: Sequence[str] = (), say: Callable[[str], None] = print) -> list[Outcome]:
@@ -193,7 +194,13 @@ def _numbers(file: pathlib.Path) -> list[float]:
 
 def _run(command: list[str], platform: str) -> str:
   """The output of a program that sees all devices. _Ended if it fails."""
-  done = subprocess.run(command, env=_environment(platform), cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+      command,
+      env=_environment(platform),
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+  )
   if done.returncode:
     output = done.stdout + done.stderr
     lines = [line for line in output.splitlines() if line.strip()]
@@ -277,7 +284,16 @@ def show(outcomes: Sequence[Outcome]) -> None:
   from rich.console import Console
   from rich.table import Table
   console = Console(highlight=False)
-  table = Table('check', 'compared with', 'difference', 'limit', 'seconds', 'result', box=None, pad_edge=False)
+  table = Table(
+      'check',
+      'compared with',
+      'difference',
+      'limit',
+      'seconds',
+      'result',
+      box=None,
+      pad_edge=False,
+  )
   for outcome in outcomes:
     table.add_row(*_cells(outcome))
   console.print(table)

@@ -29,7 +29,8 @@ def _by_examples(documents: Sequence[int], data: Section) -> np.ndarray:
 
 _RATES: dict[str, Callable[[Sequence[int], Section], np.ndarray]] = dict(
     weights=_by_weights,
-    examples=_by_examples)
+    examples=_by_examples,
+)
 # What the weights of datasets are multiplied by: (how many documents each has for training; config.data) -> float [n].
 RATES = choices.implement('data.mixture_rates', choices.MIXTURE_RATES, _RATES)
 

@@ -59,7 +59,10 @@ def plan(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
 
 
 def _best_fit(
-    needs_NK: np.ndarray, units: np.ndarray, capacity_K: np.ndarray, whole: int,
+    needs_NK: np.ndarray,
+    units: np.ndarray,
+    capacity_K: np.ndarray,
+    whole: int,
 ) -> tuple[np.ndarray, int]:
   """(the row of each text, how many rows there are), texts being placed in their order.
 
@@ -107,7 +110,8 @@ def _windows_have_no_plan(needs: np.ndarray, capacity: Capacity, seed: int) -> M
 _PLANS: dict[str, Callable[[np.ndarray, Capacity, int], Members]] = dict(
     concat_split=_windows_have_no_plan,
     best_fit=plan,
-    none=one_each)
+    none=one_each,
+)
 # Which texts go into each row: functions like `plan`.
 PLANS = choices.implement('data.packing', choices.PACKINGS, _PLANS)
 
@@ -120,7 +124,12 @@ def _columns(needs: np.ndarray) -> np.ndarray:
   return needs[:, None]
 
 
-def efficiency(needs: np.ndarray, members: np.ndarray, starts: np.ndarray, capacity: Capacity) -> float | np.ndarray:
+def efficiency(
+    needs: np.ndarray,
+    members: np.ndarray,
+    starts: np.ndarray,
+    capacity: Capacity,
+) -> float | np.ndarray:
   """Share of the positions of all rows that texts take: a float, or of two needs an array [2]."""
   tokens = _columns(needs)[members].sum(0)
   positions = np.atleast_1d(capacity) * max(1, len(starts) - 1)
@@ -133,7 +142,12 @@ def efficiency(needs: np.ndarray, members: np.ndarray, starts: np.ndarray, capac
 # --- Where texts lie in a row -------------------------------------------------------------------------
 
 
-def pair_rows(rows: Sequence[Sequence[TokenPair]], S: int, T: int, start_id: int = 0) -> Batch:
+def pair_rows(
+    rows: Sequence[Sequence[TokenPair]],
+    S: int,
+    T: int,
+    start_id: int = 0,
+) -> Batch:
   """Batch for an encoder-decoder.
 
   Decoder inputs are the targets one later, `start_id` at the start of each segment (specs of seqio's
@@ -160,7 +174,13 @@ def pair_rows(rows: Sequence[Sequence[TokenPair]], S: int, T: int, start_id: int
   return dict(_shifted(decoder, start_id), encoder=encoder)
 
 
-def one_pair_rows(inputs_BI: np.ndarray, targets_BJ: np.ndarray, S: int, T: int, start_id: int = 0) -> Batch:
+def one_pair_rows(
+    inputs_BI: np.ndarray,
+    targets_BJ: np.ndarray,
+    S: int,
+    T: int,
+    start_id: int = 0,
+) -> Batch:
   """`pair_rows` of pairs of the same lengths, one to a row: all at once."""
   B = len(inputs_BI)
   encoder = _blank(B, S)
@@ -170,7 +190,11 @@ def one_pair_rows(inputs_BI: np.ndarray, targets_BJ: np.ndarray, S: int, T: int,
   return dict(_shifted(decoder, start_id), encoder=encoder)
 
 
-def concatenated_rows(rows: Sequence[Sequence[TokenPair]], T: int, bos_id: int = 0) -> Batch:
+def concatenated_rows(
+    rows: Sequence[Sequence[TokenPair]],
+    T: int,
+    bos_id: int = 0,
+) -> Batch:
   """Batch for a decoder that reads inputs, then predicts targets (seqio's PrefixLMFeatureConverter).
 
   `prefix` is True on the inputs and on the position that predicts the first target. Where a pair is
@@ -203,7 +227,8 @@ def _blank(rows: int, width: int) -> Batch:
   return dict(
       inputs=np.zeros(shape, np.int32),
       positions=np.zeros(shape, np.int32),
-      segments=np.zeros(shape, np.int32))
+      segments=np.zeros(shape, np.int32),
+  )
 
 
 def _trimmed(tokens: np.ndarray, room: int) -> np.ndarray:
@@ -214,7 +239,13 @@ def _trimmed(tokens: np.ndarray, room: int) -> np.ndarray:
   return np.append(beginning, tokens[-1:])[:room]
 
 
-def _write(frame: Batch, row: int, start: int, segment: int, tokens: np.ndarray) -> None:
+def _write(
+    frame: Batch,
+    row: int,
+    start: int,
+    segment: int,
+    tokens: np.ndarray,
+) -> None:
   """Puts a segment into a row, from position `start` on."""
   n = len(tokens)
   here = slice(start, start + n)
@@ -247,4 +278,5 @@ def _shifted(frame: Batch, start_id: int) -> Batch:
       targets=targets,
       weights=is_token.astype(np.float32),
       positions=positions,
-      segments=frame['segments'])
+      segments=frame['segments'],
+  )

@@ -45,7 +45,11 @@ def after(skipped: Windows, row: int, count: int) -> int:
   return row
 
 
-def to_skip(config: Config, examples_seen: int, recorded: Windows) -> list[lengths.Window]:
+def to_skip(
+    config: Config,
+    examples_seen: int,
+    recorded: Windows,
+) -> list[lengths.Window]:
   """Windows of rows to leave out: those recorded in a checkpoint, and of data.skip_rows what lies ahead.
 
   ConfigError for a window that was trained on already.
@@ -84,7 +88,8 @@ class Frame:
         targets=np.zeros((rows, P), np.int32),
         weights=np.zeros((rows, P), np.float32),
         positions=np.zeros((rows, T), np.int32),
-        segments=np.zeros((rows, T), np.int32))
+        segments=np.zeros((rows, T), np.int32),
+    )
     if self.lengths.predictions:
       batch['predict'] = np.zeros((rows, P), np.int32)
     if self.has_prefix:
@@ -94,7 +99,8 @@ class Frame:
       batch['encoder'] = dict(
           inputs=np.zeros(of_encoder, np.int32),
           positions=np.zeros(of_encoder, np.int32),
-          segments=np.zeros(of_encoder, np.int32))
+          segments=np.zeros(of_encoder, np.int32),
+      )
     return batch
 
   def holds(self, batch: Batch) -> bool:
@@ -236,7 +242,14 @@ def _seed_of_order(seed: int, component: int) -> int:
 class _HostBatches:
   """What Grain reads ahead: element k is this host's part of the k-th batch after `examples_seen`."""
 
-  def __init__(self, rows: TrainRows, batch_size: int, examples_seen: int, skipped: Windows, mine: Iterable[int]):
+  def __init__(
+      self,
+      rows: TrainRows,
+      batch_size: int,
+      examples_seen: int,
+      skipped: Windows,
+      mine: Iterable[int],
+  ):
     self.rows = rows
     self.batch_size = batch_size
     self.seen = examples_seen
@@ -279,7 +292,9 @@ def train_batches(
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(
-        num_workers=config.data.workers, per_worker_buffer_size=config.data.prefetch)
+        num_workers=config.data.workers,
+        per_worker_buffer_size=config.data.prefetch,
+    )
     dataset = dataset.mp_prefetch(options, _be_a_worker)
   iterator = iter(dataset)
   try:

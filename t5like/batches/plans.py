@@ -89,7 +89,12 @@ def _open(folder: pathlib.Path | None) -> dict[str, Any]:
   return arrays
 
 
-def plan(folder: str | pathlib.Path, key: Any, texts: int, make: Callable[[], Arrays]) -> Plan:
+def plan(
+    folder: str | pathlib.Path,
+    key: Any,
+    texts: int,
+    make: Callable[[], Arrays],
+) -> Plan:
   """The Plan of `make()`, a dict of arrays, or what it made before for the same `key`.
 
   A folder that cannot be written to does no harm.

@@ -33,7 +33,14 @@ class Rows:
     plan, tokens: which texts are in each row, and the tokens of the split, where they are not.
   """
 
-  def __init__(self, store: Store | Stores, component: lengths.Component, split: str, seed: int, stream: int):
+  def __init__(
+      self,
+      store: Store | Stores,
+      component: lengths.Component,
+      split: str,
+      seed: int,
+      stream: int,
+  ):
     """`seed` and `stream` choose the random numbers. `store`: what `opening.open_data` returns."""
     config = component.config
     vocabulary = store.vocabulary
@@ -52,14 +59,20 @@ class Rows:
         ids=_ids(vocabulary, self.has_encoder),
         lengths=self.lengths,
         document_mask=config.data.document_mask,
-        has_encoder=self.has_encoder)
+        has_encoder=self.has_encoder,
+    )
     self.packing = config.data.packing
     self.is_windows = choices.PACKINGS[self.packing].windows
     if self.is_windows:
       stride = self.lengths.raw
       if isinstance(self.layout, OneStack):
         stride -= self.layout.overlap(config.data)
-      self.windows = self.store.windows(split, self.lengths.raw, stride=stride, tail=split != 'train')
+      self.windows = self.store.windows(
+          split,
+          self.lengths.raw,
+          stride=stride,
+          tail=split != 'train',
+      )
     else:
       self.tokens = self.store.tokens(split)
       self.plan = self._planned(split, config.objective.to_dict())
@@ -111,7 +124,8 @@ class Rows:
         rows=rows,
         starts=starts[members],
         sizes=sizes[members].astype(np.int32),
-        fill=np.atleast_1d(fill))
+        fill=np.atleast_1d(fill),
+    )
 
   def _capacity(self) -> packing.Capacity:
     """Tokens that texts may take in a row."""
@@ -259,4 +273,5 @@ def _ids(vocabulary: Vocabulary, has_encoder: bool) -> Ids:
       mask=vocabulary.mask_id,
       cls=vocabulary.cls_id,
       sep=vocabulary.sep_id,
-      begins_word=vocabulary.begins_word)
+      begins_word=vocabulary.begins_word,
+  )

@@ -79,7 +79,12 @@ def _corrupted(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Ques
   return Question([*before, *hole, *after], known=tuple(before))
 
 
-def _targets_alone(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Question:
+def _targets_alone(
+    before: Ids,
+    answer: Ids,
+    after: Ids,
+    sentinel: Sentinel,
+) -> Question:
   return Question([], known=tuple(before))
 
 

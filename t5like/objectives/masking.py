@@ -25,44 +25,82 @@ READ_AS_MASK_OR_RANDOM = 0.9
 CountTokens = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 
-def _tokens_of_bert(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
-  return np.maximum(1, np.round(size_B * density))
+def _tokens_of_bert(
+    size_B: np.ndarray,
+    keys_BT: np.ndarray,
+    chance_B: np.ndarray,
+    density: float,
+) -> np.ndarray:
+  rounded_B = np.round(size_B * density)
+  return np.maximum(1, rounded_B)
 
 
-def _tokens_of_roberta(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
-  return np.floor(size_B * density + chance_B)
+def _tokens_of_roberta(
+    size_B: np.ndarray,
+    keys_BT: np.ndarray,
+    chance_B: np.ndarray,
+    density: float,
+) -> np.ndarray:
+  expected_B = size_B * density
+  return np.floor(expected_B + chance_B)
 
 
-def _tokens_of_bernoulli(size_B: np.ndarray, keys_BT: np.ndarray, chance_B: np.ndarray, density: float) -> np.ndarray:
-  return (keys_BT < density).sum(1)
+def _tokens_of_bernoulli(
+    size_B: np.ndarray,
+    keys_BT: np.ndarray,
+    chance_B: np.ndarray,
+    density: float,
+) -> np.ndarray:
+  is_masked = keys_BT < density
+  return is_masked.sum(1)
 
 
 _TOKENS: dict[str, CountTokens] = dict(
     bert=_tokens_of_bert,
     roberta=_tokens_of_roberta,
-    bernoulli=_tokens_of_bernoulli)
+    bernoulli=_tokens_of_bernoulli,
+)
 MASKED_TOKENS = choices.implement('objective.masking', choices.MASKINGS, _TOKENS)
 
 # (tokens of a row, a number for each of its words, one for the row, density) -> (most tokens, most words)
 CountWords = Callable[[int, np.ndarray, float, float], tuple[int, int]]
 
 
-def _words_of_bert(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
-  return max(1, round(size * density)), len(keys)
+def _words_of_bert(
+    size: int,
+    keys: np.ndarray,
+    chance: float,
+    density: float,
+) -> tuple[int, int]:
+  most_tokens = max(1, round(size * density))
+  return most_tokens, len(keys)
 
 
-def _words_of_roberta(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
-  return size, int(len(keys) * density + chance)
+def _words_of_roberta(
+    size: int,
+    keys: np.ndarray,
+    chance: float,
+    density: float,
+) -> tuple[int, int]:
+  expected = len(keys) * density
+  return size, int(expected + chance)
 
 
-def _words_of_bernoulli(size: int, keys: np.ndarray, chance: float, density: float) -> tuple[int, int]:
-  return size, int((keys < density).sum())
+def _words_of_bernoulli(
+    size: int,
+    keys: np.ndarray,
+    chance: float,
+    density: float,
+) -> tuple[int, int]:
+  is_masked = keys < density
+  return size, int(is_masked.sum())
 
 
 _WORDS: dict[str, CountWords] = dict(
     bert=_words_of_bert,
     roberta=_words_of_roberta,
-    bernoulli=_words_of_bernoulli)
+    bernoulli=_words_of_bernoulli,
+)
 MASKED_WORDS = choices.implement('objective.masking', choices.MASKINGS, _WORDS)
 
 
@@ -141,13 +179,16 @@ def masked_lm(tokens_BT: np.ndarray, random: Generators, options: Options) -> Ba
     chosen, draws = _choose_words(rows, draws, options, is_ordinary)
   else:
     chosen = _choose_tokens(rows, draws, options, is_ordinary)
-  targets_BP = np.where(chosen.is_used, np.take_along_axis(inputs_BT, chosen.predict_BP, 1), 0)
-  replacements = np.flatnonzero(is_ordinary)
+  tokens_BP = np.take_along_axis(inputs_BT, chosen.predict_BP, axis=1)
+  targets_BP = np.where(chosen.is_used, tokens_BP, 0)
   if choices.MASKINGS[options.masking].any_id:
     replacements = np.arange(options.vocab_size)
+  else:
+    replacements = np.flatnonzero(is_ordinary)
   read_BP = _read(targets_BP, draws, replacements, options.mask_id)
-  row, place = np.nonzero(chosen.is_used)
-  inputs_BT[row, chosen.predict_BP[row, place]] = read_BP[row, place]
+  row, prediction = np.nonzero(chosen.is_used)
+  position = chosen.predict_BP[row, prediction]
+  inputs_BT[row, position] = read_BP[row, prediction]
   positions_BT, segments_BT = positions_and_segments(rows.starts_BT, rows.is_token)
   return dict(
       inputs=inputs_BT,
@@ -155,19 +196,23 @@ def masked_lm(tokens_BT: np.ndarray, random: Generators, options: Options) -> Ba
       segments=segments_BT,
       predict=chosen.predict_BP,
       targets=targets_BP.astype(np.int32),
-      weights=chosen.is_used.astype(np.float32))
+      weights=chosen.is_used.astype(np.float32),
+  )
 
 
 def _rows(tokens_BT: np.ndarray, options: Options) -> _Rows:
   """Rows, between cls and sep where these belong to them."""
   is_token = tokens_BT != MISSING
-  starts_BT = segment_starts(tokens_BT, options.eos_id if options.document_mask else NO_TOKEN)
-  rows = _Rows(np.where(is_token, tokens_BT, 0).astype(np.int32), is_token, starts_BT)
+  inputs_BT = np.where(is_token, tokens_BT, 0)
+  last_of_segment = options.eos_id if options.document_mask else NO_TOKEN
+  starts_BT = segment_starts(tokens_BT, last_of_segment)
+  rows = _Rows(inputs_BT.astype(np.int32), is_token, starts_BT)
   if not options.cls_sep:
     return rows
-  if options.sep_id is None:
-    return _framed(rows, options.cls_id, options.eos_id)
-  return _framed(rows, options.cls_id, options.sep_id)
+  sep_id = options.sep_id
+  if sep_id is None:
+    sep_id = options.eos_id
+  return _framed(rows, options.cls_id, sep_id)
 
 
 def _framed(rows: _Rows, cls_id: int | None, sep_id: int | None) -> _Rows:
@@ -187,34 +232,53 @@ def _framed(rows: _Rows, cls_id: int | None, sep_id: int | None) -> _Rows:
 def _widened(x_BT: np.ndarray, first: int | bool | None) -> np.ndarray:
   """[B, T + 2]: a column of `first` before, one of zeros behind."""
   column = (len(x_BT), 1)
-  return np.concatenate([np.full(column, first, x_BT.dtype), x_BT, np.zeros(column, x_BT.dtype)], 1)
+  before = np.full(column, first, x_BT.dtype)
+  behind = np.zeros(column, x_BT.dtype)
+  return np.concatenate([before, x_BT, behind], axis=1)
 
 
 def _draws(random: Generators, T: int, P: int) -> _Draws:
-  draws = np.stack([generator.random(T + 2 * P + 1) for generator in random])
+  size = T + 2 * P + 1
+  draws = np.stack([generator.random(size) for generator in random])
+  keys_BT, kind_BP, other_BP, chance_B1 = np.split(draws, [T, T + P, T + 2 * P], axis=1)
   return _Draws(
-      keys_BT=draws[:, :T],
-      kind_BP=draws[:, T:T + P],
-      other_BP=draws[:, T + P:T + 2 * P],
-      chance_B=draws[:, -1])
+      keys_BT=keys_BT,
+      kind_BP=kind_BP,
+      other_BP=other_BP,
+      chance_B=chance_B1[:, 0],
+  )
 
 
-def _read(targets_BP: np.ndarray, draws: _Draws, replacements: np.ndarray, mask_id: int) -> np.ndarray:
+def _read(
+    targets_BP: np.ndarray,
+    draws: _Draws,
+    replacements: np.ndarray,
+    mask_id: int,
+) -> np.ndarray:
   """Ids [B, P] that the model reads where it predicts `targets_BP`."""
-  random_BP = replacements[(draws.other_BP * len(replacements)).astype(np.int64)]
-  random_or_same_BP = np.where(draws.kind_BP < READ_AS_MASK_OR_RANDOM, random_BP, targets_BP)
-  return np.where(draws.kind_BP < READ_AS_MASK, mask_id, random_or_same_BP)
+  scaled_BP = draws.other_BP * len(replacements)
+  random_BP = replacements[scaled_BP.astype(np.int64)]
+  is_mask = draws.kind_BP < READ_AS_MASK
+  is_mask_or_random = draws.kind_BP < READ_AS_MASK_OR_RANDOM
+  random_or_same_BP = np.where(is_mask_or_random, random_BP, targets_BP)
+  return np.where(is_mask, mask_id, random_or_same_BP)
 
 
 # --- Single tokens ------------------------------------------------------------------------------------
 
 
-def _choose_tokens(rows: _Rows, draws: _Draws, options: Options, is_ordinary: np.ndarray) -> _Chosen:
+def _choose_tokens(
+    rows: _Rows,
+    draws: _Draws,
+    options: Options,
+    is_ordinary: np.ndarray,
+) -> _Chosen:
   candidates = rows.is_token & is_ordinary[rows.inputs_BT]
   keys_BT = np.where(candidates, draws.keys_BT, NOT_A_CANDIDATE)
   P = options.predictions
+  size_B = rows.is_token.sum(1)
   count_tokens = MASKED_TOKENS[options.masking]
-  count_B = count_tokens(rows.is_token.sum(1), keys_BT, draws.chance_B, options.density)
+  count_B = count_tokens(size_B, keys_BT, draws.chance_B, options.density)
   return _smallest(keys_BT, np.minimum(count_B, P), P)
 
 
@@ -222,60 +286,83 @@ def _smallest(keys_BT: np.ndarray, count_B: np.ndarray, P: int) -> _Chosen:
   """The positions [B, P] of the `count_B` smallest keys below 1, ascending; unused ones are 0."""
   B, T = keys_BT.shape
   if P < T:
-    places = np.argpartition(keys_BT, P - 1, axis=1)[:, :P]
+    smallest_first = np.argpartition(keys_BT, P - 1, axis=1)
+    places = smallest_first[:, :P]
   else:
     places = np.broadcast_to(np.arange(T), (B, T))
-  keys = np.take_along_axis(keys_BT, places, 1)
-  places = np.take_along_axis(places, np.argsort(keys, axis=1), 1)
-  is_candidate = np.take_along_axis(keys_BT, places, 1) < 1
-  is_used = (np.arange(P) < count_B[:, None]) & is_candidate
-  places = np.sort(np.where(is_used, places, T), axis=1)
-  is_used = places < T
-  return _Chosen(np.where(is_used, places, 0).astype(np.int32), is_used)
+  keys = np.take_along_axis(keys_BT, places, axis=1)
+  order = np.argsort(keys, axis=1)
+  places = np.take_along_axis(places, order, axis=1)
+  is_candidate = np.take_along_axis(keys_BT, places, axis=1) < 1
+  is_counted = np.arange(P) < count_B[:, None]
+  used_or_T = np.where(is_counted & is_candidate, places, T)
+  ascending = np.sort(used_or_T, axis=1)
+  is_used = ascending < T
+  predict_BP = np.where(is_used, ascending, 0)
+  return _Chosen(predict_BP.astype(np.int32), is_used)
 
 
 # --- Whole words --------------------------------------------------------------------------------------
 
 
 def _choose_words(
-    rows: _Rows, draws: _Draws, options: Options, is_ordinary: np.ndarray,
+    rows: _Rows,
+    draws: _Draws,
+    options: Options,
+    is_ordinary: np.ndarray,
 ) -> tuple[_Chosen, _Draws]:
   """The chosen tokens, and the draws by which they are read."""
   P = options.predictions
   count_words = MASKED_WORDS[options.masking]
+  index_P = np.arange(P)
   predict = []
   is_used = []
   first = []
   for row, inputs_T in enumerate(rows.inputs_BT):
-    candidates = rows.is_token[row] & is_ordinary[inputs_T]
+    is_token = rows.is_token[row]
+    candidates = is_token & is_ordinary[inputs_T]
     begins = _word_begins(inputs_T, candidates, is_ordinary, options.begins_word)
     keys = draws.keys_BT[row][begins]
-    size = rows.is_token[row].sum()
+    size = is_token.sum()
     most_tokens, most_words = count_words(size, keys, draws.chance_B[row], options.density)
-    order = np.argsort(keys, kind='stable')[:most_words].tolist()
+    by_key = np.argsort(keys, kind='stable')
+    order = by_key[:most_words].tolist()
     tokens = np.flatnonzero(candidates).tolist()
-    edges = [*np.flatnonzero(begins[candidates]).tolist(), len(tokens)]
-    positions, firsts = _fill(tokens, edges, order, min(P, most_tokens))
+    first_tokens = np.flatnonzero(begins[candidates]).tolist()
+    edges = [*first_tokens, len(tokens)]
+    room = min(P, most_tokens)
+    positions, firsts = _fill(tokens, edges, order, room)
     predict.append(_extended(positions, P))
     first.append(_extended(firsts, P))
-    is_used.append(np.arange(P) < len(positions))
+    is_used.append(index_P < len(positions))
   chosen = _Chosen(np.stack(predict), np.stack(is_used))
   if choices.MASKINGS[options.masking].words_alike:
-    draws = draws._replace(kind_BP=np.take_along_axis(draws.kind_BP, np.stack(first), 1))
+    kind_of_word_BP = np.take_along_axis(draws.kind_BP, np.stack(first), axis=1)
+    draws = draws._replace(kind_BP=kind_of_word_BP)
   return chosen, draws
 
 
 def _word_begins(
-    inputs_T: np.ndarray, candidates: np.ndarray, is_ordinary: np.ndarray, begins_word: np.ndarray | None,
+    inputs_T: np.ndarray,
+    candidates: np.ndarray,
+    is_ordinary: np.ndarray,
+    begins_word: np.ndarray | None,
 ) -> np.ndarray:
   """Bool [T]: candidates that begin a word, as those behind a special token do."""
   assert begins_word is not None, 'whole words need a vocabulary that says where words begin'
+  starts_word = begins_word[inputs_T[1:]]
+  follows_special = ~is_ordinary[inputs_T[:-1]]
   begins = candidates.copy()
-  begins[1:] &= begins_word[inputs_T[1:]] | ~is_ordinary[inputs_T[:-1]]
+  begins[1:] &= starts_word | follows_special
   return begins
 
 
-def _fill(tokens: list[int], edges: list[int], order: list[int], room: int) -> tuple[list[int], list[int]]:
+def _fill(
+    tokens: list[int],
+    edges: list[int],
+    order: list[int],
+    room: int,
+) -> tuple[list[int], list[int]]:
   """Takes words in an order, skipping those that do not fit.
 
   Args:
@@ -291,10 +378,14 @@ def _fill(tokens: list[int], edges: list[int], order: list[int], room: int) -> t
   for number in order:
     word = tokens[edges[number]:edges[number + 1]]
     before = len(taken)
-    if before + len(word) <= room:
-      taken += zip(word, [before] * len(word))
+    if before + len(word) > room:
+      continue
+    for position in word:
+      taken.append((position, before))
   taken.sort()
-  return [position for position, _ in taken], [before for _, before in taken]
+  positions = [position for position, _ in taken]
+  firsts = [before for _, before in taken]
+  return positions, firsts
 
 
 def _extended(numbers: list[int], P: int) -> np.ndarray:

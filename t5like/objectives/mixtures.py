@@ -37,7 +37,11 @@ def _spans(text: str, mode: str, words: list[str]) -> Part | None:
   rate, mean_span, density = map(_number, words)
   if rate <= 0 or mean_span < 1 or not 0 < density < 1:
     return None
-  return Part(text, rate, mode, dict(name='span_corruption', mean_span=mean_span, noise_density=density))
+  return Part(text, rate, mode, dict(
+      name='span_corruption',
+      mean_span=mean_span,
+      noise_density=density,
+  ))
 
 
 def _number(text: str) -> float:
@@ -72,4 +76,5 @@ UL2 = Mixture(
     parts=_denoisers,
     style_of_pairs='pair',
     ask=_as_prefix_else_as_span,
-    example='def <extra_id_0>(self):')
+    example='def <extra_id_0>(self):',
+)

@@ -23,11 +23,18 @@ def _causal_lengths(keys: Any, data: Section) -> Lengths:
 
 
 def _causal_rows(
-    tokens_BT: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+    tokens_BT: np.ndarray,
+    random: Sequence[np.random.Generator],
+    setting: Setting,
 ) -> dict[str, np.ndarray]:
   from t5like.objectives import functions
   ids = setting.ids
-  return functions.causal(tokens_BT, document_mask=setting.document_mask, eos_id=ids.eos, bos_id=ids.begin)
+  return functions.causal(
+      tokens_BT,
+      document_mask=setting.document_mask,
+      eos_id=ids.eos,
+      bos_id=ids.begin,
+  )
 
 
 def _causal_style(keys: Any, data: Section) -> str:
@@ -57,7 +64,8 @@ CAUSAL = Objective(
         styles=('document', 'stream'),
         begins=_has_documents,
         overlap=_last_token_is_read_again,
-        streams=True))
+        streams=True,
+    ))
 
 
 # --- masked_lm: tokens that are masked (BERT, RoBERTa) ----------------------------------------------
@@ -73,7 +81,10 @@ def _most_of_roberta(n: int, density: float) -> int:
 
 # (tokens of a row, density) -> the most that are masked
 MOST = choices.implement('objective.masking', choices.MASKINGS, dict(
-    bert=_most_of_bert, roberta=_most_of_roberta, bernoulli=likely))
+    bert=_most_of_bert,
+    roberta=_most_of_roberta,
+    bernoulli=likely,
+))
 
 
 def _masked_lengths(keys: Any, data: Section) -> Lengths:
@@ -84,7 +95,9 @@ def _masked_lengths(keys: Any, data: Section) -> Lengths:
 
 
 def _masked_rows(
-    tokens_BT: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+    tokens_BT: np.ndarray,
+    random: Sequence[np.random.Generator],
+    setting: Setting,
 ) -> dict[str, np.ndarray]:
   from t5like.objectives import masking
   keys = setting.keys
@@ -102,7 +115,8 @@ def _masked_rows(
       vocab_size=ids.vocab_size,
       special_ids=ids.special,
       begins_word=ids.begins_word if keys.whole_word else None,
-      sep_id=ids.sep)
+      sep_id=ids.sep,
+  )
   return masking.masked_lm(tokens_BT, random, options)
 
 
@@ -138,4 +152,5 @@ MASKED_LM = Objective(
         rows=_masked_rows,
         style=_masked_style,
         styles=('fill', 'fill_row'),
-        begins=_rows_have_no_beginning))
+        begins=_rows_have_no_beginning,
+    ))

@@ -69,12 +69,19 @@ def _prefix_lengths(keys: Any, data: Section) -> Lengths:
 
 
 def _prefix_rows(
-    tokens_BT: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+    tokens_BT: np.ndarray,
+    random: Sequence[np.random.Generator],
+    setting: Setting,
 ) -> dict[str, np.ndarray]:
   from t5like.objectives import functions
   ids = setting.ids
   return functions.prefix_lm(
-      tokens_BT, random, document_mask=setting.document_mask, eos_id=ids.eos, bos_id=ids.token('begin'))
+      tokens_BT,
+      random,
+      document_mask=setting.document_mask,
+      eos_id=ids.eos,
+      bos_id=ids.token('begin'),
+  )
 
 
 def _prefix_style(keys: Any, data: Section) -> str:
@@ -98,7 +105,11 @@ def _two_halves(keys: Any, S: int, T: int, mode: int) -> Fit:
   return Fit(2 * half, targets)
 
 
-def _pairs_of_halves(tokens: np.ndarray, random: np.random.Generator, setting: Setting) -> list[Sides] | None:
+def _pairs_of_halves(
+    tokens: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> list[Sides] | None:
   from t5like.objectives import functions
   if not setting.has_encoder:
     return None
@@ -119,7 +130,8 @@ PREFIX = Pair(
     two_rows=_two_halves,
     style='pair',
     ask=asking.INPUTS,
-    of_window=_pairs_of_halves)
+    of_window=_pairs_of_halves,
+)
 
 PREFIX_LM = Objective(
     name='prefix_lm',
@@ -134,7 +146,8 @@ PREFIX_LM = Objective(
         style=_prefix_style,
         styles=('prefix',),
         begins=_rows_begin,
-        has_prefix=True),
+        has_prefix=True,
+    ),
     pair=PREFIX)
 
 
@@ -147,7 +160,9 @@ def _spans(text: np.ndarray, random: np.random.Generator, setting: Setting) -> S
 
 
 def _all_spans(
-    windows_BL: np.ndarray, random: Sequence[np.random.Generator], setting: Setting,
+    windows_BL: np.ndarray,
+    random: Sequence[np.random.Generator],
+    setting: Setting,
 ) -> Sides | None:
   from t5like.objectives import functions
   keys = setting.keys
@@ -160,7 +175,8 @@ def _all_spans(
       mean_span=keys.mean_span,
       roll=False,
       sentinels=setting.ids.sentinels,
-      eos_id=setting.ids.token('eos'))
+      eos_id=setting.ids.token('eos'),
+  )
 
 
 def _span_sizes(keys: Any, sizes: np.ndarray) -> Sides:
@@ -214,7 +230,8 @@ SPAN_CORRUPTION = Objective(
     keys=('noise_density', 'mean_span', 'roll'),
     sentinels=dataclasses.replace(
         SENTINEL_PER_SPAN,
-        depends=('objective.noise_density', 'objective.mean_span', 'data.seq_len')),
+        depends=('objective.noise_density', 'objective.mean_span', 'data.seq_len'),
+    ),
     example='def <extra_id_0>(self):',
     pair=Pair(
         make=_spans,
@@ -224,7 +241,8 @@ SPAN_CORRUPTION = Objective(
         style='pair',
         ask=asking.SENTINEL,
         whole_windows=_all_spans,
-        filled=_spans_that_fill))
+        filled=_spans_that_fill,
+    ))
 
 
 # --- iid_denoising: the same for runs of tokens that are each corrupted by themselves -----------------
@@ -270,7 +288,8 @@ IID_DENOISING = Objective(
         one_row=_runs_in_one_row,
         two_rows=_runs_in_two_rows,
         style='pair',
-        ask=asking.SENTINEL))
+        ask=asking.SENTINEL,
+    ))
 
 
 # --- mass: corrupted tokens become the first sentinel; the targets are all of the text ----------------
@@ -292,13 +311,18 @@ MASS = Objective(
         one_row=_text_twice,
         two_rows=_text_is_on_both_sides,
         style='pair',
-        ask=asking.CORRUPTED))
+        ask=asking.CORRUPTED,
+    ))
 
 
 # --- bert_style: the same, one in ten becoming a random id instead ------------------------------------
 
 
-def _bert_style(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _bert_style(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   from t5like.objectives import functions
   return functions.bert_style(text, random, setting), text
 
@@ -314,7 +338,8 @@ BERT_STYLE = Objective(
         one_row=_text_twice,
         two_rows=_text_is_on_both_sides,
         style='pair',
-        ask=asking.CORRUPTED))
+        ask=asking.CORRUPTED,
+    ))
 
 
 # --- deshuffling: the inputs are in random order; the targets are the text ----------------------------
@@ -335,7 +360,8 @@ DESHUFFLING = Objective(
         one_row=_text_twice,
         two_rows=_text_is_on_both_sides,
         style='pair',
-        ask=asking.CannotBeAsked('is given the answer in another order')))
+        ask=asking.CannotBeAsked('is given the answer in another order'),
+    ))
 
 
 # --- drop: tokens that are each left out by themselves are the targets --------------------------------
@@ -365,13 +391,18 @@ DROP = Objective(
         one_row=_text_and_two_ends,
         two_rows=_most_dropped,
         style='pair',
-        ask=asking.INPUTS))
+        ask=asking.INPUTS,
+    ))
 
 
 # --- lm: no inputs; the targets are the text ------------------------------------------------------------
 
 
-def _no_inputs(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _no_inputs(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   return text[:0], text
 
 
@@ -390,7 +421,8 @@ LM = Objective(
         one_row=_text_and_two_ends,
         two_rows=_text_is_the_targets,
         style='pair',
-        ask=asking.TARGETS_ALONE))
+        ask=asking.TARGETS_ALONE,
+    ))
 
 
 # --- seq2seq: the targets of data.inputs and data.targets ----------------------------------------------
@@ -405,4 +437,5 @@ SEQ2SEQ = Objective(
         one_row=_text_and_two_ends,
         two_rows=_text_is_the_targets,
         style='pair',
-        ask=asking.INPUTS))
+        ask=asking.INPUTS,
+    ))

@@ -185,7 +185,8 @@ class OneStack:
   architecture: str = _needed("'decoder' or 'encoder'")
   lengths: Callable[[Any, Section], Lengths] = _needed('how many tokens of text fill a row')
   rows: Callable[[np.ndarray, Sequence[np.random.Generator], Setting], dict[str, np.ndarray]] = _needed(
-      'how rows are made of tokens')
+      'how rows are made of tokens',
+  )
   style: Callable[[Any, Section], str] = _needed('how prompts are written')
   styles: tuple[str, ...] = _needed('which styles of prompts there are')
   begins: Callable[[Section], bool] = _needed('whether rows begin with a token of their own')
@@ -215,7 +216,8 @@ class Pair:
       unfilled.
   """
   make: Callable[[np.ndarray, np.random.Generator, Setting], tuple[Any, Any]] = _needed(
-      'how inputs and targets are made of a text')
+      'how inputs and targets are made of a text',
+  )
   sizes: Callable[[Any, Any], tuple[Any, Any]] = _needed('how long inputs and targets are, by the tokens of a text')
   one_row: Callable[[Any, int], Fit] = _needed('how much text fits into a row of a decoder')
   two_rows: Callable[[Any, int, int, int], Fit] = _needed('how much text fits into rows of an encoder and a decoder')
@@ -381,7 +383,11 @@ def _missing(entry: Objective | Mixture) -> Iterator[str]:
     yield from _left_out(entry.pair, 'pair.', _not_needed(entry, entry.pair))
 
 
-def _left_out(part: Objective | Mixture | OneStack | Pair, where: str, optional: set[str]) -> Iterator[str]:
+def _left_out(
+    part: Objective | Mixture | OneStack | Pair,
+    where: str,
+    optional: set[str],
+) -> Iterator[str]:
   for field in dataclasses.fields(part):
     if getattr(part, field.name) is MISSING and field.name not in optional:
       yield f'{where}{field.name} is missing ({field.metadata["about"]})'

@@ -22,7 +22,11 @@ Sums = Callable[..., dict[str, jax.Array]]  # of (params, batch, key), see model
 WITH_BETAS = ('b1', 'b2', 'eps', 'weight_decay')  # keys of config.optimizer for optimizers of Adam's kind
 
 
-def schedule(spec: Section, learning_rate: float, total_steps: int) -> Callable[[Any], jax.Array]:
+def schedule(
+    spec: Section,
+    learning_rate: float,
+    total_steps: int,
+) -> Callable[[Any], jax.Array]:
   """Function of the step (int, from 0) that gives the learning rate, fp32 [].
 
   All begin with a linear warm-up, `learning_rate * (step + 1) / warmup_steps`. Then, with t the share
@@ -109,7 +113,14 @@ def build(
       return optimizers.layer_by_layer(tx, parameters, spec.name)
     return tx
 
-  def update_at_rate(updates: Any, state: Any, params: Any = None, *, rate: Any = None, **_: Any) -> Any:
+  def update_at_rate(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+      *,
+      rate: Any = None,
+      **_: Any,
+  ) -> Any:
     if rate is None:
       return make(learning_rate).update(updates, state, params)
     return make(_constant_rate(rate)).update(updates, state, params)
@@ -118,7 +129,14 @@ def build(
   if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
     tx = optimizers.anywhere(tx)
 
-  def update(updates: Any, state: Any, params: Any = None, *, step: Any = None, **_: Any) -> Any:
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+      *,
+      step: Any = None,
+      **_: Any,
+  ) -> Any:
     if step is None or not callable(learning_rate):
       return tx.update(updates, state, params)
     return tx.update(updates, state, params, rate=learning_rate(step))

@@ -43,7 +43,12 @@ def path_name(path: Path) -> str:
   return '/'.join(keys)
 
 
-def map_with_param(fn: Callable[..., Any], parameters: Declared, tree: Any, *rest: Any) -> Any:
+def map_with_param(
+    fn: Callable[..., Any],
+    parameters: Declared,
+    tree: Any,
+    *rest: Any,
+) -> Any:
   """fn(its Param, array, ..) of each array of a tree of parameters, and of trees like it."""
 
   def with_param(path: Path, x: jax.Array, *others: Any) -> Any:
@@ -177,7 +182,11 @@ def _by_factored_rms(
     like = map_with_param(means, parameters, params)
     return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, like))
 
-  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AdafactorState]:
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+  ) -> tuple[Any, AdafactorState]:
     newest = (state.count + 1).astype(jnp.float32) ** -decay_rate  # not 1 - beta2, which would round it
 
     def means_of_square(param: Param, g: jax.Array) -> dict[str, jax.Array]:
@@ -264,7 +273,11 @@ def _by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> Transfo
   def mean_square(old: jax.Array, g: jax.Array) -> jax.Array:
     return b2 * old + (1 - b2) * jnp.square(g)
 
-  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+  ) -> tuple[Any, optax.ScaleByAdamState]:
     count = optax.safe_increment(state.count)
     m = jax.tree.map(mean, state.mu, updates)
     v = jax.tree.map(mean_square, state.nu, updates)
@@ -384,10 +397,20 @@ def anywhere(tx: Transform) -> optax.GradientTransformationExtraArgs:
   """tx, which knows nothing of explicit meshes, with XLA to choose layouts inside its update."""
   inner = optax.with_extra_args_support(tx)
 
-  def inside(updates: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+  def inside(
+      updates: Any,
+      state: Any,
+      params: Any,
+      extra_args: dict[str, Any],
+  ) -> tuple[Any, Any]:
     return inner.update(updates, state, params, **extra_args)
 
-  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+      **extra_args: Any,
+  ) -> tuple[Any, Any]:
     if jax.sharding.get_abstract_mesh().empty:
       return inside(updates, state, params, extra_args)
     # What comes out lies where it lay when it went in.
@@ -455,7 +478,12 @@ def _stacks(params: optax.Params, parameters: Declared) -> list[str]:
   return sorted(stacks)
 
 
-def _for_each_layer(fn: Callable[..., Any], stack: str, like: Any, parameters: Declared) -> Callable[..., Any]:
+def _for_each_layer(
+    fn: Callable[..., Any],
+    stack: str,
+    like: Any,
+    parameters: Declared,
+) -> Callable[..., Any]:
   """fn of trees, done for each layer of one stack; `like` has the structure of its result."""
 
   def axis(path: Path, _: Any) -> int | None:

@@ -59,7 +59,13 @@ COMPARISONS = (
 )
 
 
-def kind_of(generation: str, mesh: Mapping[str, int], architecture: str, attention: str, slices: int) -> Kind:
+def kind_of(
+    generation: str,
+    mesh: Mapping[str, int],
+    architecture: str,
+    attention: str,
+    slices: int,
+) -> Kind:
   """The kind of a prediction.
 
   Args:

@@ -137,7 +137,11 @@ def main(argv: Sequence[str]) -> None:
     exit_code = 1
     if isinstance(e, Failure):
       exit_code = e.exit_code
-    _write(folder / 'error.json', dict(exit_code=exit_code, type=type(e).__name__, text=str(e)))
+    _write(folder / 'error.json', dict(
+        exit_code=exit_code,
+        type=type(e).__name__,
+        text=str(e),
+    ))
   os._exit(0)
 
 
@@ -159,7 +163,10 @@ def _compile(job: dict[str, Any], folder: pathlib.Path) -> None:
   memory = compiled.memory_analysis()
   # The compiler counts the body of a loop once, and nothing of a kernel that states no cost.
   costs = compiled.cost_analysis() or {}
-  _write(folder / 'done.json', dict(code_bytes=memory.generated_code_size_in_bytes, flops=costs.get('flops', 0.0)))
+  _write(folder / 'done.json', dict(
+      code_bytes=memory.generated_code_size_in_bytes,
+      flops=costs.get('flops', 0.0),
+  ))
 
 
 def _write(file: pathlib.Path, values: dict[str, Any]) -> None:

@@ -180,7 +180,13 @@ class Costs:
       return None
     return total
 
-  def _sliced_by(self, user: Op, computation: str, name: str, depth: int) -> float | None:
+  def _sliced_by(
+      self,
+      user: Op,
+      computation: str,
+      name: str,
+      depth: int,
+  ) -> float | None:
     """Bytes of a value that one instruction reads; None when all of them."""
     is_first = user.args[0] == name
     if user.kind in ('dynamic-slice', 'slice'):

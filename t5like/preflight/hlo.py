@@ -35,9 +35,12 @@ WITHOUT_OPERANDS = ('parameter', 'constant', 'iota')
 COMMENT = re.compile(r'/\*.*?\*/')
 OPENING = re.compile(r'[(\[{]')
 BRACKETS = {
-    '(': 1, ')': -1,
-    '[': 1, ']': -1,
-    '{': 1, '}': -1,
+    '(': 1,
+    ')': -1,
+    '[': 1,
+    ']': -1,
+    '{': 1,
+    '}': -1,
 }
 
 
@@ -384,7 +387,11 @@ def group_size(attributes: str, partitions: int) -> int:
 
 
 @functools.lru_cache(4096)
-def _groups(text: str, read: Callable[[str, int], np.ndarray], partitions: int) -> Groups:
+def _groups(
+    text: str,
+    read: Callable[[str, int], np.ndarray],
+    partitions: int,
+) -> Groups:
   ids = read(text, partitions)
   is_known = (ids >= 0) & (ids < partitions)
   if ids.size == 0 or not is_known.all():

@@ -387,7 +387,12 @@ class _Walk:
 
   # --- Collectives ------------------------------------------------------------------------------
 
-  def _cost(self, collectives: Collectives, kind: str = '', times: float = 1.0) -> float:
+  def _cost(
+      self,
+      collectives: Collectives,
+      kind: str = '',
+      times: float = 1.0,
+  ) -> float:
     """Seconds of collectives, their bytes counted; `times`: 1/2 where an all-reduce is used as a reduce-scatter."""
     total = 0.0
     for op, computation in collectives:

@@ -41,7 +41,12 @@ Report = dict[str, Any]  # for JSON
 Readings = Mapping[str, tuple[Callable[[hlo.Op], float], float]]
 
 
-def predict(config: Config, topology: Topology, full: bool = False, readings: Readings | None = None) -> Report:
+def predict(
+    config: Config,
+    topology: Topology,
+    full: bool = False,
+    readings: Readings | None = None,
+) -> Report:
   """What is known of a step.
 
   Args:

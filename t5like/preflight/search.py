@@ -34,7 +34,11 @@ Overrides = dict[str, Any]  # {key of a config: value}
 Result = tuple[Overrides, Report]
 
 
-def search(config: Config, topology: Topology, say: Callable[[str], Any] = print) -> list[Result]:
+def search(
+    config: Config,
+    topology: Topology,
+    say: Callable[[str], Any] = print,
+) -> list[Result]:
   """All layouts tried that fit, the fastest first.
 
   One choice after another, each from the best of those before: how devices are split; which values are kept for the
