@@ -23,8 +23,10 @@ def _by_weights(documents: Sequence[int], data: Section) -> np.ndarray:
 
 def _by_examples(documents: Sequence[int], data: Section) -> np.ndarray:
   examples = np.array(documents, np.float64)
-  capped = np.minimum(examples, data.mixture_cap or np.inf)
-  return capped ** (1 / data.mixture_temperature)
+  cap = data.mixture_cap or np.inf
+  capped = np.minimum(examples, cap)
+  exponent = 1 / data.mixture_temperature
+  return capped ** exponent
 
 
 _RATES: dict[str, Callable[[Sequence[int], Section], np.ndarray]] = dict(
@@ -44,23 +46,32 @@ class Mixture:
     self._dealers: list[_Dealer] = []
     self._before: list[np.ndarray] = []  # rows of each component before each stage: int64 [components]
     for first, weights in stages:
-      before = np.zeros(np.shape(weights), np.int64)
-      if self._dealers:
-        before = self._before[-1] + self._dealers[-1].counts(first - self._firsts[-1])
+      if self._firsts:
+        before = self.counts(first)
+      else:
+        before = np.zeros(np.shape(weights), np.int64)
       self._firsts.append(first)
       self._dealers.append(_Dealer(weights))
       self._before.append(before)
 
   def __getitem__(self, row: int) -> tuple[int, int]:
     """(component, how many rows of that component come before), ints, of a row."""
-    stage = bisect.bisect_right(self._firsts, row) - 1
-    component, rank = self._dealers[stage].deal(row - self._firsts[stage])
-    return component, rank + int(self._before[stage][component])
+    stage = self._stage(row)
+    row_of_stage = row - self._firsts[stage]
+    component, rank = self._dealers[stage].deal(row_of_stage)
+    rows_before = self._before[stage]
+    return component, rank + int(rows_before[component])
 
   def counts(self, rows: int) -> np.ndarray:
     """How many of the first `rows` rows each component has: int64 [components]."""
-    stage = bisect.bisect_right(self._firsts, rows) - 1
-    return self._before[stage] + self._dealers[stage].counts(rows - self._firsts[stage])
+    stage = self._stage(rows)
+    rows_of_stage = rows - self._firsts[stage]
+    counts = self._dealers[stage].counts(rows_of_stage)
+    return self._before[stage] + counts
+
+  def _stage(self, row: int) -> int:
+    """The newest stage that has begun by a row."""
+    return bisect.bisect_right(self._firsts, row) - 1
 
 
 class _Dealer:
@@ -76,13 +87,19 @@ class _Dealer:
   def __init__(self, weights: Weights):
     self._counts = apportion(weights, WINDOW ** 2)
     always, extra = np.divmod(self._counts, WINDOW)
-    components = np.arange(len(always))
+    num_components = len(always)
+    components = np.arange(num_components)
     owners = _owners(extra)
-    self._rounds = np.tile(_spread([*always, owners.shape[1]]), (WINDOW, 1))
-    self._rounds[self._rounds == len(always)] = owners.ravel()
-    in_round = always + (owners[:, :, None] == components).sum(1)
-    none = np.zeros((1, len(always)), in_round.dtype)
-    self._before = np.cumsum(np.concatenate([none, in_round]), 0)
+    _, num_changing = owners.shape
+    changing = num_components  # stands for a place that changes hands
+    places = _spread([*always, num_changing])
+    self._rounds = np.tile(places, (WINDOW, 1))
+    self._rounds[self._rounds == changing] = owners.ravel()
+    is_owner = owners[:, :, None] == components
+    in_round = always + is_owner.sum(1)
+    none = np.zeros((1, num_components), in_round.dtype)
+    counts = np.concatenate([none, in_round])
+    self._before = np.cumsum(counts, axis=0)
 
   def _place(self, row: int) -> tuple[np.ndarray, np.ndarray, int]:
     """(rows of each component before the round of `row`, components of that round, place in it)."""
@@ -92,20 +109,24 @@ class _Dealer:
       before = self._before[number]
     else:
       number = 2 * WINDOW - 1 - number
-      before = 2 * self._counts - self._before[number + 1]
-    return 2 * there_and_back * self._counts + before, self._rounds[number], place
+      from_the_end = self._before[number + 1]
+      before = 2 * self._counts - from_the_end
+    of_whole_cycles = 2 * there_and_back * self._counts
+    return of_whole_cycles + before, self._rounds[number], place
 
   def deal(self, row: int) -> tuple[int, int]:
     """(component, how many rows of that component come before) of a row."""
     before, components, place = self._place(row)
     component = int(components[place])
-    in_this_round = np.count_nonzero(components[:place] == component)
-    return component, int(before[component]) + int(in_this_round)
+    is_same = components[:place] == component
+    in_this_round = int(np.count_nonzero(is_same))
+    return component, int(before[component]) + in_this_round
 
   def counts(self, rows: int) -> np.ndarray:
     """How many of the first `rows` rows each component has: int64 [components]."""
     before, components, place = self._place(rows)
-    return before + np.bincount(components[:place], minlength=len(before))
+    in_this_round = np.bincount(components[:place], minlength=len(before))
+    return before + in_this_round
 
 
 def apportion(weights: Weights, total: int) -> np.ndarray:
@@ -114,25 +135,33 @@ def apportion(weights: Weights, total: int) -> np.ndarray:
   ConfigError for a weight so small that its number would be 0.
   """
   weights_N = np.asarray(weights, np.float64)
-  exact_N = weights_N / weights_N.sum() * total
-  counts_N = np.floor(exact_N + 1e-6).astype(np.int64)
+  shares_N = weights_N / weights_N.sum()
+  exact_N = shares_N * total
+  rounded_down_N = np.floor(exact_N + 1e-6)
+  counts_N = rounded_down_N.astype(np.int64)
   by_remainder = np.argsort(counts_N - exact_N, kind='stable')
-  counts_N[by_remainder[:total - counts_N.sum()]] += 1
-  lost = np.flatnonzero((weights_N > 0) & (counts_N == 0))
-  if len(lost):
-    share = weights_N[lost[0]] / weights_N.sum()
-    raise ConfigError(f'data.mixture: component {lost[0] + 1} of {len(weights_N)} would have a share of '
-                      f'{share:.1g} of all rows, which is below {SMALLEST:g}: raise its '
+  left = total - counts_N.sum()
+  rounded_up = by_remainder[:left]
+  counts_N[rounded_up] += 1
+  is_lost = (weights_N > 0) & (counts_N == 0)
+  if is_lost.any():
+    first = int(is_lost.argmax())
+    raise ConfigError(f'data.mixture: component {first + 1} of {len(weights_N)} would have a share of '
+                      f'{shares_N[first]:.1g} of all rows, which is below {SMALLEST:g}: raise its '
                       'weight or leave it out (data.mixture_temperature evens shares out).')
   return counts_N
 
 
 def _spread(counts: Sequence[int]) -> np.ndarray:
   """Each k counts[k] times, evenly spread: int16 [sum(counts)]."""
-  places = [(np.arange(n) + 0.5) / max(1, n) for n in counts]
+  places = []
+  for count in counts:
+    middles = np.arange(count) + 0.5
+    places.append(middles / max(1, count))
   order = np.argsort(np.concatenate(places), kind='stable')
   numbers = np.arange(len(counts), dtype=np.int16)
-  return np.repeat(numbers, counts)[order]
+  repeated = np.repeat(numbers, counts)
+  return repeated[order]
 
 
 def _owners(extra: np.ndarray) -> np.ndarray:
@@ -142,11 +171,17 @@ def _owners(extra: np.ndarray) -> np.ndarray:
   starting points 0 .. WINDOW - 1 in an order that spreads any component's rounds.
   """
   ends = np.cumsum([0, *extra])
-  owners = np.zeros((WINDOW, ends[-1] // WINDOW), np.int64)
+  num_places = ends[-1] // WINDOW
+  owners = np.zeros((WINDOW, num_places), np.int64)
   for number in range(WINDOW):
     start = number * STRIDE % WINDOW
-    chosen = np.flatnonzero(np.diff((ends + start) // WINDOW))
+    draws_before = (ends + start) // WINDOW
+    chosen = np.flatnonzero(np.diff(draws_before))
     row = owners[number]
-    row[:] = chosen if number == 0 else owners[number - 1]
-    row[~np.isin(row, chosen)] = np.setdiff1d(chosen, row)
+    if number == 0:
+      row[:] = chosen
+      continue
+    row[:] = owners[number - 1]
+    gives_way = ~np.isin(row, chosen)
+    row[gives_way] = np.setdiff1d(chosen, row)
   return owners

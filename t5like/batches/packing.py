@@ -21,11 +21,15 @@ def pieces(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np
     int64 arrays (number of its text, where it starts in it, size) of each piece.
   """
   sizes = np.asarray(sizes, np.int64)
-  counts = np.maximum(1, -(-sizes // capacity))
+  rounded_up = -(-sizes // capacity)
+  counts = np.maximum(1, rounded_up)
   number = np.repeat(np.arange(len(sizes)), counts)
-  first_of_text = np.repeat(np.cumsum(counts) - counts, counts)
-  start = (np.arange(len(number)) - first_of_text) * capacity
-  size = np.minimum(sizes[number] - start, capacity)
+  pieces_before = np.cumsum(counts) - counts
+  first_of_text = np.repeat(pieces_before, counts)
+  number_in_text = np.arange(len(number)) - first_of_text
+  start = number_in_text * capacity
+  rest = sizes[number] - start
+  size = np.minimum(rest, capacity)
   return number, start, size
 
 
@@ -45,16 +49,26 @@ def plan(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
   """
   needs_NK = _columns(needs)
   capacity_K = np.atleast_1d(capacity).astype(np.int64)
-  if (needs_NK > capacity_K).any():
-    raise ValueError(f'a text needs {needs_NK.max(0).tolist()} of the {capacity_K.tolist()} tokens of a row')
+  is_too_long = needs_NK > capacity_K
+  if is_too_long.any():
+    most_K = needs_NK.max(0)
+    raise ValueError(f'a text needs {most_K.tolist()} of the {capacity_K.tolist()} tokens of a row')
   whole = int(capacity_K.max())
   # In units of 1 / whole of a row, needs as well as rooms rounded down: as a token is at least a unit, one
   # token more never is the same number. At least one, so that a row holds at most `whole` texts.
-  units = np.maximum(1, (needs_NK * whole // capacity_K).max(1))
-  order = np.random.default_rng([seed, len(units)]).permutation(len(units))
-  row_of, num_rows = _best_fit(needs_NK[order], units[order], capacity_K, whole)
-  members = order[np.argsort(row_of, kind='stable')]
-  starts = np.searchsorted(np.sort(row_of), np.arange(num_rows + 1))
+  units_NK = needs_NK * whole // capacity_K
+  units = np.maximum(1, units_NK.max(1))
+  random = np.random.default_rng([seed, len(units)])
+  order = random.permutation(len(units))
+  row_of, num_rows = _best_fit(
+      needs_NK[order],
+      units[order],
+      capacity_K,
+      whole,
+  )
+  by_row = np.argsort(row_of, kind='stable')
+  members = order[by_row]
+  starts = np.searchsorted(row_of[by_row], np.arange(num_rows + 1))
   return members, starts
 
 
@@ -74,11 +88,14 @@ def _best_fit(
   rooms = 0  # bit k is set if a row has room k
   first = int(capacity_K[0])
   last = int(capacity_K[-1])
-  texts = zip(units.tolist(), needs_NK[:, 0].tolist(), needs_NK[:, -1].tolist())
+  first_needs = needs_NK[:, 0].tolist()
+  last_needs = needs_NK[:, -1].tolist()
+  texts = zip(units.tolist(), first_needs, last_needs)
   for text, (need, first_need, last_need) in enumerate(texts):
     fitting = rooms >> need
     if fitting:
-      room = need + (fitting & -fitting).bit_length() - 1
+      least = fitting & -fitting
+      room = need + least.bit_length() - 1
       row = with_room[room].pop()
       if not with_room[room]:
         rooms ^= 1 << room
@@ -87,10 +104,15 @@ def _best_fit(
       row = len(left)
       left.append((first, last))
     row_of[text] = row
-    first_left = left[row][0] - first_need
-    last_left = left[row][1] - last_need
+    first_left, last_left = left[row]
+    first_left -= first_need
+    last_left -= last_need
     left[row] = (first_left, last_left)
-    room = min(room - 1, first_left * whole // first, last_left * whole // last)
+    room = min(
+        room - 1,
+        first_left * whole // first,
+        last_left * whole // last,
+    )
     if room:
       with_room[room].append(row)
       rooms |= 1 << room
@@ -99,8 +121,10 @@ def _best_fit(
 
 def one_each(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
   """`plan` of rows that hold one text each, in the order of the texts."""
-  texts = len(needs)
-  return np.arange(texts), np.arange(texts + 1)
+  num_texts = len(needs)
+  members = np.arange(num_texts)
+  starts = np.arange(num_texts + 1)
+  return members, starts
 
 
 def _windows_have_no_plan(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
@@ -131,8 +155,10 @@ def efficiency(
     capacity: Capacity,
 ) -> float | np.ndarray:
   """Share of the positions of all rows that texts take: a float, or of two needs an array [2]."""
-  tokens = _columns(needs)[members].sum(0)
-  positions = np.atleast_1d(capacity) * max(1, len(starts) - 1)
+  needs_NK = _columns(needs)
+  tokens = needs_NK[members].sum(0)
+  num_rows = max(1, len(starts) - 1)
+  positions = num_rows * np.atleast_1d(capacity)
   share = tokens / positions
   if len(share) == 1:
     return float(share[0])
@@ -212,14 +238,18 @@ def concatenated_rows(
   for r, row in enumerate(rows):
     t = 0
     for segment, (inputs, targets) in enumerate(row, 1):
-      targets = _trimmed(targets, T - t)
-      inputs = _trimmed(inputs, T - t - len(targets))
-      _write(frame, r, t, segment, np.concatenate([inputs, targets]))
-      prefix[r, t:t + len(inputs) + 1] = len(targets) > 0
-      t += len(inputs)
-      weights[r, t:t + len(targets)] = 1
-      t += len(targets)
-  return dict(_shifted(frame, bos_id), weights=weights, prefix=prefix)
+      room = T - t
+      targets = _trimmed(targets, room)
+      inputs = _trimmed(inputs, room - len(targets))
+      joined = np.concatenate([inputs, targets])
+      _write(frame, r, t, segment, joined)
+      first_target = t + len(inputs)
+      stop = first_target + len(targets)
+      prefix[r, t:first_target + 1] = len(targets) > 0
+      weights[r, first_target:stop] = 1
+      t = stop
+  batch = _shifted(frame, bos_id)
+  return dict(batch, weights=weights, prefix=prefix)
 
 
 def _blank(rows: int, width: int) -> Batch:
@@ -235,8 +265,11 @@ def _trimmed(tokens: np.ndarray, room: int) -> np.ndarray:
   """Tokens that fit into `room`, the last one among them if there is any room."""
   if len(tokens) <= room:
     return tokens
-  beginning = tokens[:max(0, room - 1)]
-  return np.append(beginning, tokens[-1:])[:room]
+  if room <= 0:
+    return tokens[:0]
+  beginning = tokens[:room - 1]
+  last = tokens[-1:]
+  return np.append(beginning, last)
 
 
 def _write(
@@ -270,9 +303,12 @@ def _shifted(frame: Batch, start_id: int) -> Batch:
   targets = frame['inputs']
   positions = frame['positions']
   is_token = frame['segments'] > 0
-  inputs = np.where(is_token, start_id, PADDING).astype(targets.dtype)
-  follows = (positions[:, 1:] > 0) & is_token[:, 1:]
-  inputs[:, 1:] = np.where(follows, targets[:, :-1], inputs[:, 1:])
+  start_or_padding = np.where(is_token, start_id, PADDING)
+  inputs = start_or_padding.astype(targets.dtype)
+  has_begun = positions[:, 1:] > 0
+  follows = has_begun & is_token[:, 1:]
+  previous = targets[:, :-1]
+  inputs[:, 1:] = np.where(follows, previous, inputs[:, 1:])
   return dict(
       inputs=inputs,
       targets=targets,
