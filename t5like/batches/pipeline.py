@@ -41,7 +41,8 @@ def after(skipped: Windows, row: int, count: int) -> int:
   for start, stop in skipped:
     if start > row:
       break
-    row += max(0, stop - max(start, first))
+    first_skipped = max(start, first)
+    row += max(0, stop - first_skipped)
   return row
 
 
@@ -57,8 +58,11 @@ def to_skip(
   ahead = []
   for start, stop in lengths.skipped(config.data.skip_rows):
     if stop > examples_seen:
-      ahead.append((max(start, examples_seen), stop))
-    elif not any(first < stop <= last for first, last in recorded):
+      first = max(start, examples_seen)
+      ahead.append((first, stop))
+      continue
+    was_skipped = any(first < stop <= last for first, last in recorded)
+    if not was_skipped:
       raise ConfigError(f'data.skip_rows: rows {start:,} to {stop - 1:,} were trained on already, this run is at row '
                         f'{examples_seen:,}. To leave them out, resume from an older checkpoint (delete newer ones) '
                         'or begin in another --workdir.')
@@ -81,25 +85,25 @@ class Frame:
 
   def blank(self, rows: int) -> Batch:
     """A batch of padding."""
-    T = self.lengths.targets
-    P = self.lengths.predicted
+    shape_BS = (rows, self.lengths.inputs)
+    shape_BT = (rows, self.lengths.targets)
+    shape_BP = (rows, self.lengths.predicted)
     batch: Batch = dict(
-        inputs=np.zeros((rows, T), np.int32),
-        targets=np.zeros((rows, P), np.int32),
-        weights=np.zeros((rows, P), np.float32),
-        positions=np.zeros((rows, T), np.int32),
-        segments=np.zeros((rows, T), np.int32),
+        inputs=np.zeros(shape_BT, np.int32),
+        targets=np.zeros(shape_BP, np.int32),
+        weights=np.zeros(shape_BP, np.float32),
+        positions=np.zeros(shape_BT, np.int32),
+        segments=np.zeros(shape_BT, np.int32),
     )
     if self.lengths.predictions:
-      batch['predict'] = np.zeros((rows, P), np.int32)
+      batch['predict'] = np.zeros(shape_BP, np.int32)
     if self.has_prefix:
-      batch['prefix'] = np.zeros((rows, T), bool)
+      batch['prefix'] = np.zeros(shape_BT, bool)
     if self.lengths.inputs:
-      of_encoder = (rows, self.lengths.inputs)
       batch['encoder'] = dict(
-          inputs=np.zeros(of_encoder, np.int32),
-          positions=np.zeros(of_encoder, np.int32),
-          segments=np.zeros(of_encoder, np.int32),
+          inputs=np.zeros(shape_BS, np.int32),
+          positions=np.zeros(shape_BS, np.int32),
+          segments=np.zeros(shape_BS, np.int32),
       )
     return batch
 
@@ -108,7 +112,11 @@ class Frame:
     frame = self.blank(0)
     if set(frame) != set(batch):
       return False
-    return all(batch[key].shape[1] == frame[key].shape[1] for key in frame if key != 'encoder')
+    frame.pop('encoder', None)
+    for key, array in frame.items():
+      if batch[key].shape[1] != array.shape[1]:
+        return False
+    return True
 
 
 def frame_of(config: Config) -> Frame:
@@ -126,8 +134,9 @@ def _put(out: Batch, made: Batch, rows: Iterable[int]) -> None:
   for key, value in made.items():
     if isinstance(value, dict):
       _put(out[key], value, rows)
-    else:
-      out[key][list(rows), :value.shape[1]] = value
+      continue
+    width = value.shape[1]
+    out[key][list(rows), :width] = value
 
 
 # --- Training ---------------------------------------------------------------------------------------
@@ -150,9 +159,10 @@ class TrainRows:
     self.orders: list[Any] = []
     for k, component in enumerate(components):
       rows = Rows(store, component, 'train', config.seed, k)
-      order = grain.MapDataset.range(len(rows)).seed(_seed_of_order(config.seed, k)).shuffle().repeat()
+      seed = _seed_of_order(config.seed, k)
+      in_order = grain.MapDataset.range(len(rows)).seed(seed)
       self.parts.append(rows)
-      self.orders.append(order)
+      self.orders.append(in_order.shuffle().repeat())
     self.names = [component.name for component in components]
     self.frame = _frame(components)
     self.mixture: mixing.Mixture | None = None
@@ -162,17 +172,23 @@ class TrainRows:
   def _stages(self, config: Config) -> list[mixing.Stage]:
     """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
     data = config.data
-    documents = [part.store.manifest['splits']['train']['documents'] for part in self.parts]
-    scale = mixing.RATES[data.mixture_rates](documents, data)
+    documents = []
+    for part in self.parts:
+      split = part.store.manifest['splits']['train']
+      documents.append(split['documents'])
+    rates = mixing.RATES[data.mixture_rates]
+    scale = rates(documents, data)
     stages = []
     for tokens, weights in lengths.stages(config):
       first_row = -(-tokens // data.seq_len)
-      stages.append((first_row, np.array(weights) * scale))
+      scaled = np.array(weights) * scale
+      stages.append((first_row, scaled))
     return stages
 
   def describe(self, rows: int) -> Iterator[str]:
     """What the first `rows` rows are made of, a line per component."""
-    for part, name, count in zip(self.parts, self.names, self.counts(rows)):
+    counts = self.counts(rows)
+    for part, name, count in zip(self.parts, self.names, counts):
       line = f'{count / len(part):.3g} epochs of {len(part):,} rows from {part.store.folder}'
       if name:
         line = f'{name}: {count / rows:.1%} of rows, {line}'
@@ -196,7 +212,9 @@ class TrainRows:
     counts = self.mixture.counts(examples_seen)
     for start, stop in skipped:
       if start < examples_seen:
-        counts = counts - (self.mixture.counts(min(stop, examples_seen)) - self.mixture.counts(start))
+        before = self.mixture.counts(start)
+        behind = self.mixture.counts(min(stop, examples_seen))
+        counts = counts - (behind - before)
     return {f'rows/{name}': count for name, count in zip(self.names, counts.tolist())}
 
   def component(self, i: int) -> tuple[int, int, int]:
@@ -205,7 +223,9 @@ class TrainRows:
     rank = i
     if self.mixture is not None:
       k, rank = self.mixture[i]
-    return k, int(self.orders[k][rank]), rank // len(self.parts[k])
+    number = int(self.orders[k][rank])
+    epoch = rank // len(self.parts[k])
+    return k, number, epoch
 
   def batch(self, rows: Iterable[int]) -> Batch:
     """Batch of `rows` of the sequence: numpy arrays."""
@@ -236,7 +256,9 @@ def _seed_of_order(seed: int, component: int) -> int:
   """The seed of the order of a component's rows; that of the first, which usually is the only one, is the run's."""
   if component == 0:
     return seed
-  return int(np.random.SeedSequence([seed, component]).generate_state(1)[0])
+  sequence = np.random.SeedSequence([seed, component])
+  (own_seed,) = sequence.generate_state(1)
+  return int(own_seed)
 
 
 class _HostBatches:
@@ -261,7 +283,8 @@ class _HostBatches:
 
   def __getitem__(self, index: int) -> Batch:
     start = index * self.batch_size
-    return self.rows.batch([after(self.skipped, self.seen, start + n) for n in self.mine])
+    rows = [after(self.skipped, self.seen, start + n) for n in self.mine]
+    return self.rows.batch(rows)
 
 
 @contextlib.contextmanager
@@ -285,7 +308,13 @@ def train_batches(
   """
   if mine is None:
     mine = range(config.batch_size)
-  source = _HostBatches(rows, config.batch_size, examples_seen, skipped, mine)
+  source = _HostBatches(
+      rows,
+      config.batch_size,
+      examples_seen,
+      skipped,
+      mine,
+  )
   read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
   dataset = grain.MapDataset.source(source).to_iter_dataset(read)
   if config.data.workers:
@@ -367,7 +396,9 @@ def evaluation_batches(
       numbers = [start + n for n in mine if start + n < len(rows)]
       out = frame.blank(len(mine))
       if numbers:
-        _put(out, rows.batch(numbers, [0] * len(numbers)), range(len(numbers)))
+        first_epoch = [0] * len(numbers)
+        made = rows.batch(numbers, first_epoch)
+        _put(out, made, range(len(numbers)))
       yield component.name, out
 
 

@@ -19,7 +19,9 @@ Pairs = list[TokenPair]  # of a row
 
 def generator(seed: int, stream: int, epoch: int, number: int) -> np.random.Generator:
   """The random numbers of one row and epoch; no two rows share any (Salmon et al. 2011: counter-based)."""
-  return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, epoch, number]))
+  counter = [0, 0, epoch, number]
+  bits = np.random.Philox(key=[seed, stream], counter=counter)
+  return np.random.Generator(bits)
 
 
 class Rows:
@@ -43,6 +45,7 @@ class Rows:
   ):
     """`seed` and `stream` choose the random numbers. `store`: what `opening.open_data` returns."""
     config = component.config
+    objective = component.objective
     vocabulary = store.vocabulary
     self.store = store.of(component)
     self.layout = component.layout
@@ -53,9 +56,9 @@ class Rows:
       self.mode = vocabulary.encode(component.mode)
     self.lengths = lengths.of(component, len(self.mode))
     self.has_encoder = choices.ARCHITECTURES[config.model.name].has_encoder
-    self.is_given = component.objective.given
+    self.is_given = objective.given
     self.setting = Setting(
-        keys=component.objective.read(config.objective),
+        keys=objective.read(config.objective),
         ids=_ids(vocabulary, self.has_encoder),
         lengths=self.lengths,
         document_mask=config.data.document_mask,
@@ -113,17 +116,22 @@ class Rows:
     if not self.is_given:
       # Of pairs, inputs and targets have ends of their own, and the text's is left out.
       ends = int(self.is_pairs)
-      number, first, size = packing.pieces(sizes[:, 0] - ends, self.lengths.raw)
+      text_sizes = sizes[:, 0] - ends
+      number, first, size = packing.pieces(text_sizes, self.lengths.raw)
+      piece_starts = starts[number] + first
       is_enough = size >= 1 + ends
-      starts = (starts[number] + first)[is_enough]
+      starts = piece_starts[is_enough]
       sizes = size[is_enough, None]
     needs = self._needs(sizes)
-    members, rows = packing.PLANS[self.packing](needs, self._capacity(), self.seed)
-    fill = packing.efficiency(needs, members, rows, self._capacity())
+    capacity = self._capacity()
+    plan = packing.PLANS[self.packing]
+    members, rows = plan(needs, capacity, self.seed)
+    fill = packing.efficiency(needs, members, rows, capacity)
+    member_sizes = sizes[members]
     return dict(
         rows=rows,
         starts=starts[members],
-        sizes=sizes[members].astype(np.int32),
+        sizes=member_sizes.astype(np.int32),
         fill=np.atleast_1d(fill),
     )
 
@@ -146,7 +154,9 @@ class Rows:
     inputs = inputs + len(self.mode)
     if not self.has_encoder:
       return np.minimum(inputs + targets, self.lengths.targets)
-    return np.stack([np.minimum(inputs, self.lengths.inputs), np.minimum(targets, self.lengths.targets)], 1)
+    of_encoder = np.minimum(inputs, self.lengths.inputs)
+    of_decoder = np.minimum(targets, self.lengths.targets)
+    return np.stack([of_encoder, of_decoder], axis=1)
 
   def __len__(self) -> int:
     if self.is_windows:
@@ -158,14 +168,14 @@ class Rows:
     if self.is_windows:
       return [self.windows.span(number)]
     texts = self._members(number)
-    starts = self.plan.starts[texts].tolist()
-    sizes = self.plan.sizes[texts].sum(1).tolist()
-    return list(zip(starts, sizes))
+    starts = self.plan.starts[texts]
+    sizes = self.plan.sizes[texts].sum(1)
+    return list(zip(starts.tolist(), sizes.tolist()))
 
   def _members(self, number: int) -> slice:
     """Which texts of the plan are in a row."""
-    first, last = self.plan.rows[number:number + 2].tolist()
-    return slice(first, last)
+    edges = self.plan.rows[number:number + 2]
+    return slice(*edges.tolist())
 
   def _texts(self, number: int) -> list[np.ndarray]:
     """The pieces of row `number`; of targets that the data has, inputs and targets joined."""
@@ -179,14 +189,22 @@ class Rows:
     for epoch, number in zip(epochs, numbers):
       random.append(generator(self.seed, self.stream, epoch, number))
     if self.is_windows:
-      return self._of_windows(np.stack(self.windows._getitems(numbers)), random)
+      windows = self.windows._getitems(numbers)
+      return self._of_windows(np.stack(windows), random)
     if isinstance(self.layout, Pair):
-      return self._lay_out(self._pairs_of_texts(numbers, random))
-    tokens_BT = np.full((len(numbers), self.lengths.raw), MISSING, np.int32)
-    for row, number in zip(tokens_BT, numbers):
-      joined = np.concatenate(self._texts(number))
-      row[:len(joined)] = joined
+      pairs = self._pairs_of_texts(numbers, random)
+      return self._lay_out(pairs)
+    tokens_BT = self._joined_texts(numbers)
     return self.layout.rows(tokens_BT, random, self.setting)
+
+  def _joined_texts(self, numbers: Sequence[int]) -> np.ndarray:
+    """int32 [B, T]: the texts of each row one after another, MISSING behind them."""
+    shape = (len(numbers), self.lengths.raw)
+    tokens_BT = np.full(shape, MISSING, np.int32)
+    for tokens_T, number in zip(tokens_BT, numbers):
+      joined = np.concatenate(self._texts(number))
+      tokens_T[:len(joined)] = joined
+    return tokens_BT
 
   def _pairs_of_texts(self, numbers: Sequence[int], random: Generators) -> list[Pairs]:
     """The pairs of each row."""
@@ -201,39 +219,56 @@ class Rows:
 
   def _given_pairs(self, number: int, texts: Sequence[np.ndarray]) -> Pairs:
     """Inputs and targets that the data has, of a row; texts: both joined."""
-    sizes = self.plan.sizes[self._members(number)][:, 0].tolist()
+    sizes = self.plan.sizes[self._members(number)]
+    input_sizes = sizes[:, 0].tolist()
     pairs = []
-    for text, size in zip(texts, sizes):
-      pairs.append(self._with_mode((text[:size], text[size:])))
+    for text, size in zip(texts, input_sizes):
+      inputs = text[:size]
+      targets = text[size:]
+      pairs.append(self._with_mode((inputs, targets)))
     return pairs
 
   def _of_windows(self, tokens_BT: np.ndarray, random: Generators) -> Batch:
     if isinstance(self.layout, OneStack):
       return self.layout.rows(tokens_BT, random, self.setting)
-    whole_windows = self.layout.whole_windows
-    is_whole = bool((tokens_BT[:, -1] != MISSING).all())
-    if is_whole and self.has_encoder and whole_windows is not None:
-      pairs = whole_windows(tokens_BT, random, self.setting)
-      if pairs is not None:
-        return self._lay_out_at_once(*pairs)
+    pairs = self._pairs_of_whole_windows(self.layout, tokens_BT, random)
+    if pairs is not None:
+      return self._lay_out_at_once(*pairs)
     rows = []
     for tokens_T, row_random in zip(tokens_BT, random):
-      rows.append(self._pairs_of_window(tokens_T[tokens_T != MISSING], row_random))
+      is_token = tokens_T != MISSING
+      rows.append(self._pairs_of_window(tokens_T[is_token], row_random))
     return self._lay_out(rows)
+
+  def _pairs_of_whole_windows(
+      self,
+      layout: Pair,
+      tokens_BT: np.ndarray,
+      random: Generators,
+  ) -> tuple[np.ndarray, np.ndarray] | None:
+    """(inputs [B, I], targets [B, J]) of complete windows, made all at once; None where that is not possible."""
+    if layout.whole_windows is None or not self.has_encoder:
+      return None
+    last_tokens = tokens_BT[:, -1]
+    if (last_tokens == MISSING).any():
+      return None
+    return layout.whole_windows(tokens_BT, random, self.setting)
 
   def _pairs_of_window(self, tokens: np.ndarray, random: np.random.Generator) -> Pairs:
     if len(tokens) < 2:
       return []
-    layout = self._pair_layout()
-    several = None
-    if layout.of_window is not None:
-      several = layout.of_window(tokens, random, self.setting)
-    if several is None:
+    of_window = self._pair_layout().of_window
+    pairs = None
+    if of_window is not None:
+      pairs = of_window(tokens, random, self.setting)
+    if pairs is None:
       return [self._pair(tokens, random)]
-    return [self._with_mode(pair) for pair in several]
+    return [self._with_mode(pair) for pair in pairs]
 
   def _pair(self, text: np.ndarray, random: np.random.Generator) -> TokenPair:
-    return self._with_mode(functions.of_text(self._pair_layout(), text, random, self.setting))
+    layout = self._pair_layout()
+    pair = functions.of_text(layout, text, random, self.setting)
+    return self._with_mode(pair)
 
   def _pair_layout(self) -> Pair:
     if isinstance(self.layout, OneStack):
@@ -244,29 +279,36 @@ class Rows:
     if not len(self.mode):
       return pair
     inputs, targets = pair
-    return np.concatenate([self.mode, inputs]), targets
+    with_mode = np.concatenate([self.mode, inputs])
+    return with_mode, targets
 
   def _lay_out(self, rows: Sequence[Pairs]) -> Batch:
+    S = self.lengths.inputs
+    T = self.lengths.targets
     begin = self.setting.ids.token('begin')
     if self.has_encoder:
-      return packing.pair_rows(rows, self.lengths.inputs, self.lengths.targets, begin)
-    return packing.concatenated_rows(rows, self.lengths.targets, begin)
+      return packing.pair_rows(rows, S, T, begin)
+    return packing.concatenated_rows(rows, T, begin)
 
   def _lay_out_at_once(self, inputs_BI: np.ndarray, targets_BJ: np.ndarray) -> Batch:
     """Pairs of the same lengths, one to a row."""
-    if len(self.mode):
-      modes = np.broadcast_to(self.mode, (len(inputs_BI), len(self.mode)))
-      inputs_BI = np.concatenate([modes, inputs_BI], 1)
+    S = self.lengths.inputs
+    T = self.lengths.targets
     begin = self.setting.ids.token('begin')
-    return packing.one_pair_rows(inputs_BI, targets_BJ, self.lengths.inputs, self.lengths.targets, begin)
+    if len(self.mode):
+      shape = (len(inputs_BI), len(self.mode))
+      modes = np.broadcast_to(self.mode, shape)
+      inputs_BI = np.concatenate([modes, inputs_BI], axis=1)
+    return packing.one_pair_rows(inputs_BI, targets_BJ, S, T, begin)
 
 
 def _ids(vocabulary: Vocabulary, has_encoder: bool) -> Ids:
   """What rows need of a vocabulary."""
   sentinels = [vocabulary.sentinel(k) for k in range(vocabulary.num_sentinels)]
+  begin = vocabulary.start_id if has_encoder else vocabulary.bos_id
   return Ids(
       eos=vocabulary.eos_id,
-      begin=vocabulary.start_id if has_encoder else vocabulary.bos_id,
+      begin=begin,
       vocab_size=vocabulary.size,
       sentinels=np.array(sentinels, np.int32),
       special=vocabulary.special_ids,
