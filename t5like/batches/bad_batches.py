@@ -41,19 +41,28 @@ def _flatten(tree: Batch, path: str = '') -> Iterator[tuple[str, np.ndarray]]:
 def read(path: str) -> tuple[Batch, dict[str, Any]]:
   """(batch, about) of such a file, as `pack` had them. DataError for any other file."""
   try:
-    packed = io.BytesIO(schema.content(epath.Path(path), PACKED))
-    unpacked = sum(member.file_size for member in zipfile.ZipFile(packed).infolist())
-    if unpacked > UNPACKED:
-      raise ValueError(f'it unpacks to {unpacked:,} bytes, and at most {UNPACKED:,} are read')
-    with np.load(packed, allow_pickle=False) as file:
-      arrays = {key: file[key] for key in file}
+    content = schema.content(epath.Path(path), PACKED)
+    arrays = _unpack(content)
     text = str(arrays.pop('about'))
     values = schema.parse(text, schema.Object(), schema.LINE)
-    about = {key: plain_json.number(value) for key, value in values.items()}
+    about = {}
+    for key, value in values.items():
+      about[key] = plain_json.number(value)
     return _unflatten(arrays), about
   except Exception as error:  # zlib, zipfile and numpy each have their own
     raise DataError(f'--batch={path} is not a batch that a run kept ({type(error).__name__}: {error}). They are in '
                     'WORKDIR/bad_steps.') from error
+
+
+def _unpack(content: bytes) -> dict[str, np.ndarray]:
+  """The arrays of a .npz file. ValueError for one that is too large when unpacked."""
+  packed = io.BytesIO(content)
+  members = zipfile.ZipFile(packed).infolist()
+  unpacked = sum(member.file_size for member in members)
+  if unpacked > UNPACKED:
+    raise ValueError(f'it unpacks to {unpacked:,} bytes, and at most {UNPACKED:,} are read')
+  with np.load(packed, allow_pickle=False) as file:
+    return {key: file[key] for key in file}
 
 
 def _unflatten(arrays: Mapping[str, np.ndarray]) -> Batch:

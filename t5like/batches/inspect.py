@@ -48,7 +48,9 @@ def show(
   size = config.batch_size
   skipped = lengths.skipped(config.data.skip_rows)
   start = step * size
-  indices = [pipeline.after(skipped, 0, start + k) for k in _shown(rows, size, row)]
+  indices = []
+  for k in _shown(rows, size, row):
+    indices.append(pipeline.after(skipped, 0, start + k))
   train = pipeline.TrainRows(store, config)
   batch = train.batch(indices)
   first = pipeline.after(skipped, 0, start)
@@ -60,10 +62,11 @@ def show(
   _show_special(console, store.vocabulary)
   for i, index in enumerate(indices):
     component, number, epoch = train.component(index)
-    name = ''
-    if train.names[component]:
-      name = f', {train.names[component]}'
-    console.rule(f'row {index:,}{name}: number {number:,} of epoch {epoch}')
+    name = train.names[component]
+    label = f'row {index:,}'
+    if name:
+      label += f', {name}'
+    console.rule(f'{label}: number {number:,} of epoch {epoch}')
     _show_documents(console, train.parts[component], number)
     _show_row(console, store.vocabulary, _row(batch, i))
 
@@ -139,7 +142,8 @@ def _show_special(console: Console, vocabulary: Vocabulary) -> None:
   stops = special.pop('stops', [])
   words = []
   for role, i in special.items():
-    words.append(f'{role} {vocabulary.pieces([i])[0]} ({i})')
+    (piece,) = vocabulary.pieces([i])
+    words.append(f'{role} {piece} ({i})')
   if stops:
     words.append(f'generated text also ends at {", ".join(map(str, stops))}')
   words.append(f'{vocabulary.num_sentinels} sentinels')
@@ -154,15 +158,18 @@ def _show_documents(console: Console, part: Any, number: int) -> None:
   plural = 's' * (len(documents) > 1)
   console.print(f'From {len(documents)} document{plural}:', style='dim')
   for name, first, count in documents[:DOCUMENTS]:
-    console.print(f'  {name}, tokens {first:,} to {first + count - 1:,}', style='dim', markup=False)
-  if len(documents) > DOCUMENTS:
-    console.print(f'  and {len(documents) - DOCUMENTS} more', style='dim')
+    last = first + count - 1
+    console.print(f'  {name}, tokens {first:,} to {last:,}', style='dim', markup=False)
+  more = len(documents) - DOCUMENTS
+  if more > 0:
+    console.print(f'  and {more} more', style='dim')
 
 
 def _show_row(console: Console, vocabulary: Vocabulary, row: Row) -> None:
   if 'encoder' in row:
+    encoder = row['encoder']
     console.print('The encoder reads:', style='dim')
-    console.print(_text(vocabulary, row['encoder'], row['encoder']['inputs']))
+    console.print(_text(vocabulary, encoder, encoder['inputs']))
   if 'predict' in row:
     _show_predictions(console, vocabulary, row)
   else:
@@ -194,8 +201,10 @@ def _text(vocabulary: Vocabulary, row: Row, ids: np.ndarray) -> Text:
   """The text of a row in the colours of its segments; ids: int [T]."""
   text = Text()
   segments = row['segments']
-  for segment in sorted(set(segments[segments > 0])):
-    segment_ids = ids[segments == segment]
+  numbers = set(segments[segments > 0])
+  for segment in sorted(numbers):
+    is_inside = segments == segment
+    segment_ids = ids[is_inside]
     colour = COLOURS[segment % len(COLOURS)]
     text.append(vocabulary.decode(segment_ids), colour)
     if segment_ids[-1] == vocabulary.eos_id:
@@ -206,7 +215,15 @@ def _text(vocabulary: Vocabulary, row: Row, ids: np.ndarray) -> Text:
 def _table(vocabulary: Vocabulary, row: Row, places: Sequence[Place | None]) -> Table:
   """A line for each place; None where some positions are left out."""
   has_prefix = 'prefix' in row
-  table = Table('position', 'segment', 'input', 'target', 'weight', box=None, pad_edge=False)
+  table = Table(
+      'position',
+      'segment',
+      'input',
+      'target',
+      'weight',
+      box=None,
+      pad_edge=False,
+  )
   if has_prefix:
     table.add_column('prefix')
   for place in places:
@@ -215,22 +232,26 @@ def _table(vocabulary: Vocabulary, row: Row, places: Sequence[Place | None]) -> 
       continue
     position, number = place
     segment = row['segments'][position]
+    weight = row['weights'][number]
     cells = [
         str(row['positions'][position]),
         str(segment),
         _token(vocabulary, row['inputs'][position]),
         _token(vocabulary, row['targets'][number]),
-        f'{row["weights"][number]:g}',
+        f'{weight:g}',
     ]
     if has_prefix:
-      cells.append('yes' * bool(row['prefix'][position]))
-    table.add_row(*cells, style=COLOURS[segment % len(COLOURS)])
+      is_prefix = bool(row['prefix'][position])
+      cells.append('yes' * is_prefix)
+    colour = COLOURS[segment % len(COLOURS)]
+    table.add_row(*cells, style=colour)
   return table
 
 
 def _token(vocabulary: Vocabulary, i: int) -> Text:
   """A token, and its id."""
-  return Text(f'{vocabulary.pieces([i])[0]!r} {i}')
+  (piece,) = vocabulary.pieces([i])
+  return Text(f'{piece!r} {i}')
 
 
 def _edges(segments: np.ndarray) -> list[Place | None]:

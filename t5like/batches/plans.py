@@ -30,7 +30,8 @@ class _Stored:
     self.shape = array.shape
     self._dtype = array.dtype
     self._offset = array.offset
-    self._row_bytes = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+    row_size = int(np.prod(array.shape[1:], dtype=np.int64))
+    self._row_bytes = row_size * array.dtype.itemsize
     self._file = open(path, 'rb')  # closed with this object
 
   def __len__(self) -> int:
@@ -39,14 +40,20 @@ class _Stored:
   def __getitem__(self, span: slice) -> np.ndarray:
     start, stop, _ = span.indices(len(self))
     num_bytes = (stop - start) * self._row_bytes
-    content = os.pread(self._file.fileno(), num_bytes, self._offset + start * self._row_bytes)
-    return np.frombuffer(content, self._dtype).reshape(-1, *self.shape[1:])
+    offset = self._offset + start * self._row_bytes
+    content = os.pread(self._file.fileno(), num_bytes, offset)
+    flat = np.frombuffer(content, self._dtype)
+    return flat.reshape(-1, *self.shape[1:])
 
 
 class Plan:
   """The arrays above; of one that lies on disk, slices can be had. It pickles as its path."""
 
-  def __init__(self, arrays: Arrays | None = None, folder: pathlib.Path | None = None):
+  def __init__(
+      self,
+      arrays: Arrays | None = None,
+      folder: pathlib.Path | None = None,
+  ):
     """One of both: the arrays, or the folder that holds them."""
     self._arrays: dict[str, Any] | None = arrays
     self._folder = folder
@@ -84,7 +91,9 @@ class Plan:
 def _open(folder: pathlib.Path | None) -> dict[str, Any]:
   if folder is None:
     raise ValueError('a plan needs its arrays, or the folder that holds them')
-  arrays: dict[str, Any] = {name: _Stored(folder / f'{name}.npy') for name in STORED}
+  arrays: dict[str, Any] = {}
+  for name in STORED:
+    arrays[name] = _Stored(folder / f'{name}.npy')
   arrays['fill'] = np.load(folder / 'fill.npy')
   return arrays
 
@@ -117,20 +126,28 @@ def plan(
 
 def _digest(key: Any) -> str:
   text = json.dumps([FORMAT, key], sort_keys=True, allow_nan=False)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  digest = hashlib.sha256(text.encode())
+  return digest.hexdigest()[:16]
 
 
 def _keep(arrays: Arrays, kept: pathlib.Path) -> bool:
   """Writes arrays as the folder `kept`, whole or not at all; whether it exists now."""
-  new = kept.with_name(f'{kept.name}.{os.uname().nodename}.{os.getpid()}.tmp')
+  host = os.uname().nodename
+  process = os.getpid()
+  new = kept.with_name(f'{kept.name}.{host}.{process}.tmp')
   try:
     new.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
-      with open(new / f'{name}.npy', 'wb') as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
+      _write(new / f'{name}.npy', array)
     os.rename(new, kept)
   except OSError:  # no room, no permission, or another process was first
     shutil.rmtree(new, ignore_errors=True)
   return kept.is_dir()
+
+
+def _write(path: pathlib.Path, array: np.ndarray) -> None:
+  """Writes a .npy file that a crash of the machine does not lose."""
+  with open(path, 'wb') as file:
+    np.save(file, array)
+    file.flush()
+    os.fsync(file.fileno())
