@@ -57,16 +57,28 @@ class CannotBeAsked:
   why: str
 
 
-def _in_place(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Question:
+def _in_place(
+    before: Ids,
+    answer: Ids,
+    after: Ids,
+    sentinel: Sentinel,
+) -> Question:
   hole = sentinel(0)
-  return Question([*before, hole, *after], begin=(hole,))
+  source = [*before, hole, *after]
+  return Question(source, begin=(hole,))
 
 
 def _prompt_in_place(before: Ids, after: Ids, sentinel: Sentinel) -> Prompt:
-  return [], [*before, sentinel(0), *after]
+  hole = sentinel(0)
+  return [], [*before, hole, *after]
 
 
-def _inputs(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Question:
+def _inputs(
+    before: Ids,
+    answer: Ids,
+    after: Ids,
+    sentinel: Sentinel,
+) -> Question:
   return Question([*before, *after])
 
 
@@ -74,9 +86,15 @@ def _prompt_inputs(before: Ids, after: Ids, sentinel: Sentinel) -> Prompt:
   return [], [*before, *after]
 
 
-def _corrupted(before: Ids, answer: Ids, after: Ids, sentinel: Sentinel) -> Question:
+def _corrupted(
+    before: Ids,
+    answer: Ids,
+    after: Ids,
+    sentinel: Sentinel,
+) -> Question:
   hole = [sentinel(0)] * len(answer)
-  return Question([*before, *hole, *after], known=tuple(before))
+  source = [*before, *hole, *after]
+  return Question(source, known=tuple(before))
 
 
 def _targets_alone(

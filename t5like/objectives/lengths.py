@@ -65,10 +65,14 @@ def components(config: Config, weights: Mapping[str, float] | None = None) -> li
     ConfigError: for wrong values of objective.denoisers.
   """
   listed = []
-  for component in _datasets(config, weights or {}):
-    listed += _by_objectives(component)
-  total = sum(component.weight for component in listed) or 1  # all 0 is refused by objective_rules
-  return [dataclasses.replace(component, weight=component.weight / total) for component in listed]
+  for dataset in _datasets(config, weights or {}):
+    listed += _by_objectives(dataset)
+  total = sum(_weights(listed)) or 1  # all 0 is refused by objective_rules
+  normalized = []
+  for component in listed:
+    share = component.weight / total
+    normalized.append(dataclasses.replace(component, weight=share))
+  return normalized
 
 
 def _datasets(config: Config, weights: Mapping[str, float]) -> list[Component]:
@@ -78,8 +82,10 @@ def _datasets(config: Config, weights: Mapping[str, float]) -> list[Component]:
     return [Component('', 1.0, config)]
   datasets = []
   for name, changes in mixture.items():
-    weight = weights.get(name, changes.get('weight', 1))
-    datasets.append(Component(name, float(weight), _changed(config, changes)))
+    own_weight = changes.get('weight', 1)
+    weight = float(weights.get(name, own_weight))
+    own_config = _changed(config, changes)
+    datasets.append(Component(name, weight, own_config))
   return datasets
 
 
@@ -88,13 +94,15 @@ def _by_objectives(dataset: Component) -> list[Component]:
   entry = table.of(dataset.config)
   if not isinstance(entry, Mixture):
     return [dataset]
-  parts = entry.parts(entry.read(dataset.config.objective))
+  keys = entry.read(dataset.config.objective)
+  parts = entry.parts(keys)
   rates = sum(part.rate for part in parts)
   listed = []
   for part in parts:
     name = f'{dataset.name} {part.label}'.strip()
+    weight = dataset.weight * part.rate / rates
     config = _changed(dataset.config, dict(objective=part.changes))
-    listed.append(Component(name, dataset.weight * part.rate / rates, config, part.mode))
+    listed.append(Component(name, weight, config, part.mode))
   return listed
 
 
@@ -107,11 +115,13 @@ def stages(config: Config) -> list[tuple[int, list[float]]]:
       raise ConfigError(f'data.stages.{name}.tokens={stage["tokens"]!r}: needs a whole number.')
     changes.append((tokens, stage['weights']))
   changes.sort(key=_start)
-  listed = [(0, _weights(components(config)))]
+  at_first = components(config)
+  listed = [(0, _weights(at_first))]
   changed: dict[str, float] = {}
   for tokens, weights in changes:
     changed.update(weights)
-    listed.append((tokens, _weights(components(config, changed))))
+    from_there = components(config, changed)
+    listed.append((tokens, _weights(from_there)))
   return listed
 
 
@@ -126,9 +136,9 @@ def _weights(listed: Iterable[Component]) -> list[float]:
 def skipped(text: str) -> list[Window]:
   """[(start, stop)], sorted and disjoint, of 'start:stop,start:stop' in rows. Raises ConfigError."""
   windows = []
-  for part in text.split(','):
-    if part.strip():
-      windows.append(_window(part.strip(), text))
+  for part in map(str.strip, text.split(',')):
+    if part:
+      windows.append(_window(part, text))
   return merged(windows)
 
 
@@ -147,9 +157,12 @@ def merged(windows: Iterable[Iterable[int]]) -> list[Window]:
   """Pairs (start, stop), sorted, those that touch made one."""
   disjoint: list[Window] = []
   for start, stop in sorted(map(tuple, windows)):
-    if disjoint and start <= disjoint[-1][1]:
-      first, last = disjoint.pop()
-      disjoint.append((first, max(stop, last)))
+    if not disjoint:
+      disjoint.append((start, stop))
+      continue
+    first, last = disjoint[-1]
+    if start <= last:
+      disjoint[-1] = (first, max(stop, last))
     else:
       disjoint.append((start, stop))
   return disjoint
@@ -161,8 +174,9 @@ def whole_number(text: str) -> int | None:
   if match is None:
     return None
   digits, unit = match.groups()
+  digits = digits.replace('_', '')
   try:
-    number = fractions.Fraction(digits.replace('_', '')) * UNITS[unit]
+    number = fractions.Fraction(digits) * UNITS[unit]
   except ValueError:
     return None
   if number.denominator != 1:
@@ -176,32 +190,47 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
   with config.unlocked():
     config.data.mixture = {}
     config.data.stages = {}
-    for section in ('data', 'objective'):
-      config[section].update(changes.get(section, {}))
+    for name in ('data', 'objective'):
+      section = config[name]
+      section.update(changes.get(name, {}))
   return config
 
 
 def of(component: Component, mode: int = 0) -> Lengths:
   """Lengths of a Component whose mode token takes `mode` tokens of its inputs."""
-  data = component.config.data
+  config = component.config
+  data = config.data
   layout = component.layout
-  keys = component.objective.read(component.config.objective)
+  keys = component.objective.read(config.objective)
   if isinstance(layout, OneStack):
     return layout.lengths(keys, data)
   room = data.seq_len - mode
-  if not ARCHITECTURES[component.config.model.name].has_encoder:
+  if ARCHITECTURES[config.model.name].has_encoder:
+    fit = layout.two_rows(keys, room, data.target_len, mode)
+    inputs = data.seq_len
+    targets = fit.targets
+  else:
     fit = layout.one_row(keys, room)
-    return Lengths(fit.raw, 0, data.seq_len, spans=fit.spans)
-  fit = layout.two_rows(keys, room, data.target_len, mode)
-  return Lengths(fit.raw, data.seq_len, fit.targets, spans=fit.spans)
+    inputs = 0
+    targets = data.seq_len
+  return Lengths(
+      raw=fit.raw,
+      inputs=inputs,
+      targets=targets,
+      spans=fit.spans,
+  )
 
 
 def are_known(config: Config) -> bool:
   """Whether `shapes` can say them; what else is wrong with objectives, objective_rules says."""
   try:
-    return all(part.config.model.name in part.objective.architectures for part in components(config))
+    listed = components(config)
   except ConfigError:
     return False
+  for component in listed:
+    if component.config.model.name not in component.objective.architectures:
+      return False
+  return True
 
 
 def shapes(config: Config) -> Lengths:
@@ -212,4 +241,5 @@ def shapes(config: Config) -> Lengths:
 def longest(listed: Iterable[Component]) -> Lengths:
   """The most of each length that components have."""
   rows = [dataclasses.astuple(of(component)) for component in listed]
-  return Lengths(*map(max, zip(*rows)))
+  columns = zip(*rows)
+  return Lengths(*map(max, columns))

@@ -13,19 +13,30 @@ def span_counts(n: int, density: float, mean_span: float) -> tuple[int, int]:
   noise = max(round(n * density), 1)
   noise = min(noise, n - 1)
   spans = max(round(noise / mean_span), 1)
-  return noise, min(spans, n - noise)
+  spans = min(spans, n - noise)
+  return noise, spans
 
 
 def span_lengths(n: int, density: float, mean_span: float) -> tuple[int, int]:
   """(inputs, targets) of n tokens with corrupted spans, the end of each included."""
   noise, spans = span_counts(n, density, mean_span)
-  return n - noise + spans + 1, noise + spans + 1
+  kept = n - noise
+  inputs = kept + spans + 1
+  targets = noise + spans + 1
+  return inputs, targets
 
 
-def span_raw(fits: Callable[[int, int], bool], density: float, mean_span: float) -> int:
+def span_raw(
+    fits: Callable[[int, int], bool],
+    density: float,
+    mean_span: float,
+) -> int:
   """The most tokens n whose `span_lengths` satisfy `fits(inputs, targets)`; 0 if there are none."""
+
   def is_fit(n: int) -> bool:
-    return fits(*span_lengths(n, density, mean_span))
+    inputs, targets = span_lengths(n, density, mean_span)
+    return fits(inputs, targets)
+
   return largest(is_fit)
 
 
@@ -53,8 +64,10 @@ def largest(is_fit: Callable[[int], bool]) -> int:
 def likely(n: int, density: float, deviations: float = 5) -> int:
   """How many of n tokens a chance of `density` each takes at most: the mean and some standard deviations."""
   mean = n * density
-  deviation = math.sqrt(n * density * (1 - density))
-  return min(n, math.ceil(mean + deviations * deviation))
+  variance = n * density * (1 - density)
+  deviation = math.sqrt(variance)
+  most = math.ceil(mean + deviations * deviation)
+  return min(n, most)
 
 
 def run_starts(density: float) -> float:

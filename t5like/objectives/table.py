@@ -11,9 +11,11 @@ def _entries() -> dict[str, Objective | Mixture]:
   entries = {}
   for module in MODULES:
     for entry in vars(module).values():
-      if isinstance(entry, (Objective, Mixture)):
-        if entries.setdefault(entry.name, entry) is not entry:
-          raise TypeError(f'two objectives are named {entry.name!r}')
+      if not isinstance(entry, (Objective, Mixture)):
+        continue
+      first = entries.setdefault(entry.name, entry)
+      if first is not entry:
+        raise TypeError(f'two objectives are named {entry.name!r}')
   return entries
 
 
