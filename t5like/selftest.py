@@ -165,7 +165,12 @@ class _Trainer:
       self.plain_losses[overrides] = self.losses(run_name, overrides)
     return self.plain_losses[overrides]
 
-  def losses(self, run_name: str, overrides: str, processes: int = 1) -> list[float]:
+  def losses(
+      self,
+      run_name: str,
+      overrides: str,
+      processes: int = 1,
+  ) -> list[float]:
     """Losses, gradient norms and the last validation's nll of a run. _Ended if it fails."""
     total = STEPS * BATCH_SIZE * SEQ_LEN
     settings = [f'stop.tokens={total}', *SETTINGS.split(), 'mesh.fsdp=-1', *overrides.split()]

@@ -93,7 +93,12 @@ def everywhere(x: jax.Array, dims: str) -> jax.Array:
   return jax.sharding.reshard(x, in_use(dims))
 
 
-def einsum(equation: str, x: jax.Array, w: jax.Array, **kwargs: Any) -> jax.Array:
+def einsum(
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    **kwargs: Any,
+) -> jax.Array:
   """`jnp.einsum` whose result is laid out as the letters after `->` say."""
   # jnp.einsum sums over letters in alphabetical order, for which a CPU turns weights [N, H, D] round every time.
   letters = dict.fromkeys(filter(str.isalpha, equation))

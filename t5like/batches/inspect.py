@@ -176,7 +176,11 @@ def _show_row(console: Console, vocabulary: Vocabulary, row: Row) -> None:
     _show_targets(console, vocabulary, row)
 
 
-def _show_predictions(console: Console, vocabulary: Vocabulary, row: Row) -> None:
+def _show_predictions(
+    console: Console,
+    vocabulary: Vocabulary,
+    row: Row,
+) -> None:
   """A row of an encoder, which predicts only some positions."""
   console.print('The encoder reads:', style='dim')
   console.print(_text(vocabulary, row, row['inputs']))
@@ -212,7 +216,11 @@ def _text(vocabulary: Vocabulary, row: Row, ids: np.ndarray) -> Text:
   return text
 
 
-def _table(vocabulary: Vocabulary, row: Row, places: Sequence[Place | None]) -> Table:
+def _table(
+    vocabulary: Vocabulary,
+    row: Row,
+    places: Sequence[Place | None],
+) -> Table:
   """A line for each place; None where some positions are left out."""
   has_prefix = 'prefix' in row
   table = Table(

@@ -127,7 +127,11 @@ def one_each(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
   return members, starts
 
 
-def _windows_have_no_plan(needs: np.ndarray, capacity: Capacity, seed: int) -> Members:
+def _windows_have_no_plan(
+    needs: np.ndarray,
+    capacity: Capacity,
+    seed: int,
+) -> Members:
   raise ValueError('rows that are windows hold no whole texts, of which some could be planned to share a row')
 
 

@@ -17,7 +17,12 @@ Generators = Sequence[np.random.Generator]  # one for each row
 Pairs = list[TokenPair]  # of a row
 
 
-def generator(seed: int, stream: int, epoch: int, number: int) -> np.random.Generator:
+def generator(
+    seed: int,
+    stream: int,
+    epoch: int,
+    number: int,
+) -> np.random.Generator:
   """The random numbers of one row and epoch; no two rows share any (Salmon et al. 2011: counter-based)."""
   counter = [0, 0, epoch, number]
   bits = np.random.Philox(key=[seed, stream], counter=counter)

@@ -76,7 +76,11 @@ def segment_starts(tokens_BT: np.ndarray, eos_id: int | None) -> np.ndarray:
   return starts_BT
 
 
-def shifted(tokens_BT: np.ndarray, starts_BT: np.ndarray, bos_id: int) -> Batch:
+def shifted(
+    tokens_BT: np.ndarray,
+    starts_BT: np.ndarray,
+    bos_id: int,
+) -> Batch:
   """The batch in which every token is a target, its input the token before it, or `bos_id` where a segment starts."""
   is_token = tokens_BT != MISSING
   previous_BT = np.zeros_like(tokens_BT)
@@ -391,12 +395,20 @@ def of_text(
   return _ended(inputs, eos_id), _ended(targets, eos_id)
 
 
-def noise(text: Tokens, random: np.random.Generator, density: float) -> np.ndarray:
+def noise(
+    text: Tokens,
+    random: np.random.Generator,
+    density: float,
+) -> np.ndarray:
   """Bool [n]: tokens that are corrupted, each by itself."""
   return random.random(len(text)) < density
 
 
-def spans(text: Tokens, random: np.random.Generator, setting: Setting) -> TokenPair:
+def spans(
+    text: Tokens,
+    random: np.random.Generator,
+    setting: Setting,
+) -> TokenPair:
   """`span_corruption` of one text [n], without ends, of any length."""
   keys = setting.keys
   masks_1L = _span_masks(
@@ -423,13 +435,21 @@ def span_sizes(
   return inputs, targets
 
 
-def masked(text: Tokens, random: np.random.Generator, setting: Setting) -> Tokens:
+def masked(
+    text: Tokens,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Tokens:
   """int32 [n]: a text whose corrupted tokens are the first sentinel."""
   corrupted = noise(text, random, setting.keys.noise_density)
   return np.where(corrupted, setting.ids.sentinels[0], text)
 
 
-def bert_style(text: Tokens, random: np.random.Generator, setting: Setting) -> Tokens:
+def bert_style(
+    text: Tokens,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Tokens:
   """As `masked`, one in ten becoming a random id instead."""
   n = len(text)
   ids = setting.ids

@@ -160,7 +160,11 @@ class Options:
   sep_id: int | None = None
 
 
-def masked_lm(tokens_BT: np.ndarray, random: Generators, options: Options) -> Batch:
+def masked_lm(
+    tokens_BT: np.ndarray,
+    random: Generators,
+    options: Options,
+) -> Batch:
   """Masked language modelling; `targets` and `weights` are [B, P] for the positions `predict` [B, P].
 
   Of the chosen tokens 80 % are read as the mask, 10 % as a random id and 10 % as they are: each token by itself, for

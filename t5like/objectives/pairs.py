@@ -92,7 +92,11 @@ def _rows_begin(data: Section) -> bool:
   return True
 
 
-def _split(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _split(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   """(prefix, rest); the split is uniform on 1 .. n - 1 (T5's prefix_lm, for an encoder)."""
   split = int(random.integers(1, max(2, len(text))))
   return text[:split], text[split:]
@@ -154,7 +158,11 @@ PREFIX_LM = Objective(
 # --- span_corruption: spans become sentinels, which in the targets stand before their tokens ----------
 
 
-def _spans(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _spans(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   from t5like.objectives import functions
   return functions.spans(text, random, setting)
 
@@ -248,7 +256,11 @@ SPAN_CORRUPTION = Objective(
 # --- iid_denoising: the same for runs of tokens that are each corrupted by themselves -----------------
 
 
-def _runs(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _runs(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   from t5like.objectives import functions
   corrupted = functions.noise(text, random, setting.keys.noise_density)
   return functions.sentinel_pair(text, corrupted, setting.ids.sentinels)
@@ -295,7 +307,11 @@ IID_DENOISING = Objective(
 # --- mass: corrupted tokens become the first sentinel; the targets are all of the text ----------------
 
 
-def _masked(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _masked(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   from t5like.objectives import functions
   return functions.masked(text, random, setting), text
 
@@ -345,7 +361,11 @@ BERT_STYLE = Objective(
 # --- deshuffling: the inputs are in random order; the targets are the text ----------------------------
 
 
-def _shuffled(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _shuffled(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   return random.permutation(text), text
 
 
@@ -367,7 +387,11 @@ DESHUFFLING = Objective(
 # --- drop: tokens that are each left out by themselves are the targets --------------------------------
 
 
-def _dropped(text: np.ndarray, random: np.random.Generator, setting: Setting) -> Sides:
+def _dropped(
+    text: np.ndarray,
+    random: np.random.Generator,
+    setting: Setting,
+) -> Sides:
   from t5like.objectives import functions
   gone = functions.noise(text, random, setting.keys.noise_density)
   return text[~gone], text[gone]

@@ -228,7 +228,12 @@ def at_rates(tx: Transform, rates: Rates) -> Transform:
   def init(params: Any) -> Any:
     return inner.init(_part(params, trained))
 
-  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+      **extra_args: Any,
+  ) -> Any:
     trained_params = None
     if params is not None:
       trained_params = _part(params, trained)

@@ -170,7 +170,11 @@ def _by_factored_rms(
         outputs=jnp.mean(x, inputs, keepdims=True),
     )
 
-  def scaled(param: Param, g: jax.Array, v: dict[str, jax.Array]) -> jax.Array:
+  def scaled(
+      param: Param,
+      g: jax.Array,
+      v: dict[str, jax.Array],
+  ) -> jax.Array:
     if 'full' in v:
       return g * jax.lax.rsqrt(v['full'])
     # Root by root: the product of two means of 1e-30 is 0 in fp32.
@@ -255,7 +259,12 @@ def bert_adamw(
   )
 
 
-def _by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> Transform:
+def _by_adam(
+    b1: float,
+    b2: float,
+    eps: float,
+    bias_correction: bool,
+) -> Transform:
   """m / (sqrt(v) + eps), times sqrt(1 - b2^t) / (1 - b1^t) under bias correction; t counts from 1.
 
   Kingma & Ba 2015 (arXiv 1412.6980), section 2, in its efficient order; in the other, which is

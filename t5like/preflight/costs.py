@@ -164,7 +164,12 @@ class Costs:
       total += size
     return total
 
-  def _sliced(self, computation: str, name: str, depth: int = 0) -> float | None:
+  def _sliced(
+      self,
+      computation: str,
+      name: str,
+      depth: int = 0,
+  ) -> float | None:
     """Bytes of a fusion's parameter that are read when only slices of it are; None when all of it is."""
     total = 0
     is_used = False
@@ -223,7 +228,12 @@ class Costs:
         total += updated
     return total
 
-  def _updated(self, op: Op, computation: str, depth: int = 0) -> float | None:
+  def _updated(
+      self,
+      op: Op,
+      computation: str,
+      depth: int = 0,
+  ) -> float | None:
     """Bytes that are written of a result that is updated in place; None when it is written whole."""
     if op.kind == 'dynamic-update-slice':
       update = self.module.operand(computation, op.args[1])
@@ -255,7 +265,12 @@ def _contracted(dims: Sizes, attributes: str) -> int:
   return size
 
 
-def convolution(left: Sizes, right: Sizes, out: Sizes, attributes: str) -> int:
+def convolution(
+    left: Sizes,
+    right: Sizes,
+    out: Sizes,
+    attributes: str,
+) -> int:
   """Multiplications and additions of a convolution.
 
   Dimensions that the labels call numbers are moved over each other: of each, the pairs of an output and an element of

@@ -458,7 +458,12 @@ def _read_mesh(text: str, partitions: int) -> np.ndarray:
   return ids.reshape(-1, size)
 
 
-def _split_axis(axis: str, names: list[str], shape: list[int], text: str) -> str:
+def _split_axis(
+    axis: str,
+    names: list[str],
+    shape: list[int],
+    text: str,
+) -> str:
   """The name of an axis such as 'a', or of its part such as 'a':(2)4, by which `names` and `shape` are then split."""
   match = re.fullmatch(r"'([^']+)'(?::\((\d+)\)(\d+))?", axis)
   if not match or match[1] not in names:

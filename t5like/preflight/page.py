@@ -13,7 +13,11 @@ from t5like.preflight.prediction import GIB, HEADROOM, Report
 GROUPS = ('parameters', 'optimizer', 'batch', 'activations', 'temporaries', 'headroom')  # of HBM
 
 
-def show(report: Report, price: float = 0.0, console: Console | None = None) -> None:
+def show(
+    report: Report,
+    price: float = 0.0,
+    console: Console | None = None,
+) -> None:
   """Prints a report of `prediction.predict`.
 
   Args:

@@ -104,13 +104,22 @@ def predict(
 # --- Compiling ------------------------------------------------------------------------------------
 
 
-def _compile(job: str, folder: pathlib.Path, full: bool) -> dict[str, Any] | None:
+def _compile(
+    job: str,
+    folder: pathlib.Path,
+    full: bool,
+) -> dict[str, Any] | None:
   """Runs compile_ahead.py until the schedule is there (`full`: to the end); returns error.json's content, or None."""
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
   command = [sys.executable, '-m', 't5like.preflight.compile_ahead', job, str(folder)]
   with open(folder / 'log', 'wb') as log:
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=log,
+        env=environment,
+    )
     try:
       is_scheduled = _wait_for(process, folder / 'dump', full)
     finally:
@@ -129,7 +138,11 @@ def _compile(job: str, folder: pathlib.Path, full: bool) -> dict[str, Any] | Non
   return {'exit_code': 1, 'type': 'Abort', 'text': text}
 
 
-def _wait_for(process: subprocess.Popen[bytes], dump: pathlib.Path, full: bool) -> bool:
+def _wait_for(
+    process: subprocess.Popen[bytes],
+    dump: pathlib.Path,
+    full: bool,
+) -> bool:
   """Whether the schedule is complete before the process ends; `full`: the process is waited for."""
   deadline = time.monotonic() + LIMIT
   size_before = -1

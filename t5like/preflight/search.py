@@ -90,7 +90,12 @@ def changed(config: Config, overrides: Mapping[str, Any]) -> Any:
 class _Search:
   """The state of a search: the candidates tried."""
 
-  def __init__(self, config: Config, topology: Topology, say: Callable[[str], Any]):
+  def __init__(
+      self,
+      config: Config,
+      topology: Topology,
+      say: Callable[[str], Any],
+  ):
     self.config = config
     self.topology = topology
     self.say = say

@@ -185,7 +185,11 @@ def parse(text: str) -> Topology:
   return Topology(generation, sides, number_of_slices)
 
 
-def _parse_shape(text: str, generation: Generation, shape: str) -> tuple[int, ...]:
+def _parse_shape(
+    text: str,
+    generation: Generation,
+    shape: str,
+) -> tuple[int, ...]:
   """Of '4x4x8'."""
   sides = tuple(map(int, shape.split('x')))
   if len(sides) != generation.dims:
@@ -195,7 +199,11 @@ def _parse_shape(text: str, generation: Generation, shape: str) -> tuple[int, ..
   return sides
 
 
-def _shape_of_size(text: str, generation: Generation, size: int) -> tuple[int, ...]:
+def _shape_of_size(
+    text: str,
+    generation: Generation,
+    size: int,
+) -> tuple[int, ...]:
   """The shape of a slice of this size, which counts chips or cores."""
   chips = size
   if generation.counts_cores:
