@@ -11,11 +11,27 @@ import math
 from collections.abc import Mapping
 
 # What a parameter does in the model.
-ROLES = ('embed', 'positions', 'types', 'relative', 'q', 'k', 'v', 'o', 'up', 'gate', 'down', 'head', 'norm')
+ROLES = (
+    'embed',
+    'positions',
+    'types',
+    'relative',
+    'q',
+    'k',
+    'v',
+    'o',
+    'up',
+    'gate',
+    'down',
+    'head',
+    'norm',
+)
 LOOKED_UP = ('embed', 'positions', 'types')  # tables of which a token reads a row
 KINDS = ('matrix', 'bias', 'scale', 'lora_a', 'lora_b')
 ADAPTERS = ('lora_a', 'lora_b')
 LAYER = 'L'  # the letter of the axis on which the layers of a stack lie
+
+Axes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +63,15 @@ class Param:
       raise ValueError(f'{self}: there is no role {self.role!r}; parameters.ROLES has them all.')
     if self.kind not in KINDS:
       raise ValueError(f'{self}: there is no kind {self.kind!r}; parameters.KINDS has them all.')
-    named = self.inputs + self.outputs
-    if len(set(self.dims)) < len(self.dims) or len(set(named)) < len(named) or not set(named) <= set(self.dims):
+    has_doubles = _has_doubles(self.dims) or _has_doubles(self._named)
+    has_others = not set(self._named) <= set(self.dims)
+    if has_doubles or has_others:
       raise ValueError(f'{self}: each axis needs a letter of its own, and is an input, an output or neither.')
+
+  @property
+  def _named(self) -> str:
+    """Letters of the axes that are inputs or outputs."""
+    return self.inputs + self.outputs
 
   @property
   def is_stacked(self) -> bool:
@@ -68,27 +90,46 @@ class Param:
   @property
   def batch(self) -> str:
     """Letters, apart from that of layers, of the axes that number matrices or vectors of their own: experts."""
-    return ''.join(d for d in self.dims if d not in LAYER + self.inputs + self.outputs)
+    return _without(self.dims, LAYER + self._named)
 
   @property
-  def own_axes(self) -> tuple[int, ...]:
+  def own_axes(self) -> Axes:
     """Axes of one matrix or vector: all but those of layers and experts."""
-    return tuple(axis for axis, d in enumerate(self.dims) if d in self.inputs + self.outputs)
+    return self._axes(self._named)
 
   @property
-  def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+  def sides(self) -> tuple[Axes, Axes] | None:
     """(axes of the inputs, axes of the outputs) of a matrix that is no adapter; else None."""
     if self.kind != 'matrix':
       return None
-    return self._axes(self.inputs), self._axes(self.outputs)
+    inputs = self._axes(self.inputs)
+    outputs = self._axes(self.outputs)
+    return inputs, outputs
 
-  def _axes(self, letters: str) -> tuple[int, ...]:
-    return tuple(axis for axis, d in enumerate(self.dims) if d in letters)
+  def _axes(self, letters: str) -> Axes:
+    axes = []
+    for axis, letter in enumerate(self.dims):
+      if letter in letters:
+        axes.append(axis)
+    return tuple(axes)
 
 
-def matrix(dims: str, inputs: str, role: str, kind: str = 'matrix') -> Param:
+def _has_doubles(letters: str) -> bool:
+  return len(set(letters)) < len(letters)
+
+
+def _without(letters: str, others: str) -> str:
+  return ''.join(letter for letter in letters if letter not in others)
+
+
+def matrix(
+    dims: str,
+    inputs: str,
+    role: str,
+    kind: str = 'matrix',
+) -> Param:
   """What multiplies `inputs` and makes the rest of `dims`."""
-  outputs = ''.join(d for d in dims if d not in inputs)
+  outputs = _without(dims, inputs)
   return Param(dims, role, kind, inputs, outputs)
 
 
@@ -102,7 +143,11 @@ def of_layers(param: Param) -> Param:
   return dataclasses.replace(param, dims=LAYER + param.dims)
 
 
-def whole(declared: Param | None, path: str, shape: tuple[int, ...]) -> Param:
+def whole(
+    declared: Param | None,
+    path: str,
+    shape: tuple[int, ...],
+) -> Param:
   """The declaration of an array with its shape; TypeError where there is none, or one of another rank."""
   if declared is None:
     raise TypeError(f'The parameter {path} is not declared. Make it with `normal` or `constant` of model/layers.py, or '
@@ -113,7 +158,10 @@ def whole(declared: Param | None, path: str, shape: tuple[int, ...]) -> Param:
   return dataclasses.replace(declared, shape=tuple(shape))
 
 
-def with_path_of(path: str, parameters: Mapping[str, Param]) -> Param | None:
+def with_path_of(
+    path: str,
+    parameters: Mapping[str, Param],
+) -> Param | None:
   """The parameter that an array of an optimizer's state is of: that whose path ends the array's; None for no one's."""
   keys = path.split('/')
   for start in range(len(keys)):

@@ -47,27 +47,40 @@ def _constant(step, span, jnp):
 
 def _share_done(step, span, jnp):
   """The share that is done of the steps after the warm-up."""
-  return jnp.clip((step - span.warmup) / max(1.0, span.total - span.warmup), 0, 1)
+  done = step - span.warmup
+  steps = max(1.0, span.total - span.warmup)
+  return jnp.clip(done / steps, 0, 1)
 
 
 def _cosine(step, span, jnp):
-  return span.final_scale + (1 - span.final_scale) * (1 + jnp.cos(jnp.pi * _share_done(step, span, jnp))) / 2
+  share_done = _share_done(step, span, jnp)
+  fall = 1 - span.final_scale
+  wave = 1 + jnp.cos(jnp.pi * share_done)
+  return span.final_scale + fall * wave / 2
 
 
 def _linear(step, span, jnp):
-  return 1 - (1 - span.final_scale) * _share_done(step, span, jnp)
+  share_done = _share_done(step, span, jnp)
+  fall = 1 - span.final_scale
+  return 1 - fall * share_done
 
 
 def _stable_then_decay(step, span, jnp):
-  return span.final_scale + (1 - span.final_scale) * jnp.clip((span.total - step) / span.decay, 0, 1)
+  steps_left = span.total - step
+  share_left = jnp.clip(steps_left / span.decay, 0, 1)
+  fall = 1 - span.final_scale
+  return span.final_scale + fall * share_left
 
 
 def _rsqrt(step, span, jnp):
-  return jnp.sqrt(span.timescale / jnp.maximum(step, span.timescale))
+  later = jnp.maximum(step, span.timescale)
+  return jnp.sqrt(span.timescale / later)
 
 
 def _rsqrt_decay(step, span, jnp):
-  return _rsqrt(step, span, jnp) * _stable_then_decay(step, span, jnp)
+  rate = _rsqrt(step, span, jnp)
+  decay = _stable_then_decay(step, span, jnp)
+  return rate * decay
 
 
 SCHEDULES = dict(

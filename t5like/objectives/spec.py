@@ -17,6 +17,13 @@ from t5like.objectives.prompts import STYLES
 if TYPE_CHECKING:  # configs are checked without numpy
   import numpy as np
 
+  Random = np.random.Generator
+  Sides = tuple[np.ndarray, np.ndarray]  # inputs, targets
+  MakeRows = Callable[[np.ndarray, Sequence[Random], 'Setting'], dict[str, np.ndarray]]
+  MakePair = Callable[[np.ndarray, Random, 'Setting'], tuple[Any, Any]]
+  MakePairs = Callable[[np.ndarray, Random, 'Setting'], list[Sides] | None]
+  MakeAllPairs = Callable[[np.ndarray, Sequence[Random], 'Setting'], Sides | None]
+
 
 class _Missing:
   """Stands for a part that an entry must have."""
@@ -184,9 +191,7 @@ class OneStack:
   """
   architecture: str = _needed("'decoder' or 'encoder'")
   lengths: Callable[[Any, Section], Lengths] = _needed('how many tokens of text fill a row')
-  rows: Callable[[np.ndarray, Sequence[np.random.Generator], Setting], dict[str, np.ndarray]] = _needed(
-      'how rows are made of tokens',
-  )
+  rows: MakeRows = _needed('how rows are made of tokens')
   style: Callable[[Any, Section], str] = _needed('how prompts are written')
   styles: tuple[str, ...] = _needed('which styles of prompts there are')
   begins: Callable[[Section], bool] = _needed('whether rows begin with a token of their own')
@@ -215,19 +220,15 @@ class Pair:
     filled: the Filled of (keys, tokens of inputs, tokens of text in an example), where data.target_len may leave inputs
       unfilled.
   """
-  make: Callable[[np.ndarray, np.random.Generator, Setting], tuple[Any, Any]] = _needed(
-      'how inputs and targets are made of a text',
-  )
+  make: MakePair = _needed('how inputs and targets are made of a text')
   sizes: Callable[[Any, Any], tuple[Any, Any]] = _needed('how long inputs and targets are, by the tokens of a text')
   one_row: Callable[[Any, int], Fit] = _needed('how much text fits into a row of a decoder')
   two_rows: Callable[[Any, int, int, int], Fit] = _needed('how much text fits into rows of an encoder and a decoder')
   style: str = _needed('how prompts are written')
   ask: Asking | CannotBeAsked = _needed('how answers are asked for')
   given: bool = False
-  of_window: Callable[
-      [np.ndarray, np.random.Generator, Setting], list[tuple[np.ndarray, np.ndarray]] | None] | None = None
-  whole_windows: Callable[
-      [np.ndarray, Sequence[np.random.Generator], Setting], tuple[np.ndarray, np.ndarray] | None] | None = None
+  of_window: MakePairs | None = None
+  whole_windows: MakeAllPairs | None = None
   filled: Callable[[Any, int, int], Filled] | None = None
 
 
@@ -261,8 +262,10 @@ class Objective:
     problems = list(_missing(self)) or list(_contradictions(self))
     if problems:
       raise Incomplete(f'the objective {self.name!r} is incomplete: {"; ".join(problems)}.')
-    object.__setattr__(self, 'architectures', with_same_rows(self.architectures))
-    object.__setattr__(self, 'by_chance', with_same_rows(self.by_chance))
+    architectures = with_same_rows(self.architectures)
+    by_chance = with_same_rows(self.by_chance)
+    object.__setattr__(self, 'architectures', architectures)
+    object.__setattr__(self, 'by_chance', by_chance)
 
   @property
   def given(self) -> bool:
@@ -283,7 +286,8 @@ class Objective:
     layout = self.layout(config.model.name)
     if isinstance(layout, Pair):
       return pair_style(config.model.name, layout.style)
-    style = layout.style(self.read(config.objective), config.data)
+    keys = self.read(config.objective)
+    style = layout.style(keys, config.data)
     if style not in layout.styles:
       raise Incomplete(f'the objective {self.name!r} writes prompts in the style {style!r}, which stack.styles lacks: '
                        f'it has {", ".join(layout.styles)}.')
@@ -358,8 +362,16 @@ def _read(section: Section, keys: Iterable[str]) -> types.SimpleNamespace:
 
 def with_same_rows(names: Iterable[str]) -> tuple[str, ...]:
   """These architectures, and all others that read rows like theirs."""
-  rows = {ARCHITECTURES[name].rows for name in names if name in ARCHITECTURES}
-  return tuple(name for name, architecture in ARCHITECTURES.items() if architecture.rows in rows)
+  rows = {architecture.rows for architecture in _known(names)}
+  alike = []
+  for name, architecture in ARCHITECTURES.items():
+    if architecture.rows in rows:
+      alike.append(name)
+  return tuple(alike)
+
+
+def _known(names: Iterable[str]) -> list[Architecture]:
+  return [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
 
 
 def pair_style(architecture: str, style: str) -> str:
@@ -380,7 +392,8 @@ def _missing(entry: Objective | Mixture) -> Iterator[str]:
   if entry.stack is not None:
     yield from _left_out(entry.stack, 'stack.', set())
   if entry.pair is not None:
-    yield from _left_out(entry.pair, 'pair.', _not_needed(entry, entry.pair))
+    optional = _not_needed(entry, entry.pair)
+    yield from _left_out(entry.pair, 'pair.', optional)
 
 
 def _left_out(
@@ -389,7 +402,10 @@ def _left_out(
     optional: set[str],
 ) -> Iterator[str]:
   for field in dataclasses.fields(part):
-    if getattr(part, field.name) is MISSING and field.name not in optional:
+    if field.name in optional:
+      continue
+    value = getattr(part, field.name)
+    if value is MISSING:
       yield f'{where}{field.name} is missing ({field.metadata["about"]})'
 
 
@@ -399,16 +415,12 @@ def _not_needed(entry: Objective, pair: Pair) -> set[str]:
   if pair.given:
     optional.update(('make', 'sizes'))
   if entry.architectures is not MISSING:
-    architectures = _known_architectures(entry)
+    architectures = _known(entry.architectures)
     if not any(architecture.decoder_only for architecture in architectures):
       optional.update(('one_row', 'style'))
     if not any(architecture.has_encoder for architecture in architectures):
       optional.add('two_rows')
   return optional
-
-
-def _known_architectures(entry: Objective) -> list[Architecture]:
-  return [ARCHITECTURES[name] for name in entry.architectures if name in ARCHITECTURES]
 
 
 def _contradictions(entry: Objective) -> Iterator[str]:
@@ -425,7 +437,7 @@ def _contradictions(entry: Objective) -> Iterator[str]:
       yield f'stack.styles is empty: there is {", ".join(STYLES)}'
     for style in entry.stack.styles:
       yield from _unknown_style('stack.styles has', style)
-  has_style = any(architecture.decoder_only for architecture in _known_architectures(entry))
+  has_style = any(architecture.decoder_only for architecture in _known(entry.architectures))
   if entry.pair is not None and has_style:
     yield from _unknown_style('pair.style is', entry.pair.style)
 

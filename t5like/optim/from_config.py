@@ -122,8 +122,10 @@ def build(
       **_: Any,
   ) -> Any:
     if rate is None:
-      return make(learning_rate).update(updates, state, params)
-    return make(_constant_rate(rate)).update(updates, state, params)
+      at_rate = make(learning_rate)
+    else:
+      at_rate = make(_constant_rate(rate))
+    return at_rate.update(updates, state, params)
 
   tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, update_at_rate)
   if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
@@ -139,7 +141,8 @@ def build(
   ) -> Any:
     if step is None or not callable(learning_rate):
       return tx.update(updates, state, params)
-    return tx.update(updates, state, params, rate=learning_rate(step))
+    rate = learning_rate(step)
+    return tx.update(updates, state, params, rate=rate)
 
   return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -220,7 +223,8 @@ def rates(spec: Section, parameters: Mapping[str, Param]) -> dict[str, np.ndarra
 
 def at_rates(tx: Transform, rates: Rates) -> Transform:
   """tx with the updates of each parameter (and layer) times its rate; no state for what is wholly frozen."""
-  if all((rate == 1).all() for rate in rates.values()):
+  are_alike = all((rate == 1).all() for rate in rates.values())
+  if are_alike:
     return tx
   inner = optax.with_extra_args_support(tx)
   trained = {path for path, rate in rates.items() if rate.any()}
@@ -237,7 +241,13 @@ def at_rates(tx: Transform, rates: Rates) -> Transform:
     trained_params = None
     if params is not None:
       trained_params = _part(params, trained)
-    part, state = inner.update(_part(updates, trained), state, trained_params, **extra_args)
+    trained_updates = _part(updates, trained)
+    part, state = inner.update(
+        trained_updates,
+        state,
+        trained_params,
+        **extra_args,
+    )
     by_path = {}
     for path, u in jax.tree_util.tree_leaves_with_path(part):
       by_path[path_name(path)] = u
@@ -246,9 +256,10 @@ def at_rates(tx: Transform, rates: Rates) -> Transform:
       name = path_name(path)
       if name not in trained:
         return jnp.zeros_like(g)
-      rate = rates[name]
+      u = by_path[name]
+      rate = _spread(rates[name], g)
       # Where rather than a product: a frozen layer's update may be 0 / 0.
-      return jnp.where(_spread(rate, g) == 0, 0, by_path[name] * _spread(rate, g))
+      return jnp.where(rate == 0, 0, u * rate)
 
     return map_with_path(times_rate, updates), state
 
@@ -281,7 +292,8 @@ def without_frozen(sums: Sums, rates: Rates) -> Sums:
     constant = jax.lax.stop_gradient(p)
     if not rate.any():
       return constant
-    return jnp.where(_spread(rate, p) > 0, p, constant)
+    is_trained = _spread(rate, p) > 0
+    return jnp.where(is_trained, p, constant)
 
   def sums_of_trained(params: Any, *rest: Any) -> dict[str, jax.Array]:
     return sums(map_with_path(stopped, params), *rest)
@@ -292,4 +304,5 @@ def without_frozen(sums: Sums, rates: Rates) -> Sums:
 def _spread(rate: np.ndarray, x: jax.Array) -> jax.Array:
   """A rate, numpy [L] or [1], as an array that multiplies x [L, ..]."""
   other_axes = [1] * (x.ndim - 1)
-  return jnp.asarray(rate.reshape(len(rate), *other_axes), x.dtype)
+  spread = rate.reshape(len(rate), *other_axes)
+  return jnp.asarray(spread, x.dtype)

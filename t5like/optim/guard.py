@@ -49,24 +49,32 @@ def judge(
     is_full = guard['finite'] >= WINDOW
     slot = guard['finite'] % WINDOW
     is_spike = jnp.bool_(False)
-    for window, value, multiple in (('losses', loss, spike_loss), ('norms', grad_norm, spike_norm)):
+    watched = (
+        ('losses', loss, spike_loss),
+        ('norms', grad_norm, spike_norm),
+    )
+    for window, value, multiple in watched:
       values = guard[window]
-      limit = jnp.where(is_full & (multiple > 0), multiple * jnp.median(values), jnp.inf)
+      has_limit = is_full & (multiple > 0)
+      limit = jnp.where(has_limit, multiple * jnp.median(values), jnp.inf)
       is_spike |= finite & (value > limit)
       # At most the limit, so that one spike does not hide the next; never NaN, which would make all later steps bad.
-      with_value = values.at[slot].set(jnp.minimum(value, limit))
+      bounded = jnp.minimum(value, limit)
+      with_value = values.at[slot].set(bounded)
       new[window] = jnp.where(finite, with_value, values)
     good = finite & ~is_spike
     new['finite'] = _bounded(guard['finite'] + finite)
     new['spikes'] = guard['spikes'] + is_spike
-  new['bad_in_a_row'] = jnp.where(good, 0, guard['bad_in_a_row'] + 1)
+  one_more = guard['bad_in_a_row'] + 1
+  new['bad_in_a_row'] = jnp.where(good, 0, one_more)
   new['bad_steps'] = guard['bad_steps'] + ~good
   return good, new
 
 
 def _bounded(count: jax.Array) -> jax.Array:
   """A count that does not overflow 32 bits: less a multiple of WINDOW, which keeps the place in the window."""
-  return jnp.where(count >= MOST_COUNTED, count - MOST_COUNTED + WINDOW, count)
+  bounded = count - MOST_COUNTED + WINDOW
+  return jnp.where(count >= MOST_COUNTED, bounded, count)
 
 
 def counters(guard: State) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ import optax
 from optax import contrib
 
 from t5like.errors import ConfigError
-from t5like.parameters import Param, with_path_of
+from t5like.parameters import Axes, Param, with_path_of
 
 # Roles of matrices that are looked up, or that predict: Muon is for those in between.
 TABLES = ('embed', 'head', 'positions', 'types', 'relative')
@@ -28,7 +28,6 @@ Mask = Callable[[optax.Params], Any]  # params -> a tree like them of bools: wha
 Rate = optax.ScalarOrSchedule
 Transform = optax.GradientTransformation
 Declared = Mapping[str, Param]  # `model.parameters`
-Axes = tuple[int, ...]
 Path = tuple[Any, ...]  # a key path of jax.tree_util
 
 map_with_path = jax.tree_util.tree_map_with_path
@@ -52,7 +51,8 @@ def map_with_param(
   """fn(its Param, array, ..) of each array of a tree of parameters, and of trees like it."""
 
   def with_param(path: Path, x: jax.Array, *others: Any) -> Any:
-    return fn(parameters[path_name(path)], x, *others)
+    param = parameters[path_name(path)]
+    return fn(param, x, *others)
 
   return map_with_path(with_param, tree, *rest)
 
@@ -66,7 +66,8 @@ def _required(parameters: Declared | None, name: str) -> Declared:
 
 def _rms(param: Param, x: jax.Array) -> jax.Array:
   """Root mean square of each layer and expert, in axes of size 1."""
-  mean_square = jnp.mean(jnp.square(x), param.own_axes, keepdims=True)
+  squares = jnp.square(x)
+  mean_square = jnp.mean(squares, param.own_axes, keepdims=True)
   return jnp.sqrt(mean_square)
 
 
@@ -83,7 +84,8 @@ def _times_parameter_rms(parameters: Declared, least: float = 1e-3) -> Transform
   """Scales updates with the parameter they change, so that steps are relative."""
 
   def scaled(param: Param, u: jax.Array, p: jax.Array) -> jax.Array:
-    return u * jnp.maximum(_rms(param, p), least)
+    scale = jnp.maximum(_rms(param, p), least)
+    return u * scale
 
   def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
     return map_with_param(scaled, parameters, updates, params)
@@ -162,7 +164,10 @@ def _by_factored_rms(
   def means(param: Param, x: jax.Array) -> dict[str, jax.Array]:
     """The means that are kept of x, an array in the place of g^2."""
     sides = param.sides
-    if sides is None or min(_sizes(sides, x)) < min_dim_size_to_factor:
+    if sides is None:
+      return dict(full=x)
+    smaller = min(_sizes(sides, x))
+    if smaller < min_dim_size_to_factor:
       return dict(full=x)
     inputs, outputs = sides
     return dict(
@@ -178,20 +183,24 @@ def _by_factored_rms(
     if 'full' in v:
       return g * jax.lax.rsqrt(v['full'])
     # Root by root: the product of two means of 1e-30 is 0 in fp32.
-    mean = jnp.mean(v['inputs'], param.own_axes, keepdims=True)
-    return g * jax.lax.rsqrt(v['inputs'] / mean) * jax.lax.rsqrt(v['outputs'])
+    inputs = v['inputs']
+    outputs = v['outputs']
+    mean = jnp.mean(inputs, param.own_axes, keepdims=True)
+    return g * jax.lax.rsqrt(inputs / mean) * jax.lax.rsqrt(outputs)
 
   def init(params: optax.Params) -> AdafactorState:
     # Zeros of the means, not of their shapes: so they lie on the devices on which means will lie.
     like = map_with_param(means, parameters, params)
-    return AdafactorState(jnp.int32(0), jax.tree.map(jnp.zeros_like, like))
+    v = jax.tree.map(jnp.zeros_like, like)
+    return AdafactorState(jnp.int32(0), v)
 
   def update(
       updates: Any,
       state: Any,
       params: Any = None,
   ) -> tuple[Any, AdafactorState]:
-    newest = (state.count + 1).astype(jnp.float32) ** -decay_rate  # not 1 - beta2, which would round it
+    t = (state.count + 1).astype(jnp.float32)
+    newest = t ** -decay_rate  # not 1 - beta2, which would round it
 
     def means_of_square(param: Param, g: jax.Array) -> dict[str, jax.Array]:
       return means(param, jnp.square(g) + eps)
@@ -202,7 +211,8 @@ def _by_factored_rms(
     now = map_with_param(means_of_square, parameters, updates)
     v = jax.tree.map(mixed, state.v, now)
     new_updates = map_with_param(scaled, parameters, updates, v)
-    return new_updates, AdafactorState(optax.safe_increment(state.count), v)
+    count = optax.safe_increment(state.count)
+    return new_updates, AdafactorState(count, v)
 
   return optax.GradientTransformation(init, update)
 
@@ -210,9 +220,11 @@ def _by_factored_rms(
 def _sizes(sides: tuple[Axes, Axes], x: jax.Array) -> tuple[int, int]:
   """(number of inputs, number of outputs) of a matrix whose axes are these."""
   inputs, outputs = sides
-  num_inputs = math.prod(x.shape[axis] for axis in inputs)
-  num_outputs = math.prod(x.shape[axis] for axis in outputs)
-  return num_inputs, num_outputs
+  return _size(inputs, x), _size(outputs, x)
+
+
+def _size(axes: Axes, x: jax.Array) -> int:
+  return math.prod(x.shape[axis] for axis in axes)
 
 
 # --- Adam's kind --------------------------------------------------------------------------------
@@ -292,12 +304,16 @@ def _by_adam(
     v = jax.tree.map(mean_square, state.nu, updates)
     correction = 1
     if bias_correction:
-      correction = jnp.sqrt(1 - b2 ** count) / (1 - b1 ** count)
+      bias_of_v = 1 - b2 ** count
+      bias_of_m = 1 - b1 ** count
+      correction = jnp.sqrt(bias_of_v) / bias_of_m
 
     def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
-      return m / (jnp.sqrt(v) + eps) * correction
+      root = jnp.sqrt(v)
+      return m / (root + eps) * correction
 
-    return jax.tree.map(scaled, m, v), optax.ScaleByAdamState(count, m, v)
+    new_updates = jax.tree.map(scaled, m, v)
+    return new_updates, optax.ScaleByAdamState(count, m, v)
 
   return optax.GradientTransformation(init, update)
 
@@ -386,8 +402,10 @@ def _scaled_by_shape(consistent_rms: float | None, parameters: Declared) -> Tran
   def scaled(param: Param, u: jax.Array) -> jax.Array:
     inputs, outputs = _sizes(_sides_of_matrix(param), u)
     if consistent_rms is None:
-      return u * math.sqrt(max(1, outputs / inputs))
-    return u * consistent_rms * math.sqrt(max(outputs, inputs))
+      factor = max(1, outputs / inputs)
+      return u * math.sqrt(factor)
+    longer = max(outputs, inputs)
+    return u * consistent_rms * math.sqrt(longer)
 
   return _of_each_update(scaled, parameters)
 
@@ -497,14 +515,18 @@ def _for_each_layer(
 
   def axis(path: Path, _: Any) -> int | None:
     param = with_path_of(path_name(path), parameters)
-    is_layered = param is not None and param.is_stacked and param.stack == stack
-    return 0 if is_layered else None
+    if param is None or not param.is_stacked:
+      return None
+    if param.stack != stack:
+      return None
+    return 0
 
   def axes(tree: Any) -> Any:
     return map_with_path(axis, tree)
 
   def mapped(*trees: Any) -> Any:
     in_axes = tuple(map(axes, trees))
-    return jax.vmap(fn, in_axes=in_axes, out_axes=axes(like))(*trees)
+    for_each_layer = jax.vmap(fn, in_axes=in_axes, out_axes=axes(like))
+    return for_each_layer(*trees)
 
   return mapped
