@@ -67,7 +67,10 @@ CHECKS = dict(
 )
 
 
-def selftest(only: Sequence[str] = (), say: Callable[[str], None] = print) -> list[Outcome]:
+def selftest(
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
   """Runs the checks named in `only`, by default all. ConfigError for a name that is not a key of CHECKS."""
   for name in only:
     if name not in CHECKS:
@@ -78,13 +81,20 @@ def selftest(only: Sequence[str] = (), say: Callable[[str], None] = print) -> li
     trainer = _Trainer(pathlib.Path(folder), platform)
     for name in only or CHECKS:
       started = time.monotonic()
-      difference, problem = None, _obstacle(name, platform, device_count)
+      difference = None
+      problem = _obstacle(name, platform, device_count)
       if not problem:
         say(f'{name} ...')
         difference, problem = _attempt(name, trainer)
       check = CHECKS[name]
-      seconds = time.monotonic() - started
-      outcomes.append(Outcome(name, check.compared, difference, check.limit, seconds, problem))
+      outcomes.append(Outcome(
+          name=name,
+          compared=check.compared,
+          difference=difference,
+          limit=check.limit,
+          seconds=time.monotonic() - started,
+          problem=problem,
+      ))
   return outcomes
 
 
@@ -118,7 +128,7 @@ def _devices() -> tuple[str, int]:
   done = subprocess.run([sys.executable, '-c', DEVICES_PROGRAM], capture_output=True, text=True)
   if done.returncode:
     raise ConfigError(f'JAX finds no device here: {done.stderr.strip()[-300:]}')
-  platform, count = done.stdout.split()[-2:]
+  *_, platform, count = done.stdout.split()
   if platform == 'cpu':
     return platform, CPU_DEVICES
   return platform, int(count)
@@ -141,7 +151,8 @@ def _difference(name: str, way: str, trainer: '_Trainer') -> float:
     other = trainer.losses(run_name, way)
   if len(other) != len(plain):
     raise _Ended(f'{len(other)} losses instead of {len(plain)}')
-  return _largest(abs(a - b) for a, b in zip(other, plain))
+  differences = np.subtract(other, plain)
+  return _largest(np.abs(differences))
 
 
 def _largest(differences: Iterable[float]) -> float:
@@ -173,16 +184,34 @@ class _Trainer:
   ) -> list[float]:
     """Losses, gradient norms and the last validation's nll of a run. _Ended if it fails."""
     total = STEPS * BATCH_SIZE * SEQ_LEN
-    settings = [f'stop.tokens={total}', *SETTINGS.split(), 'mesh.fsdp=-1', *overrides.split()]
-    settings += [f'data.directory={self.folder}/prepared', f'compile.cache={self.folder}/cache']
-    program = [str(ROOT / 'main.py')]
-    if processes > 1:
-      program = [str(ROOT / 'launch/local.py'), f'--processes={processes}',
-                 f'--devices_per_process={CPU_DEVICES // processes}']
-    argv = [f'--config={self.folder}/config.py', f'--workdir={self.folder}/{run_name}']
+    workdir = self.folder / run_name
+    settings = [
+        f'stop.tokens={total}',
+        *SETTINGS.split(),
+        'mesh.fsdp=-1',
+        *overrides.split(),
+        f'data.directory={self.folder}/prepared',
+        f'compile.cache={self.folder}/cache',
+    ]
+    argv = [
+        f'--config={self.folder}/config.py',
+        f'--workdir={workdir}',
+    ]
     argv += [f'--config.{setting}' for setting in settings]
+    program = _program(processes)
     _run([sys.executable, *program, *argv], self.platform)
-    return _numbers(self.folder / run_name / 'metrics.jsonl')
+    return _numbers(workdir / 'metrics.jsonl')
+
+
+def _program(processes: int) -> list[str]:
+  """What trains in this number of processes: a file and its arguments."""
+  if processes == 1:
+    return [str(ROOT / 'main.py')]
+  return [
+      str(ROOT / 'launch/local.py'),
+      f'--processes={processes}',
+      f'--devices_per_process={CPU_DEVICES // processes}',
+  ]
 
 
 def _numbers(file: pathlib.Path) -> list[float]:
@@ -209,7 +238,8 @@ def _run(command: list[str], platform: str) -> str:
   if done.returncode:
     output = done.stdout + done.stderr
     lines = [line for line in output.splitlines() if line.strip()]
-    raise _Ended(f'exit code {done.returncode}: ' + ' '.join(lines[-3:])[-200:])
+    last_lines = ' '.join(lines[-3:])
+    raise _Ended(f'exit code {done.returncode}: {last_lines[-200:]}')
   return done.stdout
 
 
@@ -234,20 +264,24 @@ def packing() -> float:
 
   from t5like import config as config_lib, sharding
   from t5like.model import transformer
-  model_config = transformer.ModelConfig.of(config_lib.resolve(_packing_config()).model)
+  config = config_lib.resolve(_packing_config())
+  model_config = transformer.ModelConfig.of(config.model)
   sizes = (9, 30, 17)
   batch = _packing_batch(sizes)
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     model = transformer.build(model_config)
-    params = jax.jit(model.init)(jax.random.key(0))
-    logits_BTV = np.asarray(jax.jit(model.apply)(params, batch))
+    init = jax.jit(model.init)
+    apply = jax.jit(model.apply)
+    params = init(jax.random.key(0))
+    logits_BTV = np.asarray(apply(params, batch))
   differences = []
   start = 0
   for row, size in enumerate(sizes, 1):
     packed_TV = logits_BTV[0, start:start + size]
     alone_TV = logits_BTV[row, :size]
-    differences.append(np.abs(packed_TV - alone_TV).max())
+    difference_TV = np.abs(packed_TV - alone_TV)
+    differences.append(difference_TV.max())
     start += size
   return _largest(differences)
 
@@ -268,7 +302,11 @@ def _packing_batch(sizes: Sequence[int]) -> dict[str, np.ndarray]:
   """Row 0 holds all texts one after another, row n only the n-th; int32 [B, T]."""
   rng = np.random.default_rng(0)
   shape = (1 + len(sizes), SEQ_LEN)
-  batch = {name: np.zeros(shape, np.int32) for name in ('inputs', 'positions', 'segments')}
+  batch = dict(
+      inputs=np.zeros(shape, np.int32),
+      positions=np.zeros(shape, np.int32),
+      segments=np.zeros(shape, np.int32),
+  )
   start = 0
   for n, size in enumerate(sizes, 1):
     ids = rng.integers(3, 300, size)

@@ -72,7 +72,8 @@ def weights(dims: str) -> P:
 
 def gather(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   """A stored parameter as its layer needs it: cast first, so that fewer bytes travel."""
-  return jax.sharding.reshard(w.astype(dtype), weights(dims))
+  cast = w.astype(dtype)
+  return jax.sharding.reshard(cast, weights(dims))
 
 
 def gather_factor(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
@@ -84,8 +85,9 @@ def gather_factor(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   summed = frozenset(ROWS) | {'context'}
   stored = P(*at_rest(dims), reduced=summed.difference(STORED))
   gathered = P(*weights(dims), reduced=summed)
-  w = jax.sharding.reshard(w.astype(dtype), stored)
-  return jax.sharding.reshard(w, gathered)
+  cast = w.astype(dtype)
+  spread = jax.sharding.reshard(cast, stored)
+  return jax.sharding.reshard(spread, gathered)
 
 
 def everywhere(x: jax.Array, dims: str) -> jax.Array:
@@ -105,7 +107,13 @@ def einsum(
   alphabetical = dict(zip(letters, string.ascii_lowercase))
   renamed = equation.translate(str.maketrans(alphabetical))
   _, _, out_dims = equation.partition('->')
-  return jnp.einsum(renamed, x, w, out_sharding=in_use(out_dims), **kwargs)
+  return jnp.einsum(
+      renamed,
+      x,
+      w,
+      out_sharding=in_use(out_dims),
+      **kwargs,
+  )
 
 
 def spread_rows(batch: Any) -> Any:
@@ -113,7 +121,8 @@ def spread_rows(batch: Any) -> Any:
   pieces = jax.sharding.get_abstract_mesh().shape['context']
 
   def spread(x: jax.Array) -> jax.Array:
-    return jax.sharding.reshard(x, row_spec(x, pieces))
+    spec = row_spec(x, pieces)
+    return jax.sharding.reshard(x, spec)
 
   return jax.tree.map(spread, batch)
 
@@ -132,7 +141,10 @@ def row_spec(x: Any, pieces: int) -> P:
 # --- Meshes ---------------------------------------------------------------------------------------
 
 
-def make_mesh(mesh: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    mesh: Mapping[str, int],
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
   """The mesh of a config.
 
   Args:
@@ -152,9 +164,18 @@ def make_mesh(mesh: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
   if slices > 1 and sizes[0] == slices:
     per_slice = [1, *sizes[1:]]
     between = [slices, 1, 1, 1, 1]
-    array = mesh_utils.create_hybrid_device_mesh(per_slice, between, devices, allow_split_physical_axes=True)
+    array = mesh_utils.create_hybrid_device_mesh(
+        per_slice,
+        between,
+        devices,
+        allow_split_physical_axes=True,
+    )
   else:
-    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    array = mesh_utils.create_device_mesh(
+        sizes,
+        devices,
+        allow_split_physical_axes=True,
+    )
   return _mesh(array)
 
 
@@ -172,8 +193,9 @@ def _flags(mesh: Mapping[str, int]) -> str:
 def _sizes(mesh: Mapping[str, int], devices: int) -> list[int]:
   """The sizes of AXES on this number of devices, -1 resolved."""
   sizes = [mesh.get(axis, 1) for axis in AXES]
-  product = math.prod(size for size in sizes if size != -1)
-  if -1 not in sizes:
+  fixed_sizes = [size for size in sizes if size != -1]
+  product = math.prod(fixed_sizes)
+  if len(fixed_sizes) == len(AXES):
     if product != devices:
       raise ConfigError(f'{_flags(mesh)} makes {product} devices, but {devices} are present '
                         f'({jax.process_count()} processes). Set one of them to -1 to use them all.')
@@ -220,14 +242,17 @@ def replicated(params: Any, mesh: Mesh) -> list[tuple[str, int]]:
 
   [] on meshes where these axes are 1.
   """
-  spread = {axis for axis in ('fsdp', 'context') if mesh.shape[axis] > 1}
+  spread = {axis for axis in STORED if mesh.shape[axis] > 1}
   if not spread:
     return []
   result = []
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    if not spread & _axes_of(x.sharding.spec):
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      result.append((name, x.size * x.dtype.itemsize))
+    axes = _axes_of(x.sharding.spec)
+    if axes & spread:
+      continue
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    num_bytes = x.size * x.dtype.itemsize
+    result.append((name, num_bytes))
   return result
 
 
@@ -266,7 +291,8 @@ def rows_of_host(mesh: Mesh, batch_size: int) -> list[int]:
   size = batch_size // batch_shards(mesh)
   rows = []
   for shard in _shards_of_host(mesh):
-    rows += range(shard * size, (shard + 1) * size)
+    first = shard * size
+    rows += range(first, first + size)
   return rows
 
 
@@ -328,9 +354,15 @@ def start_processes(
   if jax.distributed.is_initialized() or num_processes == 1:
     return
   # Peers of a process that is gone are ended after this time, by JAX and not by Python; its default is 100 s.
-  initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=math.ceil(heartbeat))
+  seconds = math.ceil(heartbeat)
+  initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=seconds)
   if coordinator:
-    initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
+    initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        cluster_detection_method='deactivate',
+    )
     return
   try:
     initialize()  # a cluster that describes itself
@@ -388,4 +420,5 @@ def abstract(fn: Callable[[], Any], mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(with_mesh, jax.eval_shape(fn))
+  shapes = jax.eval_shape(fn)
+  return jax.tree.map(with_mesh, shapes)
