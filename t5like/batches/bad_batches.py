@@ -44,7 +44,8 @@ def read(path: str) -> tuple[Batch, dict[str, Any]]:
     content = schema.content(epath.Path(path), PACKED)
     arrays = _unpack(content)
     text = str(arrays.pop('about'))
-    values = schema.parse(text, schema.Object(), schema.LINE)
+    schema_of_about = schema.Object()
+    values = schema.parse(text, schema_of_about, schema.LINE)
     about = {}
     for key, value in values.items():
       about[key] = plain_json.number(value)

@@ -15,13 +15,14 @@ STRIDE = 377  # of the starting points of rounds; 377 / 1000 is near the golden 
 
 Weights = npt.ArrayLike  # numbers from 0, of each component
 Stage = tuple[int, Weights]  # its first row, and the weights from there on
+Documents = Sequence[int]  # how many each dataset has for training
 
 
-def _by_weights(documents: Sequence[int], data: Section) -> np.ndarray:
+def _by_weights(documents: Documents, data: Section) -> np.ndarray:
   return np.ones(len(documents))
 
 
-def _by_examples(documents: Sequence[int], data: Section) -> np.ndarray:
+def _by_examples(documents: Documents, data: Section) -> np.ndarray:
   examples = np.array(documents, np.float64)
   cap = data.mixture_cap or np.inf
   capped = np.minimum(examples, cap)
@@ -29,11 +30,13 @@ def _by_examples(documents: Sequence[int], data: Section) -> np.ndarray:
   return capped ** exponent
 
 
-_RATES: dict[str, Callable[[Sequence[int], Section], np.ndarray]] = dict(
+# What the weights of datasets are multiplied by: (their Documents, config.data) -> float [n].
+Rates = Callable[[Documents, Section], np.ndarray]
+
+_RATES: dict[str, Rates] = dict(
     weights=_by_weights,
     examples=_by_examples,
 )
-# What the weights of datasets are multiplied by: (how many documents each has for training; config.data) -> float [n].
 RATES = choices.implement('data.mixture_rates', choices.MIXTURE_RATES, _RATES)
 
 
@@ -49,7 +52,7 @@ class Mixture:
       if self._firsts:
         before = self.counts(first)
       else:
-        before = np.zeros(np.shape(weights), np.int64)
+        before = np.zeros_like(weights, np.int64)
       self._firsts.append(first)
       self._dealers.append(_Dealer(weights))
       self._before.append(before)
@@ -93,11 +96,13 @@ class _Dealer:
     _, num_changing = owners.shape
     changing = num_components  # stands for a place that changes hands
     places = _spread([*always, num_changing])
-    self._rounds = np.tile(places, (WINDOW, 1))
-    self._rounds[self._rounds == changing] = owners.ravel()
+    rounds = np.tile(places, (WINDOW, 1))
+    is_changing = rounds == changing
+    rounds[is_changing] = owners.ravel()
+    self._rounds = rounds
     is_owner = owners[:, :, None] == components
     in_round = always + is_owner.sum(1)
-    none = np.zeros((1, num_components), in_round.dtype)
+    none = np.zeros_like(in_round[:1])
     counts = np.concatenate([none, in_round])
     self._before = np.cumsum(counts, axis=0)
 
@@ -125,7 +130,8 @@ class _Dealer:
   def counts(self, rows: int) -> np.ndarray:
     """How many of the first `rows` rows each component has: int64 [components]."""
     before, components, place = self._place(rows)
-    in_this_round = np.bincount(components[:place], minlength=len(before))
+    components_before = components[:place]
+    in_this_round = np.bincount(components_before, minlength=len(before))
     return before + in_this_round
 
 
@@ -158,7 +164,8 @@ def _spread(counts: Sequence[int]) -> np.ndarray:
   for count in counts:
     middles = np.arange(count) + 0.5
     places.append(middles / max(1, count))
-  order = np.argsort(np.concatenate(places), kind='stable')
+  joined = np.concatenate(places)
+  order = np.argsort(joined, kind='stable')
   numbers = np.arange(len(counts), dtype=np.int16)
   repeated = np.repeat(numbers, counts)
   return repeated[order]
@@ -172,7 +179,8 @@ def _owners(extra: np.ndarray) -> np.ndarray:
   """
   ends = np.cumsum([0, *extra])
   num_places = ends[-1] // WINDOW
-  owners = np.zeros((WINDOW, num_places), np.int64)
+  shape = (WINDOW, num_places)
+  owners = np.zeros(shape, np.int64)
   for number in range(WINDOW):
     start = number * STRIDE % WINDOW
     draws_before = (ends + start) // WINDOW

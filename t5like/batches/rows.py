@@ -24,8 +24,10 @@ def generator(
     number: int,
 ) -> np.random.Generator:
   """The random numbers of one row and epoch; no two rows share any (Salmon et al. 2011: counter-based)."""
-  counter = [0, 0, epoch, number]
-  bits = np.random.Philox(key=[seed, stream], counter=counter)
+  bits = np.random.Philox(
+      key=[seed, stream],
+      counter=[0, 0, epoch, number],
+  )
   return np.random.Generator(bits)
 
 
@@ -60,7 +62,8 @@ class Rows:
     if component.mode:
       self.mode = vocabulary.encode(component.mode)
     self.lengths = lengths.of(component, len(self.mode))
-    self.has_encoder = choices.ARCHITECTURES[config.model.name].has_encoder
+    architecture = choices.ARCHITECTURES[config.model.name]
+    self.has_encoder = architecture.has_encoder
     self.is_given = objective.given
     self.setting = Setting(
         keys=objective.read(config.objective),
@@ -107,7 +110,8 @@ class Rows:
     ]
     texts = 0
     if split in self.store.splits:
-      texts = self.store.manifest['splits'][split]['documents']
+      splits = self.store.manifest['splits']
+      texts = splits[split]['documents']
 
     def make() -> plans.Arrays:
       return self._make_plan(split)
@@ -184,7 +188,10 @@ class Rows:
 
   def _texts(self, number: int) -> list[np.ndarray]:
     """The pieces of row `number`; of targets that the data has, inputs and targets joined."""
-    return [self.tokens.span(start, size) for start, size in self.spans(number)]
+    texts = []
+    for start, size in self.spans(number):
+      texts.append(self.tokens.span(start, size))
+    return texts
 
   # --- Rows -----------------------------------------------------------------------------------------
 
@@ -217,9 +224,10 @@ class Rows:
     for number, row_random in zip(numbers, random):
       texts = self._texts(number)
       if self.is_given:
-        rows.append(self._given_pairs(number, texts))
+        pairs = self._given_pairs(number, texts)
       else:
-        rows.append([self._pair(text, row_random) for text in texts])
+        pairs = [self._pair(text, row_random) for text in texts]
+      rows.append(pairs)
     return rows
 
   def _given_pairs(self, number: int, texts: Sequence[np.ndarray]) -> Pairs:
@@ -236,13 +244,14 @@ class Rows:
   def _of_windows(self, tokens_BT: np.ndarray, random: Generators) -> Batch:
     if isinstance(self.layout, OneStack):
       return self.layout.rows(tokens_BT, random, self.setting)
-    pairs = self._pairs_of_whole_windows(self.layout, tokens_BT, random)
-    if pairs is not None:
-      return self._lay_out_at_once(*pairs)
+    whole = self._pairs_of_whole_windows(self.layout, tokens_BT, random)
+    if whole is not None:
+      return self._lay_out_at_once(*whole)
     rows = []
     for tokens_T, row_random in zip(tokens_BT, random):
       is_token = tokens_T != MISSING
-      rows.append(self._pairs_of_window(tokens_T[is_token], row_random))
+      pairs = self._pairs_of_window(tokens_T[is_token], row_random)
+      rows.append(pairs)
     return self._lay_out(rows)
 
   def _pairs_of_whole_windows(
@@ -259,7 +268,11 @@ class Rows:
       return None
     return layout.whole_windows(tokens_BT, random, self.setting)
 
-  def _pairs_of_window(self, tokens: np.ndarray, random: np.random.Generator) -> Pairs:
+  def _pairs_of_window(
+      self,
+      tokens: np.ndarray,
+      random: np.random.Generator,
+  ) -> Pairs:
     if len(tokens) < 2:
       return []
     of_window = self._pair_layout().of_window
@@ -270,7 +283,11 @@ class Rows:
       return [self._pair(tokens, random)]
     return [self._with_mode(pair) for pair in pairs]
 
-  def _pair(self, text: np.ndarray, random: np.random.Generator) -> TokenPair:
+  def _pair(
+      self,
+      text: np.ndarray,
+      random: np.random.Generator,
+  ) -> TokenPair:
     layout = self._pair_layout()
     pair = functions.of_text(layout, text, random, self.setting)
     return self._with_mode(pair)

@@ -29,4 +29,8 @@ def of(config: Config) -> Objective | Mixture:
 
 def trains(architecture: str) -> list[str]:
   """Names of the objectives on which an architecture can be trained."""
-  return [name for name, entry in OBJECTIVES.items() if architecture in entry.architectures]
+  names = []
+  for name, entry in OBJECTIVES.items():
+    if architecture in entry.architectures:
+      names.append(name)
+  return names

@@ -57,6 +57,7 @@ def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
     batch = _abstract_batch(config, mesh)
     shapes = lengths.shapes(config)
+    looked_up = [parameter.size for parameter in model.parameters.values() if parameter.role in LOOKED_UP]
     facts = dict(
         mesh=dict(mesh.shape),
         parameters=count,
@@ -71,7 +72,7 @@ def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         checkpoint_bytes=_bytes(state),
         kernel=_attention_kernel(config),
         replicated=sharding.replicated(state['params'], mesh),
-        tables=sum(parameter.size for parameter in model.parameters.values() if parameter.role in LOOKED_UP),
+        tables=sum(looked_up),
     )
     return train_step.lower(state, batch), facts
 
@@ -86,10 +87,12 @@ def _abstract_batch(config: Config, mesh: Any) -> Any:
 
   def spread(x: Any) -> jax.ShapeDtypeStruct:
     shape = (config.batch_size, *x.shape[1:])
-    by_rows = jax.sharding.NamedSharding(mesh, sharding.row_spec(x, pieces))
+    spec = sharding.row_spec(x, pieces)
+    by_rows = jax.sharding.NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows)
 
-  return jax.tree.map(spread, pipeline.frame_of(config).blank(rows=1))
+  frame = pipeline.frame_of(config)
+  return jax.tree.map(spread, frame.blank(rows=1))
 
 
 def _attention_kernel(config: Config) -> Any:
@@ -157,8 +160,13 @@ def _compile(job: dict[str, Any], folder: pathlib.Path) -> None:
   described = jax_topologies.get_topology_desc(platform='tpu', **topology.arguments())
   config = config_lib.resolve(config_lib.from_json(job['config']))
   lowered, facts = lower(config, list(described.devices))
-  _write(folder / 'facts.json', dict(facts, lowering=time.monotonic() - started))
-  options = {**job['options'], **DUMPS, 'xla_dump_to': str(folder / 'dump')}
+  seconds = time.monotonic() - started
+  _write(folder / 'facts.json', dict(facts, lowering=seconds))
+  options = {
+      **job['options'],
+      **DUMPS,
+      'xla_dump_to': str(folder / 'dump'),
+  }
   compiled = lowered.compile(compiler_options=options)
   memory = compiled.memory_analysis()
   # The compiler counts the body of a loop once, and nothing of a kernel that states no cost.

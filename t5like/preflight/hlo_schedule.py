@@ -43,7 +43,8 @@ class Sums(dict[str, float]):
   """Sums by name."""
 
   def add(self, kind: str, value: float, times: float = 1) -> None:
-    self[kind] = self.get(kind, 0.0) + value * times
+    before = self.get(kind, 0.0)
+    self[kind] = before + value * times
 
   def add_all(self, others: dict[str, float], times: float = 1) -> None:
     for kind, value in others.items():
@@ -115,7 +116,12 @@ class Schedule:
     """Of the whole module."""
     walked = self.walk(self.module.entry)
     longest_first = sorted(walked.waits, reverse=True)
-    return Prediction(walked.seconds, dict(walked.times), dict(walked.counts), longest_first)
+    return Prediction(
+        walked.seconds,
+        dict(walked.times),
+        dict(walked.counts),
+        longest_first,
+    )
 
   def walk(self, name: str) -> Prediction:
     """Of one run of a computation."""
@@ -154,7 +160,8 @@ class Schedule:
     behaviour = COLLECTIVES[kind]
     group = groups(op.attributes, self.module.partitions)
     if kind == 'collective-permute':  # its groups are pairs
-      group = dataclasses.replace(group, ids=group.ids[:, :2])
+      pairs = group.ids[:, :2]
+      group = dataclasses.replace(group, ids=pairs)
     slices = group.slices(self.slice_of)
     size = max(1, group.size // slices)
     share = (size - 1) / size
@@ -242,19 +249,21 @@ class _Walk:
     self.times.add(kind, seconds)
 
   def _wait(self, until: float, kind: str, op: Op) -> None:
-    seconds = until - self.now
     if until <= self.now:
       return
+    seconds = until - self.now
     if kind in ('exposed', 'slices'):
-      self.waits.append(Wait(seconds, op.name, _description(op)))
+      wait = Wait(seconds, op.name, _description(op))
+      self.waits.append(wait)
     self._spend(kind, seconds)
 
   # --- Instructions that run other computations -------------------------------------------------
 
   def _calls(self, op: Op) -> bool:
     if op.kind == 'conditional':
-      branches = map(self.schedule.walk, self.module.branches(op))
-      slowest = max(branches, key=lambda walked: walked.seconds)
+      branches = self.module.branches(op)
+      walks = map(self.schedule.walk, branches)
+      slowest = max(walks, key=lambda walked: walked.seconds)
       self._add(slowest, 1)
     elif op.kind == 'while':
       _, body = self.module.loop(op)
@@ -275,14 +284,21 @@ class _Walk:
     for seconds, name, description in walked.waits:
       if times > 1:
         description = f'{description} x {times}'
-      self.waits.append(Wait(times * seconds, name, description))
+      wait = Wait(times * seconds, name, description)
+      self.waits.append(wait)
 
   # --- Instructions that run beside the core ----------------------------------------------------
 
   def _begin(self, op: Op, seconds: float, clock: str, kind: str) -> None:
     """Starts work of this duration on a clock that does one piece after another."""
-    self.free[clock] = max(self.now, self.free[clock]) + seconds
-    self.pending[op.name] = (self.free[clock], kind)
+    until = self._occupy(clock, seconds)
+    self.pending[op.name] = (until, kind)
+
+  def _occupy(self, clock: str, seconds: float) -> float:
+    """When work of this duration is done that begins now, or when the clock has done all that was started."""
+    start = max(self.now, self.free[clock])
+    self.free[clock] = start + seconds
+    return self.free[clock]
 
   def _end(self, op: Op) -> None:
     start = op.first_operand
@@ -294,7 +310,9 @@ class _Walk:
   def _copies(self, op: Op) -> bool:
     """Copies, and everything else that is asynchronous and not a collective."""
     base, _, step = op.kind.rpartition('-')
-    if base not in (*COPIES, 'async') or step not in ('start', 'update', 'done'):
+    if base not in (*COPIES, 'async'):
+      return False
+    if step not in ('start', 'update', 'done'):
       return False
     if step == 'done':
       self._end(op)
@@ -371,8 +389,10 @@ class _Walk:
     self.rendezvous[op.name] = key[1]
     if op.kind == 'send':
       array = self.module.operand(self.name, op.args[0])
-      times = BETWEEN_SLICES[kind[1]](self.schedule.topology.slices)
-      self.transfers[key[1]] = self._over_network(array.bytes * times)
+      times_sent = BETWEEN_SLICES[kind[1]]
+      times = times_sent(self.schedule.topology.slices)
+      until = self._over_network(array.bytes * times)
+      self.transfers[key[1]] = until
 
   def _over_network(self, size: float) -> float:
     """When this many bytes to other slices will have gone; immediately where the network's speed is not known."""
@@ -380,10 +400,9 @@ class _Walk:
     seconds = 0.0
     if speed:
       seconds = size / speed
-    self.free['network'] = max(self.now, self.free['network']) + seconds
     self.times.add('network', seconds)
     self.counts.add('slice_bytes', size)
-    return self.free['network']
+    return self._occupy('network', seconds)
 
   # --- Collectives ------------------------------------------------------------------------------
 
@@ -440,9 +459,9 @@ class _Walk:
     targets = {inside.target for inside in self.module.ops(op.callee)}
     if 'AsyncCollectiveStart' in targets:
       seconds = self._cost(collectives)
-      self.free['links'] = max(self.now, self.free['links']) + seconds
+      until = self._occupy('links', seconds)
       self.times.add('links', seconds)
-      self.fused.append(self.free['links'])
+      self.fused.append(until)
       return False  # there is work in it, too
     if 'AsyncCollectiveDone' in targets:
       if not self.fused:
@@ -475,7 +494,8 @@ class _Walk:
     self.counts.add('flops', flops)
     self.counts.add('kernel_flops', flops)
     matrix = flops / self.generation.flops / self.schedule.share
-    self._spend('kernel', max(matrix, self._memory_seconds(op)))
+    memory = self._memory_seconds(op)
+    self._spend('kernel', max(matrix, memory))
     return True
 
   def _compute(self, op: Op) -> None:
