@@ -13,7 +13,7 @@ from t5like import rate_schedules
 from t5like.config import optimizer_rules, resolved, trainable
 from t5like.config_type import Section
 from t5like.errors import ConfigError
-from t5like.optim import optimizers
+from t5like.optim import layers, optimizers
 from t5like.optim.optimizers import Mask, Path, Transform, map_with_path, path_name
 from t5like.parameters import Param
 
@@ -110,7 +110,7 @@ def build(
   def make(rate: optax.ScalarOrSchedule) -> Transform:
     tx = function(rate, **arguments)
     if spec.name in optimizer_rules.LAYER_BY_LAYER:
-      return optimizers.layer_by_layer(tx, parameters, spec.name)
+      return layers.layer_by_layer(tx, parameters, spec.name)
     return tx
 
   def update_at_rate(
@@ -130,6 +130,14 @@ def build(
   tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, update_at_rate)
   if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
     tx = optimizers.anywhere(tx)
+  return _at_rate_of_step(tx, learning_rate)
+
+
+def _at_rate_of_step(
+    tx: optax.GradientTransformationExtraArgs,
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+  """tx, whose update takes `rate`, with one that takes `step`."""
 
   def update(
       updates: Any,

@@ -19,7 +19,7 @@ import optax
 from optax import contrib
 
 from t5like.errors import ConfigError
-from t5like.parameters import Axes, Param, with_path_of
+from t5like.parameters import Axes, Param
 
 # Roles of matrices that are looked up, or that predict: Muon is for those in between.
 TABLES = ('embed', 'head', 'positions', 'types', 'relative')
@@ -57,7 +57,8 @@ def map_with_param(
   return map_with_path(with_param, tree, *rest)
 
 
-def _required(parameters: Declared | None, name: str) -> Declared:
+def required(parameters: Declared | None, name: str) -> Declared:
+  """`parameters`; ConfigError where the optimizer of this name needs them and they are None."""
   if parameters is None:
     raise ConfigError(f'{name} treats each layer, and matrices and vectors apart, and has to know which array is what: '
                       'give it parameters=model.parameters, of the model that `transformer.build` returned.')
@@ -137,7 +138,7 @@ def adafactor(
     multiply_by_parameter_scale: whether updates are multiplied by max(RMS(p), 1e-3).
     parameters: `model.parameters`.
   """
-  parameters = _required(parameters, 'adafactor')
+  parameters = required(parameters, 'adafactor')
 
   def clipped(param: Param, u: jax.Array) -> jax.Array:
     excess = _rms(param, u) / clip_threshold
@@ -243,7 +244,7 @@ def adamw_rms(
 
   Weight decay is not multiplied by it. eps is added to sqrt(v) as it is, before bias correction.
   """
-  parameters = _required(parameters, 'adamw_rms')
+  parameters = required(parameters, 'adamw_rms')
   return optax.chain(
       _by_adam(b1, b2, eps, bias_correction=True),
       _times_parameter_rms(parameters),
@@ -349,7 +350,7 @@ def muon(
   both, from step 2 on optax's leans more on the newest gradient (at first nearly twice as much), and after about
   3 / (1 - beta) steps they agree.
   """
-  parameters = _required(parameters, 'muon')
+  parameters = required(parameters, 'muon')
 
   def kind(param: Param, x: jax.Array) -> str:
     is_between = param.sides is not None and param.role not in TABLES
@@ -417,7 +418,7 @@ def _sides_of_matrix(param: Param) -> tuple[Axes, Axes]:
   return param.sides
 
 
-# --- Optimizers of optax, made fit for stacks and meshes ----------------------------------------
+# --- Optimizers of optax, made fit for meshes ---------------------------------------------------
 
 
 def anywhere(tx: Transform) -> optax.GradientTransformationExtraArgs:
@@ -451,82 +452,3 @@ def anywhere(tx: Transform) -> optax.GradientTransformationExtraArgs:
 def _spec(x: jax.Array) -> jax.sharding.PartitionSpec:
   """How an array is spread over the mesh in force."""
   return jax.typeof(x).sharding.spec
-
-
-def layer_by_layer(
-    tx: Transform,
-    parameters: Declared | None,
-    name: str = 'It',
-) -> Transform:
-  """tx, which takes the norm or another number of each array, with every layer of a stack as an array of its own.
-
-  What it keeps of a stack is kept of each layer, on a leading axis. It must not mix arrays with one another.
-
-  Args:
-    tx: an optimizer.
-    parameters: `model.parameters`.
-    name: of tx, for errors.
-
-  Raises:
-    ConfigError: for arrays that hold more than one matrix in a layer, which tx would mix.
-  """
-  parameters = _required(parameters, name)
-  for path, param in parameters.items():
-    if param.batch:
-      raise ConfigError(f'optimizer.name={name!r} takes one norm of {path}, which has a matrix for each of the axes '
-                        f'{param.batch!r} in each layer. adamw, adafactor and muon treat each by itself.')
-
-  def init(params: optax.Params) -> optax.OptState:
-    make = tx.init
-    for stack in _stacks(params, parameters):
-      like = jax.eval_shape(tx.init, params)
-      make = _for_each_layer(make, stack, like, parameters)
-    return make(params)
-
-  def one_layer(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    return tx.update(updates, state, params)
-
-  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    step: Callable[..., tuple[Any, Any]] = one_layer
-    for stack in _stacks(params, parameters):
-      step = _for_each_layer(step, stack, (updates, state), parameters)
-    return step(updates, state, params)
-
-  return optax.GradientTransformation(init, update)
-
-
-def _stacks(params: optax.Params, parameters: Declared) -> list[str]:
-  """Names of the stacks whose layers are in a tree of parameters: each may have another number of layers."""
-  stacks = set()
-  for path, _ in jax.tree_util.tree_leaves_with_path(params):
-    param = parameters[path_name(path)]
-    if param.is_stacked:
-      stacks.add(param.stack)
-  return sorted(stacks)
-
-
-def _for_each_layer(
-    fn: Callable[..., Any],
-    stack: str,
-    like: Any,
-    parameters: Declared,
-) -> Callable[..., Any]:
-  """fn of trees, done for each layer of one stack; `like` has the structure of its result."""
-
-  def axis(path: Path, _: Any) -> int | None:
-    param = with_path_of(path_name(path), parameters)
-    if param is None or not param.is_stacked:
-      return None
-    if param.stack != stack:
-      return None
-    return 0
-
-  def axes(tree: Any) -> Any:
-    return map_with_path(axis, tree)
-
-  def mapped(*trees: Any) -> Any:
-    in_axes = tuple(map(axes, trees))
-    for_each_layer = jax.vmap(fn, in_axes=in_axes, out_axes=axes(like))
-    return for_each_layer(*trees)
-
-  return mapped

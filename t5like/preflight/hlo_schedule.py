@@ -9,7 +9,6 @@ measurement, and anything that is not understood is refused (`hlo.Unreadable`).
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from t5like.preflight.costs import (
   result_bytes,
 )
 from t5like.preflight.hlo import Module, Op, Unreadable, groups
+from t5like.preflight.hlo_times import Prediction, Sums, Wait
 from t5like.preflight.topologies import Topology
 
 MXU = 0.93  # share of peak FLOPs that products of large matrices reach
@@ -37,44 +37,6 @@ OPTIMIZER = '/optimizer/'  # in the path of operations that are not of the model
 
 
 Collectives = list[tuple[Op, str]]  # (instruction, the computation that it is in)
-
-
-class Sums(dict[str, float]):
-  """Sums by name."""
-
-  def add(self, kind: str, value: float, times: float = 1) -> None:
-    before = self.get(kind, 0.0)
-    self[kind] = before + value * times
-
-  def add_all(self, others: dict[str, float], times: float = 1) -> None:
-    for kind, value in others.items():
-      self.add(kind, value, times)
-
-
-class Wait(NamedTuple):
-  """Kinds of waiting of the core."""
-  seconds: float
-  name: str  # of the instruction
-  description: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-  """Of one step, or one run of a computation.
-
-  Attributes:
-    seconds: in all.
-    times: seconds by kind. matrix, memory, kernel: of work; exposed: waiting for collectives; copies: waiting for
-      these; slices: waiting for other slices; links, network: how long these are busy; synchronous: of collectives that
-      nothing runs beside.
-    counts: flops: in all; optimizer_flops and kernel_flops: of these; link_bytes and slice_bytes: bytes that a device
-      sends to others of its slice, and to other slices.
-    waits: for collectives; of a step the longest first.
-  """
-  seconds: float
-  times: dict[str, float]
-  counts: dict[str, float]
-  waits: list[Wait]
 
 
 # --- The whole schedule ---------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import flops
 from t5like.objectives import lengths
-from t5like.preflight.hlo_schedule import MXU, Prediction
+from t5like.preflight.hlo_schedule import MXU
+from t5like.preflight.hlo_times import Prediction
 
 SLACK = 0.03  # of FLOPs: sums that a compiler makes of small products, or products of small sums
 BLOCK = 1024  # the largest blocks of kernels
