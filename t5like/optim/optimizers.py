@@ -176,19 +176,6 @@ def _by_factored_rms(
         outputs=jnp.mean(x, inputs, keepdims=True),
     )
 
-  def scaled(
-      param: Param,
-      g: jax.Array,
-      v: dict[str, jax.Array],
-  ) -> jax.Array:
-    if 'full' in v:
-      return g * jax.lax.rsqrt(v['full'])
-    # Root by root: the product of two means of 1e-30 is 0 in fp32.
-    inputs = v['inputs']
-    outputs = v['outputs']
-    mean = jnp.mean(inputs, param.own_axes, keepdims=True)
-    return g * jax.lax.rsqrt(inputs / mean) * jax.lax.rsqrt(outputs)
-
   def init(params: optax.Params) -> AdafactorState:
     # Zeros of the means, not of their shapes: so they lie on the devices on which means will lie.
     like = map_with_param(means, parameters, params)
@@ -211,11 +198,26 @@ def _by_factored_rms(
 
     now = map_with_param(means_of_square, parameters, updates)
     v = jax.tree.map(mixed, state.v, now)
-    new_updates = map_with_param(scaled, parameters, updates, v)
+    new_updates = map_with_param(_over_factored_rms, parameters, updates, v)
     count = optax.safe_increment(state.count)
     return new_updates, AdafactorState(count, v)
 
   return optax.GradientTransformation(init, update)
+
+
+def _over_factored_rms(
+    param: Param,
+    g: jax.Array,
+    v: dict[str, jax.Array],
+) -> jax.Array:
+  """g / sqrt(v) of the means v that are kept of a parameter."""
+  if 'full' in v:
+    return g * jax.lax.rsqrt(v['full'])
+  # Root by root: the product of two means of 1e-30 is 0 in fp32.
+  inputs = v['inputs']
+  outputs = v['outputs']
+  mean = jnp.mean(inputs, param.own_axes, keepdims=True)
+  return g * jax.lax.rsqrt(inputs / mean) * jax.lax.rsqrt(outputs)
 
 
 def _sizes(sides: tuple[Axes, Axes], x: jax.Array) -> tuple[int, int]:
