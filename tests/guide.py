@@ -1,12 +1,11 @@
 """The changes that docs/adding.md shows, made to a copy of t5like."""
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from tests import forked
 from tests.conftest import ROOT
 
 GUIDE = ROOT / 'docs' / 'adding.md'
@@ -43,7 +42,7 @@ def changed(folder: Path, title: str, without: Collection[str] = (), without_lin
     without_lines: hunks that add this text are left out.
   """
   for name in ('t5like', 'configs'):
-    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT / name, folder / name)
   left_out = 0
   for file, old, new in hunks(section(title)):
     if file in without or (without_lines and without_lines in new):
@@ -56,8 +55,9 @@ def changed(folder: Path, title: str, without: Collection[str] = (), without_lin
   return folder
 
 
+_server = forked.Server()
+
+
 def run(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess:
   """Runs Python source in a process that imports t5like from a folder."""
-  environment = dict(os.environ, PYTHONPATH=f'{folder}{os.pathsep}{ROOT}', PYTHONDONTWRITEBYTECODE='1')
-  return subprocess.run([sys.executable, '-c', program, *arguments], cwd=folder, env=environment, capture_output=True,
-                        text=True, timeout=300)
+  return _server.run(folder, program, arguments)

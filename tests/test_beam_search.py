@@ -45,15 +45,25 @@ def search(name, texts, beams, alpha, eos_id=EOS, banned=(), new=LONGEST, **mesh
   return [np.asarray(x) for x in found]
 
 
+def row(ids):
+  """A batch of one text and padding, always of one shape, for which a model is compiled once."""
+  length = LONGEST + 6
+  inputs, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+  inputs[0, :len(ids)] = ids
+  segments[0, :len(ids)] = 1
+  return dict(inputs=inputs, positions=np.arange(length, dtype=np.int32)[None], segments=segments)
+
+
 @functools.cache
 def logp(name, text, said):
   """log p of each next token after `said`, by the full forward pass."""
   model, params, mesh = setting(name)
-  row = lambda ids: dict(inputs=np.array([ids], np.int32), positions=np.arange(len(ids), dtype=np.int32)[None],
-                         segments=np.ones((1, len(ids)), np.int32))
+  ids = [0, *said] if name == 'encoder_decoder' else [0, *text, *said]
+  batch = row(ids)
+  if name == 'encoder_decoder':
+    batch['encoder'] = row(text)
   with jax.set_mesh(mesh):
-    batch = dict(row([0, *said]), encoder=row(list(text))) if name == 'encoder_decoder' else row([0, *text, *said])
-    logits = np.asarray(apply(name)(params, batch)[0, -1], np.float64)
+    logits = np.asarray(apply(name)(params, batch)[0, len(ids) - 1], np.float64)
   return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 

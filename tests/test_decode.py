@@ -14,6 +14,8 @@ from t5like.model import transformer
 from t5like.vocabulary.loading import Bytes
 from tests.tiny import MODEL
 
+LENGTH = 32  # of rows, in tokens
+
 
 @pytest.fixture(scope='module')
 def setting():
@@ -79,9 +81,11 @@ def argmax(vocabulary, logits_V):
 
 
 def row(ids, **more):
-  n = len(ids)
-  return dict(inputs=np.array([ids], np.int32), positions=np.arange(n, dtype=np.int32)[None],
-              segments=np.ones((1, n), np.int32), **more)
+  """A batch of one text and padding, always of one shape, for which a model is compiled once."""
+  inputs, segments = np.zeros((1, LENGTH), np.int32), np.zeros((1, LENGTH), np.int32)
+  inputs[0, :len(ids)] = ids
+  segments[0, :len(ids)] = 1
+  return dict(inputs=inputs, positions=np.arange(LENGTH, dtype=np.int32)[None], segments=segments, **more)
 
 
 def text_of(vocabulary, out):
@@ -96,8 +100,8 @@ def test_greedy_is_the_argmax_of_the_full_forward(style, setting):
   for _ in range(6):
     batch = row(start + out)
     if style != 'document':
-      batch['prefix'] = np.arange(len(start) + len(out))[None] < len(start)
-    out.append(argmax(vocabulary, apply(params, batch)[0, -1]))
+      batch['prefix'] = np.arange(LENGTH)[None] < len(start)
+    out.append(argmax(vocabulary, apply(params, batch)[0, len(start) + len(out) - 1]))
   assert generate(setting, ['abc'], tokens=6, temperature=0, style=style) == [text_of(vocabulary, out)]
 
 
@@ -122,7 +126,7 @@ def test_an_encoder_decoder_answers_what_its_full_forward_says(other):
     assert vocabulary.sentinel(0) in inputs
     out = []
     for _ in range(6):
-      out.append(argmax(vocabulary, apply(params, row([0, *out], encoder=row(inputs)))[0, -1]))
+      out.append(argmax(vocabulary, apply(params, row([0, *out], encoder=row(inputs)))[0, len(out)]))
     assert answer == text_of(vocabulary, out)
 
 
@@ -132,7 +136,7 @@ def test_an_encoder_fills_the_surest_mask_first(other):
   masks = [t for t, i in enumerate(ids) if i == vocabulary.mask_id]
   assert len(masks) == 2
   while masks:
-    logits_TV = np.array(apply(params, row(ids))[0])
+    logits_TV = np.array(apply(params, row(ids))[0, :len(ids)])
     logits_TV[:, vocabulary.size:] = -np.inf
     logits_TV[:, vocabulary.special_ids] = -np.inf
     p_TV = np.asarray(jax.nn.softmax(logits_TV, -1))

@@ -1,6 +1,6 @@
 """The exercises of docs/adding.md, done as it says: trained, files counted, refused with one left out.
 
-Each is applied to a copy of t5like and run in a process of its own.
+Each is applied to a copy of t5like and run in a process of its own (tests/forked.py).
 """
 import json
 import re
@@ -19,7 +19,7 @@ from tests import tiny
 folder = pathlib.Path(sys.argv[1])
 assert pathlib.Path(t5like.__file__).is_relative_to(pathlib.Path.cwd())
 for name, sections in json.loads(sys.argv[2]).items():
-  c = tiny.config(folder, **sections)
+  c = tiny.config(folder, **dict(dict(evaluate=dict(every=0)), **sections))
   loop.train(c, folder / name, 'test', jax.devices()[:1])
 '''
 
@@ -110,7 +110,9 @@ def test_chunks_are_six_files(tmp_path):
   checkout = guide.changed(tmp_path, CHUNK)
   done = guide.run(checkout, REACH)
   assert done.returncode == 0, done.stderr[-3000:]
-  runs = train(checkout, tmp_path / 'runs', full=dict(steps=3), wide=dict(model=dict(chunk=32), steps=3), short=SHORT)
+  validated = dict(SHORT, evaluate=dict(every=2))
+  runs = train(checkout, tmp_path / 'runs', full=dict(steps=3), wide=dict(model=dict(chunk=32), steps=3),
+               short=validated)
   assert losses(runs['wide']) == losses(runs['full']) != losses(runs['short'])
   assert unread_keys(checkout) == []
 
@@ -221,9 +223,10 @@ with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.device
   rows = dict(inputs=ids, positions=np.arange(T, dtype=np.int32)[None], segments=np.ones((1, T), np.int32))
   full = jax.jit(model.apply)(params, rows)
   cache = model.cache(params, rows, T)
+  extend = jax.jit(lambda params, batch, keys, cache, at: model.extend(params, batch, keys, cache, at))
   for t in range(T):
     keys = dict(rows, segments=np.where(np.arange(T) <= t, 1, 0).astype(np.int32)[None])
-    logits, cache = model.extend(params, {name: x[:, t:t + 1] for name, x in rows.items()}, keys, cache, t)
+    logits, cache = extend(params, {name: x[:, t:t + 1] for name, x in rows.items()}, keys, cache, t)
     np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
   assert flops.per_row(model, Lengths(T, 0, T)) == flops.per_row(deep, Lengths(T, 0, T))
 try:
@@ -242,8 +245,8 @@ def test_an_architecture_is_three_files(tmp_path):
   checkout = guide.changed(tmp_path, ARCHITECTURE)
   done = guide.run(checkout, DECODES)
   assert done.returncode == 0, done.stderr[-3000:]
-  sample = dict(sample=dict(prompts=['the '], tokens=8))
-  runs = train(checkout, tmp_path / 'runs', looped=dict(LOOPED, **sample), decoder=dict(steps=6))
+  shown = dict(sample=dict(prompts=['the '], tokens=8), evaluate=dict(every=4))
+  runs = train(checkout, tmp_path / 'runs', looped=dict(LOOPED, **shown), decoder=dict(steps=6))
   assert losses(runs['looped'])[-1] < losses(runs['looped'])[0]
   assert losses(runs['looped']) != losses(runs['decoder'])
 

@@ -24,7 +24,7 @@ from t5like.model import transformer
 from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
 from t5like.vocabulary.tokenizer_json import HuggingFace
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import COMPILED_FAST, ROOT
 from tests.parity import cases
 
 GOLDEN = np.load(ROOT / 'tests' / 'golden' / 'huggingface.npz')
@@ -404,7 +404,7 @@ def test_the_commands(tmp_path):
   folder, _ = widened('llama', tmp_path, 264, vocabulary_of(tmp_path / 'vocabulary'), 'document')
   def main(*args):
     return subprocess.run([sys.executable, 'main.py', *args], cwd=ROOT, capture_output=True, text=True,
-                          env=dict(os.environ, XLA_FLAGS=''))
+                          env=dict(os.environ, XLA_FLAGS=COMPILED_FAST))
   run = main('import', f'--folder={folder}', f'--workdir={tmp_path}/run', '--config.model.vocab_size=272')
   assert run.returncode == 0, run.stderr
   assert 'is ready' in run.stdout

@@ -22,7 +22,7 @@ from t5like.storage import workdir as workdir_lib
 from t5like.training import loop
 from t5like.vocabulary import loading as vocabulary_lib
 from tests import folders, tiny
-from tests.conftest import ROOT
+from tests.conftest import COMPILED_FAST, ROOT
 from tests.parity import cases
 
 LLAMA = dict(tiny.MODEL.__dict__, num_layers=1, num_encoder_layers=1, d_model=16, num_heads=2, num_kv_heads=1,
@@ -276,7 +276,7 @@ def test_killed_in_the_middle_the_same_command_ends_the_work(how, imported, tmp_
   folder, _, workdir = imported
   source, out = (workdir, tmp_path / 'out') if how == 'export' else (folder, tmp_path / 'out')
   process = subprocess.Popen([sys.executable, '-c', KILLED, how, str(source), str(out)], cwd=ROOT,
-                             stdout=subprocess.PIPE, env=dict(os.environ, XLA_FLAGS=''))
+                             stdout=subprocess.PIPE, env=dict(os.environ, XLA_FLAGS=COMPILED_FAST))
   assert process.stdout.readline() == b'here\n'
   assert not out.exists() and list(tmp_path.iterdir())
   process.send_signal(signal.SIGKILL)

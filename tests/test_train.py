@@ -25,7 +25,7 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import loop, stop
 from t5like.training.watchdog import Watchdog
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import COMPILED_FAST, ROOT
 
 
 def run(config, workdir):
@@ -199,7 +199,7 @@ def test_a_result_counts_only_for_the_same_stop(tmp_path):
 
 
 def main(*args, cwd, **kwargs):
-  env = {**os.environ, 'XLA_FLAGS': '', 'COLUMNS': '100'}
+  env = {**os.environ, 'XLA_FLAGS': COMPILED_FAST, 'COLUMNS': '100'}
   return subprocess.run([sys.executable, ROOT / 'main.py', *args], cwd=cwd, env=env, text=True,
                         capture_output=True, timeout=300, **kwargs)
 
@@ -258,7 +258,7 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(tmp_path):
           '--config.evaluate.every=0', '--config.checkpoint.every=0']
   process = subprocess.Popen(
       [sys.executable, ROOT / 'main.py', *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': ''})
+      stderr=subprocess.PIPE, env={**os.environ, 'XLA_FLAGS': COMPILED_FAST})
   metrics = tmp_path / 'runs' / 'decoder_tiny-smoke' / 'metrics.jsonl'
   deadline = time.time() + 300
   while time.time() < deadline and not (metrics.exists() and metrics.read_text().count('\n') > 5):
@@ -283,7 +283,7 @@ class Terminal:
     self.said = ''
     self.process = subprocess.Popen(
         [sys.executable, ROOT / 'main.py', *args], cwd=cwd, stdin=other, stdout=other, stderr=other,
-        start_new_session=True, env={**os.environ, 'XLA_FLAGS': '', 'COLUMNS': '300'},
+        start_new_session=True, env={**os.environ, 'XLA_FLAGS': COMPILED_FAST, 'COLUMNS': '300'},
         preexec_fn=lambda: (fcntl.ioctl(0, termios.TIOCSCTTY, 0), signal.signal(signal.SIGINT, signal.SIG_DFL)))
     os.close(other)
     self.thread = threading.Thread(target=self._read)

@@ -16,9 +16,9 @@ def faults(*flags):
 
 def test_a_few_faults_of_each_kind():
   """SIGTERM, Ctrl-C and stops have fast tests of their own in test_train.py and test_lost_work.py."""
-  said = faults('--only=kills,checkpoints,datasets,configs', '--kills=2', '--checkpoints=10', '--datasets=20',
+  said = faults('--only=kills,checkpoints,datasets,configs', '--kills=2', '--checkpoints=4', '--datasets=8',
                 '--configs=2', '--processes=1')
-  assert said.count('kills 1,') == 2 and 'damaged 10' in said and 'damaged 20' in said and 'configs 2' in said
+  assert said.count('kills 1,') == 2 and 'damaged 4' in said and 'damaged 8' in said and 'configs 2' in said
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import COMPILED_FAST
 from tests.launch.paths import LAUNCH, ROOT
 
 SMALL = ['--config.stop.tokens=3k', '--config.evaluate.batches=1', '--config.sample.prompts=()',
@@ -19,7 +20,7 @@ def losses(folder, processes, devices, flags):
              '--quiet', f'--workdir={folder}/{processes}', f'--config.data.directory={folder}/prepared', *flags]
   # Tiny programs need not be fast, and compiling them takes most of the time.
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600,
-                        env=dict(os.environ, XLA_FLAGS='--xla_backend_optimization_level=0'))
+                        env=dict(os.environ, XLA_FLAGS=COMPILED_FAST))
   assert done.returncode == 0, done.stdout + done.stderr
   lines = map(json.loads, (folder / f'{processes}/metrics.jsonl').read_text().splitlines())
   return [line.get('loss', line.get('validation/nll')) for line in lines]
