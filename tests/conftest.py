@@ -40,8 +40,10 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Nearly all of the time goes into compiling tiny programs, which need not be fast. Without the emitters of its default
 # the CPU compiler takes half as long; newer ones do not have the flag, and end where it is set.
 COMPILED_FAST = '--xla_backend_optimization_level=0'
+DEFAULT_EMITTERS = {}  # compiler_options of jax.jit with which different programs round sums alike
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   COMPILED_FAST += ' --xla_cpu_use_fusion_emitters=false'
+  DEFAULT_EMITTERS = dict(xla_cpu_use_fusion_emitters=True)
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {COMPILED_FAST}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 't5like-test-xla'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'  # many tests compile the same
