@@ -113,7 +113,8 @@ def test_chunks_are_six_files(tmp_path):
   validated = dict(SHORT, evaluate=dict(every=2))
   runs = train(checkout, tmp_path / 'runs', full=dict(steps=3), wide=dict(model=dict(chunk=32), steps=3),
                short=validated)
-  assert losses(runs['wide']) == losses(runs['full']) != losses(runs['short'])
+  assert losses(runs['wide']) == pytest.approx(losses(runs['full']), abs=1e-5)
+  assert losses(runs['short']) != pytest.approx(losses(runs['full']), abs=1e-3)
   assert unread_keys(checkout) == []
 
 
