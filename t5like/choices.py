@@ -156,13 +156,17 @@ class Block:
   norm_output: x + norm(f(x)); with norm_input, x + norm(f(norm(x))) with two norms.
   norm_sum: norm(x + f(x)); the output of the last block has a norm already.
   parallel: attention and MLP both read the input of the block.
+  bare_first: attention of the first layer reads the input of the stack without a norm, which has one already.
   """
   norm_input: bool = False
   norm_output: bool = False
   norm_sum: bool = False
   parallel: bool = False
+  bare_first: bool = False
 
   def __post_init__(self):
+    if self.bare_first and not self.norm_input:
+      raise ValueError(f'{self}: what its parts read has no norm that the first layer could do without.')
     if self.norm_sum == (self.norm_input or self.norm_output):
       raise ValueError(f'{self}: a block has norms either of sums, or of what its parts read or write.')
 
@@ -178,6 +182,7 @@ BLOCKS = dict(
     output_norm=Block(norm_output=True),
     sandwich=Block(norm_input=True, norm_output=True),
     parallel=Block(norm_input=True, parallel=True),
+    bare_first=Block(norm_input=True, bare_first=True),
 )
 
 
@@ -298,13 +303,20 @@ class Head:
   """What stands before and after the product with the vocabulary.
 
   transformed: a dense layer, the activation and a norm before it, an output bias after it; of encoders only.
+  dense_bias: the dense layer has a bias.
   scaled: divided by sqrt(d_model) before it, which belongs to tied embeddings.
   """
   transformed: bool = False
+  dense_bias: bool = True
   scaled: bool = False
 
 
-HEADS = dict(linear=Head(), scaled=Head(scaled=True), mlm=Head(transformed=True))
+HEADS = dict(
+    linear=Head(),
+    scaled=Head(scaled=True),
+    mlm=Head(transformed=True),
+    mlm_unbiased=Head(transformed=True, dense_bias=False),
+)
 
 
 @dataclasses.dataclass(frozen=True)

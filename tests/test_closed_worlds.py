@@ -131,9 +131,10 @@ def test_facts_and_implementation_of_a_position_agree(monkeypatch):
     imported_anew('model.positions')
 
 
-@pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_sum=True), dict(parallel=True)], ids=str)
+@pytest.mark.parametrize('facts', [dict(), dict(norm_input=True, norm_sum=True), dict(parallel=True),
+                                   dict(norm_output=True, bare_first=True)], ids=str)
 def test_a_block_has_its_norms_in_one_place(facts):
-  with pytest.raises(ValueError, match='a block has norms either'):
+  with pytest.raises(ValueError, match='norm'):
     choices.Block(**facts)
 
 

@@ -47,7 +47,7 @@ def test_all_checks_hold():
 
 def test_steps_done_twice_are_the_same_and_a_fault_is_named(tmp_path, monkeypatch):
   c = tiny.config(tmp_path, steps=8, mesh=dict(fsdp=8))
-  with pytest.raises(CheckpointError, match='no checkpoint yet'):
+  with pytest.raises(CheckpointError, match='does not have a checkpoint yet'):
     from t5like.storage import workdir
     workdir.write_config(tmp_path / 'none', c)
     replay.replay(tmp_path / 'none', 2)

@@ -31,7 +31,8 @@ def test_a_config_that_is_none(text, config, tmp_path):
 @pytest.mark.parametrize('key, value, problem', [
     ('model.d_model', 'x', "model.d_model='x': needs a whole number"), ('model.d_model', None, 'needs a whole number'),
     ('model.d_model', [32], 'needs a whole number'), ('model.num_layers', -1, 'must be at least 1'),
-    ('model.norm', 'other', 'There is rmsnorm, layernorm or layernorm_plain'), ('optimizer.extra', [], 'needs a dict'),
+    ('model.norm', 'other', 'There is rmsnorm, rmsnorm_unit'),
+    ('optimizer.extra', [], 'needs a dict'),
     ('data.source', 3, 'data.source=3: needs text'), ('sample.prompts', {'a': 1}, 'needs a tuple'),
     ('model', 3, 'model=3 must be an object'), ('model', [], 'must be an object'), ('data', None, 'must be an object'),
     ('model.unknown', 3, 'model.unknown, which this version of t5like does not know'),

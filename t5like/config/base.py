@@ -150,7 +150,7 @@ def base() -> Config:
       activation='swiglu',
       # x + f(norm(x)): pre_norm | norm(x + f(x)): post_norm (BERT) | x + norm(f(x)): output_norm (OLMo 2) |
       # x + norm(f(norm(x))): sandwich (Gemma 2) | parallel: pre_norm, attention and MLP both from the block's input
-      # (GPT-NeoX)
+      # (GPT-NeoX) | bare_first: pre_norm, the first attention without a norm (ModernBERT, whose embed_norm it is)
       block='pre_norm',
       # rmsnorm | rmsnorm_unit: its scale is 1 plus what is learned (Gemma) | layernorm |
       # layernorm_plain: without scale (OLMo)
@@ -177,7 +177,8 @@ def base() -> Config:
       max_positions=1024,  # rows of the learned position table
       num_types=0,  # segment types with an embedding each (BERT: 2); all tokens are of type 0
       tie_embeddings=False,  # predict with the embedding table instead of a matrix of its own
-      # linear | scaled: divided by sqrt(d_model) (T5 v1.0) | mlm: dense, activation, norm, output bias (BERT)
+      # linear | scaled: divided by sqrt(d_model) (T5 v1.0) | mlm: dense, activation, norm, output bias (BERT) |
+      # mlm_unbiased: its dense layer without a bias (ModernBERT)
       head='linear',
       scale_attention=True,  # divide attention logits by sqrt(head_dim); T5 does not
       query_scale=0.0,  # multiplies attention logits instead (Gemma 2 27B: 144^-0.5); 0: scale_attention says it

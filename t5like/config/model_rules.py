@@ -18,6 +18,9 @@ def check_model(config: Config) -> Iterator[str]:
   resolved = resolve(config).model
   yield from _heads(model, resolved)
   yield from _layers(model)
+  if choices.BLOCKS[model.block].bare_first and min(resolved.num_layers, resolved.num_encoder_layers or 2) < 2:
+    yield (f"model.block={model.block!r}: only the first layer goes without a norm, so that there must be a second "
+           "one. Use at least 2 layers, or 'pre_norm'.")
   yield from _rope_scaling(model, resolved)
   yield from _adapters(model, resolved)
   if model.tie_embeddings is False and choices.HEADS[model.head].scaled:

@@ -78,6 +78,7 @@ class Block(nnx.Module):
       random: jax.Array | None = None,
       cache: LayerCache | None = None,
       at: Slot = 0,
+      bare: jax.Array | None = None,
   ) -> BlockResult:
     """One block.
 
@@ -87,10 +88,13 @@ class Block(nnx.Module):
       random: key of dropout; None: there is none.
       cache: of earlier tokens, in decoding: x sees what is there and its own keys and values, which are written to it.
       at: slot of the cache of the first token of x.
+      bare: bool [], whether attention reads x as it is; None: it does not.
     """
     r = split_keys(random, 6)
     side = side_values.Collector(view.query['segments'])
     y = self._before(x_BTD, self.attention_norm)
+    if bare is not None:
+      y = jnp.where(bare, x_BTD, y)
     kv = self.attention.keys_values(y, view.query['positions'], view.kind)
     decoding = cache is not None
     if cache is not None:
@@ -162,6 +166,31 @@ REMAT = choices.implement('model.remat', choices.REMAT, dict(
 ))
 
 
+class Layers(NamedTuple):
+  """One layer, or all of a stack with a leading axis.
+
+  block: its parameters.
+  random: key of dropout; None: there is none.
+  bare: see `Block`.
+  """
+  block: Block
+  random: jax.Array | None
+  bare: jax.Array | None
+
+
+def _as_it_is(x_L: jax.Array) -> jax.Array:
+  return x_L
+
+
+def _but_first(x_L: jax.Array) -> jax.Array:
+  return x_L[1:]
+
+
+def _with_first(x_L: jax.Array) -> jax.Array:
+  """With a layer before the first one, which is like it."""
+  return jnp.concatenate([x_L[:1], x_L])
+
+
 class Stack(nnx.Module):
   """L blocks whose parameters are stacked on a leading axis, run by one `scan`, then a norm."""
 
@@ -194,6 +223,9 @@ class Stack(nnx.Module):
 
     self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
     declare(self.blocks, of_layers)
+    self.has_bare_first = choices.BLOCKS[c.block].bare_first
+    if self.has_bare_first:
+      self.blocks.attention_norm = jax.tree.map(_but_first, self.blocks.attention_norm)
     self.has_bias = choices.POSITIONS[c.position].biased
     self.has_norm = not choices.BLOCKS[c.block].norm_sum
     if self.has_bias:
@@ -224,19 +256,33 @@ class Stack(nnx.Module):
     views = self._views(x_BTD, query, query, memory, drops)
     r_blocks, r_last = split_keys(random, 2)
     r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
-    x_BTD, side = self._in_turns(x_BTD, (self.blocks, r_L), views)
+    x_BTD, side = self._in_turns(x_BTD, Layers(self._whole_blocks(), r_L, self._bare()), views)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     if choices.DROPOUT_STYLES[c.dropout_style].everywhere:
       x_BTD = dropout(x_BTD, c, r_last)
     return x_BTD, side
 
-  def _in_turns(self, x_BTD: jax.Array, layers: Any, views: Sequence[View]) -> tuple[jax.Array, dict[str, Sums]]:
+  def _bare(self) -> jax.Array | None:
+    """[L] bool: in which layers attention has no norm before it; None: in none."""
+    if not self.has_bare_first:
+      return None
+    return jnp.arange(self.num_layers) == 0
+
+  def _whole_blocks(self) -> Block:
+    """The blocks with L of every parameter; what the first layer does not have is as in the second."""
+    if not self.has_bare_first:
+      return self.blocks
+    blocks = jax.tree.map(_as_it_is, self.blocks)
+    blocks.attention_norm = jax.tree.map(_with_first, self.blocks.attention_norm)
+    return blocks
+
+  def _in_turns(self, x_BTD: jax.Array, layers: Layers, views: Sequence[View]) -> tuple[jax.Array, dict[str, Sums]]:
     """(output of the last layer, side values): one turn of the pattern after the other, then what is left of layers.
 
     Args:
       x_BTD: embedded tokens.
-      layers: (blocks, keys of dropout or None), stacked.
+      layers: stacked.
       views: one for each layer of a turn.
     """
     period = len(views)
@@ -270,12 +316,11 @@ class Stack(nnx.Module):
       side = side_values.added(side, of_layer)
     return x_BTD, side
 
-  def _run(self, x_BTD: jax.Array, layer: tuple[Block, Any], view: View) -> tuple[jax.Array, dict[str, Sums]]:
+  def _run(self, x_BTD: jax.Array, layer: Layers, view: View) -> tuple[jax.Array, dict[str, Sums]]:
     """(output of a layer, its side values); of what it computes, model.remat says what is saved."""
 
-    def body(x: jax.Array, layer: tuple[Block, Any]) -> tuple[jax.Array, dict[str, Sums]]:
-      block, random = layer
-      x, _, side = block(x, view, random)
+    def body(x: jax.Array, layer: Layers) -> tuple[jax.Array, dict[str, Sums]]:
+      x, _, side = layer.block(x, view, layer.random, bare=layer.bare)
       return x, side
 
     policy = REMAT[self.c.remat]
@@ -285,7 +330,8 @@ class Stack(nnx.Module):
 
   def layers(self) -> list[Block]:
     """L blocks, each with its part of the parameters."""
-    return [_part(self.blocks, n) for n in range(self.num_layers)]
+    blocks = self._whole_blocks()
+    return [_part(blocks, n) for n in range(self.num_layers)]
 
   def extend(
       self,
@@ -309,9 +355,11 @@ class Stack(nnx.Module):
       at: slot of the first of the tokens.
     """
     views = self._views(x_BTD, query, keys, memory, False, at)
+    bare_L = self._bare()
     parts = []
     for n, (block, part) in enumerate(zip(layers, cache)):
-      x_BTD, part, _ = block(x_BTD, views[n % len(views)], None, part, at)
+      bare = _part(bare_L, n)
+      x_BTD, part, _ = block(x_BTD, views[n % len(views)], None, part, at, bare)
       parts.append(part)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)

@@ -38,7 +38,7 @@ class Head(nnx.Module):
     self.c = c
     self.kind = choices.HEADS[c.head]
     if self.kind.transformed:
-      self.transform = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=True)
+      self.transform = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=self.kind.dense_bias)
       self.norm = Norm(c)
       self.b = constant(0, c, vector('V', 'head', 'bias'))
     if not c.tie_embeddings:

@@ -43,7 +43,9 @@ KINDS.update(
     smollm3=dict(layers=('global', 'global_nope'), rope_scaling=(('factor', 2.0), ('name', 'linear'))),
     qwen2=dict(qkv_bias=True, layers=('global', 'global', 'local'), window=3),
     modernbert=dict(name='encoder', layers=('global', 'local', 'local'), window=3, window_after=2,
-                    local_rope_theta=50.0, activation='geglu_exact', norm='layernorm'),
+                    local_rope_theta=50.0, activation='geglu_exact', norm='layernorm', block='bare_first',
+                    embed_norm=True, head='mlm_unbiased', tie_embeddings=True),
+    bare_decoder=dict(block='bare_first', layers=('local', 'global'), window=4, embed_norm=True),
     t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global')),
     t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4))
 DECODERS = [k for k, v in KINDS.items() if v.get('name', 'decoder') == 'decoder']
