@@ -1,9 +1,11 @@
-"""OLMo 2 1B: norms after attention and MLP, normalised queries and keys, 4T tokens.
+"""OLMo 2: norms after attention and MLP, normalised queries and keys, 4T tokens. Sizes: 1B, and 7b.
 
     python main.py --config=configs/olmo2_1b.py --workdir=gs://BUCKET/olmo2_1b
 
 Hardware: a TPU v5e-256 or larger, weeks. Expected: its scores were not read; settings are those of its released
-config. Not verified here; our data is C4, and our initial weights of 0.02 are cut at two deviations.
+config. Those of 7b are of the released OLMo2-7B-stage1.yaml of github.com/allenai/OLMo: a cosine over 5T tokens that was
+stopped after 928,646 steps (3.9T tokens), of which the second stage began; weight decay of norms too, not of embeddings.
+Not verified here; our data is C4, and our initial weights of 0.02 are cut at two deviations.
 """
 from t5like.config import base, smoke
 
@@ -24,4 +26,16 @@ def get_config(arg=''):
   c.params_expected = 1_484_916_736
   c.evaluate.update(every=5000, batches=50)
   c.checkpoint.update(every=1000, keep_every=50_000)
+  if arg == '7b':
+    size_7b(c)
   return smoke(c) if arg == 'smoke' else c
+
+
+def size_7b(c):
+  c.model.update(d_model=4096, num_layers=32, num_heads=32, d_ff=11_008, remat='full')
+  c.batch_size = 1024
+  c.microbatches = 4
+  c.optimizer.update(learning_rate=3e-4, decay_mask='^(?!embed/).*(^|/)(w|scale)$')
+  c.schedule.warmup_steps = 2000
+  c.stop.tokens = '5T'
+  c.params_expected = 7_298_617_344

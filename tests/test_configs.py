@@ -42,6 +42,7 @@ def test_smoke_trains(name, prepared, tmp_path):
 
 KIND = '''objective.name model.name model.block model.norm model.use_bias model.embed_norm model.position
   model.activation model.tie_embeddings model.head model.scale_attention model.qk_norm model.init model.num_types
+  model.layers model.rope_scaling model.embed_scale model.attention_softcap
   optimizer.name schedule.name data.packing'''.split()
 
 
@@ -57,6 +58,7 @@ def test_smoke_is_small_and_of_the_same_kind(name):
   assert {p.config.data.source for p in parts} <= {'python_docs', 'python_functions'}
   assert [p.config.objective.name for p in parts] == [p.config.objective.name for p in lengths.components(c)]
   assert small.data.seq_len == 64 and small.stop.tokens <= 64 * 8 * 100
+  assert small.model.num_layers >= len(small.model.layers) and small.model.window < 64
 
 
 def load(name, variant):
@@ -75,7 +77,11 @@ def test_params_are_those_expected(name, variant):
     ('decoder_shakespeare:cpu', 804_096), ('gpt3_1b3', 1_315_723_264), ('pythia:70m', 70_426_624),
     ('pythia:160m', 162_322_944), ('pythia:410m', 405_334_016), ('pythia:1b', 1_011_781_632),
     ('pythia:1b4', 1_414_647_808), ('tinyllama_1b1', 1_100_048_384), ('olmo_1b', 1_176_764_416),
-    ('olmo2_1b', 1_484_916_736), ('bert', 109_482_240 - 590_592 + 622_650),
+    ('olmo2_1b', 1_484_916_736), ('olmo2_1b:7b', 7_298_617_344), ('olmo3_7b', 7_298_011_136),
+    ('llama2:7b', 6_738_415_616), ('llama2:70b', 68_976_648_192), ('llama3:8b', 8_030_261_248),
+    ('llama3:70b', 70_553_706_496), ('qwen3:0b6', 596_049_920), ('qwen3:8b', 8_190_735_360),
+    ('gemma2_2b', 2_614_341_888), ('mistral_7b', 7_241_732_096), ('smollm2:135m', 134_515_008),
+    ('smollm2:360m', 361_821_120), ('smollm2:1b7', 1_711_376_384), ('bert', 109_482_240 - 590_592 + 622_650),
     ('bert:large', 335_141_888 - 1_049_600 + 1_082_170), ('roberta_base', 124_697_433),
     ('t5:small', 60_506_624), ('t5', 222_903_552), ('t5:large', 737_668_096), ('t5:3b', 2_851_598_336),
     ('t5:11b', 11_307_321_344), ('t5_1_1:small', 76_961_152), ('t5_1_1', 247_577_856),

@@ -312,6 +312,7 @@ def base() -> Config:
 SMALL = dict(source='python_docs', validation='hash', validation_fraction=0.05, max_documents=200)
 SMALL_PAIRS = dict(SMALL, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
 SMALL_TOKENS = 8 * 64 * 20  # of 20 steps of 8 rows of 64 tokens
+SMALL_WINDOW = 16  # tokens, fewer than a row has
 
 
 def smoke(c: Config) -> Config:
@@ -341,8 +342,10 @@ def _shrink_model(model: Section) -> None:
   model.update(
       vocab_size=0,
       d_model=64,
-      num_layers=2,
+      num_layers=max(2, len(model.layers)),
       num_encoder_layers=0,
+      window=min(model.window, SMALL_WINDOW),
+      window_after=min(model.window_after, SMALL_WINDOW),
       num_heads=4,
       num_kv_heads=2 if has_fewer_key_heads else 0,
       head_dim=16,
