@@ -3,8 +3,8 @@
     python main.py --config=configs/olmo2_1b.py --workdir=gs://BUCKET/olmo2_1b
 
 Hardware: a TPU v5e-256 or larger, weeks. Expected: its scores were not read; settings are those of its released
-config. Those of 7b are of the released OLMo2-7B-stage1.yaml of github.com/allenai/OLMo: a cosine over 5T tokens that was
-stopped after 928,646 steps (3.9T tokens), of which the second stage began; weight decay of norms too, not of embeddings.
+config. Those of 7b are of the released OLMo2-7B-stage1.yaml of github.com/allenai/OLMo: a cosine over 5T tokens, whose
+step 928,646 (3.9T tokens) the second stage began with; weight decay of norms too, not of embeddings.
 Not verified here; our data is C4, and our initial weights of 0.02 are cut at two deviations.
 """
 from t5like.config import base, smoke

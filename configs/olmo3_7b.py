@@ -6,8 +6,8 @@ Hardware: a TPU v5e-256 or larger, months. Expected: its scores were not read. S
 config.json; learning rate, batches of 4M tokens, warm-up, z-loss and weight decay (norms too, embeddings not) those of
 the released scripts OLMo-3-1025-7B-pretrain-1.py and -2.py of github.com/allenai/OLMo-core. Theirs had a cosine to 10 %
 over 5T tokens, stretched to 7T half-way, and ended after one epoch of 5.93T (technical report, arXiv 2512.13961, table
-4): here one cosine over these. What follows there, 50B tokens of 65,536 with yarn, is in docs/extend.md. Not verified
-here; our data is C4, and our initial weights of 0.02 are cut at two deviations.
+4): here one cosine over these. Rows of 65,536 tokens with yarn, which follow there, are in docs/extend.md.
+Not verified here; our data is C4, and our initial weights of 0.02 are cut at two deviations.
 """
 from t5like.config import base, smoke
 

@@ -11,7 +11,7 @@ warm-up, schedule, weight decay, initial weights: these are our choices. Not ver
 from t5like.config import base, smoke
 
 SIZES = {  # width, layers, heads, feed-forward, tied, learning rate, remat, micro-batches, parameters
-    '0b6': (1024, 28, 16, 3072, True, 1e-3, 'minimal', 4, 596_049_920),
+    '0b6': (1024, 28, 16, 3072, True, 1e-3, 'minimal', 8, 596_049_920),
     '8b': (4096, 36, 32, 12_288, False, 3e-4, 'full', 4, 8_190_735_360)}
 
 

@@ -220,6 +220,11 @@ def differing(a: Model, b: Model) -> list[str]:
   return [key for key in b if key in a and a[key] != b[key] and key not in without_effect]
 
 
+# Keys that change what a model computes, but no parameter's shape: weights may begin a run that changes them, so that a
+# model learns to read longer rows.
+OF_LONGER_ROWS = ('layers', 'window', 'window_after', 'rope_theta', 'local_rope_theta', 'rope_scaling')
+
+
 def unread(model: Model) -> set[str]:
   """Keys of config.model that the values of its other keys leave without a reader."""
   keys = set()

@@ -6,6 +6,7 @@
 Families and names of weights are in `families.py`, configs in `model_config.py`, files in `model_weights.py`.
 """
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from t5like.decoding import decode
 from t5like.errors import ConfigError
 from t5like.files import paths, plain_json
 from t5like.huggingface import folder_tokenizers
-from t5like.huggingface.model_config import differing, to_hf
+from t5like.huggingface.model_config import OF_LONGER_ROWS, differing, to_hf
 from t5like.huggingface.model_weights import leaves, library, open_model
 from t5like.huggingface.weight_table import Line, check_parameters, lines, places, shape_of, sizes_of, to_theirs
 from t5like.model import models, transformer
@@ -188,7 +189,12 @@ def _put(tree: Tree, path: str, value: Any) -> None:
 # --- Weights to begin with ------------------------------------------------------------------------
 
 
-def initial(config: Config, abstract: Tree, vocabulary: Vocabulary | None = None) -> Tree:
+def initial(
+    config: Config,
+    abstract: Tree,
+    vocabulary: Vocabulary | None = None,
+    say: Callable[[str], None] = print,
+) -> Tree:
   """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
 
   Args:
@@ -197,27 +203,34 @@ def initial(config: Config, abstract: Tree, vocabulary: Vocabulary | None = None
       adapters (LoRA) are merged; those of `config` are new.
     abstract: nested dict of jax.ShapeDtypeStruct.
     vocabulary: the run's own, to be compared; None: it is not compared.
+    say: prints a line, which keys of OF_LONGER_ROWS change.
 
   Raises:
     ConfigError: where the models do not fit or vocabularies differ.
   """
   folder = epath.Path(paths.expand(config.init_from))
   if (folder / 'checkpoints').exists():
-    params = _from_run(config, folder, None, vocabulary)
+    params = _from_run(config, folder, None, vocabulary, say)
   elif folder.parent.name == 'checkpoints' and folder.name.isdecimal():
-    params = _from_run(config, folder.parent.parent, int(folder.name), vocabulary)
+    params = _from_run(config, folder.parent.parent, int(folder.name), vocabulary, say)
   elif (folder / 'config.json').exists():
-    params = _from_folder(config, folder, abstract, vocabulary)
+    params = _from_folder(config, folder, abstract, vocabulary, say)
   else:
     raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
                       'Hugging Face folder (with config.json and *.safetensors).')
   return _with_adapters(config, abstract, params)
 
 
-def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Vocabulary | None) -> Tree:
+def _from_folder(
+    config: Config,
+    folder: Any,
+    abstract: Tree,
+    vocabulary: Vocabulary | None,
+    say: Callable[[str], None],
+) -> Tree:
   with open_model(folder) as (model, tensor):
     size = max(model['vocab_size'], config.model.vocab_size)
-    check_fits(config, dict(model, vocab_size=size))
+    check_fits(config, dict(model, vocab_size=size), say)
     spec, their_vocabulary = folder_tokenizers.find_vocabulary(folder, config.vocabulary.special.to_dict())
     check_same_vocabulary(config, vocabulary, spec, their_vocabulary)
     without_adapters = transformer.ModelConfig.of(dict(config.model, lora_rank=0))
@@ -228,13 +241,19 @@ def _from_folder(config: Config, folder: Any, abstract: Tree, vocabulary: Vocabu
   return params
 
 
-def _from_run(config: Config, workdir: Any, step: int | None, vocabulary: Vocabulary | None) -> Tree:
+def _from_run(
+    config: Config,
+    workdir: Any,
+    step: int | None,
+    vocabulary: Vocabulary | None,
+    say: Callable[[str], None],
+) -> Tree:
   """Parameters of a run's checkpoint, the newest if `step` is None."""
   theirs: Any = workdir_lib.read_config(workdir)
   path = workdir_lib.vocabulary_path(workdir)
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
   sized: Any = models.with_vocabulary(theirs, their_vocabulary)
-  check_fits(config, sized.model.to_dict())
+  check_fits(config, sized.model.to_dict(), say)
   check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
     chosen = _checkpoint_step(config.init_from, checkpoints.steps, step)
@@ -290,17 +309,30 @@ def _place(array: np.ndarray, like: Any) -> jax.Array:
   return jax.make_array_from_callback(array.shape, like.sharding, piece)
 
 
-def check_fits(config: Config, theirs: Tree) -> None:
-  """ConfigError where config.model differs from `theirs`, values of config.model of the weights to begin with."""
+def check_fits(config: Config, theirs: Tree, say: Callable[[str], None] | None = None) -> None:
+  """ConfigError where the weights to begin with are of another model than config.model.
+
+  Args:
+    config: every size known.
+    theirs: values of config.model of the weights.
+    say: prints which keys that no parameter depends on (OF_LONGER_ROWS) differ; None: nothing is printed.
+  """
   ours = config.model.to_dict()
-  keys = differing(theirs, ours)
-  if not keys:
-    return
   differences = []
   overrides = []
-  for key in keys:
-    differences.append(f'model.{key} is {show(theirs[key])} there, {show(ours[key])} here')
+  changes = []
+  for key in differing(theirs, ours):
+    there = show(theirs[key])
+    here = show(ours[key])
+    if key in OF_LONGER_ROWS:
+      changes.append(f'model.{key} {there} -> {here}')
+      continue
+    differences.append(f'model.{key} is {there} there, {here} here')
     overrides.append(f'--config.model.{key}={theirs[key]}')
+  if changes and say and not differences:
+    say(f'Changed since {config.init_from}: {", ".join(changes)}')
+  if not differences:
+    return
   raise ConfigError(f'init_from={config.init_from!r} holds another model: {"; ".join(differences)}. To begin with it, '
                     f'add {" ".join(overrides)}.')
 

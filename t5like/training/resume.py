@@ -89,7 +89,7 @@ def _untrained(
   if not init_from:
     make_state = jax.jit(initial_state, out_shardings=layout)
     return make_state()
-  params = model_folders.initial(plan.config, abstract['params'], store.vocabulary)
+  params = model_folders.initial(plan.config, abstract['params'], store.vocabulary, say)
   say(f'Initial weights: {init_from}')
   make_state = jax.jit(initial_state, out_shardings=layout, donate_argnums=0)
   return make_state(params)
