@@ -10,8 +10,8 @@ Stages of 8B: 16k, 32k, 64k, 128k; 70b_128k is the last one of 70B. Hardware: a 
 3.4.2) says of 405B: six stages from 8K to 128K, 800B tokens in all; base 500,000 (section 3.2); documents do not see
 each other. The scaling of rotary rates (factor 8 of 8,192 positions, 1 and 4) is that of the released config.json of
 3.1. Not published: lengths between, learning rates, batches and tokens of a stage, when scaling began. Ours: four
-doublings of 200B tokens, batches of 16M, a tenth of the first peak, and in the last stage a line to 0 (theirs: over the
-last 40M tokens, section 3.4.3). Not verified here; our data is PG-19, for the documents of C4 are short: docs/extend.md.
+doublings of 200B tokens, batches of 16M, a tenth of the first peak, in the last stage a line to 0 (theirs: over 40M
+tokens, section 3.4.3). Not verified here; our data is PG-19, for documents of C4 are short: docs/extend.md.
 """
 from t5like.config import base, smoke
 

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/gemma2_2b.py --workdir=gs://BUCKET/gemma2_2b
 
-Hardware: a TPU v5e-256, weeks; theirs was trained on 512 chips of that kind (technical report, arXiv 2408.00118, section
-3.3). Expected: its scores were not read. Shapes are those of the released config.json and of the report's section 2:
+Hardware: a TPU v5e-256, weeks; theirs had 512 chips of that kind (technical report, arXiv 2408.00118, section 3.3).
+Expected: its scores were not read. Shapes are those of the released config.json and of the report's section 2:
 windows of 4,096 tokens in every other layer, rows of 8,192, soft caps of 50 and 30. Tokens: section 3.1. Theirs learned
 from the probabilities of a larger model (section 3.2), ours predicts the next token. Not published: learning
 rate, batch, warm-up, schedule, weight decay, initial weights: these are our choices. Not verified here; our data is C4.

@@ -10,7 +10,7 @@ models, since they saw 8,192 tokens at the end (docs/extend.md). Not verified he
 """
 from t5like.config import base, smoke
 
-SIZES = {  # width, layers, heads, key heads, feed-forward, init, learning rate, decay, rows, micro-batches, steps, parameters
+SIZES = {  # width, layers, heads, key heads, feed-forward, init, learning rate, decay, rows, pieces, steps, parameters
     '135m': (576, 30, 9, 3, 1536, 'fan_in', 3e-3, 0.2, 512, 1, 2_000_000, 134_515_008),
     '360m': (960, 32, 15, 5, 2560, 'fan_in', 3e-3, 0.2, 768, 2, 2_600_000, 361_821_120),
     '1b7': (2048, 24, 32, 32, 8192, 'gpt2', 5e-4, 0.1, 1024, 2, 5_240_000, 1_711_376_384)}

@@ -358,7 +358,7 @@ def _shrink_data(data: Section, is_paired: bool) -> None:
   for part in data.mixture.values():
     own = part.data if 'data' in part else {}
     part.data = dict(own, **(SMALL_PAIRS if 'targets' in own else SMALL))
-  data.update(SMALL_PAIRS if is_paired else SMALL, seq_len=64, target_len=0)
+  data.update(SMALL_PAIRS if is_paired else SMALL, field='text', seq_len=64, target_len=0)
   if is_paired or data.mixture:
     data.target_len = 64
   for number, stage in enumerate(data.stages.values(), 1):
