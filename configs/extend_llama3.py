@@ -5,8 +5,8 @@
     python main.py --config=configs/extend_llama3.py:32k --workdir=gs://BUCKET/llama3_32k \\
         --config.init_from=gs://BUCKET/llama3_16k --config.vocabulary.path=gs://BUCKET/llama3_8b/vocabulary
 
-Stages of 8B: 16k, 32k, 64k, 128k; 70b_128k is the last one of 70B. Hardware: a TPU v5e-256; for 70b_128k a v5p-512
-(70b_128k). Expected: no result was published for a stage. The paper (Llama 3 Herd of Models, arXiv 2407.21783, section
+Stages of 8B: 16k, 32k, 64k, 128k; 70b_128k is the last one of 70B. Hardware: a TPU v5e-256, of 70B v5p-512 (70b_128k).
+Expected: no result was published for a stage. The paper (Llama 3 Herd of Models, arXiv 2407.21783, section
 3.4.2) says of 405B: six stages from 8K to 128K, 800B tokens in all; base 500,000 (section 3.2); documents do not see
 each other. The scaling of rotary rates (factor 8 of 8,192 positions, 1 and 4) is that of the released config.json of
 3.1. Not published: lengths between, learning rates, batches and tokens of a stage, when scaling began. Ours: four

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/qwen3.py:8b --workdir=gs://BUCKET/qwen3_8b
 
-Hardware: for 0b6 a TPU v5e-64 (0b6), for 8b a v5e-256, years. Expected: its scores were not read. Shapes are those of
+Hardware: a TPU v5e-64 for 0b6, years; for 8b a v5e-256 (8b). Expected: its scores were not read. Shapes are those of
 the released config.json. Of the training, the technical report (arXiv 2505.09388, section 3.2) gives tokens and lengths
 alone: 30T of 4,096 here, 5T more of better data, then hundreds of billions of 32,768 tokens, for which the base of
 rotary wavelengths rose from 10,000 to the released 1,000,000 (docs/extend.md). Not published: learning rate, batch,
