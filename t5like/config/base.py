@@ -47,6 +47,21 @@ def base() -> Config:
   # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
   # (WORKDIR/checkpoints/STEP), or a Hugging Face folder (config.json, *.safetensors)
   c.init_from = ''
+  # .. where they are of another model: what becomes of them (docs/adapting.md; CORRESPONDENCES of t5like/choices.py)
+  c.adapt = dict(
+      source='same',  # architecture that init_from holds: same as model.name | decoder | encoder | encoder_decoder
+      # the encoder's blocks: copied | fresh: initialised anew | a second folder or workdir, whose blocks they are
+      encoder='copied',
+      encoder_source='encoder',  # architecture of that second one
+      decoder='copied',  # the decoder's blocks: copied | fresh
+      # cross-attention: copied, from the attention of each block to itself where there was none before | fresh
+      cross='copied',
+      head='copied',  # what is between the last layer and the logits, a tied table aside: copied | fresh
+      # same: refused where tokens differ | tokens: rows of tokens that both have are copied, the others fresh
+      vocabulary='same',
+      warm_up_steps=0,  # first steps in which only what is fresh is trained
+      warm_up=(),  # what else is, by patterns as those of optimizer.freeze: ('embed',)
+  )
   c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
 
   # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
@@ -159,6 +174,7 @@ def base() -> Config:
       use_bias=False,  # biases in projections and layernorm
       qkv_bias=False,  # biases of queries, keys and values alone (Qwen 2)
       embed_norm=False,  # normalise the sum of embeddings (BERT)
+      encoder_embed='shared',  # encoder_decoder: the encoder's table of tokens: shared: the decoder's | own (T5Gemma)
       embed_scale='none',  # of embedded tokens: none | sqrt_d_model: times sqrt(d_model) (Gemma)
       # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table
       # per stack | sinusoidal | scaled_sinusoidal: times a learned number | none
@@ -322,7 +338,7 @@ def smoke(c: Config) -> Config:
   _shrink_data(c.data, objective.given)
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
-  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='')
+  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='', adapt=base().adapt)
   c.mesh.update(slice=1, data=1, fsdp=-1, context=1, tensor=1)
   c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5like import choices
+from t5like.config.adaptation import check_adapt
 from t5like.config.data_rules import check_data, check_vocabulary
 from t5like.config.mesh_rules import check_mesh
 from t5like.config.model_rules import check_model
@@ -49,12 +50,19 @@ CHOICES = {
     'model.head': choices.HEADS,
     'model.layers': choices.LAYERS,
     'model.embed_scale': choices.EMBED_SCALES,
+    'model.encoder_embed': choices.ENCODER_EMBEDS,
     'model.qk_norm': choices.QK_NORMS,
     'model.dropout_style': choices.DROPOUT_STYLES,
     'model.init': choices.INITS,
     'model.dtype': choices.DTYPES,
     'model.attention': choices.ATTENTION,
     'model.remat': choices.REMAT,
+    'adapt.source': choices.ADAPT_SOURCES,
+    'adapt.encoder_source': choices.ARCHITECTURES,
+    'adapt.decoder': choices.ADAPTED,
+    'adapt.cross': choices.ADAPTED,
+    'adapt.head': choices.ADAPTED,
+    'adapt.vocabulary': choices.ADAPT_VOCABULARIES,
     'log.trackers': choices.TRACKERS,
     'schedule.name': choices.SCHEDULES,
 }
@@ -70,7 +78,7 @@ RANGES = {key: interval for interval, keys in {
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap model.attention_softcap model.window model.window_after model.local_rope_theta
       model.query_scale loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
-      optimizer.clip_norm schedule.warmup_steps stop.patience stop.wall_time evaluate.every
+      optimizer.clip_norm schedule.warmup_steps adapt.warm_up_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
       guard.spike_loss guard.spike_norm checkpoint.keep_best
       checkpoint.every checkpoint.keep_every sample.every sample.temperature sample.top_k log.histograms_every''',
@@ -268,6 +276,7 @@ RULES = (
     check_model,
     _decay_mask,
     check_trainable,
+    check_adapt,
     check_optimizer,
     check_allowed,
     _mesh,

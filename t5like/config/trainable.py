@@ -58,7 +58,7 @@ def check_trainable(config: Config) -> Iterator[str]:
 
 
 def _wrong_patterns(optimizer: Section) -> Iterator[str]:
-  for read, texts in ((_freeze, optimizer.freeze), (_multiplier, optimizer.multipliers)):
+  for read, texts in ((parse_freeze, optimizer.freeze), (_multiplier, optimizer.multipliers)):
     for text in texts:
       try:
         read(text)
@@ -66,10 +66,10 @@ def _wrong_patterns(optimizer: Section) -> Iterator[str]:
         yield str(error)
 
 
-def _freeze(text: str) -> Pattern:
-  """The Pattern of an entry of optimizer.freeze."""
+def parse_freeze(text: str, key: str = 'optimizer.freeze') -> Pattern:
+  """The Pattern of an entry of a key whose values are those of optimizer.freeze: 0 without !, 1 with it."""
   is_trained = text.startswith('!')
-  return _pattern(f'optimizer.freeze has {text!r}', text.removeprefix('!'), float(is_trained))
+  return _pattern(f'{key} has {text!r}', text.removeprefix('!'), float(is_trained))
 
 
 def _multiplier(text: str) -> Pattern:
@@ -135,7 +135,7 @@ def rates(optimizer: Section, parameters: Mapping[str, Param]) -> Rates:
     is_trained = param.kind in ADAPTERS or not has_adapters
     trained[path] = [float(is_trained)] * param.num_layers
     factors[path] = [1.0] * param.num_layers
-  _apply(map(_freeze, optimizer.freeze), trained, parameters)
+  _apply(map(parse_freeze, optimizer.freeze), trained, parameters)
   _apply(map(_multiplier, optimizer.multipliers), factors, parameters)
   if not any(map(any, trained.values())):
     raise ConfigError(f'optimizer.freeze={show(optimizer.freeze)}: leaves nothing to be trained. Take something out '
@@ -149,10 +149,16 @@ def rates(optimizer: Section, parameters: Mapping[str, Param]) -> Rates:
 def _apply(patterns: Iterable[Pattern], values: Rates, parameters: Mapping[str, Param]) -> None:
   """Sets the values of what patterns match, later ones overruling earlier ones."""
   for pattern in patterns:
-    layers = pattern.layers or slice(None)
-    for path in _matching(pattern, parameters):
-      for layer in range(parameters[path].num_layers)[layers]:
-        values[path][layer] = pattern.value
+    for path, layer in select(pattern, parameters):
+      values[path][layer] = pattern.value
+
+
+def select(pattern: Pattern, parameters: Mapping[str, Param]) -> Iterator[tuple[str, int]]:
+  """Yields (path, number of a layer) of all that a pattern stands for; ConfigError where there is nothing."""
+  layers = pattern.layers or slice(None)
+  for path in _matching(pattern, parameters):
+    for layer in range(parameters[path].num_layers)[layers]:
+      yield path, layer
 
 
 def in_words(rates: Iterable[float]) -> str:

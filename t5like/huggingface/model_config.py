@@ -230,7 +230,7 @@ def unread(model: Model) -> set[str]:
   keys = set()
   position = choices.POSITIONS[model['position']]
   if not choices.ARCHITECTURES[model['name']].has_encoder:
-    keys.add('num_encoder_layers')
+    keys |= {'num_encoder_layers', 'encoder_embed'}
   if not position.learned:
     keys.add('max_positions')
   if not position.rotary:

@@ -52,7 +52,7 @@ def read(folder: Any, vocab_size: int = 0) -> tuple[Tree, Tree]:
     size = vocab_size or model['vocab_size']
     params: Tree = {}
     for path, array in leaves(model, tensor, size):
-      _put(params, path, array)
+      put(params, path, array)
     return dict(model, vocab_size=size), params
 
 
@@ -137,7 +137,7 @@ def _fused(params: Tree, line: Line) -> np.ndarray | None:
   """The fp32 array of a line, q, k and v stacked before its dims where theirs holds all; None if there is none."""
   arrays = []
   for path in line.paths():
-    array = _as_float32(_find(params, path))
+    array = _as_float32(find(params, path))
     if array is None:
       return None
     arrays.append(array)
@@ -169,7 +169,7 @@ def _json_bytes(values: Tree) -> bytes:
   return (plain_json.dumps(values, indent=2) + '\n').encode()
 
 
-def _find(tree: Tree, path: str) -> Any:
+def find(tree: Tree, path: str) -> Any:
   """The value at 'a/b/c' of nested dicts, None if there is none."""
   for key in path.split('/'):
     if key not in tree:
@@ -178,7 +178,7 @@ def _find(tree: Tree, path: str) -> Any:
   return tree
 
 
-def _put(tree: Tree, path: str, value: Any) -> None:
+def put(tree: Tree, path: str, value: Any) -> None:
   """Sets the value at 'a/b/c' of nested dicts."""
   *parents, last = path.split('/')
   for key in parents:
@@ -218,7 +218,7 @@ def initial(
   else:
     raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
                       'Hugging Face folder (with config.json and *.safetensors).')
-  return _with_adapters(config, abstract, params)
+  return with_adapters(config, abstract, params)
 
 
 def _from_folder(
@@ -237,7 +237,7 @@ def _from_folder(
     check_parameters(model, transformer.build(without_adapters).parameters)
     params: Tree = {}
     for path, array in leaves(model, tensor, size):
-      _put(params, path, _place(array, _find(abstract, path)))
+      put(params, path, place(array, find(abstract, path)))
   return params
 
 
@@ -256,14 +256,14 @@ def _from_run(
   check_fits(config, sized.model.to_dict(), say)
   check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
-    chosen = _checkpoint_step(config.init_from, checkpoints.steps, step)
+    chosen = checkpoint_step(config.init_from, checkpoints.steps, step)
     init = transformer.build(transformer.ModelConfig.of(sized.model)).init
     abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
     _, params = models.merged(sized, checkpoints.params(chosen, abstract))
     return params
 
 
-def _checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
+def checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
   """`step`, or the newest of `steps` if it is None. ConfigError if there is no such checkpoint."""
   if not steps:
     wanted = '' if step is None else f' of step {step}'
@@ -276,32 +276,32 @@ def _checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
   return step
 
 
-def _with_adapters(config: Config, abstract: Tree, params: Tree) -> Tree:
+def with_adapters(config: Config, abstract: Tree, params: Tree) -> Tree:
   """params, which have no adapters, with those that `abstract` has, initialised as at the beginning of any run."""
   if not config.model.lora_rank:
     return params
   init = transformer.build(transformer.ModelConfig.of(config.model)).init
-  layout = {path: leaf.sharding for path, leaf in _missing_leaves(abstract, params).items()}
+  layout = {path: leaf.sharding for path, leaf in missing_leaves(abstract, params).items()}
 
   def new_leaves() -> dict[str, jax.Array]:
-    return _missing_leaves(init(jax.random.key(config.seed)), params)
+    return missing_leaves(init(jax.random.key(config.seed)), params)
 
   for path, leaf in jax.jit(new_leaves, out_shardings=layout)().items():
-    _put(params, path, leaf)
+    put(params, path, leaf)
   return params
 
 
-def _missing_leaves(tree: Tree, params: Tree) -> dict[str, Any]:
+def missing_leaves(tree: Tree, params: Tree) -> dict[str, Any]:
   """{path: leaf} of those leaves of a tree that `params` does not have."""
   missing = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
     path = path_name(keys)
-    if _find(params, path) is None:
+    if find(params, path) is None:
       missing[path] = leaf
   return missing
 
 
-def _place(array: np.ndarray, like: Any) -> jax.Array:
+def place(array: np.ndarray, like: Any) -> jax.Array:
   """The array with the dtype and sharding of `like`."""
   def piece(index: Any) -> np.ndarray:
     return array[index].astype(like.dtype)
@@ -333,11 +333,18 @@ def check_fits(config: Config, theirs: Tree, say: Callable[[str], None] | None =
     say(f'Changed since {config.init_from}: {", ".join(changes)}')
   if not differences:
     return
+  if theirs['name'] != ours['name']:
+    differences.insert(0, _of_another_architecture(theirs['name'], ours['name']))
   raise ConfigError(f'init_from={config.init_from!r} holds another model: {"; ".join(differences)}. To begin with it, '
                     f'add {" ".join(overrides)}.')
 
 
-def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any) -> None:
+def _of_another_architecture(theirs: str, ours: str) -> str:
+  return (f'to begin a model with model.name={ours!r} with the weights of one with {theirs!r}, add '
+          f'--config.adapt.source={theirs} (docs/adapting.md)')
+
+
+def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any, where: str = '') -> None:
   """ConfigError where a vocabulary is not that of the weights to begin with.
 
   Args:
@@ -345,6 +352,7 @@ def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any) ->
     ours: the run's vocabulary; None: not known, nothing is checked.
     spec: values of config.vocabulary of theirs.
     theirs: vocabulary of the weights; None as `ours`.
+    where: the weights are, 'KEY=VALUE'; '': init_from.
   """
   if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
     return
@@ -355,5 +363,9 @@ def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any) ->
   for key in ('name', 'path', 'sentinels'):
     if spec[key] not in ('', None):
       overrides.append(f'--config.vocabulary.{key}={shlex.quote(str(spec[key]))}')
-  raise ConfigError(f'init_from={config.init_from!r} has learned another vocabulary, in which {difference}. '
-                    f'To use its own, add {" ".join(overrides)}.')
+  named = f'init_from={config.init_from!r}'
+  own = 'Use its own'
+  if overrides:
+    own = f'To use its own, add {" ".join(overrides)}'
+  raise ConfigError(f'{where or named} has learned another vocabulary, in which {difference}. '
+                    f'{own}; to copy the rows of tokens that both have, add --config.adapt.vocabulary=tokens.')

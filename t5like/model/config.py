@@ -49,6 +49,7 @@ class ModelConfig:
   rope_scaling: tuple[tuple[str, Any], ...] = ()
   qkv_bias: bool = False
   embed_scale: str = 'none'
+  encoder_embed: str = 'shared'
   query_scale: float = 0.0
   attention_softcap: float = 0.0
   lora_rank: int = 0

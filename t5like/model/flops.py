@@ -101,7 +101,7 @@ def _trained(parameters: Mapping[str, Param], rates: Mapping[str, Any] | None) -
 
 def _tokens(c: ModelConfig, param: Param, lengths: Lengths) -> int:
   """How many tokens of a row a parameter multiplies; 0 where it is looked up."""
-  is_tied_table = param.role == 'embed' and c.tie_embeddings
+  is_tied_table = param.layer == 'embed' and c.tie_embeddings
   if is_tied_table or param.layer == 'head':
     return lengths.predicted
   if param.role in LOOKED_UP or param.role == 'relative':
@@ -183,11 +183,11 @@ def _part(c: ModelConfig, param: Param) -> str:
 
 
 def _group(param: Param) -> str:
-  """'looked_up' where rows enter, before all layers, else 'encoder' or 'decoder'."""
-  if param.role in LOOKED_UP or param.layer == 'embed_norm':
-    return 'looked_up'
+  """'looked_up' where rows enter all stacks, before their layers, else 'encoder' or 'decoder'."""
   if param.stack == 'encoder':
     return 'encoder'
+  if param.role in LOOKED_UP or param.layer == 'embed_norm':
+    return 'looked_up'
   return 'decoder'
 
 
@@ -220,7 +220,7 @@ COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'position', 'rope_theta', 'rope_fraction', 'max_positions',
                     'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style', 'init', 'dtype',
                     'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha', 'local_rope_theta',
-                    'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
+                    'rope_scaling', 'embed_scale', 'encoder_embed', 'query_scale', 'attention_softcap')
 
 
 def _refuse_unknown(c: ModelConfig) -> None:

@@ -9,7 +9,7 @@ from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import flops, layers, transformer
 from t5like.objectives import lengths
-from t5like.optim import from_config
+from t5like.optim import from_config, warm_up
 
 MULTIPLE = 128  # of rows that the embedding has where model.vocab_size=0
 
@@ -46,9 +46,10 @@ def flops_per_row(config: Config, model: transformer.Model) -> int:
 
 def parameters(config: Config) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
   """{path: (shape, rates)} of a resolved config, from shapes alone; rates as of `trainable.rates`, whose
-  ConfigError it raises. A vocabulary whose size is not known yet has size 0."""
+  ConfigError it raises, and that of `warm_up.make_hold`. A vocabulary whose size is not known yet has size 0."""
   with no_devices():
     model = transformer.build(transformer.ModelConfig.of(config.model))
+  warm_up.make_hold(config, model.parameters)
   rates = from_config.rates(config.optimizer, model.parameters)
   shapes_and_rates = {}
   for path, param in model.parameters.items():

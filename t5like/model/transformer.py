@@ -96,11 +96,18 @@ class Transformer(nnx.Module):
       self.embed_norm = place(Norm(c), layer='embed_norm')
 
   @jax.named_scope('embed')
-  def start(self, batch: Batch, random: Random) -> jax.Array:
-    """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none)."""
+  def start(self, batch: Batch, random: Random, embed: Embed | None = None) -> jax.Array:
+    """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none).
+
+    Args:
+      batch: the tokens.
+      random: key of dropout; None: there is none.
+      embed: the table of tokens; None: that of the model.
+    """
     c = self.c
     tokens_BT = batch['inputs']
-    x_BTD = EMBED_SCALES[c.embed_scale](self.embed.encode(tokens_BT))
+    table = embed or self.embed
+    x_BTD = EMBED_SCALES[c.embed_scale](table.encode(tokens_BT))
     if self.has_positions:
       x_BTD += self.positions(batch['positions'] + choices.POSITIONS[c.position].first_row)
     if c.num_types:
@@ -182,6 +189,16 @@ class EncoderDecoder(Transformer):
     super().__init__(c, k_shared)
     self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
     self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
+    if c.encoder_embed == 'own':
+      k_own = jax.random.fold_in(k_shared, 1)
+      self.encoder_embed = place(Embed(c, k_own), layer='encoder_embed', stack='encoder')
+
+  @property
+  def encoder_table(self) -> Embed:
+    """What tokens of the encoder are looked up in."""
+    if self.c.encoder_embed == 'own':
+      return self.encoder_embed
+    return self.embed
 
   @property
   def last_stack(self) -> Stack:
@@ -190,7 +207,7 @@ class EncoderDecoder(Transformer):
   def encode(self, batch: Batch, random: Random = None) -> tuple[dict[str, jax.Array], dict[str, Sums]]:
     """(x, the encoder's output [B, S, D], with positions and segments; side values by name)."""
     r_start, r_stack = split_keys(random, 2)
-    x_BSD, side = self.encoder(self.start(batch, r_start), batch, random=r_stack)
+    x_BSD, side = self.encoder(self.start(batch, r_start, self.encoder_table), batch, random=r_stack)
     memory = dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
     return memory, side
 

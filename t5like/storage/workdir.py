@@ -200,12 +200,12 @@ def check_config(workdir: Any, config: Config) -> list[tuple[str, Any, Any]]:
   return config_lib.check_resumable(before, config, place)
 
 
-def check_beginning(init_from: str) -> None:
-  """ConfigError or CheckpointError for a config.init_from that does not exist or cannot be reached."""
+def check_beginning(init_from: str, key: str = 'init_from') -> None:
+  """ConfigError or CheckpointError for a folder that a key names and that does not exist or cannot be reached."""
   if not init_from:
     return
-  checked = paths.check('init_from', init_from)
-  if is_there('init_from', checked):
+  checked = paths.check(key, init_from)
+  if is_there(key, checked):
     return
   path = epath.Path(paths.expand(init_from))
   hint = '.'
@@ -213,7 +213,7 @@ def check_beginning(init_from: str) -> None:
   if config_file.exists():
     hint = f'; that run is made by python main.py --config=configs/{path.name}.py.'
   raise ConfigError(
-      f'init_from={init_from!r}: there is no such folder. Give the workdir of a run, one of its checkpoints '
+      f'{key}={init_from!r}: there is no such folder. Give the workdir of a run, one of its checkpoints '
       f'(WORKDIR/checkpoints/STEP), or a Hugging Face folder{hint}')
 
 

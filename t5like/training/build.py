@@ -14,7 +14,7 @@ from t5like.model import loss as loss_lib
 from t5like.model.transformer import Model
 from t5like.objectives import lengths
 from t5like.observe import histograms
-from t5like.optim import from_config
+from t5like.optim import from_config, warm_up
 from t5like.training import step as step_lib
 
 
@@ -87,6 +87,7 @@ def build_step(config: Config, model: Model, total_steps: int, mesh: jax.shardin
       clip_norm=config.optimizer.clip_norm,
       spike_loss=config.guard.spike_loss,
       spike_norm=config.guard.spike_norm,
+      hold=warm_up.make_hold(config, model.parameters),
   )
   options = config.compile.options.to_dict() or None
   count = histograms.make(gradients, model.parameters)

@@ -12,7 +12,7 @@ from etils import epath
 
 from t5like import choices, config as config_lib
 from t5like.choices import SOURCES
-from t5like.config import task_files as task_lib
+from t5like.config import adaptation, task_files as task_lib
 from t5like.config.values import base, show
 from t5like.config_type import Config, Section
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
@@ -26,7 +26,7 @@ from t5like.sources import registry
 from t5like.storage import workdir as workdir_lib
 from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
 
-FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'vocabulary.path', 'compile.cache')
+FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'adapt.encoder', 'vocabulary.path', 'compile.cache')
 PEEK = 3  # records of a source that are looked at
 EXTRA_ID = '<extra_id_'
 MUCH = 16 << 20  # bytes of a file that is not read just to look
@@ -70,10 +70,11 @@ def _parameters(config: Config) -> None:
   resolved = config_lib.resolve(config)
   patterns = config.optimizer.freeze or config.optimizer.multipliers
   counted = config.params_expected and resolved.model.vocab_size
-  if not patterns and not counted:
+  is_held = config.adapt.warm_up_steps > 0
+  if not patterns and not counted and not is_held:
     return
   from t5like.model import models
-  if patterns:
+  if patterns or is_held:
     models.parameters(resolved)
   if counted:
     models.sizes(resolved)
@@ -162,6 +163,10 @@ def _trackers(config: Config) -> None:
 def _init_from(config: Config) -> None:
   """Weights to begin with that are not there, or of another model."""
   if not config.init_from:
+    return
+  if adaptation.is_on(config.adapt):
+    from t5like.huggingface import adapted
+    adapted.check(config)
     return
   workdir_lib.check_beginning(config.init_from)
   folder = epath.Path(paths.expand(config.init_from))

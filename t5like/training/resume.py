@@ -9,7 +9,7 @@ from t5like.batches import pipeline
 from t5like.config import resumable
 from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError
-from t5like.huggingface import model_folders
+from t5like.huggingface import adapted
 from t5like.model import models
 from t5like.observe import metrics
 from t5like.optim import from_config
@@ -89,8 +89,7 @@ def _untrained(
   if not init_from:
     make_state = jax.jit(initial_state, out_shardings=layout)
     return make_state()
-  params = model_folders.initial(plan.config, abstract['params'], store.vocabulary, say)
-  say(f'Initial weights: {init_from}')
+  params = adapted.initial(plan.config, abstract['params'], store.vocabulary, say)
   make_state = jax.jit(initial_state, out_shardings=layout, donate_argnums=0)
   return make_state(params)
 

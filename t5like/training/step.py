@@ -13,6 +13,7 @@ from t5like.model import side_values
 from t5like.model.loss import split
 from t5like.model.transformer import Model
 from t5like.optim import guard as guard_lib
+from t5like.optim.warm_up import Hold
 
 State = dict[str, Any]  # params, opt_state, step, guard
 Params = dict[str, Any]  # nested dicts of arrays
@@ -90,6 +91,7 @@ def make_train_step(
     clip_norm: float = 0.0,
     spike_loss: float = 0.0,
     spike_norm: float = 0.0,
+    hold: Hold | None = None,
 ) -> TrainStep:
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -104,6 +106,7 @@ def make_train_step(
     clip_norm: the largest norm of gradients; 0: they are not clipped.
     spike_loss: see guard.judge.
     spike_norm: see guard.judge.
+    hold: of `warm_up.make_hold`; None: everything is trained from the first step on.
   """
   optimizer = optax.with_extra_args_support(tx)
 
@@ -115,11 +118,15 @@ def make_train_step(
     grads, sums = gradients(params, batch, key)
     with jax.named_scope('optimizer'):
       count = jnp.maximum(sums['weights'], 1)
+      if hold is not None:
+        grads = hold(grads, state['step'])
       grad_norm = optax.global_norm(grads) / count
       grads = _clipped(grads, grad_norm, count, clip_norm)
       # Read without a sign, the 32 bits of the step last twice as long.
       step = state['step'].astype(jnp.uint32)
       updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
+      if hold is not None:  # what decays moves without a gradient
+        updates = hold(updates, state['step'])
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
       param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not

@@ -202,6 +202,10 @@ class Vocabulary:
     (piece,) = self.pieces([i])
     return piece
 
+  def surface(self, i: int) -> bytes:
+    """The bytes that an id decodes to within a text, in UTF-8, its space included; b'' of most special tokens."""
+    return self._surfaces[i]
+
   def pieces(self, ids: Ids) -> list[str]:
     """Returns a list with one readable string per id; ValueError as in `decode`."""
     return [self._names[i] for i in self._checked(ids)]

@@ -1,8 +1,14 @@
 """Vocabularies of Hugging Face models: a tokenizer.json, read by their library tokenizers."""
 import contextlib
+import functools
 import json
+<<<<<<< HEAD
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+=======
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+>>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
 from typing import Any
 
 import numpy as np
@@ -10,7 +16,7 @@ import numpy as np
 from t5like.errors import ConfigError, DataError
 from t5like.files import schema
 from t5like.vocabulary import special_tokens
-from t5like.vocabulary.kinds import MARK, Ids, Table, Vocabulary, cut, spelling
+from t5like.vocabulary.kinds import MARK, SPACE, Ids, Table, Vocabulary, cut, spelling
 from t5like.vocabulary.special_tokens import Special
 
 # Files that older versions kept have no special tokens with them: tokens of these names were taken for special, the
@@ -75,7 +81,13 @@ class HuggingFace(Vocabulary):
     self._never = self.special_ids[~is_unknown]  # ids that no text is encoded as
     never = self._never.tolist()
     self._texts = {i: text for text, i in self.own.ids.items()}
+<<<<<<< HEAD
     names = [self._texts.get(i, '') for i in never]
+=======
+    self._added = {*self.own.added}
+    self._spelling = _spelling(fields)
+    names = [self._texts.get(i, '') for i in self._never.tolist()]
+>>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
     self._spelt = spelling(names)
     shown = {*self._sentinels, self.mask_id}
     self._hidden = set(never) - shown  # ids that decoding leaves out
@@ -84,6 +96,13 @@ class HuggingFace(Vocabulary):
   def token(self, i: int) -> str:
     """The text under which tokenizer.json has an id."""
     return self._texts[i]
+
+  def surface(self, i: int) -> bytes:
+    """See Vocabulary."""
+    text = self._texts.get(i, '')
+    if text in self._added:
+      return text.encode()  # as it stands, whatever the kind of tokenizer
+    return self._spelling(text)
 
   def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Returns a list of int32 [n], one per text."""
@@ -348,10 +367,62 @@ def _by_name(ids: Mapping[str, int]) -> Special:
   return Special(**roles)
 
 
+<<<<<<< HEAD
 def _begins_word(
     fields: Mapping[str, Any],
     names: Sequence[str],
 ) -> list[bool]:
+=======
+def _spelling(fields: Mapping[str, Any]) -> Callable[[str], bytes]:
+  """Function that gives the bytes that a piece stands for within a text, as the kind of tokenizer writes them."""
+  model = fields['model']
+  if model.get('type') == 'WordPiece':
+    inside = model.get('continuing_subword_prefix', '##')
+    return functools.partial(_of_word_piece, inside)
+  if _is_byte_level(fields):
+    return _of_byte_level
+  return _of_spaced
+
+
+def _of_word_piece(inside: str, name: str) -> bytes:
+  if name.startswith(inside):
+    return name.removeprefix(inside).encode()
+  return f' {name}'.encode()
+
+
+def _of_byte_level(name: str) -> bytes:
+  codes = [BYTE_OF_LETTER.get(letter) for letter in name]
+  if None in codes:
+    return name.encode()
+  return bytes(code for code in codes if code is not None)
+
+
+def _of_spaced(name: str) -> bytes:
+  if BYTE_PIECE.fullmatch(name):
+    return bytes([int(name[1:-1], 16)])
+  return name.replace(SPACE, ' ').encode()
+
+
+def _letters_of_bytes() -> dict[str, int]:
+  """{letter: byte} of byte-level tokenizers: bytes that can be seen are themselves, others letters from 256 on."""
+  visible = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+  letters = {}
+  hidden = 0
+  for byte in range(256):
+    code = byte
+    if byte not in visible:
+      code = 256 + hidden
+      hidden += 1
+    letters[chr(code)] = byte
+  return letters
+
+
+BYTE_OF_LETTER = _letters_of_bytes()
+BYTE_PIECE = re.compile('<0x[0-9A-F]{2}>')
+
+
+def _begins_word(fields: Mapping[str, Any], names: Sequence[str]) -> list[bool]:
+>>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
   """Whether each piece begins a word, by the way in which the kind of tokenizer marks them."""
   model = fields['model']
   if model.get('type') == 'WordPiece':
