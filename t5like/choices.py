@@ -369,7 +369,7 @@ FRESH = 'fresh'
 ADAPTED = (COPIED, FRESH)
 SAME = 'same'
 ADAPT_SOURCES = (SAME, *ARCHITECTURES)
-ADAPT_VOCABULARIES = (SAME, 'tokens')
+ADAPT_TOKENS = (SAME, 'matched')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -306,7 +306,7 @@ def test_rows_of_tokens_that_both_have_are_copied(runs):
     theirs = weights(runs, 'decoder')
     characters = dict(vocabulary=dict(name='characters', sentinels=4))
     lines = []
-    config, params = begun(runs, 'decoder', characters, lines, init_from=runs / 'decoder', vocabulary='tokens')
+    config, params = begun(runs, 'decoder', characters, lines, init_from=runs / 'decoder', tokens='matched')
     model, _ = models.build_model(config)
     anew = flat(jax.jit(model.init)(jax.random.key(config.seed)))
     made = flat(params)
@@ -319,7 +319,7 @@ def test_rows_of_tokens_that_both_have_are_copied(runs):
   np.testing.assert_array_equal(made['embed/w'][size - 2:], anew['embed/w'][size - 2:])  # sentinels 2 and 3, no token
   np.testing.assert_array_equal(made['stack/blocks/mlp/up/w'], theirs['stack/blocks/mlp/up/w'])
   assert any(f'Vocabulary: {size - 2} of {size} tokens are among the 261' in line for line in lines), lines
-  with pytest.raises(ConfigError, match='add --config.adapt.vocabulary=tokens'), jax.set_mesh(one_device()):
+  with pytest.raises(ConfigError, match='add --config.adapt.tokens=matched'), jax.set_mesh(one_device()):
     begun(runs, 'decoder', characters, init_from=runs / 'decoder', source='decoder')
 
 
@@ -338,7 +338,7 @@ def test_rows_of_tokens_that_both_have_are_copied(runs):
     ('encoder', {}, dict(source='decoder', cross='fresh'), ["adapt.cross='fresh': belongs to model.name"]),
     ('encoder', {}, dict(source='decoder', warm_up_steps=3), ['nothing is', "('embed',)"]),
     ('encoder', {}, dict(source='decoder', warm_up=('embed',)), ['first adapt.warm_up_steps']),
-    ('encoder_decoder', {}, dict(source='decoder', encoder='freshh'), ["did you mean 'fresh'"]),
+    ('encoder_decoder', {}, dict(source='decoder', encoder='freshh'), ["Did you mean 'fresh'"]),
     ('encoder_decoder', {}, dict(source='decoder', encoder='no/where'), ['adapt.encoder=', 'no such folder']),
     ('encoder_decoder', {}, dict(source='decoder', encoder='DECODER'), ["adapt.encoder_source='encoder'",
                                                                         '--config.adapt.encoder_source=decoder']),
@@ -369,7 +369,7 @@ def test_depths_may_differ_where_a_stack_is_fresh(runs):
 
 
 def test_adapt_without_weights_is_refused(tmp_path):
-  text = message(tiny.config, tmp_path, adapt=dict(source='encoder'))
+  text = message(lambda: tiny.config(tmp_path, adapt=dict(source='encoder')))
   assert "adapt.source='encoder'" in text and "init_from is ''" in text
 
 

@@ -38,15 +38,18 @@ IMPLEMENTED_IN = {
     'model.norm': 'model.layers',
     'model.position': 'model.positions',
     'model.embed_scale': 'model.transformer',
+    'model.encoder_embed': 'model.transformer',
     'model.init': 'model.layers',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
+    'adapt.tokens': 'huggingface.adapted',
     'log.trackers': 'observe.trackers',
 }
 
 
 # Keys whose choices are all facts: an entry has them, or cannot be made.
-FACTS_ALONE = ('model.layers', 'model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name')
+FACTS_ALONE = ('model.layers', 'model.block', 'model.head', 'model.qk_norm', 'model.dropout_style', 'schedule.name',
+               'adapt.source', 'adapt.encoder_source', 'adapt.decoder', 'adapt.cross', 'adapt.head')
 # Keys whose values are handed to a library, which refuses what it does not know.
 OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
 # Keys whose table is collected from modules, an entry that lacks a part being an error.

@@ -37,7 +37,9 @@ OTHER = {
     'loss.z_loss': 1e-4, 'loss.label_smoothing': 0.1, 'optimizer.name': 'lion', 'optimizer.b1': 0.5,
     'optimizer.b2': 0.5, 'optimizer.eps': 1e-6, 'optimizer.weight_decay': 0.0, 'optimizer.decay_mask': 'scale$',
     'optimizer.clip_norm': 0.0, 'optimizer.freeze': ('embed',), 'optimizer.multipliers': ('embed=0.5',),
-    'optimizer.extra': dict(mu_dtype='bfloat16'),
+    'optimizer.extra': dict(mu_dtype='bfloat16'), 'adapt.source': 'encoder', 'adapt.encoder': 'fresh',
+    'adapt.encoder_source': 'decoder', 'adapt.decoder': 'fresh', 'adapt.cross': 'fresh', 'adapt.head': 'fresh',
+    'adapt.tokens': 'matched', 'adapt.warm_up_steps': 2, 'adapt.warm_up': ('embed',), 'model.encoder_embed': None,
 }
 
 

@@ -44,18 +44,33 @@ def check_adapt(config: Config) -> Iterator[str]:
   if changed and not config.init_from:
     yield (f'adapt.{changed[0]}={show(adapt[changed[0]])}: says what becomes of the weights of init_from, and '
            f"init_from is ''. Give it a run or a folder, or leave adapt.{changed[0]} out.")
-  if not choices.ARCHITECTURES[config.model.name].has_encoder:
-    for key in changed:
-      if key in OF_BOTH:
-        yield (f"adapt.{key}={show(adapt[key])}: belongs to model.name='encoder_decoder', and it is "
-               f'{config.model.name!r}. Leave it out.')
-  if adapt.encoder in choices.ADAPTED and 'encoder_source' in changed:
-    yield (f'adapt.encoder_source={adapt.encoder_source!r}: is the architecture of a second folder, and '
-           f'adapt.encoder={adapt.encoder!r} names none.')
-  if adapt.encoder not in choices.ADAPTED and '/' not in adapt.encoder:
-    near = suggestion(adapt.encoder, choices.ADAPTED)
-    if near:
-      yield f"adapt.encoder={adapt.encoder!r}: {near}There is 'copied', 'fresh', or a folder."
+  yield from _wrong_architecture(config, changed)
+  yield from _wrong_encoder(adapt, changed)
+  yield from _wrong_warm_up(adapt)
+
+
+def _wrong_architecture(config: Config, changed: Collection[str]) -> Iterator[str]:
+  name = config.model.name
+  if choices.ARCHITECTURES[name].has_encoder:
+    return
+  for key in changed:
+    if key in OF_BOTH:
+      yield (f"adapt.{key}={show(config.adapt[key])}: belongs to model.name='encoder_decoder', and it is {name!r}. "
+             'Leave it out.')
+
+
+def _wrong_encoder(adapt: Section, changed: Collection[str]) -> Iterator[str]:
+  if adapt.encoder in choices.ADAPTED:
+    if 'encoder_source' in changed:
+      yield (f'adapt.encoder_source={adapt.encoder_source!r}: is the architecture of a second folder, and '
+             f'adapt.encoder={adapt.encoder!r} names none.')
+    return
+  near = suggestion(adapt.encoder, choices.ADAPTED)
+  if near and '/' not in adapt.encoder:
+    yield f"adapt.encoder={adapt.encoder!r}: {near}There is 'copied', 'fresh', or a folder."
+
+
+def _wrong_warm_up(adapt: Section) -> Iterator[str]:
   if adapt.warm_up and not adapt.warm_up_steps:
     yield f'adapt.warm_up={show(adapt.warm_up)}: says what is trained in the first adapt.warm_up_steps, which are 0.'
   for text in adapt.warm_up:

@@ -57,8 +57,8 @@ def base() -> Config:
       # cross-attention: copied, from the attention of each block to itself where there was none before | fresh
       cross='copied',
       head='copied',  # what is between the last layer and the logits, a tied table aside: copied | fresh
-      # same: refused where tokens differ | tokens: rows of tokens that both have are copied, the others fresh
-      vocabulary='same',
+      # rows of tokens: same: all, refused where vocabularies differ | matched: those that both have, others are fresh
+      tokens='same',
       warm_up_steps=0,  # first steps in which only what is fresh is trained
       warm_up=(),  # what else is, by patterns as those of optimizer.freeze: ('embed',)
   )

@@ -25,9 +25,9 @@ def check_model(config: Config) -> Iterator[str]:
   yield from _adapters(model, resolved)
   if model.tie_embeddings is False and choices.HEADS[model.head].scaled:
     yield f"model.head={model.head!r}: belongs to model.tie_embeddings=True. Use 'linear'."
-  if model.encoder_embed == 'own' and not choices.ARCHITECTURES[model.name].has_encoder:
-    yield (f"model.encoder_embed='own': belongs to model.name='encoder_decoder', and it is {model.name!r}. Use "
-           "'shared'.")
+  if model.encoder_embed != 'shared' and not choices.ARCHITECTURES[model.name].has_encoder:
+    yield (f"model.encoder_embed={model.encoder_embed!r}: belongs to model.name='encoder_decoder', and it is "
+           f"{model.name!r}. Use 'shared'.")
   if model.num_heads % resolved.num_kv_heads:
     yield (f'model.num_kv_heads={model.num_kv_heads}: must divide model.num_heads={model.num_heads}. '
            f'Use {divisors(model.num_kv_heads, model.num_heads)}.')

@@ -62,7 +62,7 @@ CHOICES = {
     'adapt.decoder': choices.ADAPTED,
     'adapt.cross': choices.ADAPTED,
     'adapt.head': choices.ADAPTED,
-    'adapt.vocabulary': choices.ADAPT_VOCABULARIES,
+    'adapt.tokens': choices.ADAPT_TOKENS,
     'log.trackers': choices.TRACKERS,
     'schedule.name': choices.SCHEDULES,
 }
@@ -103,7 +103,8 @@ MOST = {key: most for most, keys in {
     10 ** 4: '''model.num_layers model.num_encoder_layers data.workers data.prepare_workers data.prefetch
       evaluate.shots objective.mean_span''',
     10 ** 5: 'data.shards vocabulary.sentinels checkpoint.keep checkpoint.keep_best guard.rewinds guard.max_bad_steps',
-    10 ** 9: 'watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers stop.wall_time',
+    10 ** 9: '''watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers stop.wall_time
+      adapt.warm_up_steps''',
     10 ** 6: '''model.logit_softcap model.attention_softcap model.query_scale model.lora_alpha
       data.mixture_temperature sample.temperature''',
     10 ** 12: 'model.rope_theta model.local_rope_theta vocabulary.train_characters',

@@ -23,8 +23,8 @@ from t5like.files import paths
 from t5like.huggingface import folder_tokenizers, model_folders
 from t5like.huggingface.families import STACKS
 from t5like.huggingface.model_config import differing
-from t5like.huggingface.model_weights import leaves, open_model
 from t5like.huggingface.model_folders import find, put
+from t5like.huggingface.model_weights import leaves, open_model
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
@@ -263,18 +263,18 @@ def _same_tokens(config: Config, ours: Vocabulary, source: Source) -> matching.M
 def _tokens_of_both(config: Config, ours: Vocabulary, source: Source) -> matching.Match:
   theirs = source.vocabulary
   if theirs is None:
-    raise ConfigError(f"adapt.vocabulary='tokens': {source.key}={source.folder!r} has no tokenizer, so that it is not "
+    raise ConfigError(f"adapt.tokens='matched': {source.key}={source.folder!r} has no tokenizer, so that it is not "
                       "known which tokens its rows are of. Put the model's tokenizer there.")
   matched = matching.match(ours, theirs)
   if not matched.count:
-    raise ConfigError(f"adapt.vocabulary='tokens': no token of the vocabulary of this run is one of {source.key}="
+    raise ConfigError(f"adapt.tokens='matched': no token of the vocabulary of this run is one of {source.key}="
                       f'{source.folder!r}. Is it the right folder?')
   return matched
 
 
-MATCHES = choices.implement('adapt.vocabulary', choices.ADAPT_VOCABULARIES, dict(
+MATCHES = choices.implement('adapt.tokens', choices.ADAPT_TOKENS, dict(
     same=_same_tokens,
-    tokens=_tokens_of_both,
+    matched=_tokens_of_both,
 ))
 
 
@@ -288,7 +288,7 @@ def _matched(
   """Which tokens of a source those of the run are; None where nothing of a row per token comes from it."""
   for path, param in parameters.items():
     if 'V' in param.dims and origins[path].key == source.key:
-      return MATCHES[config.adapt.vocabulary](config, ours, source)
+      return MATCHES[config.adapt.tokens](config, ours, source)
   return None
 
 
@@ -380,7 +380,7 @@ def _take(target: Target, source: Source, vocabulary: Vocabulary, params: Tree, 
   say(_sizes('Copied', target.parameters, taken))
   if unused:
     say(f'Not used of it: {_some(unused)}.')
-  is_by_token = target.config.adapt.vocabulary != choices.SAME
+  is_by_token = target.config.adapt.tokens != choices.SAME
   if matched is not None and source.vocabulary is not None and is_by_token:
     say(matching.describe(vocabulary, source.vocabulary, matched))
 

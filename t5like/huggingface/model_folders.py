@@ -368,4 +368,4 @@ def check_same_vocabulary(config: Config, ours: Any, spec: Tree, theirs: Any, wh
   if overrides:
     own = f'To use its own, add {" ".join(overrides)}'
   raise ConfigError(f'{where or named} has learned another vocabulary, in which {difference}. '
-                    f'{own}; to copy the rows of tokens that both have, add --config.adapt.vocabulary=tokens.')
+                    f'{own}; to copy the rows of tokens that both have, add --config.adapt.tokens=matched.')

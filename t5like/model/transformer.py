@@ -77,6 +77,13 @@ EMBED_SCALES = choices.implement('model.embed_scale', choices.EMBED_SCALES, dict
 ))
 
 
+# What makes the encoder's own table of tokens; None: it has none.
+ENCODER_EMBEDS = choices.implement('model.encoder_embed', choices.ENCODER_EMBEDS, dict(
+    shared=None,
+    own=Embed,
+))
+
+
 class Transformer(nnx.Module):
   """What all architectures share: embeddings and head."""
 
@@ -189,14 +196,16 @@ class EncoderDecoder(Transformer):
     super().__init__(c, k_shared)
     self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
     self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
-    if c.encoder_embed == 'own':
+    make_own = ENCODER_EMBEDS[c.encoder_embed]
+    self.has_own_table = make_own is not None
+    if make_own is not None:
       k_own = jax.random.fold_in(k_shared, 1)
-      self.encoder_embed = place(Embed(c, k_own), layer='encoder_embed', stack='encoder')
+      self.encoder_embed = place(make_own(c, k_own), layer='encoder_embed', stack='encoder')
 
   @property
   def encoder_table(self) -> Embed:
     """What tokens of the encoder are looked up in."""
-    if self.c.encoder_embed == 'own':
+    if self.has_own_table:
       return self.encoder_embed
     return self.embed
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5like.config import adaptation, trainable
-from t5like.config_type import Config
 from t5like.config.adaptation import WARM_UP
 from t5like.config.values import show
+from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.optim.optimizers import Path, map_with_path, path_name
 from t5like.parameters import Param
@@ -17,8 +17,13 @@ from t5like.parameters import Param
 Hold = Callable[[Any, jax.Array], Any]  # (a tree like the parameters, step) -> the same, 0 where nothing is trained
 
 
-def make_hold(config: Config, parameters: dict[str, Param]) -> Hold | None:
-  """Returns hold(tree, step), which sets gradients or updates of what is not trained yet to 0; None: nothing is held.
+def hold_nothing(tree: Any, step: jax.Array) -> Any:
+  """The hold where everything is trained from the first step on."""
+  return tree
+
+
+def make_hold(config: Config, parameters: dict[str, Param]) -> Hold:
+  """Returns hold(tree, step), which sets gradients or updates of what is not trained yet to 0.
 
   It is a function of the step, which checkpoints hold: a run that resumes within these steps needs nothing else.
 
@@ -31,7 +36,7 @@ def make_hold(config: Config, parameters: dict[str, Param]) -> Hold | None:
   """
   steps = config.adapt.warm_up_steps
   if not steps:
-    return None
+    return hold_nothing
   trained = masks(config, parameters)
 
   def hold(tree: Any, step: jax.Array) -> Any:

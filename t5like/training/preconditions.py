@@ -26,7 +26,8 @@ from t5like.sources import registry
 from t5like.storage import workdir as workdir_lib
 from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
 
-FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'adapt.encoder', 'vocabulary.path', 'compile.cache')
+FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'adapt.encoder', 'vocabulary.path',
+           'compile.cache')
 PEEK = 3  # records of a source that are looked at
 EXTRA_ID = '<extra_id_'
 MUCH = 16 << 20  # bytes of a file that is not read just to look

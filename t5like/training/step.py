@@ -12,7 +12,7 @@ import optax
 from t5like.model import side_values
 from t5like.model.loss import split
 from t5like.model.transformer import Model
-from t5like.optim import guard as guard_lib
+from t5like.optim import guard as guard_lib, warm_up
 from t5like.optim.warm_up import Hold
 
 State = dict[str, Any]  # params, opt_state, step, guard
@@ -91,7 +91,7 @@ def make_train_step(
     clip_norm: float = 0.0,
     spike_loss: float = 0.0,
     spike_norm: float = 0.0,
-    hold: Hold | None = None,
+    hold: Hold = warm_up.hold_nothing,
 ) -> TrainStep:
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -106,7 +106,7 @@ def make_train_step(
     clip_norm: the largest norm of gradients; 0: they are not clipped.
     spike_loss: see guard.judge.
     spike_norm: see guard.judge.
-    hold: of `warm_up.make_hold`; None: everything is trained from the first step on.
+    hold: of `warm_up.make_hold`: what the first steps do not train.
   """
   optimizer = optax.with_extra_args_support(tx)
 
@@ -118,15 +118,13 @@ def make_train_step(
     grads, sums = gradients(params, batch, key)
     with jax.named_scope('optimizer'):
       count = jnp.maximum(sums['weights'], 1)
-      if hold is not None:
-        grads = hold(grads, state['step'])
+      grads = hold(grads, state['step'])
       grad_norm = optax.global_norm(grads) / count
       grads = _clipped(grads, grad_norm, count, clip_norm)
       # Read without a sign, the 32 bits of the step last twice as long.
       step = state['step'].astype(jnp.uint32)
       updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
-      if hold is not None:  # what decays moves without a gradient
-        updates = hold(updates, state['step'])
+      updates = hold(updates, state['step'])  # what decays moves without a gradient
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
       param_norm = optax.global_norm(new_params)  # also judged: finite updates may add up to what is not
@@ -134,19 +132,15 @@ def make_train_step(
       norms_finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
       finite = jnp.isfinite(sums['loss']) & norms_finite
       loss = sums['loss'] / count
-      good, guard = guard_lib.judge(
-          state['guard'], finite, loss, grad_norm, spike_loss, spike_norm)
+      good, guard = guard_lib.judge(state['guard'], finite, loss, grad_norm, spike_loss, spike_norm)
       new_state = dict(
           params=_new_if(good, new_params, params),
           opt_state=_new_if(good, new_opt_state, opt_state),
           step=state['step'] + 1,
           guard=guard,
       )
-    metrics = _means(sums, count)
-    metrics.update(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
-    metrics |= side_values.means(sums)
-    metrics |= guard_lib.counters(guard)
-    return new_state, metrics
+    norms = dict(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
+    return new_state, _means(sums, count) | norms | side_values.means(sums) | guard_lib.counters(guard)
 
   return train_step
 

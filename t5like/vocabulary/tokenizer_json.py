@@ -2,13 +2,9 @@
 import contextlib
 import functools
 import json
-<<<<<<< HEAD
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-=======
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
->>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
 from typing import Any
 
 import numpy as np
@@ -81,13 +77,9 @@ class HuggingFace(Vocabulary):
     self._never = self.special_ids[~is_unknown]  # ids that no text is encoded as
     never = self._never.tolist()
     self._texts = {i: text for text, i in self.own.ids.items()}
-<<<<<<< HEAD
-    names = [self._texts.get(i, '') for i in never]
-=======
     self._added = {*self.own.added}
     self._spelling = _spelling(fields)
-    names = [self._texts.get(i, '') for i in self._never.tolist()]
->>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
+    names = [self._texts.get(i, '') for i in never]
     self._spelt = spelling(names)
     shown = {*self._sentinels, self.mask_id}
     self._hidden = set(never) - shown  # ids that decoding leaves out
@@ -367,12 +359,6 @@ def _by_name(ids: Mapping[str, int]) -> Special:
   return Special(**roles)
 
 
-<<<<<<< HEAD
-def _begins_word(
-    fields: Mapping[str, Any],
-    names: Sequence[str],
-) -> list[bool]:
-=======
 def _spelling(fields: Mapping[str, Any]) -> Callable[[str], bytes]:
   """Function that gives the bytes that a piece stands for within a text, as the kind of tokenizer writes them."""
   model = fields['model']
@@ -421,8 +407,10 @@ BYTE_OF_LETTER = _letters_of_bytes()
 BYTE_PIECE = re.compile('<0x[0-9A-F]{2}>')
 
 
-def _begins_word(fields: Mapping[str, Any], names: Sequence[str]) -> list[bool]:
->>>>>>> b896869 (Weights of another architecture, of two models, of another vocabulary; a table of tokens of the encoder's own)
+def _begins_word(
+    fields: Mapping[str, Any],
+    names: Sequence[str],
+) -> list[bool]:
   """Whether each piece begins a word, by the way in which the kind of tokenizer marks them."""
   model = fields['model']
   if model.get('type') == 'WordPiece':
