@@ -91,8 +91,8 @@ def describe(ours: Vocabulary, theirs: Vocabulary, matched: Match) -> str:
   """'Vocabulary: 300 of 512 tokens are in both, ..', for people."""
   shared = np.flatnonzero(matched.ids != NONE)
   fresh = np.flatnonzero(matched.ids == NONE)
-  moved = [i for i in shared if matched.ids[i] != i and i not in ours.special_ids]
-  examples = moved or [i for i in shared if i not in ours.special_ids]
+  moved = [int(i) for i in shared if matched.ids[i] != i and i not in ours.special_ids]
+  examples = moved or [int(i) for i in shared if i not in ours.special_ids]
   line = (f'Vocabulary: {matched.count:,} of {ours.size:,} tokens are among the {theirs.size:,} of the weights, '
           f'{matched.count - matched.special:,} by their text{_such(_pairs(ours, matched, examples))} and '
           f'{matched.special:,} special ones by their role; ')
