@@ -4,13 +4,13 @@
     python main.py --config=configs/t5gemma_2b.py:ul2 --workdir=gs://BUCKET/t5gemma_2b_ul2
 
 Begins with models/gemma-2-2b, a folder with google/gemma-2-2b. Hardware: a TPU v5p-256, weeks. Expected: about as
-Gemma 2 2B before fine-tuning, better by 7 % after it (Zhang et al. 2025, arXiv 2504.06225, abstract). Not verified
-here. Sizes: the defaults of T5GemmaConfig of transformers, whose model has exactly as many parameters. Cross-attention
-begins with the decoder's attention to itself, as theirs does where both stacks have the same size; `:fresh_cross`
-begins with random cross-attention and trains it alone for 1,000 steps, which they do where sizes differ. Quoted without
-the paper at hand: 2T tokens, rows of 8,192 cut into two halves for the prefix LM. Not as theirs: text, the rate and the
-batch, which were not read, and the distillation of the prefix LM. `:ul2` has the denoisers of Tay et al. 2022, and 100
-sentinels above Gemma's tokens, which need 128 rows more.
+Gemma 2 2B before fine-tuning, better by 7 % after it (Zhang et al. 2025, arXiv 2504.06225, abstract).
+Not verified here. Sizes: the defaults of T5GemmaConfig of transformers, whose model has exactly as many parameters.
+Cross-attention begins with the decoder's attention to itself, as theirs does where both stacks have the same size;
+`:fresh_cross` begins with random cross-attention and trains it alone for 1,000 steps, which they do where sizes differ.
+Quoted without the paper at hand: 2T tokens, rows of 8,192 cut into two halves for the prefix LM. Not as theirs: text,
+the rate and the batch, which were not read, and the distillation of the prefix LM. `:ul2` has the denoisers of Tay et
+al. 2022, and 100 sentinels above Gemma's tokens, which need 128 rows more.
 """
 from t5like.config import base, smoke
 

@@ -52,7 +52,7 @@ def base() -> Config:
       source='same',  # architecture that init_from holds: same as model.name | decoder | encoder | encoder_decoder
       # the encoder's blocks: copied | fresh: initialised anew | a second folder or workdir, whose blocks they are
       encoder='copied',
-      encoder_source='encoder',  # architecture of that second one
+      encoder_source='encoder',  # architecture of that second one: encoder | decoder | encoder_decoder
       decoder='copied',  # the decoder's blocks: copied | fresh
       # cross-attention: copied, from the attention of each block to itself where there was none before | fresh
       cross='copied',
