@@ -23,7 +23,7 @@ from t5like.files import paths
 from t5like.huggingface import folder_tokenizers, model_folders
 from t5like.huggingface.families import STACKS
 from t5like.huggingface.model_config import differing
-from t5like.huggingface.model_folders import find, put
+from t5like.huggingface.model_folders import OF_LONGER_ROWS, find, put
 from t5like.huggingface.model_weights import leaves, open_model
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
@@ -194,7 +194,7 @@ def _check_architecture(config: Config, source: Source) -> None:
 def _differences(config: Config, source: Source, origins: Mapping[str, Origin]) -> Iterator[str]:
   """Yields keys of config.model that differ and change what the copied parameters compute."""
   ours = config.model.to_dict()
-  may_differ = {*OF_STACKS}
+  may_differ = {*OF_STACKS, *OF_LONGER_ROWS}
   takes_head = source.key == INIT_FROM and config.adapt.head == choices.COPIED
   if not takes_head:
     may_differ |= {*OF_THE_HEAD}
@@ -227,7 +227,8 @@ def _depths(
     if origin.key != source.key or not param.is_stacked or pair in compared:
       continue
     compared.add(pair)
-    ours, theirs = (STACKS[stack] for stack in pair)
+    ours = STACKS[pair[0]]
+    theirs = STACKS[pair[1]]
     if config.model[ours] != source.model[theirs]:
       yield f'model.{theirs} is {source.model[theirs]} there, model.{ours} {config.model[ours]} here'
 
@@ -375,7 +376,9 @@ def _take(target: Target, source: Source, vocabulary: Vocabulary, params: Tree, 
       unused.append(their_path)
     for path in takers.get(their_path, ()):
       put(params, path, _placed(target, path, array, matched))
-  taken = [path for path in target.parameters if target.origins[path].key == source.key]
+  taken = []
+  for paths_of_one in takers.values():
+    taken += paths_of_one
   say(f'Weights to begin with: {source.folder}, a model with model.name={source.model["name"]!r}.')
   say(_sizes('Copied', target.parameters, taken))
   if unused:
@@ -429,8 +432,11 @@ def _sizes(what: str, parameters: Mapping[str, Param], chosen: list[str]) -> str
 
 def _folders(chosen: Iterable[str]) -> list[str]:
   """Their folders, each once, three parts deep."""
-  names = ['/'.join(path.split('/')[:3]) for path in chosen]
-  return list(dict.fromkeys(names))
+  names: dict[str, None] = {}  # each once, in order
+  for path in chosen:
+    parts = path.split('/')
+    names['/'.join(parts[:3])] = None
+  return list(names)
 
 
 def _some(names: list[str]) -> str:

@@ -44,7 +44,7 @@ def match(ours: Vocabulary, theirs: Vocabulary) -> Match:
   first. A special token is one of the same role; <extra_id_k> is <extra_id_k>.
   """
   by_name, by_surface = _texts(theirs)
-  special = {int(i) for i in ours.special_ids}
+  special = set(ours.special_ids.tolist())
   ids = np.full(ours.size, NONE, np.int32)
   for i in range(ours.size):
     if i in special:
@@ -59,7 +59,7 @@ def match(ours: Vocabulary, theirs: Vocabulary) -> Match:
 
 def _texts(vocabulary: Vocabulary) -> tuple[dict[Text, int], dict[bytes, int]]:
   """({what a token stands for: its id}, {bytes: the first id that decodes to them}) of tokens that texts can have."""
-  special = {int(i) for i in vocabulary.special_ids}
+  special = set(vocabulary.special_ids.tolist())
   by_name: dict[Text, int] = {}
   by_surface: dict[bytes, int] = {}
   for i in range(vocabulary.size):
@@ -91,23 +91,28 @@ def describe(ours: Vocabulary, theirs: Vocabulary, matched: Match) -> str:
   """'Vocabulary: 300 of 512 tokens are in both, ..', for people."""
   shared = np.flatnonzero(matched.ids != NONE)
   fresh = np.flatnonzero(matched.ids == NONE)
-  moved = [int(i) for i in shared if matched.ids[i] != i and i not in ours.special_ids]
-  examples = moved or [int(i) for i in shared if i not in ours.special_ids]
+  texts = np.setdiff1d(shared, ours.special_ids)
+  examples = texts[matched.ids[texts] != texts]
+  if not examples.size:
+    examples = texts
   line = (f'Vocabulary: {matched.count:,} of {ours.size:,} tokens are among the {theirs.size:,} of the weights, '
-          f'{matched.count - matched.special:,} by their text{_such(_pairs(ours, matched, examples))} and '
+          f'{matched.count - matched.special:,} by their text{_such(_pairs(ours, matched, examples))}, and '
           f'{matched.special:,} special ones by their role; ')
   names = [_shown(ours, i) for i in _spread(fresh)]
   return line + f'{len(fresh):,} are fresh{_such(names)}.'
 
 
-def _pairs(ours: Vocabulary, matched: Match, ids: list[int]) -> list[str]:
-  return [f'{_shown(ours, i)} ({i} here, {matched.ids[i]} there)' for i in _spread(ids)]
+def _pairs(ours: Vocabulary, matched: Match, ids: np.ndarray) -> list[str]:
+  pairs = []
+  for i in _spread(ids):
+    pairs.append(f'{_shown(ours, i)} ({i} here, {matched.ids[i]} there)')
+  return pairs
 
 
-def _spread(ids: list[int] | np.ndarray) -> list[int]:
+def _spread(ids: np.ndarray) -> list[int]:
   """A few ids, from all over the vocabulary."""
   step = max(1, len(ids) // SHOWN)
-  return [int(i) for i in ids[::step][:SHOWN]]
+  return ids[::step][:SHOWN].tolist()
 
 
 def _shown(vocabulary: Vocabulary, i: int) -> str:
@@ -117,4 +122,4 @@ def _shown(vocabulary: Vocabulary, i: int) -> str:
 def _such(names: list[str]) -> str:
   if not names:
     return ''
-  return f', such as {", ".join(names)},'
+  return f', such as {", ".join(names)}'
