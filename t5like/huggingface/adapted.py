@@ -22,8 +22,8 @@ from t5like.errors import ConfigError
 from t5like.files import paths
 from t5like.huggingface import folder_tokenizers, model_folders
 from t5like.huggingface.families import STACKS
-from t5like.huggingface.model_config import differing
-from t5like.huggingface.model_folders import OF_LONGER_ROWS, find, put
+from t5like.huggingface.model_config import OF_LONGER_ROWS, differing
+from t5like.huggingface.model_folders import find, put
 from t5like.huggingface.model_weights import leaves, open_model
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
