@@ -291,7 +291,7 @@ class Stack(nnx.Module):
     unroll = 1 if self.c.scan_layers else max(1, turns)
 
     def layer(x: jax.Array, layer: Any) -> tuple[jax.Array, dict[str, Sums]]:
-      return self._run(x, layer, views[0])
+      return self._run(x, layer, views[0], self.c.scan_layers)
 
     if period == 1:
       x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=unroll)
@@ -300,7 +300,7 @@ class Stack(nnx.Module):
     def turn(x: jax.Array, layers: Any) -> tuple[jax.Array, dict[str, Sums]]:
       side: dict[str, Sums] = {}
       for n, view in enumerate(views):
-        x, of_layer = self._run(x, _part(layers, n), view)
+        x, of_layer = self._run(x, _part(layers, n), view, self.c.scan_layers)
         side = side_values.added(side, of_layer)
       return x, side
 
@@ -312,11 +312,17 @@ class Stack(nnx.Module):
       x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, jax.tree.map(in_turns, layers), unroll=unroll)
       side = side_values.over_layers(side_of_turns)
     for n in range(turns * period, self.num_layers):
-      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), views[n % period])
+      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), views[n % period], in_loop=False)
       side = side_values.added(side, of_layer)
     return x_BTD, side
 
-  def _run(self, x_BTD: jax.Array, layer: Layers, view: View) -> tuple[jax.Array, dict[str, Sums]]:
+  def _run(
+      self,
+      x_BTD: jax.Array,
+      layer: Layers,
+      view: View,
+      in_loop: bool,
+  ) -> tuple[jax.Array, dict[str, Sums]]:
     """(output of a layer, its side values); of what it computes, model.remat says what is saved."""
 
     def body(x: jax.Array, layer: Layers) -> tuple[jax.Array, dict[str, Sums]]:
@@ -325,7 +331,8 @@ class Stack(nnx.Module):
 
     policy = REMAT[self.c.remat]
     if policy is not None:
-      body = jax.checkpoint(body, policy=policy, prevent_cse=not self.c.scan_layers)
+      # Outside of a loop, the compiler would see that what is computed again has been computed before, and keep it.
+      body = jax.checkpoint(body, policy=policy, prevent_cse=not in_loop)
     return body(x_BTD, layer)
 
   def layers(self) -> list[Block]:
