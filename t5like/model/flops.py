@@ -217,10 +217,11 @@ COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 
            'd_ff', 'activation', 'block', 'use_bias', 'qkv_bias', 'tie_embeddings', 'head', 'qk_norm', 'layers',
            'window', 'window_after', 'lora_rank', 'lora_projections')
 # Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
-WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'position', 'rope_theta', 'rope_fraction', 'max_positions',
-                    'num_types', 'encoder_embed', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
+WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
+                    'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
                     'init', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha',
-                    'local_rope_theta', 'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
+                    'local_rope_theta',
+                    'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
 
 
 def _refuse_unknown(c: ModelConfig) -> None:
