@@ -320,7 +320,7 @@ def _import(flags: Any, overrides: tuple[str, ...]) -> None:
   from t5like.huggingface import runs
   from t5like.training import preconditions
   preconditions.check_workdir(flags.workdir)
-  runs.import_folder(flags.folder, flags.workdir, overrides)
+  runs.import_folder(flags.folder, flags.workdir, overrides, flags.fresh_head)
   print(f'{flags.workdir} is ready: python main.py generate --workdir={shlex.quote(flags.workdir)} --prompt=...\n'
         f'To train it further, copy {flags.workdir}/config.py, choose its data and stop.tokens, and give another '
         '--workdir.')

@@ -46,7 +46,7 @@ def random_params(values, seed=0):
   from t5like.model import transformer
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    params = jax.device_get(transformer.build(transformer.ModelConfig(**values)).init(jax.random.key(seed)))
+    params = jax.device_get(transformer.build(transformer.ModelConfig.of(values)).init(jax.random.key(seed)))
   return jax.tree.map(lambda x: np.asarray(x) * 3, params)
 
 

@@ -108,11 +108,11 @@ def test_flops_of_what_is_nowhere_are_refused(place, words):
 def test_export_and_import_refuse_parameters_that_their_family_does_not_have(tmp_path):
   model, arrays = model_of()
   values = dataclasses.asdict(model.config)
-  weight_table.check_parameters(values, model.parameters)
+  weight_table.check_parameters(weight_table.family_of_any(values), values, model.parameters)
   for path, words in (('stack/blocks/mlp/experts/w', 'has no place in the weights of llama models'),
                       ('stack/blocks/mlp/up/w', 'has the dimensions EDF, and in the weights of llama models DF')):
     with pytest.raises(ConfigError, match=f'{path} {words}'):
-      weight_table.check_parameters(values, with_experts(model, path).parameters)
+      weight_table.check_parameters(weight_table.family_of_any(values), values, with_experts(model, path).parameters)
   arrays['stack']['blocks']['mlp']['experts'] = dict(w=jnp.zeros(EXPERTS.shape))
   with pytest.raises(ConfigError, match='mlp/experts/w has no place in the weights of llama models'):
     model_folders.write(tmp_path / 'out', values, arrays)

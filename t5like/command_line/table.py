@@ -44,6 +44,7 @@ FLAGS = {
     'row': Flag('whole', low=0),
     'topology': Flag('text', value='TPUS'),
     'search': Flag('yes', False),
+    'fresh_head': Flag('yes', False),
     'full': Flag('yes', False),
     'json': Flag('yes', False),
     'price': Flag('number', 0.0, low=0),
@@ -172,7 +173,8 @@ COMMANDS = {
         example='--folder=some/bert --workdir=runs/bert',
         flags=dict(
             workdir='A new folder for the run.',
-            folder='The model: config.json, *.safetensors and a tokenizer. --config.KEY=VALUE changes its config.')),
+            folder='The model: config.json, *.safetensors and a tokenizer. --config.KEY=VALUE changes its config.',
+            fresh_head='An encoder without a head for masked tokens, as of sentences, gets a new one.')),
     'replay': Command(
         does='Repeats steps from the newest checkpoint and compares every bit.',
         example='--workdir=runs/decoder_tiny --steps=10',

@@ -21,10 +21,10 @@ from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import paths
 from t5like.huggingface import folder_tokenizers, model_folders
-from t5like.huggingface.families import STACKS
 from t5like.huggingface.model_config import OF_LONGER_ROWS, differing
 from t5like.huggingface.model_folders import find, put
 from t5like.huggingface.model_weights import leaves, open_model
+from t5like.huggingface.tables import STACKS
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
@@ -87,13 +87,13 @@ def open_source(key: str, value: str, special: Tree) -> Iterator[Source]:
   if (folder / 'checkpoints').exists():
     yield _run(key, value, folder, None)
     return
-  with open_model(folder) as (model, tensor):
+  with open_model(folder) as opened:
     spec, vocabulary = folder_tokenizers.find_vocabulary(folder, special)
 
     def arrays() -> Iterable[tuple[str, Array]]:
-      return leaves(model, tensor, model['vocab_size'])
+      return leaves(opened, opened.model['vocab_size'])
 
-    yield Source(key, value, model, spec, vocabulary, arrays)
+    yield Source(key, value, opened.model, spec, vocabulary, arrays)
 
 
 def _run(key: str, value: str, workdir: Any, step: int | None) -> Source:
@@ -341,7 +341,7 @@ def initial(config: Config, abstract: Tree, vocabulary: Vocabulary, say: Say) ->
     with open_source(key, value, config.vocabulary.special.to_dict()) as source:
       _take(target, source, vocabulary, params, say)
   say(_sizes('Fresh', parameters, [path for path in origins if origins[path].is_fresh]))
-  return model_folders.with_adapters(config, abstract, params)
+  return model_folders.with_new(config, abstract, params)
 
 
 def _partly_fresh(parameters: Mapping[str, Param], origins: Mapping[str, Origin]) -> list[str]:

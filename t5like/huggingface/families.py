@@ -1,16 +1,9 @@
-"""Families of Hugging Face models: their configs and the names of their weights, beside ours.
-
-A table has a line per parameter: when it is there (- always, g with a gated activation, p with a plain
-one, u when embeddings are untied), our path, our dimensions, their name, their dimensions. Letters are
-those of `t5like/sharding.py` and of `ModelConfig.size`; letters without a space between them are one
-axis of theirs; {stack} in a name is the layer of that stack (a key of STACKS), and our arrays have a leading axis L for
-it. Three of ours
-may lie in one of theirs: then the axis 3 says which of q, k, v. So 'NH D' is a matrix [N * H, D].
-
-Sources: the modeling_*.py of transformers 5, whose numbers `tests/parity` compares with ours.
-"""
+"""Families of Hugging Face models: their configs beside ours. The names of their weights are in `tables.py`."""
 import dataclasses
 from typing import Any
+
+from t5like import choices
+from t5like.huggingface import tables
 
 Keys = dict[str, Any]  # {key: value}
 
@@ -23,7 +16,8 @@ PLAIN: Keys = dict(  # what a model is where a family says nothing else
 # Keys of config.model that change neither parameters nor logits of plain text, adapters being merged before.
 FREE = ('init', 'dropout', 'dropout_style', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask',
         'lora_rank', 'lora_alpha', 'lora_projections')
-GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_new': 'geglu', 'gelu_pytorch_tanh': 'geglu', 'relu': 'reglu'}
+GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu', 'gelu': 'geglu_exact',
+         'relu': 'reglu'}
 UNGATED = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
            'gelu_fast': 'gelu_tanh', 'relu': 'relu', 'silu': 'swish', 'swish': 'swish'}
 
@@ -37,7 +31,7 @@ class Family:
     ours: values of config.model that all its models share; a tuple: any of them.
     keys: {its name of a key: ours}.
     activations: {its name: ours}.
-    table: of its weights, see above.
+    table: of its weights, see `tables.py`.
     defaults: of keys that its config.json may leave out.
     only: values of its keys that ours can follow.
     prefix: of all names of weights but the head's; files of the bare model lack it.
@@ -47,6 +41,13 @@ class Family:
     any_head_dim: whether heads may have any size.
     any_rope_fraction: whether a part of each head may be turned.
     rope_fraction: the part that is turned where its config.json does not say.
+    theta: the base of rotary wavelengths where its config.json does not say.
+    theta_key, fraction_key: its names of theta and of the part that is turned, before transformers 5.
+    rope_by_layer: whether layers with a window and without have rotary positions of their own.
+    local_theta: of the former, where config.json does not say; 0: as the latter.
+    scalings: those of model.rope_scaling that it has.
+    original_positions: rows of before scaling, where it has a key of its own for them; 0: it does not.
+    represents: keys of config.model that its config.json can say by several keys of its own (`single_families.py`).
     whole_heads: whether transformers refuses a d_model that num_heads does not divide, whatever the head size.
   """
   architecture: str
@@ -64,15 +65,27 @@ class Family:
   any_rope_fraction: bool = False
   rope_fraction: float = 1.0
   whole_heads: bool = True
+  theta: float = 10_000.0
+  theta_key: str = 'rope_theta'
+  fraction_key: str = 'partial_rotary_factor'
+  rope_by_layer: bool = False
+  local_theta: float = 0.0
+  scalings: tuple[str, ...] = ()
+  original_positions: int = 0
+  represents: tuple[str, ...] = ()
 
   @property
   def theirs(self) -> dict[str, str]:
     """{our name of a key: its}."""
     return {ours: theirs for theirs, ours in self.keys.items()}
 
-
-# The key of config.model that says how many layers a stack has.
-STACKS = dict(stack='num_layers', encoder='num_encoder_layers', decoder='num_layers')
+  @property
+  def representable(self) -> set[str]:
+    """Keys of config.model that its config.json can say, by one key or by several."""
+    keys = {*self.keys.values(), *self.represents}
+    if self.scalings:
+      keys.add('rope_scaling')
+    return keys
 
 
 SIZES = dict(
@@ -84,138 +97,6 @@ SIZES = dict(
     max_position_embeddings='max_positions',
     tie_word_embeddings='tie_embeddings',
 )
-
-LLAMA_TABLE = '''
-- embed/w                      VD   model.embed_tokens.weight                     V D
-- stack/blocks/attention/q/w   DNH  model.layers.{stack}.self_attn.q_proj.weight       NH D
-- stack/blocks/attention/k/w   DKH  model.layers.{stack}.self_attn.k_proj.weight       KH D
-- stack/blocks/attention/v/w   DKH  model.layers.{stack}.self_attn.v_proj.weight       KH D
-- stack/blocks/attention/o/w   NHD  model.layers.{stack}.self_attn.o_proj.weight       D NH
-- stack/blocks/mlp/gate/w      DF   model.layers.{stack}.mlp.gate_proj.weight          F D
-- stack/blocks/mlp/up/w        DF   model.layers.{stack}.mlp.up_proj.weight            F D
-- stack/blocks/mlp/down/w      FD   model.layers.{stack}.mlp.down_proj.weight          D F
-- stack/blocks/attention_norm/scale D model.layers.{stack}.input_layernorm.weight      D
-- stack/blocks/mlp_norm/scale  D    model.layers.{stack}.post_attention_layernorm.weight D
-- stack/norm/scale             D    model.norm.weight                             D
-u head/out/w                   DV   lm_head.weight                                V D
-'''
-
-# OLMo 2 norms what comes out of attention and MLP, under names that Llama has for something else.
-OLMO2_TABLE = LLAMA_TABLE.replace('post_attention_layernorm', 'post_feedforward_layernorm').replace(
-    'input_layernorm', 'post_attention_layernorm') + '''
-- stack/blocks/attention/q_norm/scale NH model.layers.{stack}.self_attn.q_norm.weight  NH
-- stack/blocks/attention/k_norm/scale KH model.layers.{stack}.self_attn.k_norm.weight  KH
-'''
-
-GPT2_TABLE = '''
-- embed/w                      VD   transformer.wte.weight                        V D
-- positions/w                  TD   transformer.wpe.weight                        T D
-- stack/blocks/attention_norm/scale D transformer.h.{stack}.ln_1.weight                D
-- stack/blocks/attention_norm/b D   transformer.h.{stack}.ln_1.bias                    D
-- stack/blocks/attention/*/w   DNH  transformer.h.{stack}.attn.c_attn.weight           D 3NH
-- stack/blocks/attention/*/b   NH   transformer.h.{stack}.attn.c_attn.bias             3NH
-- stack/blocks/attention/o/w   NHD  transformer.h.{stack}.attn.c_proj.weight           NH D
-- stack/blocks/attention/o/b   D    transformer.h.{stack}.attn.c_proj.bias             D
-- stack/blocks/mlp_norm/scale  D    transformer.h.{stack}.ln_2.weight                  D
-- stack/blocks/mlp_norm/b      D    transformer.h.{stack}.ln_2.bias                    D
-- stack/blocks/mlp/up/w        DF   transformer.h.{stack}.mlp.c_fc.weight              D F
-- stack/blocks/mlp/up/b        F    transformer.h.{stack}.mlp.c_fc.bias                F
-- stack/blocks/mlp/down/w      FD   transformer.h.{stack}.mlp.c_proj.weight            F D
-- stack/blocks/mlp/down/b      D    transformer.h.{stack}.mlp.c_proj.bias              D
-- stack/norm/scale             D    transformer.ln_f.weight                       D
-- stack/norm/b                 D    transformer.ln_f.bias                         D
-u head/out/w                   DV   lm_head.weight                                V D
-'''
-
-NEOX_TABLE = '''
-- embed/w                      VD   gpt_neox.embed_in.weight                      V D
-- stack/blocks/attention_norm/scale D gpt_neox.layers.{stack}.input_layernorm.weight   D
-- stack/blocks/attention_norm/b D   gpt_neox.layers.{stack}.input_layernorm.bias       D
-- stack/blocks/attention/*/w   DNH  gpt_neox.layers.{stack}.attention.query_key_value.weight N3H D
-- stack/blocks/attention/*/b   NH   gpt_neox.layers.{stack}.attention.query_key_value.bias N3H
-- stack/blocks/attention/o/w   NHD  gpt_neox.layers.{stack}.attention.dense.weight     D NH
-- stack/blocks/attention/o/b   D    gpt_neox.layers.{stack}.attention.dense.bias       D
-- stack/blocks/mlp_norm/scale  D    gpt_neox.layers.{stack}.post_attention_layernorm.weight D
-- stack/blocks/mlp_norm/b      D    gpt_neox.layers.{stack}.post_attention_layernorm.bias D
-- stack/blocks/mlp/up/w        DF   gpt_neox.layers.{stack}.mlp.dense_h_to_4h.weight   F D
-- stack/blocks/mlp/up/b        F    gpt_neox.layers.{stack}.mlp.dense_h_to_4h.bias     F
-- stack/blocks/mlp/down/w      FD   gpt_neox.layers.{stack}.mlp.dense_4h_to_h.weight   D F
-- stack/blocks/mlp/down/b      D    gpt_neox.layers.{stack}.mlp.dense_4h_to_h.bias     D
-- stack/norm/scale             D    gpt_neox.final_layer_norm.weight              D
-- stack/norm/b                 D    gpt_neox.final_layer_norm.bias                D
-u head/out/w                   DV   embed_out.weight                              V D
-'''
-
-BERT_STACK = '''
-- embed/w                      VD   bert.embeddings.word_embeddings.weight        V D
-- positions/w                  TD   bert.embeddings.position_embeddings.weight    T D
-- types/w                      PD   bert.embeddings.token_type_embeddings.weight  P D
-- embed_norm/scale             D    bert.embeddings.LayerNorm.weight              D
-- embed_norm/b                 D    bert.embeddings.LayerNorm.bias                D
-- stack/blocks/attention/q/w   DNH  bert.encoder.layer.{stack}.attention.self.query.weight NH D
-- stack/blocks/attention/q/b   NH   bert.encoder.layer.{stack}.attention.self.query.bias NH
-- stack/blocks/attention/k/w   DNH  bert.encoder.layer.{stack}.attention.self.key.weight NH D
-- stack/blocks/attention/k/b   NH   bert.encoder.layer.{stack}.attention.self.key.bias NH
-- stack/blocks/attention/v/w   DNH  bert.encoder.layer.{stack}.attention.self.value.weight NH D
-- stack/blocks/attention/v/b   NH   bert.encoder.layer.{stack}.attention.self.value.bias NH
-- stack/blocks/attention/o/w   NHD  bert.encoder.layer.{stack}.attention.output.dense.weight D NH
-- stack/blocks/attention/o/b   D    bert.encoder.layer.{stack}.attention.output.dense.bias D
-- stack/blocks/attention_norm/scale D bert.encoder.layer.{stack}.attention.output.LayerNorm.weight D
-- stack/blocks/attention_norm/b D   bert.encoder.layer.{stack}.attention.output.LayerNorm.bias D
-- stack/blocks/mlp/up/w        DF   bert.encoder.layer.{stack}.intermediate.dense.weight F D
-- stack/blocks/mlp/up/b        F    bert.encoder.layer.{stack}.intermediate.dense.bias F
-- stack/blocks/mlp/down/w      FD   bert.encoder.layer.{stack}.output.dense.weight     D F
-- stack/blocks/mlp/down/b      D    bert.encoder.layer.{stack}.output.dense.bias       D
-- stack/blocks/mlp_norm/scale  D    bert.encoder.layer.{stack}.output.LayerNorm.weight D
-- stack/blocks/mlp_norm/b      D    bert.encoder.layer.{stack}.output.LayerNorm.bias   D
-'''
-
-BERT_TABLE = BERT_STACK + '''
-- head/transform/w             DE   cls.predictions.transform.dense.weight        E D
-- head/transform/b             E    cls.predictions.transform.dense.bias          E
-- head/norm/scale              D    cls.predictions.transform.LayerNorm.weight    D
-- head/norm/b                  D    cls.predictions.transform.LayerNorm.bias      D
-- head/b                       V    cls.predictions.bias                          V
-'''
-
-ROBERTA_TABLE = BERT_STACK.replace(' bert.', ' roberta.') + '''
-- head/transform/w             DE   lm_head.dense.weight                          E D
-- head/transform/b             E    lm_head.dense.bias                            E
-- head/norm/scale              D    lm_head.layer_norm.weight                     D
-- head/norm/b                  D    lm_head.layer_norm.bias                       D
-- head/b                       V    lm_head.bias                                  V
-'''
-
-T5_ATTENTION = '''
-- SIDE/blocks/OURS/q/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.q.weight        NH D
-- SIDE/blocks/OURS/k/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.k.weight        NH D
-- SIDE/blocks/OURS/v/w         DNH  SIDE.block.{SIDE}.layer.AT.THEIRS.v.weight        NH D
-- SIDE/blocks/OURS/o/w         NHD  SIDE.block.{SIDE}.layer.AT.THEIRS.o.weight        D NH
-- SIDE/blocks/OURS_norm/scale  D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
-'''
-
-T5_REST = '''
-- SIDE/relative/w              N_   SIDE.block.0.layer.0.SelfAttention.relative_attention_bias.weight _ N
-g SIDE/blocks/mlp/gate/w       DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi_0.weight F D
-g SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi_1.weight F D
-p SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi.weight F D
-- SIDE/blocks/mlp/down/w       FD   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wo.weight D F
-- SIDE/blocks/mlp_norm/scale   D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
-- SIDE/norm/scale              D    SIDE.final_layer_norm.weight                  D
-'''
-
-
-def _t5(side: str, mlp_at: str) -> str:
-  """The lines of a stack; `mlp_at`: number of the MLP among the parts of a block."""
-  attention = T5_ATTENTION.replace('OURS', 'attention').replace('AT', '0').replace('THEIRS', 'SelfAttention')
-  return (attention + T5_REST.replace('AT', mlp_at)).replace('SIDE', side)
-
-
-T5_TABLE = '''
-- embed/w                      VD   shared.weight                                 V D
-u head/out/w                   DV   lm_head.weight                                V D
-''' + _t5('encoder', '1') + _t5('decoder', '2') + T5_ATTENTION.replace('OURS', 'cross').replace('AT', '1').replace(
-    'THEIRS', 'EncDecAttention').replace('SIDE', 'decoder')
 
 ROTARY = r'rotary_emb\.inv_freq$'
 BIASED = dict(norm='layernorm', use_bias=True)
@@ -248,41 +129,142 @@ BERT: Keys = dict(
     ),
     only=dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False))
 
+LOCAL = ('layers', 'window')
+SCALINGS = tuple(choices.ROPE_SCALINGS)
+
+
+def _like_llama(
+    architecture: str,
+    ours: Keys,
+    table: str,
+    *,
+    keys: dict[str, str] | None = None,
+    defaults: Keys | None = None,
+    has_head_dim: bool = True,
+    activation: str = 'hidden_act',
+    scalings: tuple[str, ...] = SCALINGS,
+    **fields: Any,
+) -> Family:
+  """A family whose config.json and names of weights are those of Llama, but for what is given here.
+
+  Args:
+    architecture, ours, table: as of Family, the table whole.
+    keys, defaults: besides those of Llama.
+    has_head_dim: whether config.json says the size of a head.
+    activation: its key.
+    scalings: as of Family.
+    **fields: others of Family.
+  """
+  all_keys = dict(SIZES, num_key_value_heads='num_kv_heads', rms_norm_eps='norm_eps', **{activation: 'activation'})
+  all_defaults: Keys = dict(
+      rms_norm_eps=1e-6,
+      tie_word_embeddings=False,
+      num_key_value_heads=None,
+      max_position_embeddings=2048,
+      **{activation: 'silu'},
+  )
+  if has_head_dim:
+    all_keys.update(head_dim='head_dim')
+    all_defaults.update(head_dim=None)
+  return Family(
+      architecture,
+      ours,
+      {**all_keys, **(keys or {})},
+      GATED,
+      table,
+      defaults={**all_defaults, **(defaults or {})},
+      prefix='model.',
+      unused=ROTARY,
+      copies={'lm_head.weight': 'model.embed_tokens.weight'},
+      grouped=True,
+      any_head_dim=has_head_dim,
+      scalings=scalings,
+      **fields,
+  )
+
+
+GEMMA = dict(block='sandwich', norm='rmsnorm_unit', embed_scale='sqrt_d_model')
+OF_GEMMA: Keys = dict(
+    activation='hidden_activation',
+    keys=dict(final_logit_softcapping='logit_softcap', attn_logit_softcapping='attention_softcap'),
+    represents=(*LOCAL, 'query_scale'),
+    only=dict(attention_bias=False, use_bidirectional_attention=None),
+    defaults=dict(head_dim=256, tie_word_embeddings=True, hidden_activation='gelu_pytorch_tanh',
+                  final_logit_softcapping=30.0, attn_logit_softcapping=50.0),
+)
+
+# The heads of RobertaForMaskedLM and ElectraForMaskedLM have the exact GELU, whatever hidden_act says; ours has the
+# model's.
+EXACT_GELU = {'gelu': 'gelu', 'gelu_python': 'gelu'}
+ROBERTA = Family(
+    'RobertaForMaskedLM', table=tables.ROBERTA, prefix='roberta.', unused=r'position_ids$|^roberta\.pooler\.',
+    copies={'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
+            'lm_head.decoder.bias': 'lm_head.bias'},
+    **dict(
+        BERT,
+        ours=dict(BERT['ours'], position='learned_from_2'),
+        only=dict(BERT['only'], pad_token_id=1),
+        activations=EXACT_GELU,
+    ))
+T5 = Family(
+    'T5ForConditionalGeneration', dict(
+        name='encoder_decoder',
+        position='relative',
+        head=('scaled', 'linear'),
+        scale_attention=False,
+        init='t5',
+        dropout_style='t5',
+    ), dict(
+        d_model='d_model',
+        num_layers='num_encoder_layers',
+        num_decoder_layers='num_layers',
+        num_heads='num_heads',
+        d_kv='head_dim',
+        d_ff='d_ff',
+        vocab_size='vocab_size',
+        n_positions='max_positions',
+        tie_word_embeddings='tie_embeddings',
+        layer_norm_epsilon='norm_eps',
+        dropout_rate='dropout',
+        feed_forward_proj='activation',
+    ),
+    {'relu': 'relu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'silu': 'swish', 'gated-gelu': 'geglu',
+     'gated-gelu_new': 'geglu', 'gated-silu': 'swiglu', 'gated-relu': 'reglu'},
+    tables.T5, any_head_dim=True, whole_heads=False, unused=r'EncDecAttention\.relative_attention_bias\.weight$',
+    defaults=dict(
+        num_decoder_layers=None,
+        n_positions=512,
+        tie_word_embeddings=True,
+        layer_norm_epsilon=1e-6,
+        dropout_rate=0.1,
+        feed_forward_proj='relu',
+    ),
+    only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
+    copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
+            'lm_head.weight': 'shared.weight'})
+
 FAMILIES: dict[str, Family] = dict(
-    llama=Family(
-        'LlamaForCausalLM', {}, dict(
-            SIZES,
-            num_key_value_heads='num_kv_heads',
-            head_dim='head_dim',
-            rms_norm_eps='norm_eps',
-            hidden_act='activation',
-        ),
-        GATED, LLAMA_TABLE, grouped=True, any_head_dim=True, prefix='model.', unused=ROTARY,
-        defaults=dict(
-            rms_norm_eps=1e-6,
-            hidden_act='silu',
-            tie_word_embeddings=False,
-            num_key_value_heads=None,
-            head_dim=None,
-            max_position_embeddings=2048,
-        ),
-        only=dict(attention_bias=False, mlp_bias=False), copies={'lm_head.weight': 'model.embed_tokens.weight'}),
-    olmo2=Family(
-        'Olmo2ForCausalLM', dict(block='output_norm', qk_norm='all'), dict(
-            SIZES,
-            num_key_value_heads='num_kv_heads',
-            rms_norm_eps='norm_eps',
-            hidden_act='activation',
-        ),
-        GATED, OLMO2_TABLE, grouped=True, prefix='model.', unused=ROTARY,
-        defaults=dict(
-            rms_norm_eps=1e-5,
-            hidden_act='silu',
-            tie_word_embeddings=False,
-            num_key_value_heads=None,
-            max_position_embeddings=2048,
-        ),
-        only=dict(attention_bias=False), copies={'lm_head.weight': 'model.embed_tokens.weight'}),
+    llama=_like_llama('LlamaForCausalLM', {}, tables.LLAMA, only=dict(attention_bias=False, mlp_bias=False)),
+    mistral=_like_llama('MistralForCausalLM', {}, tables.LLAMA, represents=LOCAL),
+    qwen2=_like_llama('Qwen2ForCausalLM', dict(qkv_bias=True), tables.QWEN2, represents=LOCAL, has_head_dim=False),
+    qwen3=_like_llama('Qwen3ForCausalLM', dict(qk_norm='head'), tables.QWEN3, represents=LOCAL,
+                      defaults=dict(head_dim=128), only=dict(attention_bias=False)),
+    smollm3=_like_llama('SmolLM3ForCausalLM', {}, tables.LLAMA, represents=LOCAL, has_head_dim=False, theta=2e6,
+                        defaults=dict(num_key_value_heads=4, tie_word_embeddings=True),
+                        only=dict(attention_bias=False, mlp_bias=False)),
+    olmo2=_like_llama('Olmo2ForCausalLM', dict(block='output_norm', qk_norm='all'), tables.OLMO2, has_head_dim=False,
+                      defaults=dict(rms_norm_eps=1e-5), only=dict(attention_bias=False)),
+    olmo3=_like_llama('Olmo3ForCausalLM', dict(block='output_norm', qk_norm='all'), tables.OLMO2, has_head_dim=False,
+                      represents=(*LOCAL, 'local_rope_theta'), rope_by_layer=True, theta=5e5,
+                      defaults=dict(rms_norm_eps=1e-5), only=dict(attention_bias=False)),
+    gemma2=_like_llama('Gemma2ForCausalLM', GEMMA, tables.GEMMA2, **OF_GEMMA),
+    gemma3_text=_like_llama('Gemma3ForCausalLM', dict(GEMMA, qk_norm='head'), tables.GEMMA3, **dict(
+        OF_GEMMA, represents=(*OF_GEMMA['represents'], 'local_rope_theta'), rope_by_layer=True, theta=1e6,
+        local_theta=1e4, only=dict(attention_bias=False, use_bidirectional_attention=False),
+        defaults=dict(OF_GEMMA['defaults'], final_logit_softcapping=None, attn_logit_softcapping=None))),
+    phi3=_like_llama('Phi3ForCausalLM', {}, tables.PHI3, represents=LOCAL, has_head_dim=False, any_rope_fraction=True,
+                     scalings=('longrope',), original_positions=4096,
+                     defaults=dict(rms_norm_eps=1e-5, max_position_embeddings=4096)),
     gpt2=Family(
         'GPT2LMHeadModel', dict(BIASED, position='learned', init='gpt2'), dict(
             n_embd='d_model',
@@ -296,7 +278,7 @@ FAMILIES: dict[str, Family] = dict(
             resid_pdrop='dropout',
             activation_function='activation',
         ),
-        UNGATED, GPT2_TABLE, prefix='transformer.', unused=r'attn\.(bias|masked_bias)$',
+        UNGATED, tables.GPT2, prefix='transformer.', unused=r'attn\.(bias|masked_bias)$',
         defaults=dict(
             n_inner=None,
             n_positions=1024,
@@ -314,7 +296,8 @@ FAMILIES: dict[str, Family] = dict(
             hidden_dropout='dropout',
             hidden_act='activation',
         ),
-        UNGATED, NEOX_TABLE, any_rope_fraction=True, rope_fraction=0.25, prefix='gpt_neox.',
+        UNGATED, tables.NEOX, any_rope_fraction=True, rope_fraction=0.25,
+        theta_key='rotary_emb_base', fraction_key='rotary_pct', prefix='gpt_neox.',
         unused=rf'attention\.(bias|masked_bias)$|{ROTARY}',
         defaults=dict(
             layer_norm_eps=1e-5,
@@ -325,54 +308,19 @@ FAMILIES: dict[str, Family] = dict(
         ),
         only=dict(attention_bias=True), copies={'embed_out.weight': 'gpt_neox.embed_in.weight'}),
     bert=Family(
-        'BertForMaskedLM', table=BERT_TABLE, prefix='bert.',
+        'BertForMaskedLM', table=tables.BERT, prefix='bert.',
         unused=r'position_ids$|^bert\.pooler\.|^cls\.seq_relationship\.',
         copies={'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight',
                 'cls.predictions.decoder.bias': 'cls.predictions.bias'}, **BERT),
-    roberta=Family(
-        'RobertaForMaskedLM', table=ROBERTA_TABLE, prefix='roberta.', unused=r'position_ids$|^roberta\.pooler\.',
-        copies={'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
-                'lm_head.decoder.bias': 'lm_head.bias'},
-        # The head of RobertaForMaskedLM has the exact GELU, whatever hidden_act says; ours has the model's.
-        **dict(
-            BERT,
-            ours=dict(BERT['ours'], position='learned_from_2'),
-            only=dict(BERT['only'], pad_token_id=1),
-            activations={'gelu': 'gelu', 'gelu_python': 'gelu'},
-        )),
-    t5=Family(
-        'T5ForConditionalGeneration', dict(
-            name='encoder_decoder',
-            position='relative',
-            head=('scaled', 'linear'),
-            scale_attention=False,
-            init='t5',
-            dropout_style='t5',
-        ), dict(
-            d_model='d_model',
-            num_layers='num_encoder_layers',
-            num_decoder_layers='num_layers',
-            num_heads='num_heads',
-            d_kv='head_dim',
-            d_ff='d_ff',
-            vocab_size='vocab_size',
-            n_positions='max_positions',
-            tie_word_embeddings='tie_embeddings',
-            layer_norm_epsilon='norm_eps',
-            dropout_rate='dropout',
-            feed_forward_proj='activation',
-        ),
-        {'relu': 'relu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'silu': 'swish', 'gated-gelu': 'geglu',
-         'gated-gelu_new': 'geglu', 'gated-silu': 'swiglu', 'gated-relu': 'reglu'},
-        T5_TABLE, any_head_dim=True, whole_heads=False, unused=r'EncDecAttention\.relative_attention_bias\.weight$',
-        defaults=dict(
-            num_decoder_layers=None,
-            n_positions=512,
-            tie_word_embeddings=True,
-            layer_norm_epsilon=1e-6,
-            dropout_rate=0.1,
-            feed_forward_proj='relu',
-        ),
-        only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
-        copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
-                'lm_head.weight': 'shared.weight'}))
+    roberta=ROBERTA,
+    # Families that compute the same as one before: read, and written as that one.
+    **{'xlm-roberta': dataclasses.replace(ROBERTA, architecture='XLMRobertaForMaskedLM'),
+       'camembert': dataclasses.replace(ROBERTA, architecture='CamembertForMaskedLM')},
+    electra=Family(
+        'ElectraForMaskedLM', table=tables.ELECTRA, prefix='electra.', unused='position_ids$',
+        copies={'generator_lm_head.weight': 'electra.embeddings.word_embeddings.weight'},
+        **dict(BERT, activations=EXACT_GELU)),
+    t5=T5,
+    mt5=dataclasses.replace(T5, architecture='MT5ForConditionalGeneration',
+                            defaults=dict(T5.defaults, feed_forward_proj='gated-gelu')),
+)

@@ -1,5 +1,5 @@
 """Model configs, ours and Hugging Face's: `to_model` reads a config.json, `to_hf` makes one."""
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from t5like import choices
@@ -7,7 +7,9 @@ from t5like.config.values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.files import schema
 from t5like.files.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
+from t5like.huggingface import layer_kinds, rotary
 from t5like.huggingface.families import FAMILIES, FREE, PLAIN, Family
+from t5like.huggingface.single_families import READERS, WRITERS
 from t5like.nearest import suggestion
 from t5like.vocabulary.kinds import Vocabulary
 
@@ -29,20 +31,29 @@ BOUNDS = dict(
     tie_embeddings=Flag(),
     norm_eps=Real(0, 1, above=True),
     dropout=Real(0, 1, below=True),
+    logit_softcap=Maybe(Real(0, 1e6)),
+    attention_softcap=Maybe(Real(0, 1e6)),
     activation=Text(100))
-THETA = Real(0, 1e15, above=True)
-FRACTION = Real(0, 1, above=True)
-ROPE = Maybe(Object(dict(rope_type=Text(100), type=Text(100), rope_theta=THETA, partial_rotary_factor=FRACTION)))
 TOKEN = Maybe(Either((Whole(-1, 1 << 24), List(Whole(0, 1 << 24), most=1000))))
 # Keys of all families: unknown ones may hold anything.
 KNOWN: dict[str, schema.Shape] = dict(
     model_type=Text(100),
-    rope_scaling=ROPE,
-    rope_parameters=ROPE,
-    rope_theta=THETA,
-    rotary_emb_base=THETA,
-    rotary_pct=FRACTION,
-    partial_rotary_factor=FRACTION,
+    rope_scaling=rotary.SHAPE,
+    rope_parameters=rotary.SHAPE,
+    rope_theta=rotary.THETA,
+    rope_local_base_freq=rotary.THETA,
+    rotary_emb_base=rotary.THETA,
+    rotary_pct=rotary.FRACTION,
+    partial_rotary_factor=rotary.FRACTION,
+    original_max_position_embeddings=Maybe(Whole(1, 1 << 24)),
+    query_pre_attn_scalar=Real(0, 1e9, above=True),
+    sliding_window=Maybe(Whole(1, 1 << 24)),
+    use_sliding_window=Flag(),
+    max_window_layers=Whole(0, 10_000),
+    sliding_window_pattern=Whole(1, 10_000),
+    layer_types=Maybe(List(Text(100), most=10_000)),
+    no_rope_layers=Maybe(List(Whole(0, 1), most=10_000)),
+    no_rope_layer_interval=Whole(1, 10_000),
     use_parallel_residual=Flag(),
     scale_decoder_outputs=Flag(),
     bos_token_id=TOKEN,
@@ -96,11 +107,12 @@ def _kind(hf: Values) -> str:
 
 def _check_only(kind: str, hf: Values) -> None:
   """ConfigError where keys have other values than those that can be followed."""
-  only = dict(FAMILIES[kind].only, quantization_config=None)
-  for key, value in only.items():
-    if hf.get(key, value) != value:
-      raise ConfigError(f'{key}={show(hf[key])} in config.json: {kind} models can only be read where it is '
-                        f'{show(value)} or not given.')
+  wanted = dict(FAMILIES[kind].only, quantization_config=None)
+  wrong = [key for key, value in wanted.items() if hf.get(key, value) != value]
+  if wrong:
+    are = ', '.join(f'{key}={show(hf[key])}' for key in wrong)
+    must_be = ', '.join(show(wanted[key]) for key in wrong)
+    raise ConfigError(f'{are} in config.json: {kind} models can only be read where it is {must_be} or not given.')
 
 
 def _check_sizes(family: Family, hf: Values) -> None:
@@ -134,8 +146,11 @@ def _complete(kind: str, hf: Values, values: Values) -> None:
       raise ConfigError(f'config.json: {values["num_heads"]} heads do not divide the width {values["d_model"]} of the '
                         'model, and no size of a head is given.')
     values['head_dim'] = values['d_model'] // values['num_heads']
+    if hf.get('head_dim', values['head_dim']) not in (None, values['head_dim']):
+      raise ConfigError(f'head_dim={show(hf["head_dim"])} in config.json: {kind} models can only be read where it is '
+                        f'{values["head_dim"]} or not given.')
   if choices.POSITIONS[values['position']].rotary:
-    values['rope_theta'], values['rope_fraction'] = _rope(kind, hf)
+    values.update(rotary.read(kind, FAMILIES[kind], hf))
     _check_turned(values)
   if kind in READERS:
     READERS[kind](hf, values)
@@ -157,22 +172,6 @@ def _check_turned(values: Values) -> None:
                       f'{values["rope_fraction"]}, heads of {values["head_dim"]}), which must be an even number.')
 
 
-def _read_neox(hf: Values, values: Values) -> None:
-  is_parallel = hf.get('use_parallel_residual', True)
-  values['block'] = 'parallel' if is_parallel else 'pre_norm'
-
-
-def _read_t5(hf: Values, values: Values) -> None:
-  # transformers 5 ties whatever the file says, and remembers here what it said.
-  is_scaled = bool(hf.get('scale_decoder_outputs', values['tie_embeddings']))
-  values['head'] = 'scaled' if is_scaled else 'linear'
-  values['tie_embeddings'] = is_scaled
-
-
-# What single families say of config.model by keys of their own.
-READERS: dict[str, Callable[[Values, Values], None]] = dict(gpt_neox=_read_neox, t5=_read_t5)
-
-
 def _check(kind: str, values: Values) -> None:
   if FAMILIES[kind].ours.get('tie_embeddings') and not values['tie_embeddings']:
     raise ConfigError(f'tie_word_embeddings=False in config.json: {kind} models can only be read where it is True.')
@@ -181,41 +180,29 @@ def _check(kind: str, values: Values) -> None:
                       f'{values["num_heads"]} heads of queries.')
 
 
-def _rope(kind: str, hf: Values) -> tuple[float, float]:
-  """(theta, fraction): transformers 5 keeps them in `rope_parameters`, older ones beside the rest.
-
-  Where there are both, transformers reads `rope_scaling`.
-  """
-  family = FAMILIES[kind]
-  place = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
-  rope: Values = hf.get(place) or {}
-  rope_type = rope.get('rope_type', rope.get('type', 'default'))
-  if rope_type != 'default':
-    raise ConfigError(f"{place} in config.json asks for rope_type={rope_type!r}: only 'default', that is rotary "
-                      'positions that are not scaled, can be read.')
-  theta = _first(hf, ('rope_theta', 'rotary_emb_base'), PLAIN['rope_theta'])
-  fraction = _first(hf, ('rotary_pct', 'partial_rotary_factor'), family.rope_fraction)
-  theta = rope.get('rope_theta', theta)
-  fraction = rope.get('partial_rotary_factor', fraction)
-  if not family.any_rope_fraction and fraction != 1:
-    raise ConfigError(f'partial_rotary_factor={fraction} in config.json: {kind} models can only be read where it '
-                      'is 1 or not given.')
-  return theta, fraction
-
-
-def _first(values: Values, keys: tuple[str, ...], default: float) -> float:
-  """The value of the first of the keys that is given."""
-  for key in keys:
-    if key in values:
-      return values[key]
-  return default
-
-
 # --- From ours to theirs --------------------------------------------------------------------------
+
+
+def settled(model: Model) -> Values:
+  """The same model, where config.model can say one thing in several ways said in one of them."""
+  values = dict(model)
+  values['rope_scaling'] = dict(model['rope_scaling'])
+  values['layers'] = tuple(model['layers'])
+  if not choices.ARCHITECTURES[model['name']].has_encoder:  # whose stacks begin the pattern anew
+    values['layers'] = layer_kinds.pattern(layer_kinds.of_layers(model))
+  if not any(choices.LAYERS[name].windowed for name in values['layers']):
+    values.update(window=0, window_after=0, local_rope_theta=0.0)
+  if model['local_rope_theta'] == model['rope_theta'] and not model['rope_scaling']:
+    values['local_rope_theta'] = 0.0
+  if model['scale_attention'] and model['query_scale'] == model['head_dim'] ** -0.5:
+    values['query_scale'] = 0.0
+  return values
 
 
 def differing(a: Model, b: Model) -> list[str]:
   """Keys in which two model sections (every size known) differ that change what a model computes."""
+  a = settled(a)
+  b = settled(b)
   without_effect = {*FREE, *unread(b)}
   return [key for key in b if key in a and a[key] != b[key] and key not in without_effect]
 
@@ -229,12 +216,17 @@ def unread(model: Model) -> set[str]:
   """Keys of config.model that the values of its other keys leave without a reader."""
   keys = set()
   position = choices.POSITIONS[model['position']]
-  if not choices.ARCHITECTURES[model['name']].has_encoder:
+  architecture = choices.ARCHITECTURES[model['name']]
+  if not architecture.has_encoder:
     keys |= {'num_encoder_layers', 'encoder_embed'}
   if not position.learned:
     keys.add('max_positions')
   if not position.rotary:
-    keys |= {'rope_theta', 'rope_fraction'}
+    keys |= {'rope_theta', 'rope_fraction', 'rope_scaling', 'local_rope_theta'}
+  if architecture.decoder_only:
+    keys.add('window_after')
+  if model['query_scale']:
+    keys.add('scale_attention')
   return keys
 
 
@@ -246,7 +238,8 @@ def family_of(model: Model) -> str:
   Raises:
     ConfigError: naming the keys in which the nearest family differs.
   """
-  obstacles = {kind: _obstacles(family, model) for kind, family in FAMILIES.items()}
+  model = settled(model)
+  obstacles = {kind: _obstacles(kind, family, model) for kind, family in FAMILIES.items()}
   nearest = min(obstacles, key=lambda kind: len(obstacles[kind]))
   if obstacles[nearest]:
     raise ConfigError(f'no Hugging Face family computes what this model does. The nearest is {nearest}, but for '
@@ -254,16 +247,14 @@ def family_of(model: Model) -> str:
   return nearest
 
 
-def _obstacles(family: Family, model: Model) -> list[str]:
+def _obstacles(kind: str, family: Family, model: Model) -> list[str]:
   """What keeps a model from being of a family: ['model.norm=..., which would have to be ...']."""
   allowed = _allowed_values(family, model)
-  represented = {*family.keys.values()} - {*allowed}
+  represented = family.representable - {*allowed}
   represented.add('rope_theta')
   if family.any_rope_fraction:
     represented.add('rope_fraction')
   any_value = {*FREE, *unread(model), *represented}
-  if not model['rope_scaling']:  # {} of config.model, () of a ModelConfig
-    any_value.add('rope_scaling')
   for key in any_value:
     allowed.pop(key, None)
   if 'type_vocab_size' in family.keys:
@@ -273,6 +264,8 @@ def _obstacles(family: Family, model: Model) -> list[str]:
     if model[key] not in values:
       problems.append(f'model.{key}={show(model[key])}, which would have to be {either(map(show, values))}')
   problems += _unknown({*allowed, *any_value}, model)
+  if not problems:
+    problems += _lost(kind, model)
   width = model['d_model']
   heads = model['num_heads']
   if family.whole_heads and width % heads:
@@ -284,7 +277,10 @@ def _obstacles(family: Family, model: Model) -> list[str]:
 
 def _allowed_values(family: Family, model: Model) -> dict[str, tuple[Any, ...]]:
   """{key of config.model: the values that it may have in a family}, of all keys that are not numbers of the family."""
-  allowed: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in PLAIN.items()}
+  allowed: dict[str, tuple[Any, ...]] = {}
+  for key, value in PLAIN.items():
+    if key not in family.representable:
+      allowed[key] = (value,)
   allowed['activation'] = tuple(dict.fromkeys(family.activations.values()))
   for key, values in family.ours.items():
     allowed[key] = _allowed(values)
@@ -297,6 +293,18 @@ def _allowed_values(family: Family, model: Model) -> dict[str, tuple[Any, ...]]:
   if choices.ARCHITECTURES[allowed['name'][0]].has_encoder:
     allowed['tie_embeddings'] = (choices.HEADS[model['head']].scaled,)
   return allowed
+
+
+def _lost(kind: str, model: Model) -> Iterator[str]:
+  """Yields what a config.json of a family, whose keys could hold the model one by one, does not keep of it."""
+  try:
+    back = to_model(dict(_of_family(kind, model), **_fixed(kind)))
+  except ConfigError as error:
+    yield str(error).rstrip('.')
+    return
+  for key in differing(back, model):
+    if key != 'use_bias':  # zeros
+      yield f'model.{key}={show(model[key])}, which would have to be {show(back[key])}'
 
 
 def _unknown(known: Collection[str], model: Model) -> Iterator[str]:
@@ -322,21 +330,27 @@ def to_hf(model: Model, vocabulary: Vocabulary | None = None, length: int = 0) -
     ConfigError: as `family_of`.
   """
   kind = family_of(model)
+  return {**_of_family(kind, settled(model), length), **token_ids(model, vocabulary), **_fixed(kind)}
+
+
+def _fixed(kind: str) -> Values:
+  """Keys of config.json that have the same value in all models of a family that ours can be."""
+  return {key: value for key, value in FAMILIES[kind].only.items() if key != 'position_embedding_type'}
+
+
+def _of_family(kind: str, model: Model, length: int = 0) -> Values:
+  """config.json of a model of a family, but for special tokens and for what is fixed."""
   family = FAMILIES[kind]
   theirs = family.theirs
   hf: Values = dict(architectures=[family.architecture], model_type=kind, dtype='float32', use_cache=True)
-  hf.update(token_ids(model, vocabulary))
   for ours, key in theirs.items():
     hf[key] = model[ours]
   hf[theirs['activation']] = _their_activation(family, model['activation'])
-  for key, value in family.only.items():
-    if key != 'position_embedding_type':
-      hf[key] = value
   position = choices.POSITIONS[model['position']]
   if not position.learned:
     hf[theirs['max_positions']] = length or model['max_positions']
   if position.rotary:
-    hf.update(_rope_to_hf(family, model))
+    hf.update(rotary.write(family, model))
   if kind in WRITERS:
     hf.update(WRITERS[kind](model))
   return hf
@@ -345,44 +359,6 @@ def to_hf(model: Model, vocabulary: Vocabulary | None = None, length: int = 0) -
 def _their_activation(family: Family, activation: str) -> str:
   """The first of a family's names for an activation."""
   return next(name for name, ours in family.activations.items() if ours == activation)
-
-
-def _write_gpt2(model: Model) -> Values:
-  return dict(attn_pdrop=model['dropout'], embd_pdrop=model['dropout'])
-
-
-def _write_neox(model: Model) -> Values:
-  is_parallel = choices.BLOCKS[model['block']].parallel
-  return dict(use_parallel_residual=is_parallel, attention_dropout=model['dropout'])
-
-
-def _write_bert(model: Model) -> Values:
-  return dict(attention_probs_dropout_prob=model['dropout'])
-
-
-def _write_t5(model: Model) -> Values:
-  return dict(is_encoder_decoder=True)
-
-
-# Keys of config.json that single families have.
-WRITERS: dict[str, Callable[[Model], Values]] = dict(
-    gpt2=_write_gpt2,
-    gpt_neox=_write_neox,
-    bert=_write_bert,
-    roberta=_write_bert,
-    t5=_write_t5,
-)
-
-
-def _rope_to_hf(family: Family, model: Model) -> Values:
-  """Both for transformers 5 and for older ones."""
-  theta = model['rope_theta']
-  rope = dict(rope_type='default', rope_theta=theta)
-  if not family.any_rope_fraction:
-    return dict(rope_parameters=rope, rope_theta=theta)
-  fraction = model['rope_fraction']
-  rope.update(partial_rotary_factor=fraction)
-  return dict(rope_parameters=rope, rotary_pct=fraction, rotary_emb_base=theta)
 
 
 def token_ids(model: Model, vocabulary: Vocabulary | None) -> Values:

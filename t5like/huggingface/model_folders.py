@@ -6,7 +6,7 @@
 Families and names of weights are in `families.py`, configs in `model_config.py`, files in `model_weights.py`.
 """
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,18 +48,23 @@ def read(folder: Any, vocab_size: int = 0) -> tuple[Tree, Tree]:
     ConfigError: for a model that ours cannot represent.
     CheckpointError: for weights that are missing, superfluous or of another shape.
   """
-  with open_model(folder) as (model, tensor):
-    size = vocab_size or model['vocab_size']
+  with open_model(folder) as opened:
+    size = vocab_size or opened.model['vocab_size']
     params: Tree = {}
-    for path, array in leaves(model, tensor, size):
+    for path, array in leaves(opened, size):
       put(params, path, array)
-    return dict(model, vocab_size=size), params
+    return dict(opened.model, vocab_size=size), params
 
 
-def model_of(folder: Any) -> Tree:
-  """Values of config.model of the model in a folder, whose weights are checked by name and shape. Errors as `read`."""
-  with open_model(folder) as (model, _):
-    return model
+def model_of(folder: Any, fresh_head: bool = False) -> Tree:
+  """Values of config.model of the model in a folder, whose weights are checked by name and shape.
+
+  Args:
+    folder: as of `read`, whose errors this has too.
+    fresh_head: whether an encoder may lack the head that predicts masked tokens.
+  """
+  with open_model(folder, fresh_head) as opened:
+    return opened.model
 
 
 def write(
@@ -87,13 +92,14 @@ def write(
     ConfigError: when no family computes this model.
   """
   config = to_hf(model, vocabulary, length)
-  _check_places(model, params, str(config['model_type']))
-  tensors = _tensors(model, params)
+  kind = str(config['model_type'])
+  _check_places(kind, model, params)
+  tensors = _tensors(kind, model, params)
   files: dict[str, bytes] = {}
   notes: list[str] = []
   if vocabulary:
     files, notes = tokenizer_export.files(vocabulary, style, length)
-    if config['model_type'] == 'roberta' and vocabulary.pad_id != 1:
+    if kind == 'roberta' and vocabulary.pad_id != 1:
       notes.append('RoBERTa counts positions by tokens that are not 1: give position_ids to transformers yourself '
                    '(2, 3, ...), for this vocabulary pads with another.')
   files['config.json'] = _json_bytes(config)
@@ -107,30 +113,34 @@ def write(
   return notes
 
 
-def _check_places(model: Tree, params: Tree, model_type: str) -> None:
+def _check_places(kind: str, model: Tree, params: Tree) -> None:
   """ConfigError for a parameter that the family's weights have no name for."""
-  has = places(model)
+  has = places(kind, model)
   for keys, _ in jax.tree_util.tree_leaves_with_path(params):
     path = path_name(keys)
     if path not in has:
-      raise ConfigError(f'{path} has no place in the weights of {model_type} models.')
+      raise ConfigError(f'{path} has no place in the weights of {kind} models.')
 
 
-def _tensors(model: Tree, params: Tree) -> dict[str, np.ndarray]:
+def _tensors(kind: str, model: Tree, params: Tree) -> dict[str, np.ndarray]:
   """{their name: fp32 array in their layout} of all parameters."""
   sizes = sizes_of(model)
   tensors = {}
-  for line in lines(model):
+  for line in lines(kind, model):
     names = line.names(model)
-    array = _fused(params, line)
-    if array is None:  # a bias
-      for name in names:
-        tensors[name] = np.zeros(shape_of(line.axes, sizes), np.float32)
-      continue
-    layers = array if line.stack else [array]
-    for name, layer in zip(names, layers):
-      tensors[name] = to_theirs(layer, line.dims, line.axes, sizes)
+    parts = [_tensors_of(part, params, len(names), sizes) for part in line.parts]
+    for n, name in enumerate(names):
+      tensors[name] = line.join([layers[n] for layers in parts])
   return tensors
+
+
+def _tensors_of(line: Line, params: Tree, count: int, sizes: Mapping[str, int]) -> list[np.ndarray]:
+  """What a line of one part holds, one array for each of so many layers."""
+  array = _fused(params, line)
+  if array is None:  # a bias
+    return [np.zeros(shape_of(line.axes, sizes), np.float32)] * count
+  layers = array if line.stack else [array]
+  return [to_theirs(layer, line.dims, line.axes, sizes) for layer in layers]
 
 
 def _fused(params: Tree, line: Line) -> np.ndarray | None:
@@ -194,6 +204,7 @@ def initial(
     abstract: Tree,
     vocabulary: Vocabulary | None = None,
     say: Callable[[str], None] = print,
+    fresh_head: bool = False,
 ) -> Tree:
   """Parameters from `config.init_from`, placed as `abstract` (shapes and shardings) says.
 
@@ -204,6 +215,7 @@ def initial(
     abstract: nested dict of jax.ShapeDtypeStruct.
     vocabulary: the run's own, to be compared; None: it is not compared.
     say: prints a line, which keys of OF_LONGER_ROWS change.
+    fresh_head: whether an encoder in a folder may lack the head that predicts masked tokens, which is made then.
 
   Raises:
     ConfigError: where the models do not fit or vocabularies differ.
@@ -214,11 +226,11 @@ def initial(
   elif folder.parent.name == 'checkpoints' and folder.name.isdecimal():
     params = _from_run(config, folder.parent.parent, int(folder.name), vocabulary, say)
   elif (folder / 'config.json').exists():
-    params = _from_folder(config, folder, abstract, vocabulary, say)
+    params = _from_folder(config, folder, abstract, vocabulary, say, fresh_head)
   else:
     raise ConfigError(f'init_from={config.init_from!r} is neither the workdir of a run (with checkpoints/) nor a '
                       'Hugging Face folder (with config.json and *.safetensors).')
-  return with_adapters(config, abstract, params)
+  return with_new(config, abstract, params)
 
 
 def _from_folder(
@@ -227,16 +239,19 @@ def _from_folder(
     abstract: Tree,
     vocabulary: Vocabulary | None,
     say: Callable[[str], None],
+    fresh_head: bool,
 ) -> Tree:
-  with open_model(folder) as (model, tensor):
+  """Parameters of a folder's files."""
+  with open_model(folder, fresh_head) as opened:
+    model = opened.model
     size = max(model['vocab_size'], config.model.vocab_size)
     check_fits(config, dict(model, vocab_size=size), say)
     spec, their_vocabulary = folder_tokenizers.find_vocabulary(folder, config.vocabulary.special.to_dict())
     check_same_vocabulary(config, vocabulary, spec, their_vocabulary)
     without_adapters = transformer.ModelConfig.of(dict(config.model, lora_rank=0))
-    check_parameters(model, transformer.build(without_adapters).parameters)
+    check_parameters(opened.kind, model, transformer.build(without_adapters).parameters)
     params: Tree = {}
-    for path, array in leaves(model, tensor, size):
+    for path, array in leaves(opened, size):
       put(params, path, place(array, find(abstract, path)))
   return params
 
@@ -276,9 +291,9 @@ def checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
   return step
 
 
-def with_adapters(config: Config, abstract: Tree, params: Tree) -> Tree:
-  """params, which have no adapters, with those that `abstract` has, initialised as at the beginning of any run."""
-  if not config.model.lora_rank:
+def with_new(config: Config, abstract: Tree, params: Tree) -> Tree:
+  """params with what they lack of `abstract`, adapters and a fresh head, initialised as at the beginning of any run."""
+  if not missing_leaves(abstract, params):
     return params
   init = transformer.build(transformer.ModelConfig.of(config.model)).init
   layout = {path: leaf.sharding for path, leaf in missing_leaves(abstract, params).items()}

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from t5like.files import schema
 from t5like.files.schema import FileName, Object
 from t5like.huggingface.families import FAMILIES
 from t5like.huggingface.model_config import Model, Values, to_model
-from t5like.huggingface.weight_table import family_of_any, lines, names, sizes_of, to_ours
+from t5like.huggingface.weight_table import Line, lines, names, sizes_of, to_ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,38 @@ def library() -> Any:
   return safetensors
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+  """A folder whose files are open.
+
+  Attributes:
+    kind: its model_type.
+    model: values of config.model.
+    lines: the table of what its files hold.
+    tensor: gives the fp32 array of one of their names.
+  """
+  kind: str
+  model: Values
+  lines: list[Line]
+  tensor: Tensor
+
+
 @contextlib.contextmanager
-def open_model(folder: Any) -> Iterator[tuple[Values, Tensor]]:
-  """Yields (values of config.model, tensor), the latter giving the fp32 array of one of their names.
+def open_model(folder: Any, fresh_head: bool = False) -> Iterator[OpenModel]:
+  """Yields the model of a folder.
+
+  Args:
+    folder: the folder.
+    fresh_head: whether an encoder may lack the head that predicts masked tokens, which a run begins anew then.
 
   Raises:
     ConfigError: for a model that ours cannot be.
     CheckpointError: for weights that are missing, too many or of another shape.
   """
   folder = epath.Path(folder)
-  model = to_model(read_json(folder / 'config.json'))
+  hf = read_json(folder / 'config.json')
+  model = to_model(hf)
+  kind: str = hf['model_type']
   safetensors = library()
   with contextlib.ExitStack() as stack:
     stored: dict[str, Stored] = {}
@@ -99,7 +121,15 @@ def open_model(folder: Any) -> Iterator[tuple[Values, Tensor]]:
         raise CheckpointError(f'{file} cannot be read as safetensors: {e}') from e
       for name in opened.keys():
         stored[name] = Stored(opened, name)
-    model, stored = _matched(folder, model, stored)
+    stored = _prefixed(kind, model, _renamed(kind, stored))
+    wanted = lines(kind, model)
+    if _lacks_head(model, wanted, stored):
+      if not fresh_head:
+        raise CheckpointError(f'{folder} holds an encoder without the head that predicts masked tokens, as sentence '
+                              'encoders are. To begin with a new head, import it by main.py import --fresh_head.')
+      wanted = [line for line in wanted if not _is_head(line)]
+    model = _tied_by_files(model, stored)
+    _check_match(folder, kind, model, wanted, stored)
 
     def tensor(name: str) -> np.ndarray:
       array = stored[name].read()
@@ -111,8 +141,8 @@ def open_model(folder: Any) -> Iterator[tuple[Values, Tensor]]:
                               'file is damaged or its training had diverged.')
       return x
 
-    _check_copies(folder, model, stored, tensor)
-    yield model, tensor
+    _check_copies(folder, kind, names(wanted, model), stored, tensor)
+    yield OpenModel(kind, model, wanted, tensor)
 
 
 def read_json(path: Path, shape: schema.Shape = ANY, failure: type[Failure] = ConfigError) -> Values:
@@ -179,21 +209,35 @@ def _plausible(file: Path) -> Path:
   return file
 
 
-def _matched(folder: Path, model: Values, stored: Mapping[str, Stored]) -> tuple[Values, dict[str, Stored]]:
-  """The model and its weights under the names of its table; CheckpointError where they do not match."""
-  kind = family_of_any(model)
-  stored = _prefixed(model, _renamed(kind, stored))
+def _is_head(line: Line) -> bool:
+  return line.path.startswith('head/')
+
+
+def _lacks_head(model: Model, wanted: Sequence[Line], stored: Mapping[str, Stored]) -> bool:
+  """Whether files have nothing at all of the head of an encoder."""
+  if not choices.HEADS[model['head']].transformed:
+    return False
+  return not any(line.name in stored for line in wanted if _is_head(line))
+
+
+def _tied_by_files(model: Values, stored: Mapping[str, Stored]) -> Values:
+  """A T5 v1.1 is tied where files have no other matrix for its outputs, whatever its config.json says."""
   has_encoder = choices.ARCHITECTURES[model['name']].has_encoder
   if has_encoder and not choices.HEADS[model['head']].scaled and 'lm_head.weight' not in stored:
-    model = dict(model, tie_embeddings=True)
-  problems = [*_unmatched(model, stored), *_unfit(model, stored)]
+    return dict(model, tie_embeddings=True)
+  return model
+
+
+def _check_match(folder: Path, kind: str, model: Model, wanted: Sequence[Line], stored: Mapping[str, Stored]) -> None:
+  """CheckpointError where weights, under the names of their table, are not those that are wanted."""
+  shapes = names(wanted, model)
+  problems = [*_unmatched(kind, shapes, stored), *_unfit(kind, shapes, stored)]
   if problems:
     more = ''
     if len(problems) > SHOWN:
       more = f'; and {len(problems) - SHOWN} more'
     raise CheckpointError(f'{folder}: the weights are not those of the {kind} model in its config.json: '
                           f'{"; ".join(sorted(problems)[:SHOWN])}{more}.')
-  return model, stored
 
 
 def _renamed(kind: str, stored: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -207,12 +251,12 @@ def _renamed(kind: str, stored: Mapping[str, Stored]) -> dict[str, Stored]:
   return renamed
 
 
-def _prefixed(model: Model, stored: dict[str, Stored]) -> dict[str, Stored]:
+def _prefixed(kind: str, model: Model, stored: dict[str, Stored]) -> dict[str, Stored]:
   """Weights with the prefix of their family, which files of the bare model lack."""
-  prefix = FAMILIES[family_of_any(model)].prefix
+  prefix = FAMILIES[kind].prefix
   if any(name.startswith(prefix) for name in stored):
     return stored
-  whole = names(model)
+  whole = names(lines(kind, model), model)
   prefixed = {}
   for name, weights in stored.items():
     if name not in whole:
@@ -221,29 +265,25 @@ def _prefixed(model: Model, stored: dict[str, Stored]) -> dict[str, Stored]:
   return prefixed
 
 
-def _copies(model: Model) -> list[str]:
+def _copies(kind: str, wanted: Collection[str]) -> list[str]:
   """Names under which tied weights may lie a second time."""
-  wanted = names(model)
-  return [name for name in FAMILIES[family_of_any(model)].copies if name not in wanted]
+  return [name for name in FAMILIES[kind].copies if name not in wanted]
 
 
-def _unmatched(model: Model, stored: Mapping[str, Stored]) -> Iterator[str]:
+def _unmatched(kind: str, wanted: Collection[str], stored: Mapping[str, Stored]) -> Iterator[str]:
   """Yields which weights are missing and which are unexpected."""
-  family = FAMILIES[family_of_any(model)]
-  wanted = names(model)
   for name in wanted:
     if name not in stored:
       yield f'{name} is missing'
-  known = {*wanted, *_copies(model)}
+  known = {*wanted, *_copies(kind, wanted)}
   for name in stored:
-    if name not in known and not re.search(family.unused, name):
+    if name not in known and not re.search(FAMILIES[kind].unused, name):
       yield f'{_printable(name)} is unexpected'
 
 
-def _unfit(model: Model, stored: Mapping[str, Stored]) -> Iterator[str]:
+def _unfit(kind: str, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> Iterator[str]:
   """Yields which weights have another shape or a type that is not read."""
-  wanted = names(model)
-  for name in (*wanted, *_copies(model)):
+  for name in (*wanted, *_copies(kind, wanted)):
     if name not in stored:
       continue
     header = stored[name].header
@@ -260,38 +300,51 @@ def _printable(name: str) -> str:
   return schema.show(name)
 
 
-def _check_copies(folder: Path, model: Model, stored: Mapping[str, Stored], tensor: Tensor) -> None:
+def _check_copies(
+    folder: Path,
+    kind: str,
+    wanted: Collection[str],
+    stored: Mapping[str, Stored],
+    tensor: Tensor,
+) -> None:
   """CheckpointError where tied weights lie there twice and differ."""
-  originals = FAMILIES[family_of_any(model)].copies
-  for copy in _copies(model):
+  originals = FAMILIES[kind].copies
+  for copy in _copies(kind, wanted):
     original = originals[copy]
-    if copy in stored and not np.array_equal(tensor(copy), tensor(original)):
+    if copy in stored and original in wanted and not np.array_equal(tensor(copy), tensor(original)):
       raise CheckpointError(f'{folder}: {copy} and {original} differ, though config.json says that they are one '
                             '(tie_word_embeddings). Correct it there.')
 
 
-def leaves(model: Model, tensor: Tensor, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (path, array) of each of our parameters, one at a time.
+def leaves(opened: OpenModel, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (path, array) of each of our parameters, those of one array of theirs at a time.
 
   Args:
-    model: config.model, every size known.
-    tensor: of `open_model`.
+    opened: of `open_model`.
     vocab_size: rows of parameters that have one per token; those that are added are zeros.
   """
+  model = opened.model
   sizes = sizes_of(model)
   missing = max(0, vocab_size - model['vocab_size'])
-  for line in lines(model):
-    layers = []
+  for line in opened.lines:
+    layers_of_part: list[list[np.ndarray]] = [[] for _ in line.parts]
     for name in line.names(model):
-      layers.append(to_ours(tensor(name), line.dims, line.axes, sizes))
-    if line.stack:
-      array = np.stack(layers, -1 - len(line.dims))
-    else:
-      array = np.ascontiguousarray(layers[0])
-    if missing and 'V' in line.dims:
-      array = np.pad(array, [(0, missing if letter == 'V' else 0) for letter in line.dims])
-    paths = line.paths()
-    if len(paths) == 1:
-      yield paths[0], array
-    else:
-      yield from zip(paths, array)
+      for part, layers, x in zip(line.parts, layers_of_part, line.split(opened.tensor(name), sizes)):
+        layers.append(to_ours(x, part.dims, part.axes, sizes))
+    for part, layers in zip(line.parts, layers_of_part):
+      yield from _leaves_of(part, layers, missing)
+
+
+def _leaves_of(line: Line, layers: list[np.ndarray], missing: int) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (path, array) of what a line of one part holds; `missing`: rows of the vocabulary to be added."""
+  if line.stack:
+    array = np.stack(layers, -1 - len(line.dims))
+  else:
+    array = np.ascontiguousarray(layers[0])
+  if missing and 'V' in line.dims:
+    array = np.pad(array, [(0, missing if letter == 'V' else 0) for letter in line.dims])
+  paths = line.paths()
+  if len(paths) == 1:
+    yield paths[0], array
+  else:
+    yield from zip(paths, array)

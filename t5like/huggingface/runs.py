@@ -49,7 +49,7 @@ def export_run(workdir: str, out: str) -> list[str]:
   """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people."""
   run = trained_model.load(workdir)
   model = run.config.model.to_dict()
-  weight_table.check_parameters(model, run.model.parameters)
+  weight_table.check_parameters(weight_table.family_of_any(model), model, run.model.parameters)
   notes = model_folders.write(out, model, run.params, run.vocabulary, style=run.style, length=run.config.data.seq_len)
   if STYLES[run.style].sees_itself and run.model.config.prefix_mask:
     notes.append('this decoder sees prompts in both directions, those of transformers only what came before: its '
@@ -57,7 +57,7 @@ def export_run(workdir: str, out: str) -> list[str]:
   return notes
 
 
-def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = ()) -> Any:
+def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = (), fresh_head: bool = False) -> Any:
   """Makes a workdir from a Hugging Face folder, for `generate` and config.init_from; returns its config.
 
   Args:
@@ -65,6 +65,8 @@ def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = ()) -> A
     workdir: a new folder, which is there whole or not at all. It also holds the config as config.py, to begin a
       training run with.
     overrides: changes of the config, 'model.vocab_size=50304' and the like.
+    fresh_head: an encoder that lacks the head that predicts masked tokens, such as a sentence encoder, gets a new one.
+      Its config.py begins with the workdir then, which has it.
 
   Raises:
     ConfigError: when there are files in the workdir already, or where neither the folder nor `overrides` say which
@@ -77,11 +79,13 @@ def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = ()) -> A
   if tokenizer is None:
     raise ConfigError(f'--folder={folder} has neither spiece.model, tokenizer.model nor tokenizer.json. Save its '
                       'tokenizer there first: AutoTokenizer.from_pretrained(...).save_pretrained(...).')
-  text = _config_text(folder, tokenizer)
+  model = model_folders.model_of(folder, fresh_head)
+  begins_with = workdir if fresh_head else epath.Path(folder)
+  text = _config_text(begins_with, model, tokenizer)
   config = _load_text(text, overrides)
   check_vocabulary(config, tokenizer.vocabulary)
   with workdir_lib.whole_folder(workdir) as new:
-    _save(config, tokenizer.vocabulary, new)
+    _save(config, folder, tokenizer.vocabulary, new, fresh_head)
     workdir_lib.write_vocabulary(new, tokenizer.vocabulary)
     workdir_lib.write_file(new / 'config.py', text)
     workdir_lib.write_config(new, config)
@@ -96,16 +100,17 @@ def _load_text(text: str, overrides: Sequence[str]) -> Any:
     return config_lib.load(path, overrides)
 
 
-def _save(config: Config, vocabulary: Vocabulary, workdir: Any) -> None:
-  """Leaves a checkpoint of step 0 with the weights of config.init_from in a workdir."""
+def _save(config: Config, folder: str, vocabulary: Vocabulary, workdir: Any, fresh_head: bool) -> None:
+  """Leaves a checkpoint of step 0 with the weights of a Hugging Face folder in a workdir."""
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):
     sized = models.with_vocabulary(config, vocabulary)
+    sized.init_from = str(epath.Path(folder).resolve())
     model, _ = models.build_model(sized)
     abstract = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
     # Orbax needs a value in every part. No run resumes from this checkpoint; one begins with config.init_from.
     state = dict(
-        params=model_folders.initial(sized, abstract, vocabulary),
+        params=model_folders.initial(sized, abstract, vocabulary, fresh_head=fresh_head),
         opt_state=dict(none=jnp.int32(0)),
         step=jnp.int32(0),
         guard=guard.start())
@@ -120,12 +125,11 @@ def _save(config: Config, vocabulary: Vocabulary, workdir: Any) -> None:
       checkpoints.wait()
 
 
-def _config_text(folder: str, tokenizer: folder_tokenizers.FolderTokenizer) -> str:
-  """Source of a config file for a model in a folder: its sizes, and an objective of its kind.
+def _config_text(begins_with: Any, model: dict[str, Any], tokenizer: folder_tokenizers.FolderTokenizer) -> str:
+  """Source of a config file for a model: its sizes, an objective of its kind, and the folder to begin with.
 
   Everything that comes from the folder, its name too, stands in literals, nowhere else: the source is executed.
   """
-  model = model_folders.model_of(folder)
   seq_len = model['max_positions'] - choices.POSITIONS[model['position']].first_row
   lines = [
       '"""An imported model: choose data and stop.tokens before training it on."""',
@@ -134,7 +138,7 @@ def _config_text(folder: str, tokenizer: folder_tokenizers.FolderTokenizer) -> s
       '',
       "def get_config(arg=''):",
       '  c = base()',
-      f'  c.init_from = {_literal(str(epath.Path(folder).resolve()))}',
+      f'  c.init_from = {_literal(str(begins_with.resolve()))}',
   ]
   for name, values in _sections(model, tokenizer, seq_len).items():
     lines.append(f'  c.{name}.update({_arguments(values)})')

@@ -1,19 +1,22 @@
-"""Names, shapes and layouts of a model's weights in transformers, by the table of its family (`families.py`)."""
+"""Names, shapes and layouts of a model's weights in transformers, by the table of its family (`tables.py`)."""
 import dataclasses
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from t5like import choices
 from t5like.errors import ConfigError
-from t5like.huggingface.families import FAMILIES, STACKS
+from t5like.huggingface.families import FAMILIES
 from t5like.huggingface.model_config import Model, family_of
+from t5like.huggingface.tables import STACKS
 from t5like.parameters import Param
 
 STACK = re.compile(r'\{(\w+)\}')
 RELATIVE_BUCKETS = 32  # of T5
 FUSED = '3'  # the axis of an array of theirs that holds q, k and v
+JOINED = '+'  # between what lies one after the other in an array of theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +24,10 @@ class Line:
   """A line of a family's table.
 
   Attributes:
-    path: of our parameter; * stands for q, k and v where one array of theirs holds them.
-    dims: letters of its axes, that of layers left out.
+    path: of our parameter; * stands for q, k and v where one array of theirs holds them; + between several.
+    dims: letters of its axes, that of layers left out; + between those of several.
     name: of theirs, {stack} standing for the number of a layer.
-    axes: letters of each of their axes.
+    axes: letters of each of their axes; + between parts of one.
   """
   path: str
   dims: str
@@ -44,19 +47,50 @@ class Line:
     count = model[STACKS[self.stack]]
     return [self.name.format(**{self.stack: layer}) for layer in range(count)]
 
+  @property
+  def parts(self) -> list['Line']:
+    """A line for each of our parameters that lie one after the other in the array; one for others."""
+    paths = self.path.split(JOINED)
+    dims = self.dims.split(JOINED)
+    parts = []
+    for n, path in enumerate(paths):
+      axes = [axis.split(JOINED)[n] if JOINED in axis else axis for axis in self.axes]
+      parts.append(Line(path, dims[n], self.name, tuple(axes)))
+    return parts
+
+  @property
+  def joined_axis(self) -> int:
+    """Along which of their axes the parts lie; 0 for a single one."""
+    for n, axis in enumerate(self.axes):
+      if JOINED in axis:
+        return n
+    return 0
+
+  def split(self, x: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """An array of theirs, cut into those of the parts."""
+    axis = self.joined_axis
+    ends = np.cumsum([shape_of(part.axes, sizes)[axis] for part in self.parts])
+    return np.split(x, ends[:-1], axis)
+
+  def join(self, arrays: list[np.ndarray]) -> np.ndarray:
+    """Undoes `split`."""
+    if len(arrays) == 1:
+      return arrays[0]
+    return np.concatenate(arrays, self.joined_axis)
+
   def paths(self) -> list[str]:
-    """Our paths."""
+    """Our paths, of a line that is one part."""
     if '*' not in self.path:
       return [self.path]
     return [self.path.replace('*', part) for part in 'qkv']
 
 
-def lines(model: Model) -> list[Line]:
-  """The lines of the table of a model's family that apply to it; `model`: config.model, every size known."""
+def lines(kind: str, model: Model) -> list[Line]:
+  """The lines of the table of a family that apply to a model of it; `model`: config.model, every size known."""
   is_gated = choices.ACTIVATIONS[model['activation']].gated
   applies = {'-': True, 'u': not model['tie_embeddings'], 'g': is_gated, 'p': not is_gated}
   applicable = []
-  for text in FAMILIES[family_of_any(model)].table.strip().split('\n'):
+  for text in FAMILIES[kind].table.strip().split('\n'):
     if text:
       condition, path, dims, name, *axes = text.split()
       if applies[condition]:
@@ -92,40 +126,41 @@ def sizes_of(model: Model) -> dict[str, int]:
 def shape_of(axes: Sequence[str], sizes: Mapping[str, int]) -> tuple[int, ...]:
   """The shape of an array of theirs."""
   shape = []
-  for letters in axes:
-    shape.append(int(np.prod([sizes[letter] for letter in letters])))
+  for axis in axes:
+    length = 0
+    for letters in axis.split(JOINED):
+      length += math.prod(sizes[letter] for letter in letters)
+    shape.append(length)
   return tuple(shape)
 
 
-def names(model: Model) -> dict[str, tuple[int, ...]]:
-  """{their name: shape} of all weights of a model."""
+def names(table: Sequence[Line], model: Model) -> dict[str, tuple[int, ...]]:
+  """{their name: shape} of all weights of lines of a table; `model`: config.model, every size known."""
   sizes = sizes_of(model)
   shapes = {}
-  for line in lines(model):
+  for line in table:
     shapes.update(dict.fromkeys(line.names(model), shape_of(line.axes, sizes)))
   return shapes
 
 
-def _places(model: Model) -> Iterator[tuple[str, Line]]:
-  for line in lines(model):
-    for path in line.paths():
-      yield path, line
+def places(kind: str, model: Model) -> dict[str, Line]:
+  """{our path: its line, or its part of one} of all parameters for which a family has a place."""
+  places = {}
+  for line in lines(kind, model):
+    for part in line.parts:
+      places.update(dict.fromkeys(part.paths(), part))
+  return places
 
 
-def places(model: Model) -> dict[str, Line]:
-  """{our path: its line} of all parameters for which the family of a model has a place."""
-  return dict(_places(model))
-
-
-def check_parameters(model: Model, declared: Mapping[str, Param]) -> None:
-  """ConfigError where the parameters of a model are not those that its family has.
+def check_parameters(family: str, model: Model, declared: Mapping[str, Param]) -> None:
+  """ConfigError where the parameters of a model are not those that a family has.
 
   Args:
+    family: a key of FAMILIES.
     model: config.model of a family, every size known.
     declared: `model.parameters` of the same model, without adapters.
   """
-  family = family_of_any(model)
-  line_of = places(model)
+  line_of = places(family, model)
   for path, param in declared.items():
     if path not in line_of:
       raise ConfigError(f'{path} has no place in the weights of {family} models: a model that has it cannot be read '

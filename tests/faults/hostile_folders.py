@@ -306,7 +306,8 @@ def _difference(folder, values, params):
   tensors = {}
   for file in sorted(folder.glob('*.safetensors')):
     tensors.update(load_file(file))
-  wanted = weight_table.names(model_config.to_model(theirs))
+  model = model_config.to_model(theirs)
+  wanted = weight_table.names(weight_table.lines(theirs['model_type'], model), model)
   known = [x for name, x in tensors.items() if name in wanted or f'{family.prefix}{name}' in wanted
            or name == 'lm_head.weight' and 'embed_out.weight' in wanted]
   expected, found = _squares(known), _squares(jax.tree.leaves(params))

@@ -13,6 +13,9 @@ from tests.tiny import MODEL
 
 LLAMA = dict(vocab_size=101, hidden_size=36, intermediate_size=50, num_hidden_layers=2, num_attention_heads=3,
              max_position_embeddings=40)
+GROUPED = dict(LLAMA, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+NARROW = dict(LLAMA, num_attention_heads=6, num_key_value_heads=2)  # heads of 36 / 6
+GROUPED_BY_WIDTH = dict(NARROW, hidden_size=48)  # heads of 8
 BERT = dict(LLAMA, type_vocab_size=2)
 T5 = dict(vocab_size=101, d_model=36, d_kv=8, d_ff=50, num_layers=3, num_decoder_layers=2, num_heads=3)
 
@@ -23,6 +26,48 @@ CASES = dict(
         LLAMA, num_attention_heads=6, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
         rope_parameters=dict(rope_type='default', rope_theta=5e5))),
     olmo2=('Olmo2', 'Olmo2ForCausalLM', dict(LLAMA, num_attention_heads=6, num_key_value_heads=2, pad_token_id=None)),
+    llama31=('Llama', 'LlamaForCausalLM', dict(GROUPED, rope_parameters=dict(
+        rope_type='llama3', rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32))),
+    llama_linear=('Llama', 'LlamaForCausalLM', dict(GROUPED, hidden_act='gelu', rope_parameters=dict(
+        rope_type='linear', rope_theta=1e4, factor=3.0))),
+    llama_dynamic=('Llama', 'LlamaForCausalLM', dict(GROUPED, max_position_embeddings=6, rope_parameters=dict(
+        rope_type='dynamic', rope_theta=1e4, factor=2.0))),
+    llama_longrope=('Llama', 'LlamaForCausalLM', dict(GROUPED, rope_parameters=dict(
+        rope_type='longrope', rope_theta=1e4, short_factor=[1.0, 1.1, 1.3, 1.5], long_factor=[1.0, 2.0, 3.5, 6.0],
+        original_max_position_embeddings=6, factor=6.0))),
+    mistral=('Mistral', 'MistralForCausalLM', dict(GROUPED, sliding_window=4)),
+    mistral_global=('Mistral', 'MistralForCausalLM', dict(GROUPED, sliding_window=None, rope_parameters=dict(
+        rope_type='yarn', rope_theta=1e4, factor=4.0, original_max_position_embeddings=10, beta_fast=2.0))),
+    qwen2=('Qwen2', 'Qwen2ForCausalLM', dict(NARROW, tie_word_embeddings=True)),
+    qwen2_window=('Qwen2', 'Qwen2ForCausalLM', dict(
+        NARROW, num_hidden_layers=3, use_sliding_window=True, sliding_window=3, max_window_layers=1,
+        rope_parameters=dict(rope_type='yarn', rope_theta=1e4, factor=4.0, original_max_position_embeddings=10,
+                             truncate=False))),
+    qwen3=('Qwen3', 'Qwen3ForCausalLM', dict(GROUPED, use_sliding_window=True, sliding_window=3, max_window_layers=1)),
+    smollm3=('SmolLM3', 'SmolLM3ForCausalLM', dict(NARROW, num_hidden_layers=6, pad_token_id=None)),
+    smollm3_window=('SmolLM3', 'SmolLM3ForCausalLM', dict(
+        NARROW, num_hidden_layers=3, pad_token_id=None, no_rope_layer_interval=2, use_sliding_window=True,
+        sliding_window=3, rope_parameters=dict(rope_type='yarn', rope_theta=2e6, factor=4.0,
+                                               original_max_position_embeddings=10))),
+    olmo3=('Olmo3', 'Olmo3ForCausalLM', dict(
+        NARROW, num_hidden_layers=5, pad_token_id=None, sliding_window=4, rope_parameters=dict(
+            full_attention=dict(rope_type='yarn', rope_theta=5e5, factor=8.0, original_max_position_embeddings=5,
+                                attention_factor=1.2),
+            sliding_attention=dict(rope_type='default', rope_theta=5e5)))),
+    gemma2=('Gemma2', 'Gemma2ForCausalLM', dict(
+        GROUPED, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10, attn_logit_softcapping=3.0,
+        final_logit_softcapping=7.0, pad_token_id=None)),
+    gemma3=('Gemma3Text', 'Gemma3ForCausalLM', dict(
+        GROUPED, num_hidden_layers=7, sliding_window=4, query_pre_attn_scalar=8, pad_token_id=None,
+        rope_parameters=dict(full_attention=dict(rope_type='linear', rope_theta=1e6, factor=8.0),
+                             sliding_attention=dict(rope_type='default', rope_theta=1e4)))),
+    phi3=('Phi3', 'Phi3ForCausalLM', dict(
+        NARROW, pad_token_id=None, sliding_window=6, original_max_position_embeddings=8, rope_parameters=dict(
+            rope_type='longrope', rope_theta=1e4, short_factor=[1.0, 1.1, 1.3], long_factor=[1.0, 2.0, 6.0]))),
+    phi3_part=('Phi3', 'Phi3ForCausalLM', dict(
+        GROUPED_BY_WIDTH, pad_token_id=None, rope_parameters=dict(
+            rope_type='default', rope_theta=1e4, partial_rotary_factor=0.75))),
     gpt2=('GPT2', 'GPT2LMHeadModel', dict(vocab_size=101, n_embd=36, n_layer=2, n_head=3, n_positions=40)),
     gpt2_wide=('GPT2', 'GPT2LMHeadModel', dict(
         vocab_size=101, n_embd=36, n_layer=2, n_head=3, n_positions=40, n_inner=50, activation_function='gelu',
@@ -34,9 +79,26 @@ CASES = dict(
             rope_type='default', rope_theta=1e3, partial_rotary_factor=1.0))),
     bert=('Bert', 'BertForMaskedLM', BERT),
     roberta=('Roberta', 'RobertaForMaskedLM', dict(BERT, type_vocab_size=1, max_position_embeddings=42)),
+    xlm_roberta=('XLMRoberta', 'XLMRobertaForMaskedLM', dict(BERT, max_position_embeddings=42)),
+    camembert=('Camembert', 'CamembertForMaskedLM', dict(BERT, type_vocab_size=1, max_position_embeddings=42)),
+    electra=('Electra', 'ElectraForMaskedLM', dict(BERT, embedding_size=36)),
     t5=('T5', 'T5ForConditionalGeneration', T5),
+    t5_shallow=('T5', 'T5ForConditionalGeneration', dict(T5, num_layers=3, num_decoder_layers=1)),  # as ByT5
+    mt5=('MT5', 'MT5ForConditionalGeneration', T5),
     t5_v1_1=('T5', 'T5ForConditionalGeneration', dict(T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
 )
+UNTIED = ('t5_v1_1', 'mt5')  # cases whose files have an output matrix of its own, which transformers adopts then
+# model_type of an export where another family comes first that computes the same.
+EXPORTED_AS = dict(mistral_global='llama', mt5='t5', xlm_roberta='roberta', camembert='roberta', electra='bert',
+                   phi3='mistral')
+RENAMED = {'electra', 'phi3'}  # whose weights that family has by other names
+# Cases whose rotary rates depend on the longest row of a batch, so that a text's numbers do too.
+BY_LONGEST_ROW = {'llama_dynamic', 'llama_longrope', 'phi3'}
+
+
+def is_paired(name):
+  """Whether a case reads two texts, one of them in its encoder."""
+  return CASES[name][1].endswith('ForConditionalGeneration')
 
 
 def weights(shapes, seed=0):
@@ -81,7 +143,7 @@ def pack(texts, length):
 
 def logits(model, params, batch):
   """Ours, [B, T, V]; `model`: values of config.model as `huggingface.read` gives them."""
-  c = dataclasses.replace(MODEL, **dict(model, dropout=0.0))
+  c = transformer.ModelConfig.of({**dataclasses.asdict(MODEL), **model, 'dropout': 0.0})
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     ours = transformer.build(c)

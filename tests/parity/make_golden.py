@@ -25,7 +25,7 @@ def build(name, seed=0):
   torch.manual_seed(0)
   model = getattr(transformers, model)(getattr(transformers, f'{config}Config')(**arguments)).eval()
   tied = set(model.all_tied_weights_keys)
-  if name == 't5_v1_1':  # transformers ties until a file says otherwise
+  if name in cases.UNTIED:  # transformers ties until a file says otherwise
     model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
     tied.discard('lm_head.weight')
   shapes = {key: tuple(x.shape) for key, x in model.state_dict().items() if key not in tied}
@@ -58,7 +58,7 @@ def main():
       with safe_open(pathlib.Path(folder) / 'model.safetensors', framework='numpy') as f:
         shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}
     inputs, decoder_inputs = cases.tokens(2, 9), cases.tokens(2, 7, seed=2)
-    paired = (decoder_inputs,) if name.startswith('t5') else ()
+    paired = (decoder_inputs,) if cases.is_paired(name) else ()
     arrays[name] = theirs(model, inputs, *paired)
     # What another seed's weights would give is far away, so agreement is not by chance.
     assert np.abs(arrays[name] - theirs(build(name, 1), inputs, *paired)).max() > 0.1

@@ -24,26 +24,31 @@ make_golden = Package('tests.parity.make_golden')
 NEW = 10
 
 
-@pytest.fixture(scope='module', params=['llama', 'gpt2', 't5_v1_1'])
-def pair(request, tmp_path_factory):
+def loaded(name, tmp_path_factory):
   """(their model, our model, our params, mesh) of the same weights."""
-  folder = tmp_path_factory.mktemp(request.param)
-  theirs = make_golden.build(request.param)
+  folder = tmp_path_factory.mktemp(name)
+  theirs = make_golden.build(name)
   theirs.generation_config.update(forced_eos_token_id=None, forced_bos_token_id=None)
   theirs.save_pretrained(folder / 'theirs')
   values, params = model_folders.read(folder / 'theirs')
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    ours = transformer.build(transformer.ModelConfig(**{**tiny.MODEL.__dict__, **values, 'dropout': 0.0}))
+    ours = transformer.build(transformer.ModelConfig.of({**tiny.MODEL.__dict__, **values, 'dropout': 0.0}))
     params = cases.place(ours, params, mesh)
   return theirs, ours, params, mesh
 
 
-def prompt(ids, paired, mesh):
-  texts = [[0]] * len(ids) if paired else ids.tolist()
-  made = prompt_rows.padded(texts, True, len(ids))
-  made = sharding.place(mesh, made)
-  return dict(made, encoder=sharding.place(mesh, prompt_rows.padded(ids.tolist(), False, len(ids)))) if paired else made
+@pytest.fixture(scope='module', params=['llama', 'gpt2', 't5_v1_1'])
+def pair(request, tmp_path_factory):
+  return loaded(request.param, tmp_path_factory)
+
+
+def prompt(prompts, paired, mesh):
+  """A batch of lists of ids, to be answered or, with an encoder, read by it."""
+  made = sharding.place(mesh, prompt_rows.padded([[0]] * len(prompts) if paired else prompts, True, len(prompts)))
+  if paired:
+    made['encoder'] = sharding.place(mesh, prompt_rows.padded(prompts, False, len(prompts)))
+  return made
 
 
 def generated(theirs, ids, **how):
@@ -72,7 +77,7 @@ def test_beam_search(beams, ends, pair):
   expected, scores = generated(theirs, ids, num_beams=beams, num_return_sequences=beams, length_penalty=0.0,
                                eos_token_id=end, early_stopping=False)
   with jax.set_mesh(mesh):
-    tokens, values = beam.search(ours, params, prompt(ids, paired, mesh), NEW, beams, 0.0 if ends else 0.6,
+    tokens, values = beam.search(ours, params, prompt(ids.tolist(), paired, mesh), NEW, beams, 0.0 if ends else 0.6,
                                  end if ends else -1, ())
   tokens, values = np.asarray(tokens), np.asarray(values)
   if not ends:
@@ -85,15 +90,41 @@ def test_beam_search(beams, ends, pair):
   assert not ends or (tokens[:, :, :-1] == end).any()
 
 
+def greedy(ours, params, mesh, prompts, paired):
+  """What ours says with the keys and values of earlier tokens kept, [B, NEW]; `prompts`: lists of ids."""
+  with jax.set_mesh(mesh):
+    state = sampling.start(ours, params, prompt(prompts, paired, mesh), NEW)
+    said, _ = sampling.more(ours, sampling.Options(temperature=0.0), NEW, params, state, jax.random.key(0),
+                            sharding.place(mesh, np.zeros(len(prompts), np.int32)), 0)
+  return np.asarray(said)
+
+
 def test_greedy(pair):
   theirs, ours, params, mesh = pair
   ids = cases.tokens(3, 8, seed=5)
   expected, _ = generated(theirs, ids, eos_token_id=None)
-  with jax.set_mesh(mesh):
-    state = sampling.start(ours, params, prompt(ids, theirs.config.is_encoder_decoder, mesh), NEW)
-    said, _ = sampling.more(ours, sampling.Options(temperature=0.0), NEW, params, state, jax.random.key(0),
-                            sharding.place(mesh, np.zeros(3, np.int32)), 0)
+  said = greedy(ours, params, mesh, ids.tolist(), theirs.config.is_encoder_decoder)
   np.testing.assert_array_equal(said, expected)
+
+
+@pytest.mark.parametrize('name', [
+    'llama31', 'llama_dynamic', 'llama_longrope', 'mistral', 'qwen2_window', 'qwen3', 'smollm3', 'smollm3_window',
+    'olmo3', 'gemma2', 'gemma3', 'phi3_part', 'mt5'])
+def test_greedy_beyond_windows(name, tmp_path_factory):
+  """Prompts of several lengths in one batch, each as transformers answers it alone, and as whole rows say."""
+  theirs, ours, params, mesh = loaded(name, tmp_path_factory)
+  paired = theirs.config.is_encoder_decoder
+  lengths = [8, 8, 8] if name in cases.BY_LONGEST_ROW else [8, 3, 6]
+  prompts = [cases.tokens(1, length, seed=length + n)[0].tolist() for n, length in enumerate(lengths)]
+  expected = [generated(theirs, np.array([ids], np.int32), eos_token_id=None)[0][0] for ids in prompts]
+  said = greedy(ours, params, mesh, prompts, paired)
+  np.testing.assert_array_equal(said, expected)
+  if paired or name == 'llama_dynamic':  # whose keys of earlier tokens have the rates of then
+    return
+  row = np.array([prompts[0] + said[0].tolist()], np.int32)
+  with jax.set_mesh(mesh):
+    logits = np.asarray(jax.jit(ours.apply)(params, sharding.place(mesh, cases.row(row))))
+  np.testing.assert_array_equal(logits[0, 7:-1].argmax(-1), said[0])
 
 
 QUESTIONS = [('the a of', ' to in'), ('is it for', 'x'), ('on', ' as with that')]
@@ -139,7 +170,7 @@ def test_pseudo_log_likelihoods_of_an_imported_model(tmp_path):
     c.model.update(values)
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model = transformer.build(transformer.ModelConfig(**c.model))
+    model = transformer.build(transformer.ModelConfig.of(c.model))
     params = cases.place(model, params, mesh)
   v = Bytes(4)
   v.mask_id = 7

@@ -247,7 +247,7 @@ def test_every_export_is_loaded_with_the_same_logits_or_refused(tmp_path_factory
     return  # no run has such a model
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    params = jax.device_get(transformer.build(transformer.ModelConfig(**model)).init(jax.random.key(seed)))
+    params = jax.device_get(transformer.build(transformer.ModelConfig.of(model)).init(jax.random.key(seed)))
   random = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: np.asarray(x) + 0.1 * random.normal(size=x.shape).astype(np.float32), params)
   try:
