@@ -36,7 +36,7 @@ def test_plain_jax_computes_what_we_compute():
   batch = dict(inputs=inputs, targets=targets, positions=np.tile(np.arange(16, dtype=np.int32), (4, 1)),
                segments=np.ones((4, 16), np.int32), weights=np.ones((4, 16), np.float32))
   with jax.set_mesh(mesh):
-    model = transformer.build(transformer.ModelConfig(**c.model))
+    model = transformer.build(transformer.ModelConfig.of(c.model))
     params = jax.jit(model.init)(jax.random.key(0))
     sums = jax.jit(loss_lib.make_sums(model, base().loss))(params, sharding.to_global(mesh, batch))
   blocks = jax.tree.map(np.asarray, params['stack']['blocks'])

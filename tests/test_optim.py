@@ -64,7 +64,7 @@ def decayed(**changes):
   c.model.update(vocab_size=64, d_model=16, num_layers=2, num_heads=2, d_ff=32, max_positions=8, **changes)
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model = transformer.build(transformer.ModelConfig(**rules.resolve(c).model))
+    model = transformer.build(transformer.ModelConfig.of(rules.resolve(c).model))
     params = jax.eval_shape(model.init, jax.random.key(0))
   mask = from_config.decay_mask(c.optimizer.decay_mask)(params)
   names = {True: set(), False: set()}

@@ -32,11 +32,15 @@ def read(hf: Values, values: Values, default: Sequence[str], window: int | None)
   for name in types:
     if name not in KINDS:
       raise ConfigError(f'layer_types in config.json has {show(name)}: layers can be read that are {either(KINDS)}.')
-    kinds.append(KINDS[name] if window else 'global')
+    kinds.append(KINDS[name])
+  if not window:
+    kinds = ['global'] * count
   kinds = _without_rotation(kinds, hf.get('no_rope_layers'))
   values['layers'] = pattern(kinds)
   has_window = any(choices.LAYERS[name].windowed for name in kinds)
-  values['window'] = window if has_window else 0
+  values['window'] = 0
+  if has_window:
+    values['window'] = window
 
 
 def _without_rotation(kinds: list[str], rotated: Sequence[int] | None) -> list[str]:
@@ -47,7 +51,9 @@ def _without_rotation(kinds: list[str], rotated: Sequence[int] | None) -> list[s
     raise ConfigError(f'no_rope_layers in config.json has {len(rotated)} numbers, for {len(kinds)} layers.')
   named = []
   for kind, is_rotated in zip(kinds, rotated):
-    named.append(kind if is_rotated else f'{kind}_nope')
+    if not is_rotated:
+      kind = f'{kind}_nope'
+    named.append(kind)
   return named
 
 

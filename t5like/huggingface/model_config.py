@@ -108,11 +108,15 @@ def _kind(hf: Values) -> str:
 def _check_only(kind: str, hf: Values) -> None:
   """ConfigError where keys have other values than those that can be followed."""
   wanted = dict(FAMILIES[kind].only, quantization_config=None)
-  wrong = [key for key, value in wanted.items() if hf.get(key, value) != value]
+  wrong = []
+  right = []
+  for key, value in wanted.items():
+    if hf.get(key, value) != value:
+      wrong.append(f'{key}={show(hf[key])}')
+      right.append(show(value))
   if wrong:
-    are = ', '.join(f'{key}={show(hf[key])}' for key in wrong)
-    must_be = ', '.join(show(wanted[key]) for key in wrong)
-    raise ConfigError(f'{are} in config.json: {kind} models can only be read where it is {must_be} or not given.')
+    raise ConfigError(f'{", ".join(wrong)} in config.json: {kind} models can only be read where it is '
+                      f'{", ".join(right)} or not given.')
 
 
 def _check_sizes(family: Family, hf: Values) -> None:
@@ -335,7 +339,9 @@ def to_hf(model: Model, vocabulary: Vocabulary | None = None, length: int = 0) -
 
 def _fixed(kind: str) -> Values:
   """Keys of config.json that have the same value in all models of a family that ours can be."""
-  return {key: value for key, value in FAMILIES[kind].only.items() if key != 'position_embedding_type'}
+  values = dict(FAMILIES[kind].only)
+  values.pop('position_embedding_type', None)
+  return values
 
 
 def _of_family(kind: str, model: Model, length: int = 0) -> Values:

@@ -342,7 +342,9 @@ def _leaves_of(line: Line, layers: list[np.ndarray], missing: int) -> Iterator[t
   else:
     array = np.ascontiguousarray(layers[0])
   if missing and 'V' in line.dims:
-    array = np.pad(array, [(0, missing if letter == 'V' else 0) for letter in line.dims])
+    added = [(0, 0)] * array.ndim
+    added[line.dims.index('V') - len(line.dims)] = (0, missing)
+    array = np.pad(array, added)
   paths = line.paths()
   if len(paths) == 1:
     yield paths[0], array

@@ -118,7 +118,10 @@ def _scaling(source: Source, parameters: Values) -> Values:
     raise ConfigError(f'{source.place} in config.json asks for rope_type={show(name)}: {source.kind} models can be '
                       f'read with {either(["default", *scalings])}.')
   facts = choices.ROPE_SCALINGS[name]
-  numbers = {key: value for key, value in parameters.items() if value is not None}
+  numbers = dict(parameters)
+  for key, value in parameters.items():
+    if value is None:  # as if it were not given
+      del numbers[key]
   longest: int = source.hf.get('max_position_embeddings', source.family.defaults['max_position_embeddings'])
   numbers['original_positions'] = _original_positions(source, numbers, longest)
   numbers.setdefault('factor', longest / numbers['original_positions'])
@@ -142,7 +145,9 @@ def _original_positions(source: Source, numbers: Values, longest: int) -> int:
 
 def _plain(value: Any) -> Any:
   """Lists as tuples."""
-  return tuple(value) if isinstance(value, list) else value
+  if isinstance(value, list):
+    return tuple(value)
+  return value
 
 
 def write(family: Family, model: Mapping[str, Any]) -> Values:
@@ -179,8 +184,10 @@ def _written_scaling(scaling: Mapping[str, Any]) -> Values:
   for key, value in scaling.items():
     if key == 'original_positions':
       parameters[ORIGINAL] = value
+    elif isinstance(value, tuple):
+      parameters[key] = list(value)
     elif key != 'name':
-      parameters[key] = list(value) if isinstance(value, tuple) else value
+      parameters[key] = value
   if scaling['name'] == 'dynamic':
     del parameters[ORIGINAL]  # transformers knows max_position_embeddings only
   return parameters

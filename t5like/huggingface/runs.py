@@ -80,7 +80,9 @@ def import_folder(folder: str, workdir: Any, overrides: Sequence[str] = (), fres
     raise ConfigError(f'--folder={folder} has neither spiece.model, tokenizer.model nor tokenizer.json. Save its '
                       'tokenizer there first: AutoTokenizer.from_pretrained(...).save_pretrained(...).')
   model = model_folders.model_of(folder, fresh_head)
-  begins_with = workdir if fresh_head else epath.Path(folder)
+  begins_with = epath.Path(folder)
+  if fresh_head:
+    begins_with = workdir
   text = _config_text(begins_with, model, tokenizer)
   config = _load_text(text, overrides)
   check_vocabulary(config, tokenizer.vocabulary)

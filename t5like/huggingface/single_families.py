@@ -81,7 +81,9 @@ def _write_mistral(model: Model) -> Values:
 
 def _read_qwen(hf: Values, values: Values) -> None:
   """Layers from `max_window_layers` on have the window."""
-  window = hf.get('sliding_window', 4096) if hf.get('use_sliding_window', False) else None
+  window = None
+  if hf.get('use_sliding_window', False):
+    window = hf.get('sliding_window', 4096)
   whole = min(hf.get('max_window_layers', 28), values['num_layers'])
   default = [GLOBAL] * whole + [LOCAL] * (values['num_layers'] - whole)
   layer_kinds.read(hf, values, default, window)
@@ -98,8 +100,10 @@ def _read_smollm3(hf: Values, values: Values) -> None:
   rotated = hf.get('no_rope_layers')
   if rotated is None:
     rotated = [int((n + 1) % interval != 0) for n in range(values['num_layers'])]
-  window = hf.get('sliding_window') if hf.get('use_sliding_window', False) else None
-  types = [GLOBAL if is_rotated else LOCAL for is_rotated in rotated]
+  window = None
+  if hf.get('use_sliding_window', False):
+    window = hf.get('sliding_window')
+  types = [layer_kinds.WINDOWED[not is_rotated] for is_rotated in rotated]
   layer_kinds.read(dict(hf, no_rope_layers=rotated), values, types, window)
 
 
@@ -126,7 +130,9 @@ def _read_gemma3(hf: Values, values: Values) -> None:
 
 def _read_numbers_of_gemma(hf: Values, values: Values) -> None:
   scalar = hf.get('query_pre_attn_scalar', 256)
-  values['query_scale'] = 0.0 if scalar == values['head_dim'] else scalar ** -0.5
+  values['query_scale'] = scalar ** -0.5
+  if scalar == values['head_dim']:
+    values['query_scale'] = 0.0
   for key in CAPS.values():
     values[key] = float(values[key] or 0)
 
@@ -135,8 +141,10 @@ def _write_gemma(model: Model) -> Values:
   scalar = model['head_dim']
   if model['query_scale']:
     scalar = round(model['query_scale'] ** -2)  # transformers takes whole numbers only
-  caps = {theirs: model[ours] or None for theirs, ours in CAPS.items()}
-  return dict(layer_kinds.write(model), query_pre_attn_scalar=scalar, **caps)
+  values = dict(layer_kinds.write(model), query_pre_attn_scalar=scalar)
+  for theirs, ours in CAPS.items():
+    values[theirs] = model[ours] or None
+  return values
 
 
 READERS: dict[str, Callable[[Values, Values], None]] = dict(

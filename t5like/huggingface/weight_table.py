@@ -54,7 +54,8 @@ class Line:
     dims = self.dims.split(JOINED)
     parts = []
     for n, path in enumerate(paths):
-      axes = [axis.split(JOINED)[n] if JOINED in axis else axis for axis in self.axes]
+      axes = list(self.axes)
+      axes[self.joined_axis] = axes[self.joined_axis].split(JOINED)[n]
       parts.append(Line(path, dims[n], self.name, tuple(axes)))
     return parts
 
