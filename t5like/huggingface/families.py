@@ -189,8 +189,8 @@ OF_GEMMA: Keys = dict(
     keys=dict(final_logit_softcapping='logit_softcap', attn_logit_softcapping='attention_softcap'),
     represents=(*LOCAL, 'query_scale'),
     only=dict(attention_bias=False, use_bidirectional_attention=None),
-    defaults=dict(head_dim=256, tie_word_embeddings=True, hidden_activation='gelu_pytorch_tanh',
-                  final_logit_softcapping=30.0, attn_logit_softcapping=50.0),
+    defaults=dict(head_dim=256, tie_word_embeddings=True, max_position_embeddings=8192,
+                  hidden_activation='gelu_pytorch_tanh', final_logit_softcapping=30.0, attn_logit_softcapping=50.0),
 )
 
 # The heads of RobertaForMaskedLM and ElectraForMaskedLM have the exact GELU, whatever hidden_act says; ours has the
@@ -245,12 +245,14 @@ T5 = Family(
 
 FAMILIES: dict[str, Family] = dict(
     llama=_like_llama('LlamaForCausalLM', {}, tables.LLAMA, only=dict(attention_bias=False, mlp_bias=False)),
-    mistral=_like_llama('MistralForCausalLM', {}, tables.LLAMA, represents=LOCAL),
-    qwen2=_like_llama('Qwen2ForCausalLM', dict(qkv_bias=True), tables.QWEN2, represents=LOCAL, has_head_dim=False),
+    mistral=_like_llama('MistralForCausalLM', {}, tables.LLAMA, represents=LOCAL,
+                        defaults=dict(max_position_embeddings=131_072)),
+    qwen2=_like_llama('Qwen2ForCausalLM', dict(qkv_bias=True), tables.QWEN2, represents=LOCAL, has_head_dim=False,
+                      defaults=dict(max_position_embeddings=32_768)),
     qwen3=_like_llama('Qwen3ForCausalLM', dict(qk_norm='head'), tables.QWEN3, represents=LOCAL,
-                      defaults=dict(head_dim=128), only=dict(attention_bias=False)),
+                      defaults=dict(head_dim=128, max_position_embeddings=32_768), only=dict(attention_bias=False)),
     smollm3=_like_llama('SmolLM3ForCausalLM', {}, tables.LLAMA, represents=LOCAL, has_head_dim=False, theta=2e6,
-                        defaults=dict(num_key_value_heads=4, tie_word_embeddings=True),
+                        defaults=dict(num_key_value_heads=4, tie_word_embeddings=True, max_position_embeddings=32_768),
                         only=dict(attention_bias=False, mlp_bias=False)),
     olmo2=_like_llama('Olmo2ForCausalLM', dict(block='output_norm', qk_norm='all'), tables.OLMO2, has_head_dim=False,
                       defaults=dict(rms_norm_eps=1e-5), only=dict(attention_bias=False)),
@@ -261,7 +263,8 @@ FAMILIES: dict[str, Family] = dict(
     gemma3_text=_like_llama('Gemma3ForCausalLM', dict(GEMMA, qk_norm='head'), tables.GEMMA3, **dict(
         OF_GEMMA, represents=(*OF_GEMMA['represents'], 'local_rope_theta'), rope_by_layer=True, theta=1e6,
         local_theta=1e4, only=dict(attention_bias=False, use_bidirectional_attention=False),
-        defaults=dict(OF_GEMMA['defaults'], final_logit_softcapping=None, attn_logit_softcapping=None))),
+        defaults=dict(OF_GEMMA['defaults'], max_position_embeddings=131_072, final_logit_softcapping=None,
+                      attn_logit_softcapping=None))),
     phi3=_like_llama('Phi3ForCausalLM', {}, tables.PHI3, represents=LOCAL, has_head_dim=False, any_rope_fraction=True,
                      scalings=('longrope',), original_positions=4096,
                      defaults=dict(rms_norm_eps=1e-5, max_position_embeddings=4096)),

@@ -73,7 +73,9 @@ def test_both_ways(name, tmp_path):
     same_weights(model, back)
   paired = (cases.tokens(2, 7),) if cases.is_paired(name) else ()
   inputs = cases.tokens(2, 9)
-  assert np.array_equal(make_golden.theirs(model, inputs, *paired), make_golden.theirs(back, inputs, *paired))
+  close = 1e-5 if name in cases.RENAMED else 0  # products of fused matrices are summed in another order
+  np.testing.assert_allclose(make_golden.theirs(back, inputs, *paired), make_golden.theirs(model, inputs, *paired),
+                             rtol=0, atol=close)
   again, params_again = model_folders.read(tmp_path / 'ours')
   assert again == values and jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
 
@@ -112,7 +114,8 @@ def test_half_precision_in_many_files(dtype, tmp_path):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_what_a_config_may_leave_out(name):
-  config = transformers.AutoConfig.for_model(name)
+  sizes = dict(embedding_size=256) if name == 'electra' else {}  # others are refused
+  config = transformers.AutoConfig.for_model(name, **sizes)
   known = {k: v for k, v in FAMILIES[name].defaults.items() if v is not None and hasattr(config, k)}
   assert len(known) >= 4 and {k: getattr(config, k) for k in known} == known
   assert model_config.to_model(config.to_dict())['num_layers'] == config.num_hidden_layers

@@ -115,6 +115,8 @@ def test_greedy_beyond_windows(name, tmp_path_factory):
   theirs, ours, params, mesh = loaded(name, tmp_path_factory)
   paired = theirs.config.is_encoder_decoder
   lengths = [8, 8, 8] if name in cases.BY_LONGEST_ROW else [8, 3, 6]
+  if name == 'llama_dynamic':  # transformers keeps the rates of the longest text that it has seen
+    lengths = [8]
   prompts = [cases.tokens(1, length, seed=length + n)[0].tolist() for n, length in enumerate(lengths)]
   expected = [generated(theirs, np.array([ids], np.int32), eos_token_id=None)[0][0] for ids in prompts]
   said = greedy(ours, params, mesh, prompts, paired)
