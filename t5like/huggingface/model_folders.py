@@ -337,12 +337,10 @@ def check_fits(config: Config, theirs: Tree, say: Callable[[str], None] | None =
   overrides = []
   changes = []
   for key in differing(theirs, ours):
-    there = show(theirs[key])
-    here = show(ours[key])
     if key in OF_LONGER_ROWS:
-      changes.append(f'model.{key} {there} -> {here}')
+      changes.append(f'model.{key} {theirs[key]!r} -> {ours[key]!r}')
       continue
-    differences.append(f'model.{key} is {there} there, {here} here')
+    differences.append(f'model.{key} is {show(theirs[key])} there, {show(ours[key])} here')
     overrides.append(f'--config.model.{key}={theirs[key]}')
   if changes and say and not differences:
     say(f'Changed since {config.init_from}: {", ".join(changes)}')
