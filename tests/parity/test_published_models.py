@@ -6,7 +6,6 @@ import pytest
 
 from t5like import config as config_lib
 from t5like.huggingface import model_config
-from t5like.huggingface.families import FAMILIES
 from t5like.model import models
 from tests.conftest import ROOT, Package
 
@@ -19,6 +18,8 @@ transformers = Package('transformers')
 LONGER = 'the released model has seen longer rows since'
 LLAMA = dict(rms_norm_eps=1e-5)
 LLAMA_3 = dict(LLAMA, vocab_size=128_256, num_key_value_heads=8, rope_theta=500_000.0)
+LLAMA_3_1 = dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                 original_max_position_embeddings=8192)
 SMOLLM2 = dict(LLAMA, vocab_size=49_152, tie_word_embeddings=True)
 QWEN3 = dict(vocab_size=151_936, num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0)
 OLMO = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11_008, rms_norm_eps=1e-6,
@@ -31,6 +32,11 @@ PUBLISHED = {
     'llama3:8b': ('meta-llama/Meta-Llama-3-8B', 'llama', dict(LLAMA_3, intermediate_size=14_336), {}),
     'llama3:70b': ('meta-llama/Meta-Llama-3-70B', 'llama', dict(
         LLAMA_3, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, intermediate_size=28_672), {}),
+    'extend_llama3:128k': ('meta-llama/Llama-3.1-8B', 'llama', dict(
+        LLAMA_3, intermediate_size=14_336, rope_scaling=LLAMA_3_1), {}),
+    'extend_llama3:70b_128k': ('meta-llama/Llama-3.1-70B', 'llama', dict(
+        LLAMA_3, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, intermediate_size=28_672,
+        rope_scaling=LLAMA_3_1), {}),
     'mistral_7b': ('mistralai/Mistral-7B-v0.1', 'mistral', dict(
         intermediate_size=14_336, rms_norm_eps=1e-5, sliding_window=4096, rope_theta=10_000.0), {}),
     'qwen3:0b6': ('Qwen/Qwen3-0.6B', 'qwen3', dict(
@@ -77,7 +83,7 @@ def test_as_many_parameters(name):
   assert models.sizes(config)['parameters'] == model.num_parameters() == config.params_expected
 
 
-@pytest.mark.parametrize('name', [name for name, (_, kind, _, _) in PUBLISHED.items() if kind in FAMILIES])
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_the_same_keys_of_the_model(name):
   """Whatever changes what is computed, read from their config by the import of models."""
   _, _, _, others = PUBLISHED[name]
