@@ -300,7 +300,10 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     gemma2=dict(GEMMA, layers=('local', 'global'), window=5, query_scale=10 ** -0.5, attention_softcap=5.0),
     gemma3_text=dict(GEMMA, qk_norm='head', layers=('local', 'global'), window=5, local_rope_theta=1e3,
                      logit_softcap=3.0),
-    phi3=dict(rope_fraction=0.5))
+    phi3=dict(rope_fraction=0.5),
+    modernbert=dict(name='encoder', norm='layernorm', block='bare_first', embed_norm=True, head='mlm_unbiased',
+                    tie_embeddings=True, activation='geglu_exact', num_kv_heads=4, layers=('global', 'local'), window=5,
+                    local_rope_theta=1e3))
 
 
 @pytest.mark.parametrize('kind', FAMILY_OF)
@@ -373,7 +376,7 @@ def of_families(draw):
 
 KINDS_OF_LAYERS = dict(
     qwen2=('global', 'local'), qwen3=('global', 'local'), smollm3=tuple(choices.LAYERS), olmo3=('global', 'local'),
-    gemma2=('global', 'local'), gemma3_text=('global', 'local'))
+    gemma2=('global', 'local'), gemma3_text=('global', 'local'), modernbert=('global', 'local'))
 NUMBERS = dict(
     factor=[2.0, 8], original_positions=[16, 4096], low_freq_factor=[1.0], high_freq_factor=[4.0],
     attention_factor=[0.0, 1.25], beta_fast=[32.0, 16.0], beta_slow=[1.0, 2.0], mscale=[0.0, 0.7],

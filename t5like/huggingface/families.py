@@ -45,6 +45,7 @@ class Family:
     theta_key, fraction_key: its names of theta and of the part that is turned, before transformers 5.
     rope_by_layer: whether layers with a window and without have rotary positions of their own.
     local_theta: of the former, where config.json does not say; 0: as the latter.
+    local_theta_key: its name of that, before transformers 5.
     scalings: those of model.rope_scaling that it has.
     original_positions: rows of before scaling, where it has a key of its own for them; 0: it does not.
     represents: keys of config.model that its config.json can say by several keys of its own (`single_families.py`).
@@ -70,6 +71,7 @@ class Family:
   fraction_key: str = 'partial_rotary_factor'
   rope_by_layer: bool = False
   local_theta: float = 0.0
+  local_theta_key: str = 'rope_local_base_freq'
   scalings: tuple[str, ...] = ()
   original_positions: int = 0
   represents: tuple[str, ...] = ()
@@ -323,6 +325,33 @@ FAMILIES: dict[str, Family] = dict(
         'ElectraForMaskedLM', table=tables.ELECTRA, prefix='electra.', unused='position_ids$',
         copies={'generator_lm_head.weight': 'electra.embeddings.word_embeddings.weight'},
         **dict(BERT, activations=EXACT_GELU)),
+    modernbert=Family(
+        'ModernBertForMaskedLM', dict(
+            name='encoder',
+            block='bare_first',
+            norm='layernorm',
+            embed_norm=True,
+            head='mlm_unbiased',
+            tie_embeddings=True,
+        ), dict(
+            SIZES,
+            norm_eps='norm_eps',
+            mlp_dropout='dropout',
+            hidden_activation='activation',
+        ),
+        {'gelu': 'geglu_exact'}, tables.MODERNBERT, prefix='model.', represents=(*LOCAL, 'local_rope_theta'),
+        rope_by_layer=True, theta=160e3, theta_key='global_rope_theta', local_theta=1e4,
+        local_theta_key='local_rope_theta', scalings=SCALINGS,
+        defaults=dict(
+            norm_eps=1e-5,
+            mlp_dropout=0.0,
+            hidden_activation='gelu',
+            tie_word_embeddings=True,
+            max_position_embeddings=8192,
+        ),
+        only=dict(attention_bias=False, mlp_bias=False, norm_bias=False, classifier_bias=False, decoder_bias=True,
+                  classifier_activation='gelu'),
+        copies={'decoder.weight': 'model.embeddings.tok_embeddings.weight'}),
     t5=T5,
     mt5=dataclasses.replace(T5, architecture='MT5ForConditionalGeneration',
                             defaults=dict(T5.defaults, feed_forward_proj='gated-gelu')),

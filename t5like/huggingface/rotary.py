@@ -77,7 +77,7 @@ def _read_by_layer(source: Source) -> Values:
     whole = whole.get(OF_GLOBAL) or {}
   whole = {**whole, **(source.hf.get('rope_scaling') or {})}
   values = _read_one(source, whole, family.theta)
-  theta = source.hf.get('rope_local_base_freq', family.local_theta or values['rope_theta'])
+  theta = source.hf.get(family.local_theta_key, family.local_theta or values['rope_theta'])
   of_local = _read_one(source, dict(dict(rope_theta=theta), **local), theta)
   if of_local == values:
     return dict(values, local_rope_theta=0.0)
@@ -90,7 +90,7 @@ def _read_by_layer(source: Source) -> Values:
 def _read_one(source: Source, parameters: Values, theta: float) -> Values:
   """rope_theta, rope_fraction and rope_scaling; `theta`: where neither parameters nor config.json say it."""
   family = source.family
-  theta = parameters.get('rope_theta', _first(source.hf, ('rope_theta', 'rotary_emb_base'), theta))
+  theta = parameters.get('rope_theta', _first(source.hf, (family.theta_key, 'rope_theta', 'rotary_emb_base'), theta))
   fraction = _first(source.hf, ('rotary_pct', 'partial_rotary_factor'), family.rope_fraction)
   fraction = parameters.get('partial_rotary_factor', fraction)
   if not family.any_rope_fraction and fraction != 1:
@@ -165,7 +165,7 @@ def write(family: Family, model: Mapping[str, Any]) -> Values:
     if not is_local_scaled:
       local = dict(rope_type='default', rope_theta=model['local_rope_theta'])
     values['rope_parameters'] = {OF_GLOBAL: parameters, OF_LOCAL: local}
-    values['rope_local_base_freq'] = local['rope_theta']
+    values[family.local_theta_key] = local['rope_theta']
   if family.any_rope_fraction:
     parameters['partial_rotary_factor'] = model['rope_fraction']
     values[family.fraction_key] = model['rope_fraction']

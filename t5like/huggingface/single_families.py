@@ -147,6 +147,21 @@ def _write_gemma(model: Model) -> Values:
   return values
 
 
+def _read_modernbert(hf: Values, values: Values) -> None:
+  """`local_attention` tokens are seen around a token, half of them on each side; the first layer is global."""
+  period = hf.get('global_attn_every_n_layers', 3)
+  side = hf.get('local_attention', 128) // 2
+  layer_kinds.read(hf, values, [GLOBAL] + [LOCAL] * (period - 1), side + 1)
+
+
+def _write_modernbert(model: Model) -> Values:
+  values = layer_kinds.write(model)
+  del values['sliding_window']
+  if model['window']:
+    values['local_attention'] = max(1, 2 * (model['window'] - 1))
+  return values
+
+
 READERS: dict[str, Callable[[Values, Values], None]] = dict(
     mistral=_read_mistral,
     qwen2=_read_qwen,
@@ -160,6 +175,7 @@ READERS: dict[str, Callable[[Values, Values], None]] = dict(
     mt5=_read_mt5,
     phi3=_read_phi3,
     electra=_read_electra,
+    modernbert=_read_modernbert,
 )
 WRITERS: dict[str, Callable[[Model], Values]] = dict(
     mistral=_write_mistral,
@@ -178,4 +194,5 @@ WRITERS: dict[str, Callable[[Model], Values]] = dict(
     mt5=_write_t5,
     phi3=_write_mistral,
     electra=_write_electra,
+    modernbert=_write_modernbert,
 )

@@ -1,10 +1,10 @@
 """Names and layouts of the weights of each family of Hugging Face models, beside ours.
 
 A table has a line per parameter: when it is there (- always, g with a gated activation, p with a plain
-one, u when embeddings are untied), our path, our dimensions, their name, their dimensions. Letters are
-those of `t5like/sharding.py` and of `ModelConfig.size`; letters without a space between them are one
-axis of theirs; {stack} in a name is the layer of that stack (a key of STACKS), and our arrays have a leading axis L for
-it. So 'NH D' is a matrix [N * H, D].
+one, u when embeddings are untied, r in all layers but the first), our path, our dimensions, their name, their
+dimensions. Letters are those of `t5like/sharding.py` and of `ModelConfig.size`; letters without a space between them
+are one axis of theirs; {stack} in a name is the layer of that stack (a key of STACKS), and our arrays have a leading
+axis L for it. So 'NH D' is a matrix [N * H, D].
 
 Several of ours may lie in one of theirs. Of equal ones, the axis 3 says which of q, k, v, all of them `*` in our path.
 Others lie one after the other along an axis: then + stands between our paths, between our dimensions, and between the
@@ -153,6 +153,21 @@ ELECTRA = BERT_STACK.replace(' bert.', ' electra.') + '''
 - head/norm/scale              D    generator_predictions.LayerNorm.weight        D
 - head/norm/b                  D    generator_predictions.LayerNorm.bias          D
 - head/b                       V    generator_lm_head.bias                        V
+'''
+
+MODERNBERT = '''
+- embed/w                      VD   model.embeddings.tok_embeddings.weight        V D
+- embed_norm/scale             D    model.embeddings.norm.weight                  D
+r stack/blocks/attention_norm/scale D model.layers.{stack}.attn_norm.weight            D
+- stack/blocks/attention/*/w   DNH  model.layers.{stack}.attn.Wqkv.weight              3NH D
+- stack/blocks/attention/o/w   NHD  model.layers.{stack}.attn.Wo.weight                D NH
+- stack/blocks/mlp_norm/scale  D    model.layers.{stack}.mlp_norm.weight               D
+- stack/blocks/mlp/gate/w+stack/blocks/mlp/up/w DF+DF model.layers.{stack}.mlp.Wi.weight F+F D
+- stack/blocks/mlp/down/w      FD   model.layers.{stack}.mlp.Wo.weight                 D F
+- stack/norm/scale             D    model.final_norm.weight                       D
+- head/transform/w             DE   head.dense.weight                             E D
+- head/norm/scale              D    head.norm.weight                              D
+- head/b                       V    decoder.bias                                  V
 '''
 
 T5_ATTENTION = '''

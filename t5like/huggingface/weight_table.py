@@ -16,6 +16,7 @@ from t5like.parameters import Param
 STACK = re.compile(r'\{(\w+)\}')
 RELATIVE_BUCKETS = 32  # of T5
 FUSED = '3'  # the axis of an array of theirs that holds q, k and v
+AFTER_FIRST = 'r'  # the condition of lines for all layers but the first
 JOINED = '+'  # between what lies one after the other in an array of theirs
 
 
@@ -28,11 +29,13 @@ class Line:
     dims: letters of its axes, that of layers left out; + between those of several.
     name: of theirs, {stack} standing for the number of a layer.
     axes: letters of each of their axes; + between parts of one.
+    first: the number of the first layer that has it.
   """
   path: str
   dims: str
   name: str
   axes: tuple[str, ...]
+  first: int = 0
 
   @property
   def stack(self) -> str:
@@ -45,7 +48,7 @@ class Line:
     if not self.stack:
       return [self.name]
     count = model[STACKS[self.stack]]
-    return [self.name.format(**{self.stack: layer}) for layer in range(count)]
+    return [self.name.format(**{self.stack: layer}) for layer in range(self.first, count)]
 
   @property
   def parts(self) -> list['Line']:
@@ -56,7 +59,7 @@ class Line:
     for n, path in enumerate(paths):
       axes = list(self.axes)
       axes[self.joined_axis] = axes[self.joined_axis].split(JOINED)[n]
-      parts.append(Line(path, dims[n], self.name, tuple(axes)))
+      parts.append(Line(path, dims[n], self.name, tuple(axes), self.first))
     return parts
 
   @property
@@ -89,13 +92,13 @@ class Line:
 def lines(kind: str, model: Model) -> list[Line]:
   """The lines of the table of a family that apply to a model of it; `model`: config.model, every size known."""
   is_gated = choices.ACTIVATIONS[model['activation']].gated
-  applies = {'-': True, 'u': not model['tie_embeddings'], 'g': is_gated, 'p': not is_gated}
+  applies = {'-': True, AFTER_FIRST: True, 'u': not model['tie_embeddings'], 'g': is_gated, 'p': not is_gated}
   applicable = []
   for text in FAMILIES[kind].table.strip().split('\n'):
     if text:
       condition, path, dims, name, *axes = text.split()
       if applies[condition]:
-        applicable.append(Line(path, dims, name, tuple(axes)))
+        applicable.append(Line(path, dims, name, tuple(axes), int(condition == AFTER_FIRST)))
   return applicable
 
 

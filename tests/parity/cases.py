@@ -82,6 +82,9 @@ CASES = dict(
     xlm_roberta=('XLMRoberta', 'XLMRobertaForMaskedLM', dict(BERT, max_position_embeddings=42)),
     camembert=('Camembert', 'CamembertForMaskedLM', dict(BERT, type_vocab_size=1, max_position_embeddings=42)),
     electra=('Electra', 'ElectraForMaskedLM', dict(BERT, embedding_size=36)),
+    modernbert=('ModernBert', 'ModernBertForMaskedLM', dict(
+        LLAMA, num_hidden_layers=5, local_attention=6, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+        sep_token_id=2)),
     t5=('T5', 'T5ForConditionalGeneration', T5),
     t5_shallow=('T5', 'T5ForConditionalGeneration', dict(T5, num_layers=3, num_decoder_layers=1)),  # as ByT5
     mt5=('MT5', 'MT5ForConditionalGeneration', T5),
