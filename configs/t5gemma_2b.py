@@ -30,7 +30,8 @@ def get_config(arg=''):
   c.model.update(
       name='encoder_decoder', encoder_embed='own', vocab_size=256_000, d_model=2304, num_layers=26, num_heads=8,
       num_kv_heads=4, head_dim=256, d_ff=9216, activation='geglu', block='sandwich', norm='rmsnorm_unit',
-      norm_eps=1e-6, position='rope', rope_theta=10_000.0, layers=('local', 'global'), window=4096, window_after=4096,
+      norm_eps=1e-6, position='rope', rope_theta=10_000.0, layers=('local', 'global'), window=4096,
+      encoder_window=4097,
       embed_scale='sqrt_d_model', attention_softcap=50.0, logit_softcap=30.0, tie_embeddings=True, remat='full')
   c.params_expected = 5_596_853_760
   if arg == 'ul2':

@@ -53,6 +53,7 @@ WRONG = [
     ("model.layers=('globl',)", "model.layers=('globl',)", "did you mean 'global'"),
     ('model.layers=()', 'model.layers=()', "Use ('global',)."),
     ("model.layers=('local',)", "model.layers=('local',)", 'local layers need model.window', 'such as 512'),
+    ('model.encoder_window=8', 'model.encoder_window=8', "belongs to model.name='encoder_decoder'"),
     ('model.window=8', 'model.window=8', 'belongs to local layers', "model.layers=('local',)"),
     ('model.local_rope_theta=1e4', 'model.local_rope_theta=10000.0', 'belongs to local layers'),
     ("model.layers=('global_nope',) model.position=learned", "model.layers=('global_nope',)", "model.position='rope'"),

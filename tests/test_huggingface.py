@@ -301,6 +301,8 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     gemma3_text=dict(GEMMA, qk_norm='head', layers=('local', 'global'), window=5, local_rope_theta=1e3,
                      logit_softcap=3.0),
     phi3=dict(rope_fraction=0.5),
+    t5gemma=dict(GEMMA, name='encoder_decoder', encoder_embed='own', tie_embeddings=True, layers=('local', 'global'),
+                 window=5, encoder_window=6),
     modernbert=dict(name='encoder', norm='layernorm', block='bare_first', embed_norm=True, head='mlm_unbiased',
                     tie_embeddings=True, activation='geglu_exact', num_kv_heads=4, layers=('global', 'local'), window=5,
                     local_rope_theta=1e3))
@@ -364,6 +366,9 @@ def of_families(draw):
     names = st.sampled_from(KINDS_OF_LAYERS[kind])
     changes['layers'] = tuple(draw(st.lists(names, min_size=1, max_size=3)))
     changes['window'] = draw(st.integers(1, 99)) if any('local' in name for name in changes['layers']) else 0
+  if kind == 't5gemma':
+    has_window = changes['window'] > 0
+    changes.update(encoder_window=changes['window'] + has_window, num_encoder_layers=draw(st.integers(1, 9)))
   if kind in ('mistral', 'phi3'):
     changes.update(layers=('local',), window=draw(st.integers(1, 99)))
   if family.rope_by_layer:
@@ -376,7 +381,8 @@ def of_families(draw):
 
 KINDS_OF_LAYERS = dict(
     qwen2=('global', 'local'), qwen3=('global', 'local'), smollm3=tuple(choices.LAYERS), olmo3=('global', 'local'),
-    gemma2=('global', 'local'), gemma3_text=('global', 'local'), modernbert=('global', 'local'))
+    gemma2=('global', 'local'), gemma3_text=('global', 'local'), modernbert=('global', 'local'),
+    t5gemma=('global', 'local'))
 NUMBERS = dict(
     factor=[2.0, 8], original_positions=[16, 4096], low_freq_factor=[1.0], high_freq_factor=[4.0],
     attention_factor=[0.0, 1.25], beta_fast=[32.0, 16.0], beta_slow=[1.0, 2.0], mscale=[0.0, 0.7],

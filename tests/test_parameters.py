@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from t5like import parameters
+from t5like import choices, parameters
 from t5like.errors import ConfigError
 from t5like.huggingface import model_folders, weight_table
 from t5like.model import flops, layers, models, stack, transformer
@@ -30,6 +30,8 @@ def test_every_parameter_of_every_kind_of_model_is_declared(kind):
   assert [(path, declared.shape) for path, declared in model.parameters.items()] == shapes
   for path, declared in model.parameters.items():
     layers_of = dict(encoder=model.config.num_encoder_layers).get(declared.stack, model.config.num_layers)
+    if declared.layer == 'attention_norm' and choices.BLOCKS[model.config.block].bare_first:
+      layers_of -= 1
     for letter, size in zip(declared.dims, declared.shape):
       assert size == {'L': layers_of, '_': 32}.get(letter) or size == model.config.size(letter), path
     assert not declared.batch, path

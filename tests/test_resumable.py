@@ -40,7 +40,8 @@ OTHER = {
     'optimizer.extra': dict(mu_dtype='bfloat16'), 'adapt.source': 'encoder', 'adapt.encoder': 'fresh',
     'adapt.encoder_source': 'decoder', 'adapt.decoder': 'fresh', 'adapt.cross': 'fresh', 'adapt.head': 'fresh',
     'adapt.tokens': 'matched', 'adapt.warm_up_steps': 2, 'adapt.warm_up': ('embed',), 'model.encoder_embed': None,
-    'model.layers': None, 'model.window': None, 'model.window_after': None, 'model.local_rope_theta': None,
+    'model.layers': None, 'model.window': None, 'model.window_after': None, 'model.encoder_window': None,
+    'model.local_rope_theta': None,
     'model.rope_scaling': None, 'model.qkv_bias': True, 'model.embed_scale': 'sqrt_d_model', 'model.query_scale': 0.1,
     'model.attention_softcap': 30.0,
 }

@@ -189,6 +189,7 @@ def base() -> Config:
       layers=('global',),
       window=0,  # local layers: a token sees itself and tokens less than so many positions before it
       window_after=0,  # .. and after it, where it sees tokens on both sides; 0: as window
+      encoder_window=0,  # the window of an encoder_decoder's encoder (T5Gemma: one more); 0: as window
       local_rope_theta=0.0,  # base of the rotary wavelengths of local layers (Gemma 3: 1e4); 0: rope_theta
       max_positions=1024,  # rows of the learned position table
       num_types=0,  # segment types with an embedding each (BERT: 2); all tokens are of type 0
@@ -362,6 +363,7 @@ def _shrink_model(model: Section) -> None:
       num_encoder_layers=0,
       window=min(model.window, SMALL_WINDOW),
       window_after=min(model.window_after, SMALL_WINDOW),
+      encoder_window=min(model.encoder_window, SMALL_WINDOW + 1),
       num_heads=4,
       num_kv_heads=2 if has_fewer_key_heads else 0,
       head_dim=16,

@@ -62,6 +62,9 @@ def _layers(model: Section) -> Iterator[str]:
     yield "model.layers=(): a stack has layers of some kind. Use ('global',)."
     return
   kinds = [choices.LAYERS[name] for name in model.layers if name in choices.LAYERS]
+  if model.encoder_window and not choices.ARCHITECTURES[model.name].has_encoder:
+    yield (f"model.encoder_window={model.encoder_window}: belongs to model.name='encoder_decoder', and it is "
+           f"{model.name!r}. Use 0.")
   yield from _windows(model, any(kind.windowed for kind in kinds))
   is_rotary = choices.POSITIONS[model.position].rotary
   has_unrotated = not all(kind.rotated for kind in kinds)
@@ -81,7 +84,7 @@ def _windows(model: Section, has_window: bool) -> Iterator[str]:
            'see, such as 512.')
   if has_window:
     return
-  for key in ('window', 'window_after', 'local_rope_theta'):
+  for key in ('window', 'window_after', 'encoder_window', 'local_rope_theta'):
     if model[key]:
       yield (f"model.{key}={show(model[key])}: belongs to local layers, and model.layers={show(tuple(model.layers))} "
              "has none. Use 0, or model.layers=('local',).")

@@ -76,7 +76,8 @@ RANGES = {key: interval for interval, keys in {
       model.num_types model.lora_rank data.max_documents data.shards data.workers data.prefetch
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
-      model.logit_softcap model.attention_softcap model.window model.window_after model.local_rope_theta
+      model.logit_softcap model.attention_softcap model.window model.window_after
+      model.encoder_window model.local_rope_theta
       model.query_scale loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps adapt.warm_up_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
@@ -95,7 +96,8 @@ RANGES = {key: interval for interval, keys in {
 # The most that sizes, counts of what is made or kept, and durations may be: what no machine has room for is refused
 # before it is tried. Counts of tokens, steps, rows and documents have no such bound, nor have rates of learning.
 MOST = {key: most for most, keys in {
-    2 ** 24: '''data.seq_len data.target_len model.max_positions model.window model.window_after model.vocab_size
+    2 ** 24: '''data.seq_len data.target_len model.max_positions model.window model.window_after model.encoder_window
+      model.vocab_size
       vocabulary.size sample.top_k objective.predictions loss.chunks batch_size microbatches''',
     2 ** 21: 'model.d_ff sample.tokens',
     2 ** 18: 'model.d_model',

@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 # Keys of config.model that may differ although parameters are copied, for each stack has its own number of layers, and
 # each vocabulary its own number of tokens.
-OF_STACKS = ('name', 'num_layers', 'num_encoder_layers', 'encoder_embed', 'vocab_size')
+OF_STACKS = ('name', 'num_layers', 'num_encoder_layers', 'encoder_embed', 'encoder_window', 'vocab_size')
 OF_THE_HEAD = ('head', 'tie_embeddings', 'logit_softcap')
 SHOWN = 3  # parameters that an error or a line names
 

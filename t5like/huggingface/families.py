@@ -12,7 +12,7 @@ PLAIN: Keys = dict(  # what a model is where a family says nothing else
     rope_theta=10_000.0, rope_fraction=1.0, num_types=0, head='linear', scale_attention=True, qk_norm='none',
     logit_softcap=0.0, init='fan_in', dropout=0.0, dropout_style='standard', layers=('global',), window=0,
     window_after=0, local_rope_theta=0.0, rope_scaling={}, qkv_bias=False, embed_scale='none', query_scale=0.0,
-    attention_softcap=0.0, encoder_embed='shared')
+    attention_softcap=0.0, encoder_embed='shared', encoder_window=0)
 # Keys of config.model that change neither parameters nor logits of plain text, adapters being merged before.
 FREE = ('init', 'dropout', 'dropout_style', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask',
         'lora_rank', 'lora_alpha', 'lora_projections')
@@ -49,6 +49,7 @@ class Family:
     scalings: those of model.rope_scaling that it has.
     original_positions: rows of before scaling, where it has a key of its own for them; 0: it does not.
     represents: keys of config.model that its config.json can say by several keys of its own (`single_families.py`).
+    is_nested: whether each stack has a config of its own in config.json (`nested.py`).
     whole_heads: whether transformers refuses a d_model that num_heads does not divide, whatever the head size.
   """
   architecture: str
@@ -75,6 +76,7 @@ class Family:
   scalings: tuple[str, ...] = ()
   original_positions: int = 0
   represents: tuple[str, ...] = ()
+  is_nested: bool = False
 
   @property
   def theirs(self) -> dict[str, str]:
@@ -245,6 +247,17 @@ T5 = Family(
     copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
             'lm_head.weight': 'shared.weight'})
 
+T5GEMMA = dataclasses.replace(
+    _like_llama('T5GemmaForConditionalGeneration', dict(GEMMA, name='encoder_decoder', encoder_embed='own',
+                                                        tie_embeddings=True), tables.T5GEMMA, **OF_GEMMA),
+    is_nested=True,
+    represents=(*OF_GEMMA['represents'], 'encoder_window'),
+    only=dict(attention_bias=False),
+    prefix='',
+    copies={'lm_head.out_proj.weight': 'model.decoder.embed_tokens.weight'})
+T5GEMMA.keys.update(num_encoder_layers='num_encoder_layers', dropout_rate='dropout')
+T5GEMMA.defaults.update(dropout_rate=0.0)
+
 FAMILIES: dict[str, Family] = dict(
     llama=_like_llama('LlamaForCausalLM', {}, tables.LLAMA, only=dict(attention_bias=False, mlp_bias=False)),
     mistral=_like_llama('MistralForCausalLM', {}, tables.LLAMA, represents=LOCAL,
@@ -353,6 +366,7 @@ FAMILIES: dict[str, Family] = dict(
                   classifier_activation='gelu'),
         copies={'decoder.weight': 'model.embeddings.tok_embeddings.weight'}),
     t5=T5,
+    t5gemma=T5GEMMA,
     mt5=dataclasses.replace(T5, architecture='MT5ForConditionalGeneration',
                             defaults=dict(T5.defaults, feed_forward_proj='gated-gelu')),
 )

@@ -7,7 +7,7 @@ from t5like.config.values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.files import schema
 from t5like.files.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
-from t5like.huggingface import layer_kinds, rotary
+from t5like.huggingface import layer_kinds, nested, rotary
 from t5like.huggingface.families import FAMILIES, FREE, PLAIN, Family
 from t5like.huggingface.single_families import READERS, WRITERS
 from t5like.nearest import suggestion
@@ -72,9 +72,11 @@ def to_model(hf: Values) -> Values:
   Raises:
     ConfigError: naming the key, where the model does something that ours cannot.
   """
-  check_types(hf)
   kind = _kind(hf)
   family = FAMILIES[kind]
+  if family.is_nested:
+    hf = nested.flatten(kind, hf)
+  check_types(hf)
   _check_only(kind, hf)
   _check_sizes(family, hf)
   missing = [key for key in family.keys if key not in hf and key not in family.defaults]
@@ -196,14 +198,20 @@ def settled(model: Model) -> Values:
   values = dict(model)
   values['rope_scaling'] = dict(model['rope_scaling'])
   values['layers'] = tuple(model['layers'])
-  if not choices.ARCHITECTURES[model['name']].has_encoder:  # whose stacks begin the pattern anew
-    values['layers'] = layer_kinds.pattern(layer_kinds.of_layers(model))
+  longest = model['num_layers']
+  if choices.ARCHITECTURES[model['name']].has_encoder:  # both stacks begin the pattern anew
+    longest = max(longest, model['num_encoder_layers'])
+  values['layers'] = layer_kinds.pattern(layer_kinds.repeated(model['layers'], longest))
   if not any(choices.LAYERS[name].windowed for name in values['layers']):
-    values.update(window=0, window_after=0, local_rope_theta=0.0)
+    values.update(window=0, window_after=0, encoder_window=0, local_rope_theta=0.0)
   if model['local_rope_theta'] == model['rope_theta'] and not model['rope_scaling']:
     values['local_rope_theta'] = 0.0
   if model['scale_attention'] and model['query_scale'] == model['head_dim'] ** -0.5:
     values['query_scale'] = 0.0
+  if values['encoder_window'] == values['window']:
+    values['encoder_window'] = 0
+  if values['window_after'] == (values['encoder_window'] or values['window']):
+    values['window_after'] = 0
   return values
 
 
@@ -226,7 +234,7 @@ def unread(model: Model) -> set[str]:
   position = choices.POSITIONS[model['position']]
   architecture = choices.ARCHITECTURES[model['name']]
   if not architecture.has_encoder:
-    keys |= {'num_encoder_layers', 'encoder_embed'}
+    keys |= {'num_encoder_layers', 'encoder_embed', 'encoder_window'}
   if not position.learned:
     keys.add('max_positions')
   if not position.rotary:
@@ -298,7 +306,7 @@ def _allowed_values(family: Family, model: Model) -> dict[str, tuple[Any, ...]]:
     allowed['num_kv_heads'] = (model['num_heads'],)
   if not family.any_head_dim:
     allowed['head_dim'] = (model['d_model'] // model['num_heads'],)
-  if choices.ARCHITECTURES[allowed['name'][0]].has_encoder:
+  if choices.ARCHITECTURES[allowed['name'][0]].has_encoder and 'tie_embeddings' not in family.ours:
     allowed['tie_embeddings'] = (choices.HEADS[model['head']].scaled,)
   return allowed
 
@@ -363,6 +371,8 @@ def _of_family(kind: str, model: Model, length: int = 0) -> Values:
     hf.update(rotary.write(family, model))
   if kind in WRITERS:
     hf.update(WRITERS[kind](model))
+  if family.is_nested:
+    return nested.nest(model, hf)
   return hf
 
 

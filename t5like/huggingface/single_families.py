@@ -122,6 +122,16 @@ def _read_gemma2(hf: Values, values: Values) -> None:
   _read_numbers_of_gemma(hf, values)
 
 
+def _read_t5gemma(hf: Values, values: Values) -> None:
+  """Tokens of the encoder see as many before them as the window has, those of the decoder one less."""
+  longest = max(values['num_layers'], values['num_encoder_layers'])
+  of_longest = dict(values, num_layers=longest)
+  _read_gemma2(hf, of_longest)
+  values.update(of_longest, num_layers=values['num_layers'], encoder_window=0)
+  if values['window']:
+    values['encoder_window'] = values['window'] + 1
+
+
 def _read_gemma3(hf: Values, values: Values) -> None:
   period = hf.get('sliding_window_pattern', 6)
   layer_kinds.read(hf, values, [LOCAL] * (period - 1) + [GLOBAL], hf.get('sliding_window', 4096))
@@ -170,6 +180,7 @@ READERS: dict[str, Callable[[Values, Values], None]] = dict(
     olmo3=_read_olmo3,
     gemma2=_read_gemma2,
     gemma3_text=_read_gemma3,
+    t5gemma=_read_t5gemma,
     gpt_neox=_read_neox,
     t5=_read_t5,
     mt5=_read_mt5,
@@ -185,6 +196,7 @@ WRITERS: dict[str, Callable[[Model], Values]] = dict(
     olmo3=layer_kinds.write,
     gemma2=_write_gemma,
     gemma3_text=_write_gemma,
+    t5gemma=_write_gemma,
     gpt2=_write_gpt2,
     gpt_neox=_write_neox,
     bert=_write_bert,

@@ -155,6 +155,31 @@ ELECTRA = BERT_STACK.replace(' bert.', ' electra.') + '''
 - head/b                       V    generator_lm_head.bias                        V
 '''
 
+GEMMA_STACK = '''
+- SIDE/blocks/attention/q/w    DNH  model.SIDE.layers.{SIDE}.self_attn.q_proj.weight  NH D
+- SIDE/blocks/attention/k/w    DKH  model.SIDE.layers.{SIDE}.self_attn.k_proj.weight  KH D
+- SIDE/blocks/attention/v/w    DKH  model.SIDE.layers.{SIDE}.self_attn.v_proj.weight  KH D
+- SIDE/blocks/attention/o/w    NHD  model.SIDE.layers.{SIDE}.self_attn.o_proj.weight  D NH
+- SIDE/blocks/attention_norm/scale D model.SIDE.layers.{SIDE}.pre_self_attn_layernorm.weight D
+- SIDE/blocks/attention_out_norm/scale D model.SIDE.layers.{SIDE}.post_self_attn_layernorm.weight D
+- SIDE/blocks/mlp/gate/w       DF   model.SIDE.layers.{SIDE}.mlp.gate_proj.weight     F D
+- SIDE/blocks/mlp/up/w         DF   model.SIDE.layers.{SIDE}.mlp.up_proj.weight       F D
+- SIDE/blocks/mlp/down/w       FD   model.SIDE.layers.{SIDE}.mlp.down_proj.weight     D F
+- SIDE/blocks/mlp_norm/scale   D    model.SIDE.layers.{SIDE}.pre_feedforward_layernorm.weight D
+- SIDE/blocks/mlp_out_norm/scale D  model.SIDE.layers.{SIDE}.post_feedforward_layernorm.weight D
+- SIDE/norm/scale              D    model.SIDE.norm.weight                        D
+'''
+T5GEMMA = '''
+- embed/w                      VD   model.decoder.embed_tokens.weight             V D
+- encoder_embed/w              VD   model.encoder.embed_tokens.weight             V D
+- decoder/blocks/cross/q/w     DNH  model.decoder.layers.{decoder}.cross_attn.q_proj.weight NH D
+- decoder/blocks/cross/k/w     DKH  model.decoder.layers.{decoder}.cross_attn.k_proj.weight KH D
+- decoder/blocks/cross/v/w     DKH  model.decoder.layers.{decoder}.cross_attn.v_proj.weight KH D
+- decoder/blocks/cross/o/w     NHD  model.decoder.layers.{decoder}.cross_attn.o_proj.weight D NH
+- decoder/blocks/cross_norm/scale D model.decoder.layers.{decoder}.pre_cross_attn_layernorm.weight D
+- decoder/blocks/cross_out_norm/scale D model.decoder.layers.{decoder}.post_cross_attn_layernorm.weight D
+''' + GEMMA_STACK.replace('SIDE', 'encoder') + GEMMA_STACK.replace('SIDE', 'decoder')
+
 MODERNBERT = '''
 - embed/w                      VD   model.embeddings.tok_embeddings.weight        V D
 - embed_norm/scale             D    model.embeddings.norm.weight                  D

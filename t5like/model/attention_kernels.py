@@ -79,7 +79,7 @@ def spec_of(
   """
   window = None
   if kind.windowed:
-    window = (c.window - 1, (c.window_after or c.window) - 1)
+    window = c.window_of(causal)
   return AttentionSpec(causal, queries, keys, head_dim=c.head_dim, dtype=c.dtype, prefix=prefix, dropout=dropout,
                        bias=bias, window=window, softcap=c.attention_softcap)
 

@@ -45,6 +45,7 @@ class ModelConfig:
   layers: tuple[str, ...] = ('global',)
   window: int = 0
   window_after: int = 0
+  encoder_window: int = 0
   local_rope_theta: float = 0.0
   rope_scaling: tuple[tuple[str, Any], ...] = ()
   qkv_bias: bool = False
@@ -89,6 +90,15 @@ class ModelConfig:
   def kinds(self) -> tuple[choices.LayerKind, ...]:
     """Of the layers, a pattern that repeats over each stack."""
     return tuple(choices.LAYERS[name] for name in self.layers)
+
+  def window_of(self, causal: bool) -> tuple[int, int]:
+    """(positions before its own, positions after it) that a token of a local layer sees; `causal`: none after."""
+    tokens = self.window
+    if self.encoder_window and not causal:
+      tokens = self.encoder_window
+    if causal:
+      return tokens - 1, 0
+    return tokens - 1, (self.window_after or tokens) - 1
 
   @property
   def logit_scale(self) -> float:

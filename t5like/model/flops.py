@@ -151,9 +151,9 @@ def _seen(c: ModelConfig, stack: str, layer: int, keys: int) -> int:
   kind = c.kinds[layer % len(c.kinds)]
   if not kind.windowed:
     return keys
-  if stack == 'decoder' and choices.ARCHITECTURES[c.name].causal:
-    return min(keys, c.window)
-  return min(keys, c.window + (c.window_after or c.window) - 1)
+  is_causal = stack == 'decoder' and choices.ARCHITECTURES[c.name].causal
+  before, after = c.window_of(is_causal)
+  return min(keys, before + 1 + after)
 
 
 def _place(c: ModelConfig, param: Param, layer: int = 0) -> Place:
@@ -215,7 +215,7 @@ def _first(c: ModelConfig, trained: list[Param]) -> dict[str, Place]:
 # Keys of config.model whose products are counted: by the shapes of parameters, or here.
 COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 'num_heads', 'num_kv_heads', 'head_dim',
            'd_ff', 'activation', 'block', 'use_bias', 'qkv_bias', 'tie_embeddings', 'head', 'qk_norm', 'layers',
-           'window', 'window_after', 'lora_rank', 'lora_projections')
+           'window', 'window_after', 'encoder_window', 'lora_rank', 'lora_projections')
 # Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
                     'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',

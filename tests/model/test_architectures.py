@@ -46,7 +46,7 @@ KINDS.update(
                     local_rope_theta=50.0, activation='geglu_exact', norm='layernorm', block='bare_first',
                     embed_norm=True, head='mlm_unbiased', tie_embeddings=True),
     bare_decoder=dict(block='bare_first', layers=('local', 'global'), window=4, embed_norm=True),
-    t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global')),
+    t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global'), encoder_window=3, encoder_embed='own'),
     t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4))
 DECODERS = [k for k, v in KINDS.items() if v.get('name', 'decoder') == 'decoder']
 PAIRS = [k for k, v in KINDS.items() if v.get('name') == 'encoder_decoder']

@@ -18,6 +18,8 @@ NARROW = dict(LLAMA, num_attention_heads=6, num_key_value_heads=2)  # heads of 3
 GROUPED_BY_WIDTH = dict(NARROW, hidden_size=48)  # heads of 8
 BERT = dict(LLAMA, type_vocab_size=2)
 T5 = dict(vocab_size=101, d_model=36, d_kv=8, d_ff=50, num_layers=3, num_decoder_layers=2, num_heads=3)
+T5GEMMA = dict(GROUPED, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10, attn_logit_softcapping=3.0,
+               final_logit_softcapping=7.0)
 
 # name: (name of the config's class without 'Config', of the model's class, arguments of the config)
 CASES = dict(
@@ -85,6 +87,8 @@ CASES = dict(
     modernbert=('ModernBert', 'ModernBertForMaskedLM', dict(
         LLAMA, num_hidden_layers=5, local_attention=6, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
         sep_token_id=2)),
+    t5gemma=('T5Gemma', 'T5GemmaForConditionalGeneration', dict(
+        encoder=T5GEMMA, decoder=dict(T5GEMMA, num_hidden_layers=2), vocab_size=101)),
     t5=('T5', 'T5ForConditionalGeneration', T5),
     t5_shallow=('T5', 'T5ForConditionalGeneration', dict(T5, num_layers=3, num_decoder_layers=1)),  # as ByT5
     mt5=('MT5', 'MT5ForConditionalGeneration', T5),
