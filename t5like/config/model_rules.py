@@ -25,9 +25,7 @@ def check_model(config: Config) -> Iterator[str]:
   yield from _adapters(model, resolved)
   if model.tie_embeddings is False and choices.HEADS[model.head].scaled:
     yield f"model.head={model.head!r}: belongs to model.tie_embeddings=True. Use 'linear'."
-  if model.encoder_embed != 'shared' and not choices.ARCHITECTURES[model.name].has_encoder:
-    yield (f"model.encoder_embed={model.encoder_embed!r}: belongs to model.name='encoder_decoder', and it is "
-           f"{model.name!r}. Use 'shared'.")
+  yield from _of_encoders(model)
   if model.num_heads % resolved.num_kv_heads:
     yield (f'model.num_kv_heads={model.num_kv_heads}: must divide model.num_heads={model.num_heads}. '
            f'Use {divisors(model.num_kv_heads, model.num_heads)}.')
@@ -62,9 +60,6 @@ def _layers(model: Section) -> Iterator[str]:
     yield "model.layers=(): a stack has layers of some kind. Use ('global',)."
     return
   kinds = [choices.LAYERS[name] for name in model.layers if name in choices.LAYERS]
-  if model.encoder_window and not choices.ARCHITECTURES[model.name].has_encoder:
-    yield (f"model.encoder_window={model.encoder_window}: belongs to model.name='encoder_decoder', and it is "
-           f"{model.name!r}. Use 0.")
   yield from _windows(model, any(kind.windowed for kind in kinds))
   is_rotary = choices.POSITIONS[model.position].rotary
   has_unrotated = not all(kind.rotated for kind in kinds)
@@ -75,6 +70,16 @@ def _layers(model: Section) -> Iterator[str]:
     yield f"model.local_rope_theta={model.local_rope_theta}: belongs to model.position='rope'. Use 0."
   if model.qkv_bias and model.use_bias:
     yield 'model.qkv_bias=True: model.use_bias=True has these biases already. Use one of them.'
+
+
+def _of_encoders(model: Section) -> Iterator[str]:
+  """Keys that say how an encoder differs from its decoder."""
+  if choices.ARCHITECTURES[model.name].has_encoder:
+    return
+  for key, default in dict(encoder_embed='shared', encoder_window=0).items():
+    if model[key] != default:
+      yield (f"model.{key}={show(model[key])}: belongs to model.name='encoder_decoder', and it is {model.name!r}. "
+             f'Use {show(default)}.')
 
 
 def _windows(model: Section, has_window: bool) -> Iterator[str]:
