@@ -59,6 +59,10 @@ PUBLISHED = {
     'smollm2:1b7': ('HuggingFaceTB/SmolLM2-1.7B', 'llama', dict(
         SMOLLM2, hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, intermediate_size=8192,
         rope_theta=130_000.0), dict(rope_theta=LONGER)),
+    'modernbert_base': ('answerdotai/ModernBERT-base', 'modernbert', {}, dict(
+        rope_theta=LONGER, local_rope_theta='one base of all layers, until rows are longer')),
+    'modernbert_base:large_context': ('answerdotai/ModernBERT-large', 'modernbert', dict(
+        hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, intermediate_size=2624), {}),
 }
 
 
@@ -77,7 +81,8 @@ def theirs(name):
 def test_as_many_parameters(name):
   """On torch's meta device, on which arrays have shapes alone."""
   with torch.device('meta'):
-    model = transformers.AutoModelForCausalLM.from_config(theirs(name))
+    kind = 'MaskedLM' if ours(name).model.name == 'encoder' else 'CausalLM'
+    model = getattr(transformers, f'AutoModelFor{kind}').from_config(theirs(name))
   model.tie_weights()
   config = ours(name)
   assert models.sizes(config)['parameters'] == model.num_parameters() == config.params_expected
