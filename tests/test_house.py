@@ -27,8 +27,8 @@ WITHOUT_JAX = {'errors', 'config_type', 'nearest', 'parameters', 'rate_schedules
                'config', 'command_line', 'vocabulary', 'sources'}
 # What tests/measures.py counts may not become more; the aims are those of CONTRIBUTING.md.
 LIMITS = {
-    'tokens per code line': 8.07, 'ternaries per 1,000 lines': 5.0, 'nested ternaries': 0,
-    'comprehensions per 1,000 lines': 16.0, 'nested comprehensions': 0, 'named lambdas': 0,
+    'tokens per code line': 8.0, 'ternaries per 1,000 lines': 4.2, 'nested ternaries': 0,
+    'comprehensions per 1,000 lines': 15.7, 'nested comprehensions': 0, 'named lambdas': 0,
     'decisions of a function': 12, 'parameters of public functions without annotation': 0,
     'files in the top folder': 12}
 

@@ -10,7 +10,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
 from t5like.choices import LayerKind
-from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, Info, capped, choose_kernel, spec_of, visible
+from t5like.model.attention_kernels import (
+    KERNELS,
+    AttentionSpec,
+    Call,
+    Info,
+    Kernel,
+    capped,
+    choose_kernel,
+    spec_of,
+    visible,
+)
 from t5like.model.config import ModelConfig
 from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import Dense, Norm, keep_share
@@ -50,7 +60,8 @@ def bias_for(kernel: str, bias: jax.Array, T: int, S: int) -> jax.Array:
   """
   if KERNELS[kernel].bias_by_distance or bias.ndim == 3:
     return bias
-  return everywhere(relative_bias_attention.expand(bias, T, S), 'NT_')
+  bias_NTS = relative_bias_attention.expand(bias, T, S)
+  return everywhere(bias_NTS, 'NT_')
 
 
 def dot_product(
@@ -88,20 +99,50 @@ def dot_product(
   has_prefix = 'prefix' in names
   spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS)
   chosen, _ = choose_kernel(kernel, platform(), spec)
-  run = KERNELS[chosen]
-  call = Call(spec, _scale(scale, q_BTNH.shape[3]), pieces(), interpret=platform() != 'tpu')
-
+  kernel_chosen = KERNELS[chosen]
+  call = _call(spec, scale, q_BTNH.shape[3])
   extras, extra_specs = _extras(chosen, bias, keep_BNTS, T, S)
   # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
   k_BSKH = everywhere(k_BSKH, 'B_KH')
   v_BSKH = everywhere(v_BSKH, 'B_KH')
   key = {name: everywhere(key[name], 'B_') for name in names}
   query = _picked(query, names)
-  if run.prepare is not None:
-    extras['prepared'], extra_specs['prepared'] = run.prepare(call, q_BTNH, k_BSKH, has_prefix)
+  if kernel_chosen.prepare is not None:
+    prepared, prepared_specs = kernel_chosen.prepare(call, q_BTNH, k_BSKH, has_prefix)
+    extras['prepared'] = prepared
+    extra_specs['prepared'] = prepared_specs
+  on_devices = _on_devices(kernel_chosen, call, names, extra_specs)
+  return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
 
-  def attend(q: jax.Array, k: jax.Array, v: jax.Array, query: Info, key: Info, extras: dict[str, Any]) -> jax.Array:
-    return run.run(call, q, k, v, query, key, extras)
+
+def _call(spec: AttentionSpec, scale: float | None, head_dim: int) -> Call:
+  return Call(
+      spec,
+      scale=_scale(scale, head_dim),
+      pieces=pieces(),
+      interpret=platform() != 'tpu',
+  )
+
+
+def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
+  """A kernel's function of arrays that are spread over the mesh.
+
+  Args:
+    kernel: what computes.
+    call: what is the same for all tokens.
+    names: what is known of queries and keys.
+    extra_specs: how `extras` are spread.
+  """
+
+  def attend(
+      q: jax.Array,
+      k: jax.Array,
+      v: jax.Array,
+      query: Info,
+      key: Info,
+      extras: dict[str, Any],
+  ) -> jax.Array:
+    return kernel.run(call, q, k, v, query, key, extras)
 
   in_specs = (
       in_use('BTNH'),
@@ -111,8 +152,12 @@ def dot_product(
       dict.fromkeys(names, in_use('B_')),
       extra_specs,
   )
-  on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0], check_vma=run.checks_layouts)
-  return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+  return jax.shard_map(
+      attend,
+      in_specs=in_specs,
+      out_specs=in_use('BTNH'),
+      check_vma=kernel.checks_layouts,
+  )
 
 
 def _of_arrays(
@@ -145,7 +190,10 @@ def _extras(
   specs: dict[str, Any] = {}
   if bias is not None:
     extras['bias'] = bias_for(kernel, bias, T, S)
-    specs['bias'] = in_use('NR' if KERNELS[kernel].bias_by_distance else 'NT_')
+    if KERNELS[kernel].bias_by_distance:
+      specs['bias'] = in_use('NR')
+    else:
+      specs['bias'] = in_use('NT_')
   if keep_BNTS is not None:
     extras['keep'] = keep_BNTS
     specs['keep'] = in_use('BNT_')
@@ -160,7 +208,11 @@ def _scale(scale: float | None, head_dim: int) -> float:
 
 def _shared(query: Info, key: Info) -> list[str]:
   """What is known of both queries and keys, in a fixed order."""
-  return [name for name in ('positions', 'segments', 'prefix') if name in query and name in key]
+  names = []
+  for name in ('positions', 'segments', 'prefix'):
+    if name in query and name in key:
+      names.append(name)
+  return names
 
 
 def _picked(info: Info, names: Sequence[str]) -> Info:
@@ -196,14 +248,17 @@ def cached(
     K = k_BKSH.shape[1]
     group = N // K
     q_BTKGH = q_BTNH.reshape(B, T, K, group, H)
-    logits_BKGTS = logit_scale * jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+    products_BKGTS = jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+    logits_BKGTS = logit_scale * products_BKGTS
     if bias is not None:
       logits_BKGTS += bias.reshape(1, K, group, T, -1)
     logits_BKGTS = capped(logits_BKGTS, spec.softcap)
     mask_BTS = visible(spec, query, key)
     logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
-    p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH).reshape(B, T, N, H)
+    p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    p_BKGTS = p_BKGTS.astype(v_BKSH.dtype)
+    out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH)
+    return out_BTKGH.reshape(B, T, N, H)
 
   bias_spec = None
   if bias is not None:
@@ -216,14 +271,22 @@ def cached(
       dict.fromkeys(names, in_use('BS')),
       bias_spec,
   )
-  on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_specs[0])
-  return on_devices(q_BTNH, k_BKSH, v_BKSH, _picked(query, names), _picked(key, names), bias)
+  on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_use('BTNH'))
+  query = _picked(query, names)
+  key = _picked(key, names)
+  return on_devices(q_BTNH, k_BKSH, v_BKSH, query, key, bias)
 
 
 class Attention(nnx.Module):
   """Multi-head attention with grouped key-value heads (Ainslie et al. 2023, arXiv 2305.13245)."""
 
-  def __init__(self, c: ModelConfig, key: jax.Array, causal: bool, cross: bool = False) -> None:
+  def __init__(
+      self,
+      c: ModelConfig,
+      key: jax.Array,
+      causal: bool,
+      cross: bool = False,
+  ) -> None:
     """Makes the parameters.
 
     Args:
@@ -248,7 +311,12 @@ class Attention(nnx.Module):
       self.k_norm = Norm(c, dims.key)
 
   @jax.named_scope('attention')
-  def keys_values(self, x_BSD: jax.Array, positions_BS: jax.Array, kind: LayerKind = GLOBAL) -> KeysValues:
+  def keys_values(
+      self,
+      x_BSD: jax.Array,
+      positions_BS: jax.Array,
+      kind: LayerKind = GLOBAL,
+  ) -> KeysValues:
     """Keys and values, [B, S, K, H], of what is attended to, in a layer of this kind."""
     k = self.k(x_BSD)
     v = self.v(x_BSD)
@@ -256,7 +324,9 @@ class Attention(nnx.Module):
       k = self.k_norm(k)
     if self.is_rotary and kind.rotated:
       k = self._rotated(k, positions_BS, kind)
-    return KeysValues(checkpoint_name(k, 'qkv'), checkpoint_name(v, 'qkv'))
+    k = checkpoint_name(k, 'qkv')
+    v = checkpoint_name(v, 'qkv')
+    return KeysValues(k, v)
 
   @jax.named_scope('attention')
   def __call__(
@@ -289,13 +359,18 @@ class Attention(nnx.Module):
       q_BTNH = self._rotated(q_BTNH, query['positions'], kind)
     scale = self.c.logit_scale
     k, v = kv
-    spec = spec_of(self.c, self.causal, query['positions'].shape[1], key['positions'].shape[1], kind=kind)
+    T = query['positions'].shape[1]
+    S = key['positions'].shape[1]
+    spec = spec_of(self.c, self.causal, T, S, kind=kind)
     if decoding:
-      return self.o(cached(q_BTNH, k, v, query, key, spec, scale, bias))
+      out_BTNH = cached(q_BTNH, k, v, query, key, spec, scale, bias)
+      return self.o(out_BTNH)
     keep_BNTS = self._keep(q_BTNH, k, random)
     q_BTNH = checkpoint_name(q_BTNH, 'qkv')
-    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, self.c.attention)
-    return self.o(checkpoint_name(out_BTNH, 'context'))
+    kernel = self.c.attention
+    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, kernel)
+    out_BTNH = checkpoint_name(out_BTNH, 'context')
+    return self.o(out_BTNH)
 
   def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array, kind: LayerKind) -> jax.Array:
     rotate = POSITIONS[self.c.position].rotate
@@ -309,5 +384,9 @@ class Attention(nnx.Module):
       return None
     B, T, N, _ = q_BTNH.shape
     S = k_BSKH.shape[1]
-    rows = 1 if choices.DROPOUT_STYLES[self.c.dropout_style].shared else T
-    return keep_share((B, N, rows, S), rate, random, in_use('BNT_'))
+    style = choices.DROPOUT_STYLES[self.c.dropout_style]
+    rows = T
+    if style.shared:
+      rows = 1
+    shape = (B, N, rows, S)
+    return keep_share(shape, rate, random, in_use('BNT_'))

@@ -15,6 +15,7 @@ from t5like.model.kernels import relative_bias_attention, splash
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
+Extras = Mapping[str, Any]  # arrays `bias` and `keep` where there are any, and what `prepare` made as `prepared`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,10 @@ class AttentionSpec:
     """Names of the features that are present; 'decoding': queries are at the end of longer rows of keys."""
     present = []
     for field in dataclasses.fields(self):
-      is_feature = field.default is not dataclasses.MISSING and field.name not in SIZES
-      if is_feature and getattr(self, field.name) != field.default:
+      if field.default is dataclasses.MISSING or field.name in SIZES:
+        continue
+      value = getattr(self, field.name)
+      if value != field.default:
         present.append(field.name)
     if self.causal and self.queries != self.keys:
       present.append('decoding')
@@ -80,8 +83,18 @@ def spec_of(
   window = None
   if kind.windowed:
     window = c.window_of(causal)
-  return AttentionSpec(causal, queries, keys, head_dim=c.head_dim, dtype=c.dtype, prefix=prefix, dropout=dropout,
-                       bias=bias, window=window, softcap=c.attention_softcap)
+  return AttentionSpec(
+      causal,
+      queries,
+      keys,
+      head_dim=c.head_dim,
+      dtype=c.dtype,
+      prefix=prefix,
+      dropout=dropout,
+      bias=bias,
+      window=window,
+      softcap=c.attention_softcap,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +136,11 @@ class Kernel:
   def declines(self, spec: AttentionSpec, platform: str) -> str:
     """Why it cannot compute this, or ''."""
     for feature in spec.features:
-      if feature not in self.features:
-        return self.reasons[feature] if feature in self.reasons else f'only it implements {feature} here'
+      if feature in self.features:
+        continue
+      if feature in self.reasons:
+        return self.reasons[feature]
+      return f'only it implements {feature} here'
     return self.lacks(spec, platform)
 
 
@@ -134,20 +150,32 @@ def make_mask(query: Info, key: Info, causal: bool) -> jax.Array:
   `query` and `key` hold `positions` and `segments`, [B, T] and [B, S]; segment 0 is padding. Under
   `causal`, tokens whose `prefix` (bool, where it is given) is True see each other in both directions.
   """
-  mask = query['segments'][:, :, None] == key['segments'][:, None, :]
-  mask &= key['segments'][:, None, :] > 0
+  mask = _of_queries(query, 'segments') == _of_keys(key, 'segments')
+  mask &= _of_keys(key, 'segments') > 0
   if causal:
-    seen = query['positions'][:, :, None] >= key['positions'][:, None, :]
+    seen = _of_queries(query, 'positions') >= _of_keys(key, 'positions')
     if 'prefix' in query:
-      seen |= query['prefix'][:, :, None] & key['prefix'][:, None, :]
+      seen |= _of_queries(query, 'prefix') & _of_keys(key, 'prefix')
     mask &= seen
   return mask
 
 
+def _of_queries(query: Info, name: str) -> jax.Array:
+  """[B, T, 1], to be compared with what keys have."""
+  return query[name][:, :, None]
+
+
+def _of_keys(key: Info, name: str) -> jax.Array:
+  """[B, 1, S]."""
+  return key[name][:, None, :]
+
+
 def _within(window: Window, query: Info, key: Info) -> jax.Array:
   before, after = window
-  distance_BTS = query['positions'][:, :, None] - key['positions'][:, None, :]
-  return (distance_BTS <= before) & (-distance_BTS <= after)
+  distance_BTS = _of_queries(query, 'positions') - _of_keys(key, 'positions')
+  is_near_before = distance_BTS <= before
+  is_near_after = -distance_BTS <= after
+  return is_near_before & is_near_after
 
 
 # Features that hide keys: name -> (value of the feature, query, key) -> [B, T, S] bool, what it leaves visible.
@@ -163,7 +191,8 @@ def visible(spec: AttentionSpec, query: Info, key: Info) -> jax.Array:
   mask = make_mask(query, key, spec.causal)
   for feature in spec.features:
     if feature in MASKS:
-      mask &= MASKS[feature](getattr(spec, feature), query, key)
+      value = getattr(spec, feature)
+      mask &= MASKS[feature](value, query, key)
   return mask
 
 
@@ -172,65 +201,147 @@ def _lacks_nothing(spec: AttentionSpec, platform: str) -> str:
 
 
 def _needs_bias(spec: AttentionSpec, platform: str) -> str:
-  return '' if spec.bias else 'the kernel with a bias needs one'
+  if spec.bias:
+    return ''
+  return 'the kernel with a bias needs one'
 
 
 def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
   """Why cuDNN's flash attention cannot run here, or ''."""
   if platform != 'gpu':
     return 'this is no GPU'
-  H, T, S = spec.head_dim, spec.queries, spec.keys
+  H = spec.head_dim
+  T = spec.queries
+  S = spec.keys
   if spec.dtype not in ('bfloat16', 'float16'):
     return f'cuDNN has no kernel for {spec.dtype}: model.dtype=bfloat16 would have one'
   if H % 8 or H > 128 or T % 2 or S % 2:
     return f'cuDNN needs heads of up to 128 in multiples of 8, and even lengths: here {H}, {T} and {S}'
   try:
-    capability = jax.devices('gpu')[0].compute_capability
-    return '' if float(capability) >= 8 else f'cuDNN needs compute capability 8.0, this GPU has {capability}'
+    gpu = jax.devices('gpu')[0]
+    capability = gpu.compute_capability
+    is_new_enough = float(capability) >= 8
   except (RuntimeError, AttributeError, ValueError):
     return 'no NVIDIA GPU is present'
+  if is_new_enough:
+    return ''
+  return f'cuDNN needs compute capability 8.0, this GPU has {capability}'
 
 
-def _prepare_splash(call, q_BTNH, k_BSKH, has_prefix):
+def _prepare_splash(call: Call, q_BTNH: jax.Array, k_BSKH: jax.Array, has_prefix: bool) -> tuple[Any, Any]:
   spec = call.spec
-  return splash.prepare(q_BTNH, k_BSKH, spec.causal, spec.causal and has_prefix, call.interpret, spec.window,
-                        spec.softcap)
+  sees_prefix = spec.causal and has_prefix
+  return splash.prepare(q_BTNH, k_BSKH, spec.causal, sees_prefix, call.interpret, spec.window, spec.softcap)
 
 
-def _run_splash(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
-  return splash.attention(extras['prepared'], q_BTNH, k_BSKH, v_BSKH, query, key, call.scale, call.spec.window)
+def _run_splash(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    extras: Extras,
+) -> jax.Array:
+  prepared = extras['prepared']
+  return splash.attention(prepared, q_BTNH, k_BSKH, v_BSKH, query, key, call.scale, call.spec.window)
 
 
-def _run_relative_bias(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+def _run_relative_bias(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    extras: Extras,
+) -> jax.Array:
+  spec = call.spec
   T = q_BTNH.shape[1]  # this device's queries, the first of which is at `start`
-  start = jax.lax.axis_index('context') * T if call.pieces > 1 else 0
-  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, T + call.spec.keys, axis=1)
-  return relative_bias_attention.attention(q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, call.spec.causal, call.scale,
-                                           softcap=call.spec.softcap, start=start, interpret=call.interpret,
-                                           window=call.spec.window)
+  start: int | jax.Array = 0
+  if call.pieces > 1:
+    start = jax.lax.axis_index('context') * T
+  distances = T + spec.keys
+  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, distances, axis=1)
+  return relative_bias_attention.attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      bias_NR,
+      query,
+      key,
+      spec.causal,
+      call.scale,
+      softcap=spec.softcap,
+      start=start,
+      interpret=call.interpret,
+      window=spec.window,
+  )
 
 
-def _run_cudnn(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
-  mask = visible(call.spec, query, key)[:, None]
+def _run_cudnn(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    extras: Extras,
+) -> jax.Array:
+  mask_B1TS = visible(call.spec, query, key)[:, None]
   # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
-  lower_half = call.spec.causal and 'prefix' not in query and q_BTNH.shape[1] == k_BSKH.shape[1]
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=call.scale, is_causal=lower_half,
-                                      implementation='cudnn')
+  is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
+  lower_half = call.spec.causal and 'prefix' not in query and is_square
+  return jax.nn.dot_product_attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask=mask_B1TS,
+      scale=call.scale,
+      is_causal=lower_half,
+      implementation='cudnn',
+  )
 
 
-def _run_xla(call, q_BTNH, k_BSKH, v_BSKH, query, key, extras):
+def _run_xla(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    extras: Extras,
+) -> jax.Array:
   # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
-  mask = visible(call.spec, query, key)[:, None]
+  mask_B1TS = visible(call.spec, query, key)[:, None]
   if 'keep' in extras or call.spec.softcap:
-    return _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask, extras)
-  bias = extras['bias'][None] if 'bias' in extras else None
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, bias=bias, mask=mask, scale=call.scale,
-                                      implementation='xla')
+    return _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras)
+  bias_1NTS = None
+  if 'bias' in extras:
+    bias_1NTS = extras['bias'][None]
+  return jax.nn.dot_product_attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      bias=bias_1NTS,
+      mask=mask_B1TS,
+      scale=call.scale,
+      implementation='xla',
+  )
 
 
-def _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras):
+def _step_by_step(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_B1TS: jax.Array,
+    extras: Extras,
+) -> jax.Array:
   """Attention with dropout of probabilities or capped logits, which jax.nn.dot_product_attention does not have."""
-  repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
+  N = q_BTNH.shape[2]
+  K = k_BSKH.shape[2]
+  repeats = N // K
   k_BSNH = jnp.repeat(k_BSKH, repeats, axis=2)
   v_BSNH = jnp.repeat(v_BSKH, repeats, axis=2)
   logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
@@ -238,10 +349,12 @@ def _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras):
   if 'bias' in extras:
     logits_BNTS += extras['bias'][None]
   logits_BNTS = capped(logits_BNTS, call.spec.softcap)
-  p_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, logits_BNTS, -1e30), -1)
+  logits_BNTS = jnp.where(mask_B1TS, logits_BNTS, -1e30)
+  p_BNTS = jax.nn.softmax(logits_BNTS, -1)
   if 'keep' in extras:
     p_BNTS *= extras['keep']
-  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS.astype(v_BSNH.dtype), v_BSNH)
+  p_BNTS = p_BNTS.astype(v_BSNH.dtype)
+  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS, v_BSNH)
 
 
 def capped(logits: jax.Array, cap: float) -> jax.Array:
@@ -252,39 +365,68 @@ def capped(logits: jax.Array, cap: float) -> jax.Array:
 
 
 KERNELS = dict(
-    xla=Kernel(frozenset({'prefix', 'bias', 'dropout', 'decoding', 'softcap', *MASKS}), _lacks_nothing, _run_xla,
-               checks_layouts=True),
-    splash=Kernel(frozenset({'prefix', 'window', 'softcap'}), _lacks_nothing, _run_splash, _prepare_splash),
-    relative_bias=Kernel(frozenset({'prefix', 'bias', 'window', 'softcap'}), _needs_bias, _run_relative_bias,
-                         bias_by_distance=True),
-    cudnn=Kernel(frozenset({'prefix', 'window'}), _cudnn_lacks, _run_cudnn,
-                 reasons=dict(bias='on GPUs only it adds a bias by distance')),
+    xla=Kernel(
+        features=frozenset({'prefix', 'bias', 'dropout', 'decoding', 'softcap', *MASKS}),
+        lacks=_lacks_nothing,
+        run=_run_xla,
+        checks_layouts=True,
+    ),
+    splash=Kernel(
+        features=frozenset({'prefix', 'window', 'softcap'}),
+        lacks=_lacks_nothing,
+        run=_run_splash,
+        prepare=_prepare_splash,
+    ),
+    relative_bias=Kernel(
+        features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
+        lacks=_needs_bias,
+        run=_run_relative_bias,
+        bias_by_distance=True,
+    ),
+    cudnn=Kernel(
+        features=frozenset({'prefix', 'window'}),
+        lacks=_cudnn_lacks,
+        run=_run_cudnn,
+        reasons=dict(bias='on GPUs only it adds a bias by distance'),
+    ),
 )
-ONLY_XLA = dict(dropout='only it drops attention probabilities', decoding='decoding token by token')
-OF_PLATFORMS = dict(tpu=(('splash', 'relative_bias'), 'a TPU'), gpu=(('cudnn',), 'a GPU'))
+# Why XLA computes a feature that no other kernel has.
+ONLY_XLA = dict(
+    dropout='only it drops attention probabilities',
+    decoding='decoding token by token',
+)
+Tried = tuple[tuple[str, ...], str]  # kernels to be tried before XLA, why these
+OF_PLATFORMS: dict[str, Tried] = dict(
+    tpu=(('splash', 'relative_bias'), 'a TPU'),
+    gpu=(('cudnn',), 'a GPU'),
+)
 
 
-def _auto(platform: str) -> tuple[tuple[str, ...], str]:
+def _auto(platform: str) -> Tried:
   if platform not in OF_PLATFORMS:
     return (), f'this is a {platform}'
   return OF_PLATFORMS[platform]
 
 
-def _xla(platform: str) -> tuple[tuple[str, ...], str]:
+def _xla(platform: str) -> Tried:
   return (), 'model.attention asks for it'
 
 
-def _splash(platform: str) -> tuple[tuple[str, ...], str]:
+def _splash(platform: str) -> Tried:
   return ('splash', 'relative_bias'), 'model.attention asks for it'
 
 
-def _cudnn(platform: str) -> tuple[tuple[str, ...], str]:
+def _cudnn(platform: str) -> Tried:
   return ('cudnn',), 'a GPU'
 
 
-# model.attention -> (platform -> (kernels to be tried before XLA, why these)).
+# model.attention -> (platform -> what is tried).
 REQUESTS = choices.implement('model.attention', choices.ATTENTION, dict(
-    auto=_auto, xla=_xla, splash=_splash, cudnn=_cudnn))
+    auto=_auto,
+    xla=_xla,
+    splash=_splash,
+    cudnn=_cudnn,
+))
 
 
 def choose_kernel(request: str, platform: str, spec: AttentionSpec) -> tuple[str, str]:
@@ -303,17 +445,41 @@ def choose_kernel(request: str, platform: str, spec: AttentionSpec) -> tuple[str
   """
   for feature in spec.features:
     if feature not in KERNELS['xla'].features:
-      raise NotImplementedError(f'attention with {feature}={getattr(spec, feature)!r}: no kernel of '
-                                't5like/model/attention_kernels.py is known to implement it.')
-  names, reason = REQUESTS[request](platform)
+      value = getattr(spec, feature)
+      raise NotImplementedError(
+          f'attention with {feature}={value!r}: no kernel of t5like/model/attention_kernels.py is known to '
+          'implement it.')
+  tried, reason = REQUESTS[request](platform)
   if request != 'xla':
-    for feature in spec.features:
-      if not any(feature in kernel.features for name, kernel in KERNELS.items() if name != 'xla'):
-        return 'xla', ONLY_XLA[feature] if feature in ONLY_XLA else f'only it implements {feature} here'
+    only_xla = _why_only_xla(spec)
+    if only_xla:
+      return 'xla', only_xla
   declined = ''
-  for name in names:
+  for name in tried:
     why_not = KERNELS[name].declines(spec, platform)
     if not why_not:
       return name, reason
-    declined = declined or why_not
+    if not declined:
+      declined = why_not
   return 'xla', declined or reason
+
+
+def _why_only_xla(spec: AttentionSpec) -> str:
+  """Why no other kernel, on any platform, computes this, or ''."""
+  known = _features_of_others()
+  for feature in spec.features:
+    if feature in known:
+      continue
+    if feature in ONLY_XLA:
+      return ONLY_XLA[feature]
+    return f'only it implements {feature} here'
+  return ''
+
+
+def _features_of_others() -> set[str]:
+  """What any kernel but XLA implements."""
+  known: set[str] = set()
+  for name, kernel in KERNELS.items():
+    if name != 'xla':
+      known |= kernel.features
+  return known

@@ -58,18 +58,24 @@ class Collector:
     if not isinstance(result, With):
       return result
     for name, value in result.values.items():
-      self.sums = added(self.sums, {name: _summed(value, self.segments_BT)})
+      sums = _summed(value, self.segments_BT)
+      self.sums = added(self.sums, {name: sums})
     return result.output
 
 
 def _summed(value: Value, segments_BT: jax.Array) -> Sums:
   real_BT = segments_BT > 0
-  values_BT = everywhere(value.values_BT.astype(jnp.float32), 'BT')
-  total = jnp.sum(jnp.where(real_BT, values_BT, 0))
-  weight = jnp.sum(real_BT.astype(jnp.float32))
-  if not value.coefficient:  # not 0 times a metric, which need not be finite
-    return Sums(total, weight, jnp.zeros_like(weight))
-  return Sums(total, weight, value.coefficient * total)
+  values_BT = value.values_BT.astype(jnp.float32)
+  values_BT = everywhere(values_BT, 'BT')
+  values_BT = jnp.where(real_BT, values_BT, 0)
+  total = jnp.sum(values_BT)
+  weights_BT = real_BT.astype(jnp.float32)
+  weight = jnp.sum(weights_BT)
+  if value.coefficient:
+    loss = value.coefficient * total
+  else:  # not 0 times a metric, which need not be finite
+    loss = jnp.zeros_like(weight)
+  return Sums(total, weight, loss)
 
 
 def added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:
@@ -105,8 +111,10 @@ def means(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """The side values among the sums of a step as metrics: {'side/NAME': mean, 'side_weight/NAME': of how many}."""
   out = {}
   for name in _names(sums):
+    total = sums[MEAN + name]
     weight = sums[WEIGHT + name]
-    out[MEAN + name] = sums[MEAN + name] / jnp.maximum(weight, 1)
+    divisor = jnp.maximum(weight, 1)
+    out[MEAN + name] = total / divisor
     out[WEIGHT + name] = weight
   return out
 
@@ -115,8 +123,9 @@ def weighted(metrics: Mapping[str, float]) -> dict[str, float]:
   """Of a step's metrics what adds up over steps, again as sums: the reverse of `means`."""
   out = {}
   for name in _names(metrics):
+    mean = metrics[MEAN + name]
     weight = metrics[WEIGHT + name]
-    out[MEAN + name] = metrics[MEAN + name] * weight
+    out[MEAN + name] = mean * weight
     out[WEIGHT + name] = weight
   return out
 
@@ -125,8 +134,9 @@ def logged(window: Mapping[str, float]) -> dict[str, float]:
   """{'side/NAME': mean} over several steps, of sums of `weighted`."""
   out = {}
   for name in _names(window):
+    total = window[MEAN + name]
     weight = max(window[WEIGHT + name], 1.0)
-    out[MEAN + name] = window[MEAN + name] / weight
+    out[MEAN + name] = total / weight
   return out
 
 
@@ -140,4 +150,9 @@ def keys(values: Mapping[str, Any]) -> set[str]:
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
-  return [key.removeprefix(WEIGHT) for key in values if key.startswith(WEIGHT)]
+  names = []
+  for key in values:
+    if key.startswith(WEIGHT):
+      name = key.removeprefix(WEIGHT)
+      names.append(name)
+  return names

@@ -18,6 +18,7 @@ from t5like.model.side_values import Sums
 from t5like.parameters import of_layers
 
 Slot = int | jax.Array  # of a cache
+Output = tuple[jax.Array, dict[str, Sums]]  # x_BTD; side values by name
 
 
 class LayerCache(NamedTuple):
@@ -52,18 +53,27 @@ class BlockResult(NamedTuple):
 class Block(nnx.Module):
   """Attention, cross-attention if there is an encoder, MLP; `model.block` says where the norms are."""
 
-  def __init__(self, c: ModelConfig, key: jax.Array, causal: bool, cross: bool = False) -> None:
+  def __init__(
+      self,
+      c: ModelConfig,
+      key: jax.Array,
+      causal: bool,
+      cross: bool = False,
+  ) -> None:
     k_attention, k_cross, k_mlp = jax.random.split(key, 3)
     self.c = c
     self.kind = choices.BLOCKS[c.block]
     self.is_crossed = cross
     self.attention_norm = place(Norm(c), layer='attention_norm')
-    self.attention = place(Attention(c, k_attention, causal), layer='attention')
+    attention = Attention(c, k_attention, causal)
+    self.attention = place(attention, layer='attention')
     if cross:
       self.cross_norm = place(Norm(c), layer='cross_norm')
-      self.cross = place(Attention(c, k_cross, causal=False, cross=True), layer='cross')
+      reader = Attention(c, k_cross, causal=False, cross=True)
+      self.cross = place(reader, layer='cross')
     self.mlp_norm = place(Norm(c), layer='mlp_norm')
-    self.mlp = place(MLP(c, k_mlp), layer='mlp')
+    mlp = MLP(c, k_mlp)
+    self.mlp = place(mlp, layer='mlp')
     # Of what a part writes, where another norm is of what it reads.
     if self.kind.has_two:
       self.attention_out_norm = place(Norm(c), layer='attention_out_norm')
@@ -100,16 +110,22 @@ class Block(nnx.Module):
     if cache is not None:
       kv = _written(cache.own, kv, at)
       cache = cache._replace(own=kv)
-    y = side.take(self.attention(y, kv, view.query, view.keys, view.bias, r[0], decoding, view.kind))
+    y = self.attention(y, kv, view.query, view.keys, view.bias, r[0], decoding, view.kind)
+    y = side.take(y)
     after = self._add(x_BTD, y, 'attention', r[1])
     if self.is_crossed:
       memory, kv = self._memory(view, cache)
       read = self._before(after, self.cross_norm)
-      y = side.take(self.cross(read, kv, view.query, memory, None, r[2], decoding))
+      y = self.cross(read, kv, view.query, memory, None, r[2], decoding)
+      y = side.take(y)
       after = self._add(after, y, 'cross', r[3])
     after = checkpoint_name(after, 'middle')
-    read = x_BTD if self.kind.parallel else after
-    y = side.take(self.mlp(self._before(read, self.mlp_norm), r[4]))
+    read = after
+    if self.kind.parallel:
+      read = x_BTD
+    read = self._before(read, self.mlp_norm)
+    y = self.mlp(read, r[4])
+    y = side.take(y)
     x_BTD = self._add(after, y, 'mlp', r[5])
     return BlockResult(x_BTD, cache, side.sums)
 
@@ -127,9 +143,18 @@ class Block(nnx.Module):
       return norm(x)
     return x
 
-  def _add(self, x: jax.Array, y: jax.Array, part: str, random: jax.Array | None) -> jax.Array:
+  def _add(
+      self,
+      x: jax.Array,
+      y: jax.Array,
+      part: str,
+      random: jax.Array | None,
+  ) -> jax.Array:
     """x with y, which a part of the block, 'attention', 'cross' or 'mlp', has made of it."""
-    norm = getattr(self, f'{part}_out_norm' if self.kind.has_two else f'{part}_norm')
+    name = f'{part}_norm'
+    if self.kind.has_two:
+      name = f'{part}_out_norm'
+    norm = getattr(self, name)
     if self.kind.norm_output:
       y = norm(y)
     y = dropout(y, self.c, random)
@@ -144,14 +169,19 @@ class Block(nnx.Module):
 
 def heads_first(kv: KeysValues) -> KeysValues:
   """Keys and values [B, S, K, H] as [B, K, S, H], which is how caches hold them."""
-  return KeysValues(*(jnp.swapaxes(x, 1, 2) for x in kv))
+  keys = jnp.swapaxes(kv.keys, 1, 2)
+  values = jnp.swapaxes(kv.values, 1, 2)
+  return KeysValues(keys, values)
 
 
 def _written(cache: KeysValues, kv: KeysValues, at: Slot) -> KeysValues:
   """A cache [B, K, S, H] with keys and values [B, T, K, H] from slot `at` on."""
+  start = (0, 0, at, 0)
   updated = []
   for old, new in zip(cache, heads_first(kv)):
-    updated.append(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, at, 0)))
+    new = new.astype(old.dtype)
+    written = jax.lax.dynamic_update_slice(old, new, start)
+    updated.append(written)
   return KeysValues(*updated)
 
 
@@ -221,17 +251,20 @@ class Stack(nnx.Module):
     def make(key: jax.Array) -> Block:
       return Block(c, key, causal, cross)
 
-    self.blocks = jax.vmap(make)(jax.random.split(k_blocks, self.num_layers))
+    keys_L = jax.random.split(k_blocks, self.num_layers)
+    self.blocks = jax.vmap(make)(keys_L)
     declare(self.blocks, of_layers)
     self.has_bare_first = choices.BLOCKS[c.block].bare_first
     if self.has_bare_first:
-      self.blocks.attention_norm = jax.tree.map(_but_first, self.blocks.attention_norm)
+      norms = self.blocks.attention_norm
+      self.blocks.attention_norm = jax.tree.map(_but_first, norms)
     self.has_bias = choices.POSITIONS[c.position].biased
     self.has_norm = not choices.BLOCKS[c.block].norm_sum
     if self.has_bias:
       make_bias = POSITIONS[c.position].bias
       assert make_bias is not None, 'choices.implement compares schemes with their facts'
-      self.relative: Any = place(make_bias(c, not causal, k_bias), layer='relative')
+      relative = make_bias(c, not causal, k_bias)
+      self.relative: Any = place(relative, layer='relative')
     if self.has_norm:
       self.norm = place(Norm(c), layer='last_norm')
     place(self, stack=name)
@@ -242,7 +275,7 @@ class Stack(nnx.Module):
       query: Info,
       memory: Info | None = None,
       random: jax.Array | None = None,
-  ) -> tuple[jax.Array, dict[str, Sums]]:
+  ) -> Output:
     """(x_BTD, side values by name, {} where no layer has any).
 
     Args:
@@ -255,8 +288,12 @@ class Stack(nnx.Module):
     drops = random is not None and c.dropout > 0
     views = self._views(x_BTD, query, query, memory, drops)
     r_blocks, r_last = split_keys(random, 2)
-    r_L = None if random is None else jax.random.split(r_blocks, self.num_layers)
-    x_BTD, side = self._in_turns(x_BTD, Layers(self._whole_blocks(), r_L, self._bare()), views)
+    r_L = None
+    if random is not None:
+      r_L = jax.random.split(r_blocks, self.num_layers)
+    blocks = self._whole_blocks()
+    layers = Layers(blocks, r_L, self._bare())
+    x_BTD, side = self._in_turns(x_BTD, layers, views)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
     if choices.DROPOUT_STYLES[c.dropout_style].everywhere:
@@ -267,7 +304,8 @@ class Stack(nnx.Module):
     """[L] bool: in which layers attention has no norm before it; None: in none."""
     if not self.has_bare_first:
       return None
-    return jnp.arange(self.num_layers) == 0
+    numbers_L = jnp.arange(self.num_layers)
+    return numbers_L == 0
 
   def _whole_blocks(self) -> Block:
     """The blocks with L of every parameter; what the first layer does not have is as in the second."""
@@ -277,7 +315,12 @@ class Stack(nnx.Module):
     blocks.attention_norm = jax.tree.map(_with_first, self.blocks.attention_norm)
     return blocks
 
-  def _in_turns(self, x_BTD: jax.Array, layers: Layers, views: Sequence[View]) -> tuple[jax.Array, dict[str, Sums]]:
+  def _in_turns(
+      self,
+      x_BTD: jax.Array,
+      layers: Layers,
+      views: Sequence[View],
+  ) -> Output:
     """(output of the last layer, side values): one turn of the pattern after the other, then what is left of layers.
 
     Args:
@@ -288,31 +331,37 @@ class Stack(nnx.Module):
     period = len(views)
     turns = self.num_layers // period
     # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    unroll = 1 if self.c.scan_layers else max(1, turns)
+    unroll = 1
+    if not self.c.scan_layers:
+      unroll = max(1, turns)
 
-    def layer(x: jax.Array, layer: Any) -> tuple[jax.Array, dict[str, Sums]]:
+    def layer(x: jax.Array, layer: Any) -> Output:
       return self._run(x, layer, views[0], self.c.scan_layers)
 
     if period == 1:
       x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=unroll)
       return x_BTD, side_values.over_layers(side_L)
 
-    def turn(x: jax.Array, layers: Any) -> tuple[jax.Array, dict[str, Sums]]:
+    def turn(x: jax.Array, layers: Any) -> Output:
       side: dict[str, Sums] = {}
       for n, view in enumerate(views):
-        x, of_layer = self._run(x, _part(layers, n), view, self.c.scan_layers)
+        layer = _part(layers, n)
+        x, of_layer = self._run(x, layer, view, self.c.scan_layers)
         side = side_values.added(side, of_layer)
       return x, side
 
     def in_turns(x_L: jax.Array) -> jax.Array:
-      return x_L[:turns * period].reshape(turns, period, *x_L.shape[1:])
+      in_whole_turns = x_L[:turns * period]
+      return in_whole_turns.reshape(turns, period, *x_L.shape[1:])
 
     side: dict[str, Sums] = {}
     if turns:
-      x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, jax.tree.map(in_turns, layers), unroll=unroll)
+      layers_of_turns = jax.tree.map(in_turns, layers)
+      x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, layers_of_turns, unroll=unroll)
       side = side_values.over_layers(side_of_turns)
     for n in range(turns * period, self.num_layers):
-      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), views[n % period], in_loop=False)
+      view = views[n % period]
+      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), view, in_loop=False)
       side = side_values.added(side, of_layer)
     return x_BTD, side
 
@@ -322,23 +371,31 @@ class Stack(nnx.Module):
       layer: Layers,
       view: View,
       in_loop: bool,
-  ) -> tuple[jax.Array, dict[str, Sums]]:
+  ) -> Output:
     """(output of a layer, its side values); of what it computes, model.remat says what is saved."""
 
-    def body(x: jax.Array, layer: Layers) -> tuple[jax.Array, dict[str, Sums]]:
+    def body(x: jax.Array, layer: Layers) -> Output:
       x, _, side = layer.block(x, view, layer.random, bare=layer.bare)
       return x, side
 
     policy = REMAT[self.c.remat]
     if policy is not None:
       # Outside of a loop, the compiler would see that what is computed again has been computed before, and keep it.
-      body = jax.checkpoint(body, policy=policy, prevent_cse=not in_loop)
+      body = jax.checkpoint(
+          body,
+          policy=policy,
+          prevent_cse=not in_loop,
+      )
     return body(x_BTD, layer)
 
   def layers(self) -> list[Block]:
     """L blocks, each with its part of the parameters."""
     blocks = self._whole_blocks()
-    return [_part(blocks, n) for n in range(self.num_layers)]
+    layers = []
+    for n in range(self.num_layers):
+      layer = _part(blocks, n)
+      layers.append(layer)
+    return layers
 
   def extend(
       self,
@@ -361,12 +418,20 @@ class Stack(nnx.Module):
       cache: one part for each layer.
       at: slot of the first of the tokens.
     """
-    views = self._views(x_BTD, query, keys, memory, False, at)
+    views = self._views(
+        x_BTD,
+        query,
+        keys,
+        memory,
+        drops=False,
+        at=at,
+    )
     bare_L = self._bare()
     parts = []
     for n, (block, part) in enumerate(zip(layers, cache)):
+      view = views[n % len(views)]
       bare = _part(bare_L, n)
-      x_BTD, part, _ = block(x_BTD, views[n % len(views)], None, part, at, bare)
+      x_BTD, part, _ = block(x_BTD, view, None, part, at, bare)
       parts.append(part)
     if self.has_norm:
       x_BTD = self.norm(x_BTD)
@@ -391,10 +456,19 @@ class Stack(nnx.Module):
     for kind in self.c.kinds:
       bias = by_distance
       if bias is not None:
-        spec = spec_of(self.c, self.causal, T, S, kind=kind, bias=True, dropout=drops)
+        spec = spec_of(
+            self.c,
+            self.causal,
+            T,
+            S,
+            kind=kind,
+            bias=True,
+            dropout=drops,
+        )
         kernel, _ = choose_kernel(self.c.attention, platform(), spec)
         bias = bias_for(kernel, bias, T, S)
-      views.append(View(query, keys, memory, bias, kind))
+      view = View(query, keys, memory, bias, kind)
+      views.append(view)
     return views
 
 

@@ -15,7 +15,17 @@ from t5like import choices
 from t5like.model import side_values
 from t5like.model.attention import KeysValues
 from t5like.model.config import ModelConfig
-from t5like.model.layers import ACTIVATIONS, Dense, Embed, Norm, constant, dropout, expand, place, split_keys
+from t5like.model.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    Norm,
+    constant,
+    dropout,
+    expand,
+    place,
+    split_keys,
+)
 from t5like.model.positions import POSITIONS, Table
 from t5like.model.side_values import Sums
 from t5like.model.stack import Block, LayerCache, Slot, Stack, heads_first
@@ -40,7 +50,8 @@ class Head(nnx.Module):
     if self.kind.transformed:
       self.transform = Dense(c, 'BTD,DE->BTE', k_transform, 'head', use_bias=self.kind.dense_bias)
       self.norm = Norm(c)
-      self.b = constant(0, c, vector('V', 'head', 'bias'))
+      bias = vector('V', 'head', 'bias')
+      self.b = constant(0, c, bias)
     if not c.tie_embeddings:
       # Rounded to bfloat16, the best of 32k logits would often be two.
       self.out = Dense(c, 'BTD,DV->BTV', k_out, 'head', use_bias=False, result_dtype=jnp.float32)
@@ -49,13 +60,20 @@ class Head(nnx.Module):
     """[B, T, V] fp32; `embed`: the table, which tied embeddings share."""
     c = self.c
     if self.kind.transformed:
-      x_BTD = self.norm(ACTIVATIONS[c.activation](self.transform(x_BTD)))
+      activate = ACTIVATIONS[c.activation]
+      x_BTD = self.transform(x_BTD)
+      x_BTD = activate(x_BTD)
+      x_BTD = self.norm(x_BTD)
     if self.kind.scaled:
       x_BTD *= c.d_model ** -0.5
-    decode = embed.decode if c.tie_embeddings else self.out
-    logits_BTV = decode(x_BTD).astype(jnp.float32)
+    if c.tie_embeddings:
+      logits_BTV = embed.decode(x_BTD)
+    else:
+      logits_BTV = self.out(x_BTD)
+    logits_BTV = logits_BTV.astype(jnp.float32)
     if self.kind.transformed:
-      logits_BTV += expand(gather(self.b[...], 'V', jnp.float32), logits_BTV)
+      b_V = gather(self.b[...], 'V', jnp.float32)
+      logits_BTV += expand(b_V, logits_BTV)
     cap = c.logit_softcap
     if cap:
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
@@ -68,7 +86,8 @@ def _as_it_is(x_BTD: jax.Array) -> jax.Array:
 
 def _times_root_of_width(x_BTD: jax.Array) -> jax.Array:
   """Gemma's: the root is rounded to the dtype of x."""
-  return x_BTD * jnp.asarray(x_BTD.shape[-1] ** 0.5, x_BTD.dtype)
+  root = x_BTD.shape[-1] ** 0.5
+  return x_BTD * jnp.asarray(root, x_BTD.dtype)
 
 
 EMBED_SCALES = choices.implement('model.embed_scale', choices.EMBED_SCALES, dict(
@@ -90,20 +109,29 @@ class Transformer(nnx.Module):
   def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_embed, k_positions, k_types, k_head = jax.random.split(key, 4)
     self.c = c
-    self.embed = place(Embed(c, k_embed), layer='embed')
-    self.head = place(Head(c, k_head), layer='head')
+    embed = Embed(c, k_embed)
+    self.embed = place(embed, layer='embed')
+    head = Head(c, k_head)
+    self.head = place(head, layer='head')
     self.has_positions = choices.POSITIONS[c.position].embedded
     if self.has_positions:
       make = POSITIONS[c.position].embed
       assert make is not None, 'choices.implement compares schemes with their facts'
-      self.positions: Any = place(make(c, k_positions), layer='positions')
+      positions = make(c, k_positions)
+      self.positions: Any = place(positions, layer='positions')
     if c.num_types:
-      self.types = place(Table(c, 'P', k_types), layer='types')
+      types = Table(c, 'P', k_types)
+      self.types = place(types, layer='types')
     if c.embed_norm:
       self.embed_norm = place(Norm(c), layer='embed_norm')
 
   @jax.named_scope('embed')
-  def start(self, batch: Batch, random: Random, embed: Embed | None = None) -> jax.Array:
+  def start(
+      self,
+      batch: Batch,
+      random: Random,
+      embed: Embed | None = None,
+  ) -> jax.Array:
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none).
 
     Args:
@@ -114,11 +142,18 @@ class Transformer(nnx.Module):
     c = self.c
     tokens_BT = batch['inputs']
     table = embed or self.embed
-    x_BTD = EMBED_SCALES[c.embed_scale](table.encode(tokens_BT))
+    scale = EMBED_SCALES[c.embed_scale]
+    x_BTD = table.encode(tokens_BT)
+    x_BTD = scale(x_BTD)
     if self.has_positions:
-      x_BTD += self.positions(batch['positions'] + choices.POSITIONS[c.position].first_row)
+      first_row = choices.POSITIONS[c.position].first_row
+      rows_BT = batch['positions'] + first_row
+      x_BTD += self.positions(rows_BT)
     if c.num_types:
-      types_BT = batch['types'] if 'types' in batch else tokens_BT * 0
+      if 'types' in batch:
+        types_BT = batch['types']
+      else:
+        types_BT = tokens_BT * 0
       x_BTD += self.types(types_BT)
     if c.embed_norm:
       x_BTD = self.embed_norm(x_BTD)
@@ -148,9 +183,18 @@ class Transformer(nnx.Module):
       layers: Sequence[Block] | None = None,
   ) -> Logits:
     """See `Model`."""
-    memory = cache['memory'] if 'memory' in cache else None
+    memory = cache.get('memory')
     x_BTD = self.start(batch, None)
-    x_BTD, parts = self.last_stack.extend(layers or self.layers(), x_BTD, batch, keys, memory, cache['layers'], at)
+    layers = layers or self.layers()
+    x_BTD, parts = self.last_stack.extend(
+        layers,
+        x_BTD,
+        batch,
+        keys,
+        memory,
+        cache['layers'],
+        at,
+    )
     if last:
       x_BTD = x_BTD[:, -1:]
     return self.logits(x_BTD), dict(cache, layers=parts)
@@ -177,7 +221,8 @@ class Decoder(Transformer):
 
   def cache(self, batch: Batch, slots: int) -> Cache:
     """See `Model`."""
-    empty = _empty(self.c, batch['inputs'].shape[0], slots)
+    batch_size = batch['inputs'].shape[0]
+    empty = _empty(self.c, batch_size, slots)
     layer = LayerCache(empty, None)
     return dict(layers=(layer,) * self.c.num_layers)
 
@@ -194,13 +239,26 @@ class EncoderDecoder(Transformer):
   def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     k_shared, k_encoder, k_decoder = jax.random.split(key, 3)
     super().__init__(c, k_shared)
-    self.encoder = Stack(c, k_encoder, causal=False, num_layers=c.num_encoder_layers, name='encoder')
-    self.decoder = Stack(c, k_decoder, causal=True, cross=True, name='decoder')
+    self.encoder = Stack(
+        c,
+        k_encoder,
+        causal=False,
+        num_layers=c.num_encoder_layers,
+        name='encoder',
+    )
+    self.decoder = Stack(
+        c,
+        k_decoder,
+        causal=True,
+        cross=True,
+        name='decoder',
+    )
     make_own = ENCODER_EMBEDS[c.encoder_embed]
     self.has_own_table = make_own is not None
     if make_own is not None:
       k_own = jax.random.fold_in(k_shared, 1)
-      self.encoder_embed = place(make_own(c, k_own), layer='encoder_embed', stack='encoder')
+      own = make_own(c, k_own)
+      self.encoder_embed = place(own, layer='encoder_embed', stack='encoder')
 
   @property
   def encoder_table(self) -> Embed:
@@ -216,8 +274,13 @@ class EncoderDecoder(Transformer):
   def encode(self, batch: Batch, random: Random = None) -> tuple[dict[str, jax.Array], dict[str, Sums]]:
     """(x, the encoder's output [B, S, D], with positions and segments; side values by name)."""
     r_start, r_stack = split_keys(random, 2)
-    x_BSD, side = self.encoder(self.start(batch, r_start, self.encoder_table), batch, random=r_stack)
-    memory = dict(x=x_BSD, positions=batch['positions'], segments=batch['segments'])
+    x_BSD = self.start(batch, r_start, self.encoder_table)
+    x_BSD, side = self.encoder(x_BSD, batch, random=r_stack)
+    memory = dict(
+        x=x_BSD,
+        positions=batch['positions'],
+        segments=batch['segments'],
+    )
     return memory, side
 
   def hidden(self, batch: Batch, random: Random = None) -> Hidden:
@@ -226,17 +289,23 @@ class EncoderDecoder(Transformer):
     memory, encoder_side = self.encode(batch['encoder'], keys[0])
     x_BTD = self.start(batch, keys[1])
     x_BTD, decoder_side = self.decoder(x_BTD, batch, memory, keys[2])
-    return x_BTD, side_values.added(encoder_side, decoder_side)
+    side = side_values.added(encoder_side, decoder_side)
+    return x_BTD, side
 
   def cache(self, batch: Batch, slots: int) -> Cache:
     """See `Model`."""
     memory, _ = self.encode(batch['encoder'])
-    empty = _empty(self.c, memory['x'].shape[0], slots)
+    batch_size = memory['x'].shape[0]
+    empty = _empty(self.c, batch_size, slots)
     layers = []
     for block in self.layers():
-      cross = heads_first(block.remember(memory))
-      layers.append(LayerCache(empty, cross))
-    tokens = dict(positions=memory['positions'], segments=memory['segments'])
+      cross = block.remember(memory)
+      layer = LayerCache(empty, heads_first(cross))
+      layers.append(layer)
+    tokens = dict(
+        positions=memory['positions'],
+        segments=memory['segments'],
+    )
     return dict(layers=tuple(layers), memory=tokens)
 
 
@@ -293,10 +362,12 @@ class _Functions:
   def __init__(self, c: ModelConfig) -> None:
     self.c = c
     self.make = ARCHITECTURES[c.name]
-    self.graph, self.state = nnx.split(nnx.eval_shape(self._any))
+    module = nnx.eval_shape(self._any)
+    self.graph, self.state = nnx.split(module)
 
   def _any(self) -> Any:
-    return self.make(self.c, jax.random.key(0))
+    key = jax.random.key(0)
+    return self.make(self.c, key)
 
   def _module(self, params: Params) -> Any:
     return nnx.merge(self.graph, params)
@@ -309,16 +380,22 @@ class _Functions:
     return spread_rows(rows)
 
   def init(self, key: jax.Array) -> Params:
-    return nnx.to_pure_dict(nnx.state(self.make(self.c, key)))
+    module = self.make(self.c, key)
+    state = nnx.state(module)
+    return nnx.to_pure_dict(state)
 
   def hidden(self, params: Params, batch: Batch, key: Random = None) -> Hidden:
-    return self._module(params).hidden(self._rows(batch), key)
+    module = self._module(params)
+    rows = self._rows(batch)
+    return module.hidden(rows, key)
 
   def logits(self, params: Params, x_BTD: jax.Array) -> jax.Array:
     return self._module(params).logits(x_BTD)
 
   def cache(self, params: Params, batch: Batch, slots: int) -> Cache:
-    return self._module(params).cache(self._rows(batch), slots)
+    module = self._module(params)
+    rows = self._rows(batch)
+    return module.cache(rows, slots)
 
   def extend(
       self,
@@ -330,7 +407,10 @@ class _Functions:
       last: bool = False,
       layers: Sequence[Block] | None = None,
   ) -> Logits:
-    return self._module(params).extend(self._rows(batch), self._rows(keys), cache, at, last, layers)
+    module = self._module(params)
+    rows = self._rows(batch)
+    rows_of_keys = self._rows(keys)
+    return module.extend(rows, rows_of_keys, cache, at, last, layers)
 
   def layers(self, params: Params) -> list[Block]:
     return self._module(params).layers()
@@ -356,7 +436,8 @@ def _declared(state: Any) -> dict[str, Param]:
   parameters = {}
   for keys, variable in nnx.to_flat_state(state):
     path = '/'.join(map(str, keys))
-    declared = variable.get_metadata().get('declared')
+    metadata = variable.get_metadata()
+    declared = metadata.get('declared')
     parameters[path] = whole(declared, path, variable.shape)
   return parameters
 
