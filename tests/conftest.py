@@ -25,7 +25,8 @@ class Package:
     self._name = name
 
   def __getattr__(self, attribute):
-    if attribute.startswith('__'):  # asked of every name of a module by pytest, when it looks for fixtures
+    # pytest asks every name of a module for these, when it looks for fixtures.
+    if attribute.startswith('__') and attribute != '__file__':
       raise AttributeError(attribute)
     return getattr(importlib.import_module(self._name), attribute)
 

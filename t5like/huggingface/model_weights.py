@@ -129,6 +129,8 @@ def open_model(folder: Any, fresh_head: bool = False) -> Iterator[OpenModel]:
                               'encoders are. To begin with a new head, import it by main.py import --fresh_head.')
       wanted = [line for line in wanted if not _is_head(line)]
     model = _tied_by_files(model, stored)
+    if model['tie_embeddings']:
+      wanted = [line for line in wanted if line.path != 'head/out/w']
     _check_match(folder, kind, model, wanted, stored)
 
     def tensor(name: str) -> np.ndarray:
