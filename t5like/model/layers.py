@@ -29,12 +29,14 @@ def _fan_in(c: ModelConfig, role: str, fan_in: int) -> Std:
   if role == 'positions':
     return 0.02, False
   inputs = c.d_model if role == 'embed' else fan_in
-  return _output_scale(c, role) * inputs ** -0.5, False
+  std = _output_scale(c, role) * inputs ** -0.5
+  return std, False
 
 
 def _gpt2(c: ModelConfig, role: str, fan_in: int) -> Std:
   """Radford et al. 2019, section 2.3: outputs of blocks are smaller, because 2 L of them are summed."""
-  return 0.02 * _output_scale(c, role), False
+  std = 0.02 * _output_scale(c, role)
+  return std, False
 
 
 def _output_scale(c: ModelConfig, role: str) -> float:
@@ -50,19 +52,23 @@ def _t5(c: ModelConfig, role: str, fan_in: int) -> Std:
   """T5X, whose query matrices carry the 1 / sqrt(head_dim) that its attention lacks."""
   if role in ('up', 'gate', 'down', 'head'):
     # A normal cut at two deviations has 0.8796 of its own: T5X makes up for it.
-    return fan_in ** -0.5 / 0.87962566103423978, True
+    std = fan_in ** -0.5 / 0.87962566103423978
+    return std, True
   if role in ('embed', 'positions'):
     return 1.0, False
   if role == 'q':
-    return (fan_in * c.head_dim) ** -0.5, False
+    std = (fan_in * c.head_dim) ** -0.5
+    return std, False
   return fan_in ** -0.5, False
 
 
 def _neox(c: ModelConfig, role: str, fan_in: int) -> Std:
   """Black et al. 2022, section 2.1: small_init, and wang_init for outputs of blocks."""
   if role in OUTPUTS:
-    return 2 / c.num_layers * c.d_model ** -0.5, False
-  return math.sqrt(2 / (5 * c.d_model)), False
+    std = 2 / c.num_layers * c.d_model ** -0.5
+    return std, False
+  std = math.sqrt(2 / (5 * c.d_model))
+  return std, False
 
 
 OUTPUTS = ('o', 'down')  # roles of matrices whose products are added to the residual stream
@@ -77,10 +83,17 @@ INITS = choices.implement('model.init', choices.INITS, dict(
 
 def initial_std(c: ModelConfig, role: str, fan_in: int) -> Std:
   """(standard deviation, cut at two of them?) of a matrix in its role, by the family of `model.init`."""
-  return INITS[c.init](c, role, fan_in)
+  family = INITS[c.init]
+  return family(c, role, fan_in)
 
 
-def normal(key: jax.Array, c: ModelConfig, declared: Param, std: float, cut: bool = False) -> nnx.Param[jax.Array]:
+def normal(
+    key: jax.Array,
+    c: ModelConfig,
+    declared: Param,
+    std: float,
+    cut: bool = False,
+) -> nnx.Param[jax.Array]:
   """A random parameter, laid out as at rest.
 
   Args:
@@ -93,7 +106,13 @@ def normal(key: jax.Array, c: ModelConfig, declared: Param, std: float, cut: boo
   shape = tuple(map(c.size, declared.dims))
   layout = at_rest(declared.dims)
   if cut:
-    x = jax.random.truncated_normal(key, -2, 2, shape, out_sharding=layout)
+    x = jax.random.truncated_normal(
+        key,
+        lower=-2,
+        upper=2,
+        shape=shape,
+        out_sharding=layout,
+    )
   else:
     x = jax.random.normal(key, shape, out_sharding=layout)
   return nnx.Param(std * x, declared=declared)
@@ -102,7 +121,8 @@ def normal(key: jax.Array, c: ModelConfig, declared: Param, std: float, cut: boo
 def constant(value: float, c: ModelConfig, declared: Param) -> nnx.Param[jax.Array]:
   """A parameter of fp32 numbers that are all `value` at first."""
   shape = tuple(map(c.size, declared.dims))
-  x = jnp.full(shape, value, jnp.float32, out_sharding=weights(declared.dims))
+  layout = weights(declared.dims)
+  x = jnp.full(shape, value, jnp.float32, out_sharding=layout)
   return nnx.Param(x, declared=declared)
 
 
@@ -112,10 +132,12 @@ def declare(module: nnx.Module, change: Callable[[Param], Param]) -> None:
   def is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
-  for variable in jax.tree.leaves(module, is_leaf=is_variable):
+  variables = jax.tree.leaves(module, is_leaf=is_variable)
+  for variable in variables:
     metadata = variable.get_metadata()
     if 'declared' in metadata:
-      variable.set_metadata(declared=change(metadata['declared']))
+      changed = change(metadata['declared'])
+      variable.set_metadata(declared=changed)
 
 
 def place(module: Module, **fields: str) -> Module:
@@ -189,25 +211,46 @@ class Dense(nnx.Module):
     self.bias_dims = letters.made
     fan_in = math.prod(c.size(d) for d in letters.fan_in if d in letters.x)
     std, cut = initial_std(c, role, fan_in)
-    self.w = normal(key, c, parameters.matrix(letters.w, letters.fan_in, role), std, cut)
+    matrix = parameters.matrix(letters.w, letters.fan_in, role)
+    self.w = normal(key, c, matrix, std, cut)
     self.use_bias = c.use_bias if use_bias is None else use_bias
     if self.use_bias:
-      self.b = constant(0, c, parameters.vector(letters.made, role, 'bias'))
+      bias = parameters.vector(letters.made, role, 'bias')
+      self.b = constant(0, c, bias)
     self.adapted = c.lora_rank > 0 and role in c.lora_projections
-    if self.adapted:  # not nnx.LoRA: its factors are plain matrices on one device, of one input and one output axis
-      first = parameters.matrix(f'{letters.fan_in}R', letters.fan_in, role, 'lora_a')
-      second = parameters.matrix(f'R{letters.made}', 'R', role, 'lora_b')
-      self.lora_a = normal(jax.random.fold_in(key, 1), c, first, fan_in ** -0.5)
-      self.lora_b = normal(key, c, second, 0.0)  # nothing is added yet
+    if self.adapted:
+      self._make_adapter(key, role, letters, fan_in)
+
+  def _make_adapter(
+      self,
+      key: jax.Array,
+      role: str,
+      letters: Equation,
+      fan_in: int,
+  ) -> None:
+    """Factors of LoRA; not nnx.LoRA's, plain matrices on one device, of one input and one output axis."""
+    first = parameters.matrix(f'{letters.fan_in}R', letters.fan_in, role, 'lora_a')
+    second = parameters.matrix(f'R{letters.made}', 'R', role, 'lora_b')
+    key_a = jax.random.fold_in(key, 1)
+    self.lora_a = normal(key_a, self.c, first, fan_in ** -0.5)
+    self.lora_b = normal(key, self.c, second, 0.0)  # nothing is added yet
 
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype = self.c.dtype
-    w = checkpoint_name(gather_factor(self.w[...], self.dims, dtype), 'weights')
-    y = einsum(self.equation, x, w, preferred_element_type=self.result_dtype)
+    stored = self.w[...]
+    gathered = gather_factor(stored, self.dims, dtype)
+    w = checkpoint_name(gathered, 'weights')
+    y = einsum(
+        self.equation,
+        x,
+        w,
+        preferred_element_type=self.result_dtype,
+    )
     if self.adapted:
       y += self._of_adapter(x)
     if self.use_bias:
-      y += expand(gather(self.b[...], self.bias_dims, dtype), y)
+      bias = gather(self.b[...], self.bias_dims, dtype)
+      y += expand(bias, y)
     return y
 
   def _of_adapter(self, x: jax.Array) -> jax.Array:
@@ -221,7 +264,8 @@ class Dense(nnx.Module):
     b = gather_factor(self.lora_b[...], b_dims, dtype)
     low = einsum(f'{letters.x},{a_dims}->{low_dims}', x, a)
     product = einsum(f'{low_dims},{b_dims}->{letters.out}', low, b)
-    return self.c.lora_alpha / self.c.lora_rank * product
+    strength = self.c.lora_alpha / self.c.lora_rank
+    return strength * product
 
 
 def merged(params: dict[str, Any], declared: Mapping[str, Param], c: ModelConfig) -> dict[str, Any]:
@@ -239,7 +283,8 @@ def merged(params: dict[str, Any], declared: Mapping[str, Param], c: ModelConfig
   adapters = {}  # (folder, kind) -> array
   for path, param in declared.items():
     if param.kind in parameters.ADAPTERS:
-      adapters[_folder(path), param.kind] = arrays[path]
+      folder = _folder(path)
+      adapters[folder, param.kind] = arrays[path]
   tree: dict[str, Any] = {}
   for path, param in declared.items():
     if param.kind in parameters.ADAPTERS:
@@ -247,8 +292,11 @@ def merged(params: dict[str, Any], declared: Mapping[str, Param], c: ModelConfig
     x = arrays[path]
     folder = _folder(path)
     if param.kind == 'matrix' and (folder, 'lora_a') in adapters:
-      product = jax.vmap(_product)(adapters[folder, 'lora_a'], adapters[folder, 'lora_b'])
-      x += c.lora_alpha / c.lora_rank * product
+      a = adapters[folder, 'lora_a']
+      b = adapters[folder, 'lora_b']
+      product = jax.vmap(_product)(a, b)
+      strength = c.lora_alpha / c.lora_rank
+      x += strength * product
     _put(tree, path, x)
   return tree
 
@@ -277,7 +325,8 @@ def _as_it_is(y: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _centred(y: jax.Array, axes: Axes) -> jax.Array:
-  return y - jnp.mean(y, axes, keepdims=True)
+  mean = jnp.mean(y, axes, keepdims=True)
+  return y - mean
 
 
 # What is divided by its root mean square: (y, fp32; axes) -> array like y.
@@ -300,15 +349,21 @@ class Norm(nnx.Module):
     self.has_bias = facts.bias and c.use_bias
     self.offset = facts.offset
     if self.has_scale:
-      self.scale = constant(1 - facts.offset, c, parameters.vector(dims, 'norm', 'scale'))
+      first = 1 - facts.offset
+      scale = parameters.vector(dims, 'norm', 'scale')
+      self.scale = constant(first, c, scale)
     if self.has_bias:
-      self.b = constant(0, c, parameters.vector(dims, 'norm', 'bias'))
+      bias = parameters.vector(dims, 'norm', 'bias')
+      self.b = constant(0, c, bias)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """An array like x."""
     axes = tuple(range(-len(self.dims), 0))
-    y = NORMS[self.c.norm](x.astype(jnp.float32), axes)
-    mean_square = jnp.mean(jnp.square(y), axes, keepdims=True)
+    prepared = NORMS[self.c.norm]
+    exact = x.astype(jnp.float32)
+    y = prepared(exact, axes)
+    square = jnp.square(y)
+    mean_square = jnp.mean(square, axes, keepdims=True)
     y *= jax.lax.rsqrt(mean_square + self.c.norm_eps)
     if self.has_scale:
       scale = gather(self.scale[...], self.dims, jnp.float32)
@@ -316,7 +371,8 @@ class Norm(nnx.Module):
         scale += self.offset
       y *= expand(scale, y)
     if self.has_bias:
-      y += expand(gather(self.b[...], self.dims, jnp.float32), y)
+      bias = gather(self.b[...], self.dims, jnp.float32)
+      y += expand(bias, y)
     return y.astype(x.dtype)
 
 
@@ -326,17 +382,26 @@ class Embed(nnx.Module):
   def __init__(self, c: ModelConfig, key: jax.Array) -> None:
     self.c = c
     std, cut = initial_std(c, 'embed', c.d_model)
-    self.w = normal(key, c, parameters.matrix('VD', 'V', 'embed'), std, cut)
+    declared = parameters.matrix('VD', 'V', 'embed')
+    self.w = normal(key, c, declared, std, cut)
 
   def encode(self, tokens_BT: jax.Array) -> jax.Array:
     """[B, T, D] in model.dtype."""
-    table_VD = gather(self.w[...], 'VD', self.c.dtype)
-    return table_VD.at[tokens_BT].get(out_sharding=in_use('BTD'))
+    stored_VD = self.w[...]
+    table_VD = gather(stored_VD, 'VD', self.c.dtype)
+    layout = in_use('BTD')
+    return table_VD.at[tokens_BT].get(out_sharding=layout)
 
   def decode(self, x_BTD: jax.Array) -> jax.Array:
     """Logits [B, T, V], fp32."""
-    table_VD = gather_factor(self.w[...], 'VD', self.c.dtype)
-    return einsum('BTD,VD->BTV', x_BTD, table_VD, preferred_element_type=jnp.float32)
+    stored_VD = self.w[...]
+    table_VD = gather_factor(stored_VD, 'VD', self.c.dtype)
+    return einsum(
+        'BTD,VD->BTV',
+        x_BTD,
+        table_VD,
+        preferred_element_type=jnp.float32,
+    )
 
 
 # --- Feed-forward, dropout ----------------------------------------------------------------------
@@ -371,22 +436,30 @@ class MLP(nnx.Module):
     k_up, k_gate, k_down = jax.random.split(key, 3)
     self.c = c
     self.act = ACTIVATIONS[c.activation]
-    self.gated = choices.ACTIVATIONS[c.activation].gated
+    facts = choices.ACTIVATIONS[c.activation]
+    self.gated = facts.gated
     self.up = Dense(c, 'BTD,DF->BTF', k_up, 'up')
     if self.gated:
       self.gate = Dense(c, 'BTD,DF->BTF', k_gate, 'gate')
     self.down = Dense(c, 'BTF,FD->BTD', k_down, 'down')
 
   @jax.named_scope('mlp')
-  def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      key: jax.Array | None = None,
+  ) -> jax.Array:
     """[B, T, D]. `key`: of dropout; None: there is none."""
-    up_BTF = checkpoint_name(self.up(x_BTD), 'mlp')
+    up_BTF = self.up(x_BTD)
+    up_BTF = checkpoint_name(up_BTF, 'mlp')
     if self.gated:
-      gate_BTF = checkpoint_name(self.gate(x_BTD), 'mlp')
+      gate_BTF = self.gate(x_BTD)
+      gate_BTF = checkpoint_name(gate_BTF, 'mlp')
       x_BTF = self.act(gate_BTF) * up_BTF
     else:
       x_BTF = self.act(up_BTF)
-    if choices.DROPOUT_STYLES[self.c.dropout_style].everywhere:
+    style = choices.DROPOUT_STYLES[self.c.dropout_style]
+    if style.everywhere:
       x_BTF = dropout(x_BTF, self.c, key)
     return self.down(x_BTF)
 
@@ -394,7 +467,8 @@ class MLP(nnx.Module):
 def keep_share(shape: tuple[int, ...], rate: float, key: jax.Array, layout: Any) -> jax.Array:
   """Array of `shape`, fp32, that is 0 with probability `rate`, else 1 / (1 - rate)."""
   # Uniform numbers rather than `bernoulli`, because they can be asked for in a layout.
-  is_kept = jax.random.uniform(key, shape, out_sharding=layout) >= rate
+  numbers = jax.random.uniform(key, shape, out_sharding=layout)
+  is_kept = numbers >= rate
   return is_kept / (1 - rate)
 
 
@@ -414,7 +488,10 @@ def dropout(x_BTD: jax.Array, c: ModelConfig, key: jax.Array | None) -> jax.Arra
     return x_BTD
   shape = x_BTD.shape
   layout = jax.typeof(x_BTD).sharding
-  if choices.DROPOUT_STYLES[c.dropout_style].shared:
-    shape = (shape[0], 1, shape[2])
+  style = choices.DROPOUT_STYLES[c.dropout_style]
+  if style.shared:
+    B, _, D = shape
+    shape = (B, 1, D)
   keep = keep_share(shape, c.dropout, key, layout)
-  return x_BTD * keep.astype(x_BTD.dtype)
+  keep = keep.astype(x_BTD.dtype)
+  return x_BTD * keep

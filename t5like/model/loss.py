@@ -3,6 +3,7 @@
 Sums are divided once, after micro-batches and devices are added up: every token of the global batch weighs the same
 however the batch is cut.
 """
+import functools
 from collections.abc import Callable
 
 import jax
@@ -36,28 +37,44 @@ def cross_entropy(
   V = logits_BTV.shape[-1]
   log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
   # A masked sum, not a gather: the vocabulary may be spread over devices.
-  symbols_11V = jnp.arange(V)[None, None, :]
+  symbols_V = jnp.arange(V)
+  symbols_11V = symbols_V[None, None, :]
   is_target_BTV = targets_BT[:, :, None] == symbols_11V
-  target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), -1)
-  nll_BT = loss_BT = log_z_BT - target_BT
+  masked_BTV = jnp.where(is_target_BTV, logits_BTV, 0)
+  target_BT = jnp.sum(masked_BTV, -1)
+  nll_BT = log_z_BT - target_BT
+  loss_BT = nll_BT
   if label_smoothing:
     high = 1 - label_smoothing
     low = label_smoothing / (V - 1)
-    entropy = -(high * jnp.log(high) + (V - 1) * low * jnp.log(low + 1e-20))
-    others_BT = jnp.sum(logits_BTV, -1) - target_BT
-    loss_BT = log_z_BT - high * target_BT - low * others_BT - entropy
+    of_target = high * jnp.log(high)
+    of_others = (V - 1) * low * jnp.log(low + 1e-20)
+    entropy = -(of_target + of_others)
+    all_BT = jnp.sum(logits_BTV, -1)
+    others_BT = all_BT - target_BT
+    smoothed_BT = log_z_BT - high * target_BT - low * others_BT
+    loss_BT = smoothed_BT - entropy
   if z_loss:
-    loss_BT = loss_BT + z_loss * jnp.square(log_z_BT)
+    square_BT = jnp.square(log_z_BT)
+    loss_BT = loss_BT + z_loss * square_BT
   # Not argmax, which would be a pass over the logits of its own: these two are made beside those of logsumexp.
   most_BT = jnp.max(logits_BTV, -1)
   is_smaller_BTV = logits_BTV < most_BT[:, :, None]
   is_later_BTV = symbols_11V >= targets_BT[:, :, None]
-  no_earlier_BT = jnp.all(is_smaller_BTV | is_later_BTV, -1)
-  hit_BT = (target_BT >= most_BT) & no_earlier_BT
+  is_behind_BTV = is_smaller_BTV | is_later_BTV
+  no_earlier_BT = jnp.all(is_behind_BTV, -1)
+  is_largest_BT = target_BT >= most_BT
+  hit_BT = is_largest_BT & no_earlier_BT
   return nll_BT, loss_BT, hit_BT
 
 
-def num_chunks(chunks: int, seq_len: int, rows: int, vocab_size: int, platform: str = 'cpu') -> int:
+def num_chunks(
+    chunks: int,
+    seq_len: int,
+    rows: int,
+    vocab_size: int,
+    platform: str = 'cpu',
+) -> int:
   """Pieces of the sequence whose logits are made at once.
 
   Args:
@@ -69,14 +86,20 @@ def num_chunks(chunks: int, seq_len: int, rows: int, vocab_size: int, platform: 
   """
   if chunks:
     return chunks
+  most = LOGITS_BYTES[platform]
   for n in range(1, seq_len):
-    size = rows * (seq_len // n) * vocab_size * 4
-    if seq_len % n == 0 and size <= LOGITS_BYTES[platform]:
+    piece = seq_len // n
+    size = rows * piece * vocab_size * 4
+    if seq_len % n == 0 and size <= most:
       return n
   return seq_len
 
 
-def make_sums(model: Model, loss: Section, chunks: int = 1) -> Callable[..., Sums]:
+def make_sums(
+    model: Model,
+    loss: Section,
+    chunks: int = 1,
+) -> Callable[..., Sums]:
   """Returns sums(params, batch, key=None) -> fp32 scalars: loss, nll, hits, weights, and those of side values.
 
   All are sums over the batch's predictions, each times its weight (weights: the plain sum); the loss has what side
@@ -88,38 +111,72 @@ def make_sums(model: Model, loss: Section, chunks: int = 1) -> Callable[..., Sum
     loss: config.loss.
     chunks: pieces of the sequence whose logits are made one after the other.
   """
+  sums_of_hidden = functools.partial(_sums_of_hidden, model, loss)
 
-  @jax.named_scope('loss')
-  def sums_of_hidden(params: Params, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Sums:
-    logits_BTV = model.logits(params, x_BTD)
-    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, targets_BT, loss.label_smoothing, loss.z_loss)
-    return dict(
-        loss=jnp.sum(loss_BT * weights_BT),
-        nll=jnp.sum(nll_BT * weights_BT),
-        hits=jnp.sum(hit_BT * weights_BT),
-        weights=jnp.sum(weights_BT),
-    )
-
-  def sums(params: Params, batch: Batch, key: jax.Array | None = None) -> Sums:
+  def sums(
+      params: Params,
+      batch: Batch,
+      key: jax.Array | None = None,
+  ) -> Sums:
     x_BTD, side = model.hidden(params, batch, key)
     targets_BT = batch['targets']
     weights_BT = batch['weights']
     if 'predict' in batch:
-      x_BTD, targets_BT, weights_BT = _predictions(x_BTD, batch['predict'], targets_BT, weights_BT)
+      x_BTD, targets_BT, weights_BT = _predictions(
+          x_BTD,
+          batch['predict'],
+          targets_BT,
+          weights_BT,
+      )
     if chunks == 1:
-      return side_values.with_side(sums_of_hidden(params, x_BTD, targets_BT, weights_BT), side)
+      total = sums_of_hidden(params, x_BTD, targets_BT, weights_BT)
+      return side_values.with_side(total, side)
 
     @jax.checkpoint  # logits are made again in the backward pass, so only one piece exists at a time
-    def add_chunk(total: Sums, chunk: tuple[jax.Array, ...]) -> tuple[Sums, None]:
-      return jax.tree.map(jnp.add, total, sums_of_hidden(params, *chunk)), None
+    def add_chunk(
+        total: Sums,
+        chunk: tuple[jax.Array, ...],
+    ) -> tuple[Sums, None]:
+      added = sums_of_hidden(params, *chunk)
+      total = jax.tree.map(jnp.add, total, added)
+      return total, None
 
     zero = jnp.float32(0)
     zeros: Sums = dict(loss=zero, nll=zero, hits=zero, weights=zero)
-    pieces = tuple(split(x, 1, chunks) for x in (x_BTD, targets_BT, weights_BT))
+    pieces = (
+        split(x_BTD, 1, chunks),
+        split(targets_BT, 1, chunks),
+        split(weights_BT, 1, chunks),
+    )
     total, _ = jax.lax.scan(add_chunk, zeros, pieces)
     return side_values.with_side(total, side)
 
   return sums
+
+
+@jax.named_scope('loss')
+def _sums_of_hidden(
+    model: Model,
+    loss: Section,
+    params: Params,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> Sums:
+  """The sums of predictions from what the last layer gives, side values aside."""
+  logits_BTV = model.logits(params, x_BTD)
+  nll_BT, loss_BT, hit_BT = cross_entropy(
+      logits_BTV,
+      targets_BT,
+      label_smoothing=loss.label_smoothing,
+      z_loss=loss.z_loss,
+  )
+  return dict(
+      loss=jnp.sum(loss_BT * weights_BT),
+      nll=jnp.sum(nll_BT * weights_BT),
+      hits=jnp.sum(hit_BT * weights_BT),
+      weights=jnp.sum(weights_BT),
+  )
 
 
 def _predictions(
@@ -135,8 +192,14 @@ def _predictions(
   positions_BP = _whole_pieces(positions_BP)
   targets_BP = _whole_pieces(targets_BP)
   weights_BP = _whole_pieces(weights_BP)
-  x_BPD = jnp.take_along_axis(everywhere(x_BTD, 'B_D'), positions_BP[:, :, None], axis=1)
-  return everywhere(x_BPD, 'BTD'), everywhere(targets_BP, 'BT'), everywhere(weights_BP, 'BT')
+  whole_BTD = everywhere(x_BTD, 'B_D')
+  positions_BP1 = positions_BP[:, :, None]
+  x_BPD = jnp.take_along_axis(whole_BTD, positions_BP1, axis=1)
+  return (
+      everywhere(x_BPD, 'BTD'),
+      everywhere(targets_BP, 'BT'),
+      everywhere(weights_BP, 'BT'),
+  )
 
 
 def _whole_pieces(x_BP: jax.Array) -> jax.Array:
@@ -145,18 +208,32 @@ def _whole_pieces(x_BP: jax.Array) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x_BP
-  missing = -x_BP.shape[1] % mesh.shape['context']
+  _, predictions = x_BP.shape
+  missing = -predictions % mesh.shape['context']
   if not missing:
     return x_BP
-  return jnp.pad(x_BP, [(0, 0), (0, missing)])
+  no_rows = (0, 0)
+  at_the_end = (0, missing)
+  return jnp.pad(x_BP, [no_rows, at_the_end])
 
 
 def split(x: jax.Array, axis: int, n: int) -> jax.Array:
   """[.., m * n, ..] -> [n, .., m, ..]: piece i takes i, i + n, ..., so nothing changes its device."""
-  shape = (*x.shape[:axis], x.shape[axis] // n, n, *x.shape[axis + 1:])
+  after = axis + 1
+  shape = (
+      *x.shape[:axis],
+      x.shape[axis] // n,
+      n,
+      *x.shape[after:],
+  )
   spec = None
-  if not jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
     layout = jax.typeof(x).sharding.spec
-    spec = jax.sharding.PartitionSpec(*layout[:axis + 1], None, *layout[axis + 1:])
+    spec = jax.sharding.PartitionSpec(
+        *layout[:after],
+        None,
+        *layout[after:],
+    )
   cut = jnp.reshape(x, shape, out_sharding=spec)
-  return jnp.moveaxis(cut, axis + 1, 0)
+  return jnp.moveaxis(cut, after, 0)

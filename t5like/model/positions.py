@@ -20,17 +20,25 @@ class Table(nnx.Module):
   """A learned vector for each of few things, such as positions or segment types: [dim, D]."""
   ROLES = dict(T='positions', P='types')
 
-  def __init__(self, c: ModelConfig, dim: str, key: jax.Array) -> None:
+  def __init__(
+      self,
+      c: ModelConfig,
+      dim: str,
+      key: jax.Array,
+  ) -> None:
     self.c = c
     self.dims = f'{dim}D'
-    declared = parameters.matrix(self.dims, dim, self.ROLES[dim])
+    role = self.ROLES[dim]
+    declared = parameters.matrix(self.dims, dim, role)
     std, cut = initial_std(c, 'positions', c.d_model)
     self.w = normal(key, c, declared, std, cut)
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """[B, T, D] in model.dtype."""
-    table = gather(self.w[...], self.dims, self.c.dtype)
-    return table.at[ids_BT].get(out_sharding=in_use('BTD'))
+    stored = self.w[...]
+    table = gather(stored, self.dims, self.c.dtype)
+    layout = in_use('BTD')
+    return table.at[ids_BT].get(out_sharding=layout)
 
 
 class Sinusoids(nnx.Module):
@@ -43,19 +51,25 @@ class Sinusoids(nnx.Module):
     self.c = c
     self.scaled = scaled
     if scaled:
-      number = jnp.full((), c.d_model ** -0.5, jnp.float32)
+      first = c.d_model ** -0.5
+      number = jnp.full((), first, jnp.float32)
       declared = parameters.vector('', 'positions', 'scale')
       self.scale = nnx.Param(number, declared=declared)
 
   def __call__(self, positions_BT: jax.Array) -> jax.Array:
     """[B, T, D] in model.dtype."""
     half = self.c.d_model // 2
-    exponents = -np.arange(half) / max(1, half - 1)
-    rates = jnp.asarray(10_000.0 ** exponents, jnp.float32)
-    angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None]
-    x_BTD = jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], -1)
+    steps = max(1, half - 1)
+    exponents = -np.arange(half) / steps
+    rates_h = jnp.asarray(10_000.0 ** exponents, jnp.float32)
+    positions_BT1 = positions_BT[:, :, None].astype(jnp.float32)
+    angles_BTh = positions_BT1 * rates_h[None, None]
+    sin_BTh = jnp.sin(angles_BTh)
+    cos_BTh = jnp.cos(angles_BTh)
+    x_BTD = jnp.concatenate([sin_BTh, cos_BTh], -1)
     if self.scaled:
-      x_BTD = x_BTD * self.scale[...]
+      scale = self.scale[...]
+      x_BTD = x_BTD * scale
     return x_BTD.astype(self.c.dtype)
 
 
@@ -68,44 +82,80 @@ class RelativeBias(nnx.Module):
   BUCKETS = 32
   FARTHEST = 128
 
-  def __init__(self, c: ModelConfig, bidirectional: bool, key: jax.Array) -> None:
+  def __init__(
+      self,
+      c: ModelConfig,
+      bidirectional: bool,
+      key: jax.Array,
+  ) -> None:
     self.c = c
     self.bidirectional = bidirectional
     limit = math.sqrt(6 / (c.num_heads + self.BUCKETS))  # variance_scaling(1, 'fan_avg', 'uniform')
-    shape = (c.num_heads, self.BUCKETS)
-    w = jax.random.uniform(key, shape, jnp.float32, -limit, limit, out_sharding=at_rest('N_'))
-    self.w = nnx.Param(w, declared=parameters.matrix('N_', 'N', 'relative'))
+    w = jax.random.uniform(
+        key,
+        shape=(c.num_heads, self.BUCKETS),
+        dtype=jnp.float32,
+        minval=-limit,
+        maxval=limit,
+        out_sharding=at_rest('N_'),
+    )
+    declared = parameters.matrix('N_', 'N', 'relative')
+    self.w = nnx.Param(w, declared=declared)
 
   @classmethod
-  def buckets(cls, distance: jax.Array, bidirectional: bool) -> jax.Array:
+  def buckets(
+      cls,
+      distance: jax.Array,
+      bidirectional: bool,
+  ) -> jax.Array:
     """Bucket of each int distance (key - query), any shape."""
     n = cls.BUCKETS
     offset = 0
     if bidirectional:
       n //= 2
-      offset = n * (distance > 0)
+      is_ahead = distance > 0
+      offset = n * is_ahead
       distance = jnp.abs(distance)
     else:
       distance = -jnp.minimum(distance, 0)
     exact = n // 2
     # In integers, not logarithms: which distances begin a bucket must not depend on rounding.
     farther = 0
-    for i in range(1, n - exact):
-      begin = math.ceil(exact * (cls.FARTHEST / exact) ** (i / (n - exact)) - 1e-9)
-      farther = farther + (distance >= begin).astype(jnp.int32)
+    growing = n - exact
+    growth = cls.FARTHEST / exact
+    for i in range(1, growing):
+      share = i / growing
+      begin = math.ceil(exact * growth ** share - 1e-9)
+      is_farther = distance >= begin
+      farther = farther + is_farther.astype(jnp.int32)
     far = exact + farther
-    return offset + jnp.where(distance < exact, distance, far)
+    is_exact = distance < exact
+    bucket = jnp.where(is_exact, distance, far)
+    return offset + bucket
 
-  def __call__(self, T: int, S: int, at: int | jax.Array = 0) -> jax.Array:
+  def __call__(
+      self,
+      T: int,
+      S: int,
+      at: int | jax.Array = 0,
+  ) -> jax.Array:
     """[N, T + S] fp32, of queries at slots at .. at + T: t has element t - s + S for key slot s of S.
 
     Slots and positions differ by a constant. `dot_product` makes what it needs of it.
     """
-    distance_R = S - at - jnp.arange(T + S)
+    first = S - at
+    distance_R = first - jnp.arange(T + S)
     buckets_R = self.buckets(distance_R, self.bidirectional)
-    one_hot = jax.nn.one_hot(buckets_R, self.BUCKETS, dtype=jnp.float32)
-    w = gather(self.w[...], 'N_', jnp.float32)
-    return jnp.einsum('NE,RE->NR', w, one_hot, out_sharding=weights('NR'), precision='highest')
+    one_hot_RE = jax.nn.one_hot(buckets_R, self.BUCKETS, dtype=jnp.float32)
+    stored_NE = self.w[...]
+    w_NE = gather(stored_NE, 'N_', jnp.float32)
+    return jnp.einsum(
+        'NE,RE->NR',
+        w_NE,
+        one_hot_RE,
+        out_sharding=weights('NR'),
+        precision='highest',
+    )
 
 
 def rope(
@@ -127,18 +177,23 @@ def rope(
   rotated = int(x_BTNH.shape[-1] * fraction)
   half = rotated // 2
   if scaling:
-    rates_h, amplitude = rope_scaling.scaled(scaling, theta, rotated, jnp.max(positions_BT) + 1)
+    length = jnp.max(positions_BT) + 1
+    rates_h, amplitude = rope_scaling.scaled(scaling, theta, rotated, length)
   else:
     rates_h = rope_scaling.rates(theta, rotated)
     amplitude = 1.0
-  angle_BT1h = positions_BT[..., None, None].astype(jnp.float32) * rates_h[None, None, None]
+  positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
+  angle_BT1h = positions_BT11 * rates_h[None, None, None]
   sin = jnp.sin(angle_BT1h)
   cos = jnp.cos(angle_BT1h)
   if amplitude != 1:
     sin *= amplitude
     cos *= amplitude
-  a, b, rest = jnp.split(x_BTNH.astype(jnp.float32), (half, rotated), -1)
-  turned_BTNH = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+  exact_BTNH = x_BTNH.astype(jnp.float32)
+  a, b, rest = jnp.split(exact_BTNH, (half, rotated), -1)
+  turned_a = a * cos - b * sin
+  turned_b = b * cos + a * sin
+  turned_BTNH = jnp.concatenate([turned_a, turned_b, rest], -1)
   return turned_BTNH.astype(x_BTNH.dtype)
 
 
@@ -167,19 +222,38 @@ def _scaled_sinusoidal(c: ModelConfig, key: jax.Array) -> Sinusoids:
   return Sinusoids(c, scaled=True)
 
 
-def _rotated(x_BTNH: jax.Array, positions_BT: jax.Array, c: ModelConfig, kind: choices.LayerKind) -> jax.Array:
+def _rotated(
+    x_BTNH: jax.Array,
+    positions_BT: jax.Array,
+    c: ModelConfig,
+    kind: choices.LayerKind,
+) -> jax.Array:
   if kind.own_theta and c.local_rope_theta:
-    return rope(x_BTNH, positions_BT, c.local_rope_theta, c.rope_fraction)
-  return rope(x_BTNH, positions_BT, c.rope_theta, c.rope_fraction, dict(c.rope_scaling))
+    return rope(
+        x_BTNH,
+        positions_BT,
+        theta=c.local_rope_theta,
+        fraction=c.rope_fraction,
+    )
+  return rope(
+      x_BTNH,
+      positions_BT,
+      theta=c.rope_theta,
+      fraction=c.rope_fraction,
+      scaling=dict(c.rope_scaling),
+  )
 
 
 def _has_parts(facts: choices.Position, scheme: PositionScheme) -> bool:
   """Whether a scheme does what its facts say."""
-  parts = [scheme.embed is not None, scheme.rotate is not None, scheme.bias is not None]
-  return parts == [facts.embedded, facts.rotary, facts.biased]
+  has_embed = scheme.embed is not None
+  has_rotate = scheme.rotate is not None
+  has_bias = scheme.bias is not None
+  parts = (has_embed, has_rotate, has_bias)
+  return parts == (facts.embedded, facts.rotary, facts.biased)
 
 
-POSITIONS = choices.implement('model.position', choices.POSITIONS, dict(
+_SCHEMES = dict(
     rope=PositionScheme(rotate=_rotated),
     learned=PositionScheme(embed=_learned),
     learned_from_2=PositionScheme(embed=_learned),
@@ -187,4 +261,10 @@ POSITIONS = choices.implement('model.position', choices.POSITIONS, dict(
     sinusoidal=PositionScheme(embed=_sinusoidal),
     scaled_sinusoidal=PositionScheme(embed=_scaled_sinusoidal),
     none=PositionScheme(),
-), _has_parts)
+)
+POSITIONS = choices.implement(
+    'model.position',
+    choices.POSITIONS,
+    _SCHEMES,
+    _has_parts,
+)
