@@ -72,11 +72,12 @@ def to_model(hf: Values) -> Values:
   Raises:
     ConfigError: naming the key, where the model does something that ours cannot.
   """
+  check_types(hf)
   kind = _kind(hf)
   family = FAMILIES[kind]
   if family.is_nested:
     hf = nested.flatten(kind, hf)
-  check_types(hf)
+    check_types(hf)
   _check_only(kind, hf)
   _check_sizes(family, hf)
   missing = [key for key in family.keys if key not in hf and key not in family.defaults]
