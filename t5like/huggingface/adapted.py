@@ -4,7 +4,7 @@
 """
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from t5like import choices, config as config_lib, sharding
+from t5like import choices, config as config_lib
 from t5like.config import adaptation
 from t5like.config.adaptation import ENCODER, INIT_FROM, Origin
 from t5like.config.values import show
@@ -81,11 +81,9 @@ def open_source(key: str, value: str, special: Tree) -> Iterator[Source]:
   """
   workdir_lib.check_beginning(value, key)
   folder = epath.Path(paths.expand(value))
-  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
-    yield _run(key, value, folder.parent.parent, int(folder.name))
-    return
-  if (folder / 'checkpoints').exists():
-    yield _run(key, value, folder, None)
+  run = workdir_lib.run_of(folder)
+  if run is not None:
+    yield _run(key, value, *run)
     return
   with open_model(folder) as opened:
     spec, vocabulary = folder_tokenizers.find_vocabulary(folder, special)
@@ -109,10 +107,8 @@ def _run(key: str, value: str, workdir: Any, step: int | None) -> Source:
   model = dict(sized.model.to_dict(), lora_rank=0)
 
   def arrays() -> Iterable[tuple[str, Array]]:
-    init = transformer.build(transformer.ModelConfig.of(sized.model)).init
-    abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
     with Checkpoints(workdir) as checkpoints:
-      _, params = models.merged(sized, checkpoints.params(step, abstract))
+      params = model_folders.params_of_run(sized, checkpoints, step)
     for keys, array in jax.tree_util.tree_leaves_with_path(params):
       yield path_name(keys), array
 
@@ -331,7 +327,7 @@ def initial(config: Config, abstract: Tree, vocabulary: Vocabulary, say: Say) ->
     return model_folders.initial(config, abstract, vocabulary)
   parameters = _declared(config.model.to_dict())
   origins = adaptation.origins(config, parameters)
-  fresh = _initialised(config, abstract, _partly_fresh(parameters, origins))
+  fresh = model_folders.initialised(config, abstract, _partly_fresh(parameters, origins))
   target = Target(config, abstract, parameters, origins, fresh)
   params: Tree = {}
   for path, origin in origins.items():
@@ -347,19 +343,6 @@ def initial(config: Config, abstract: Tree, vocabulary: Vocabulary, say: Say) ->
 def _partly_fresh(parameters: Mapping[str, Param], origins: Mapping[str, Origin]) -> list[str]:
   """Parameters that are fresh, or may be in rows of tokens."""
   return [path for path, param in parameters.items() if origins[path].is_fresh or 'V' in param.dims]
-
-
-def _initialised(config: Config, abstract: Tree, wanted: Collection[str]) -> dict[str, jax.Array]:
-  """{path: array} of some parameters as the model initialises them, in the layout of `abstract`; others are not made.
-  """
-  init = transformer.build(transformer.ModelConfig.of(config.model)).init
-  layout = {path: find(abstract, path).sharding for path in wanted}
-
-  def some() -> dict[str, jax.Array]:
-    params = init(jax.random.key(config.seed))
-    return {path: find(params, path) for path in wanted}
-
-  return jax.jit(some, out_shardings=layout)()
 
 
 def _take(target: Target, source: Source, vocabulary: Vocabulary, params: Tree, say: Say) -> None:

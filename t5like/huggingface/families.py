@@ -247,16 +247,24 @@ T5 = Family(
     copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
             'lm_head.weight': 'shared.weight'})
 
-T5GEMMA = dataclasses.replace(
-    _like_llama('T5GemmaForConditionalGeneration', dict(GEMMA, name='encoder_decoder', encoder_embed='own',
-                                                        tie_embeddings=True), tables.T5GEMMA, **OF_GEMMA),
-    is_nested=True,
+OF_T5GEMMA: Keys = dict(
+    OF_GEMMA,
+    keys=dict(OF_GEMMA['keys'], num_encoder_layers='num_encoder_layers', dropout_rate='dropout'),
+    defaults=dict(OF_GEMMA['defaults'], dropout_rate=0.0),
     represents=(*OF_GEMMA['represents'], 'encoder_window'),
     only=dict(attention_bias=False),
+    is_nested=True,
+)
+T5GEMMA = dataclasses.replace(
+    _like_llama(
+        'T5GemmaForConditionalGeneration',
+        dict(GEMMA, name='encoder_decoder', encoder_embed='own', tie_embeddings=True),
+        tables.T5GEMMA,
+        **OF_T5GEMMA,
+    ),
     prefix='',
-    copies={'lm_head.out_proj.weight': 'model.decoder.embed_tokens.weight'})
-T5GEMMA.keys.update(num_encoder_layers='num_encoder_layers', dropout_rate='dropout')
-T5GEMMA.defaults.update(dropout_rate=0.0)
+    copies={'lm_head.out_proj.weight': 'model.decoder.embed_tokens.weight'},
+)
 
 FAMILIES: dict[str, Family] = dict(
     llama=_like_llama('LlamaForCausalLM', {}, tables.LLAMA, only=dict(attention_bias=False, mlp_bias=False)),

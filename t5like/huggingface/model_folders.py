@@ -6,7 +6,7 @@
 Families and names of weights are in `families.py`, configs in `model_config.py`, files in `model_weights.py`.
 """
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -221,10 +221,9 @@ def initial(
     ConfigError: where the models do not fit or vocabularies differ.
   """
   folder = epath.Path(paths.expand(config.init_from))
-  if (folder / 'checkpoints').exists():
-    params = _from_run(config, folder, None, vocabulary, say)
-  elif folder.parent.name == 'checkpoints' and folder.name.isdecimal():
-    params = _from_run(config, folder.parent.parent, int(folder.name), vocabulary, say)
+  run = workdir_lib.run_of(folder)
+  if run is not None:
+    params = _from_run(config, *run, vocabulary, say)
   elif (folder / 'config.json').exists():
     params = _from_folder(config, folder, abstract, vocabulary, say, fresh_head)
   else:
@@ -271,14 +270,19 @@ def _from_run(
   check_fits(config, sized.model.to_dict(), say)
   check_same_vocabulary(config, vocabulary, dict(theirs.vocabulary, path=str(path)), their_vocabulary)
   with Checkpoints(workdir) as checkpoints:
-    chosen = checkpoint_step(config.init_from, checkpoints.steps, step)
-    init = transformer.build(transformer.ModelConfig.of(sized.model)).init
-    abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
-    _, params = models.merged(sized, checkpoints.params(chosen, abstract))
-    return params
+    chosen = _checkpoint_step(config.init_from, checkpoints.steps, step)
+    return params_of_run(sized, checkpoints, chosen)
 
 
-def checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
+def params_of_run(sized: Config, checkpoints: Checkpoints, step: int) -> Tree:
+  """Parameters of a checkpoint, on the mesh in force; adapters (LoRA) are merged. `sized`: its config, sizes known."""
+  init = transformer.build(transformer.ModelConfig.of(sized.model)).init
+  abstract = sharding.abstract(lambda: init(jax.random.key(0)), jax.sharding.get_mesh())
+  _, params = models.merged(sized, checkpoints.params(step, abstract))
+  return params
+
+
+def _checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
   """`step`, or the newest of `steps` if it is None. ConfigError if there is no such checkpoint."""
   if not steps:
     wanted = '' if step is None else f' of step {step}'
@@ -293,27 +297,31 @@ def checkpoint_step(init_from: str, steps: list[int], step: int | None) -> int:
 
 def with_new(config: Config, abstract: Tree, params: Tree) -> Tree:
   """params with what they lack of `abstract`, adapters and a fresh head, initialised as at the beginning of any run."""
-  if not missing_leaves(abstract, params):
+  missing = _missing_paths(abstract, params)
+  if not missing:
     return params
-  init = transformer.build(transformer.ModelConfig.of(config.model)).init
-  layout = {path: leaf.sharding for path, leaf in missing_leaves(abstract, params).items()}
-
-  def new_leaves() -> dict[str, jax.Array]:
-    return missing_leaves(init(jax.random.key(config.seed)), params)
-
-  for path, leaf in jax.jit(new_leaves, out_shardings=layout)().items():
+  for path, leaf in initialised(config, abstract, missing).items():
     put(params, path, leaf)
   return params
 
 
-def missing_leaves(tree: Tree, params: Tree) -> dict[str, Any]:
-  """{path: leaf} of those leaves of a tree that `params` does not have."""
-  missing = {}
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    path = path_name(keys)
-    if find(params, path) is None:
-      missing[path] = leaf
-  return missing
+def initialised(config: Config, abstract: Tree, wanted: Collection[str]) -> dict[str, jax.Array]:
+  """{path: array} of some parameters as the model initialises them, in the layout of `abstract`; others are not made.
+  """
+  init = transformer.build(transformer.ModelConfig.of(config.model)).init
+  layout = {path: find(abstract, path).sharding for path in wanted}
+
+  def some() -> dict[str, jax.Array]:
+    params = init(jax.random.key(config.seed))
+    return {path: find(params, path) for path in wanted}
+
+  return jax.jit(some, out_shardings=layout)()
+
+
+def _missing_paths(tree: Tree, params: Tree) -> list[str]:
+  """Paths of those leaves of a tree that `params` does not have."""
+  paths_of_tree = [path_name(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return [path for path in paths_of_tree if find(params, path) is None]
 
 
 def place(array: np.ndarray, like: Any) -> jax.Array:

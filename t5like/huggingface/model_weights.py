@@ -122,15 +122,13 @@ def open_model(folder: Any, fresh_head: bool = False) -> Iterator[OpenModel]:
       for name in opened.keys():
         stored[name] = Stored(opened, name)
     stored = _prefixed(kind, model, _renamed(kind, stored))
+    model = _tied_by_files(model, stored)
     wanted = lines(kind, model)
     if _lacks_head(model, wanted, stored):
       if not fresh_head:
         raise CheckpointError(f'{folder} holds an encoder without the head that predicts masked tokens, as sentence '
                               'encoders are. To begin with a new head, import it by main.py import --fresh_head.')
       wanted = [line for line in wanted if not _is_head(line)]
-    model = _tied_by_files(model, stored)
-    if model['tie_embeddings']:
-      wanted = [line for line in wanted if line.path != 'head/out/w']
     _check_match(folder, kind, model, wanted, stored)
 
     def tensor(name: str) -> np.ndarray:

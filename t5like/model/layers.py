@@ -411,7 +411,7 @@ def _exact_gelu(x: jax.Array) -> jax.Array:
   return jax.nn.gelu(x, approximate=False)
 
 
-def _identity(x: jax.Array) -> jax.Array:
+def identity(x: jax.Array) -> jax.Array:
   return x
 
 
@@ -421,7 +421,7 @@ ACTIVATIONS = choices.implement('model.activation', choices.ACTIVATIONS, dict(
     gelu_tanh=jax.nn.gelu,
     swish=jax.nn.silu,
     glu=jax.nn.sigmoid,
-    bilinear=_identity,
+    bilinear=identity,
     reglu=jax.nn.relu,
     geglu=jax.nn.gelu,  # tanh form, as T5 v1.1
     geglu_exact=_exact_gelu,

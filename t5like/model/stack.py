@@ -12,7 +12,7 @@ from t5like.model import side_values
 from t5like.model.attention import Attention, KeysValues, bias_for, platform
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
 from t5like.model.config import ModelConfig
-from t5like.model.layers import MLP, Norm, declare, dropout, place, split_keys
+from t5like.model.layers import MLP, Norm, declare, dropout, identity, place, split_keys
 from t5like.model.positions import POSITIONS
 from t5like.model.side_values import Sums
 from t5like.parameters import of_layers
@@ -208,10 +208,6 @@ class Layers(NamedTuple):
   bare: jax.Array | None
 
 
-def _as_it_is(x_L: jax.Array) -> jax.Array:
-  return x_L
-
-
 def _but_first(x_L: jax.Array) -> jax.Array:
   return x_L[1:]
 
@@ -311,7 +307,7 @@ class Stack(nnx.Module):
     """The blocks with L of every parameter; what the first layer does not have is as in the second."""
     if not self.has_bare_first:
       return self.blocks
-    blocks = jax.tree.map(_as_it_is, self.blocks)
+    blocks = jax.tree.map(identity, self.blocks)
     blocks.attention_norm = jax.tree.map(_with_first, self.blocks.attention_norm)
     return blocks
 

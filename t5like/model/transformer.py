@@ -23,6 +23,7 @@ from t5like.model.layers import (
     constant,
     dropout,
     expand,
+    identity,
     place,
     split_keys,
 )
@@ -80,10 +81,6 @@ class Head(nnx.Module):
     return logits_BTV
 
 
-def _as_it_is(x_BTD: jax.Array) -> jax.Array:
-  return x_BTD
-
-
 def _times_root_of_width(x_BTD: jax.Array) -> jax.Array:
   """Gemma's: the root is rounded to the dtype of x."""
   root = x_BTD.shape[-1] ** 0.5
@@ -91,7 +88,7 @@ def _times_root_of_width(x_BTD: jax.Array) -> jax.Array:
 
 
 EMBED_SCALES = choices.implement('model.embed_scale', choices.EMBED_SCALES, dict(
-    none=_as_it_is,
+    none=identity,
     sqrt_d_model=_times_root_of_width,
 ))
 

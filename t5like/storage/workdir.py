@@ -176,6 +176,19 @@ def check_trained(workdir: str, step: int = 0) -> Any:
   return config
 
 
+def run_of(folder: Any) -> tuple[Any, int | None] | None:
+  """(workdir, step) of a run that a folder is, None being its newest checkpoint, or of one of its checkpoints.
+
+  None where the folder is neither.
+  """
+  folder = epath.Path(folder)
+  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
+    return folder.parent.parent, int(folder.name)
+  if (folder / 'checkpoints').exists():
+    return folder, None
+  return None
+
+
 def vocabulary_path(workdir: Any) -> Any:
   """The path of a run's vocabulary."""
   return epath.Path(workdir) / 'vocabulary'

@@ -171,11 +171,9 @@ def _init_from(config: Config) -> None:
     return
   workdir_lib.check_beginning(config.init_from)
   folder = epath.Path(paths.expand(config.init_from))
-  is_checkpoint = folder.parent.name == 'checkpoints' and folder.name.isdecimal()
-  if is_checkpoint:
-    _init_from_run(config, folder.parent.parent, int(folder.name))
-  elif (folder / 'checkpoints').exists():
-    _init_from_run(config, folder, None)
+  run = workdir_lib.run_of(folder)
+  if run is not None:
+    _init_from_run(config, *run)
   else:
     _init_from_model(config, folder)
 
