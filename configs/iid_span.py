@@ -4,7 +4,7 @@
 
 Of 70 letters, 16 kinds, 10 are corrupted in 3 spans: 14 targets cost 10 ln 16 for the letters and ln C(9, 2)
 for the lengths of the spans, all equally likely, (27.726 + 3.584) / 14 = 2.2364 nats each. Hardware: a laptop.
-Time: a few minutes. Expected: validation nll within 0.03 (tests/test_known_optimum.py).
+Time: a few minutes. Expected: validation nll within 0.03 (tests/training/test_known_optimum.py).
 """
 from t5like.config import base, smoke
 

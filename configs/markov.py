@@ -5,7 +5,7 @@
 
 Hardware: a laptop. Time: a minute or two. Expected: validation nll within 0.02 nats of the entropy rate,
 which is sources.markov_entropy(8) (Shannon 1948, section 7); masked: within 0.03 nats of the posterior of
-a hidden Markov model, which tests/test_known_optimum.py computes by the forward-backward algorithm.
+a hidden Markov model, which tests/training/test_known_optimum.py computes by the forward-backward algorithm.
 """
 from t5like.config import base, smoke
 

@@ -4,7 +4,7 @@
     python main.py --config=configs/seq2seq_copy.py:reverse
 
 Hardware: a laptop. Time: a few minutes. Expected: at least 99 % of held-out strings exactly right
-(tests/test_known_optimum.py counts them).
+(tests/training/test_known_optimum.py counts them).
 """
 from t5like.config import base, smoke
 

@@ -3,7 +3,7 @@
     python docs/baselines.py             the configs have changed
     python docs/baselines.py DIR         also what runs in DIR have reached, as launch/reproduce.sh leaves them there
 
-tests/test_configs.py fails when the file is not what this writes. docs/reproduced.json keeps what was reached.
+tests/config/test_configs.py fails when the file is not what this writes. docs/reproduced.json keeps what was reached.
 """
 import ast
 import json

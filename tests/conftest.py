@@ -55,7 +55,7 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 FOLDERS_OF_MARKERS = ('beam', 'browser', 'harness', 'notebook', 'parity', 'tpu')
 # Files elsewhere that have some tests with such a marker.
 MARKERS_OF_FILES = {'tests/evals/test_tasks.py': 'harness', 'tests/launch/test_tpu_vm.py': 'gcloud',
-                    'tests/test_benchmarks.py': 'parity', 'tests/test_trackers.py': 'trackers'}
+                    'tests/test_benchmarks.py': 'parity', 'tests/observe/test_trackers.py': 'trackers'}
 
 
 def may_be_selected(file: str, expression: str) -> bool:

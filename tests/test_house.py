@@ -7,7 +7,7 @@ import pytest
 
 from t5like.objectives.table import OBJECTIVES
 from tests import measures
-from tests.conftest import ROOT
+from tests.conftest import FOLDERS_OF_MARKERS, ROOT
 
 FILES = sorted((ROOT / 't5like').rglob('*.py'))
 LINES, FUNCTION = 500, 60
@@ -86,6 +86,13 @@ def test_no_circle():
 
 def test_top_folder_is_small():
   assert len([file for file in FILES if file.parent == ROOT / 't5like']) <= 12
+
+
+def test_tests_of_a_room_stand_in_a_folder_of_its_name():
+  of_the_whole = {'launch', 'faults'}  # beside the folders of markers
+  rooms = {folder.name for folder in (ROOT / 't5like').iterdir() if folder.is_dir()}
+  folders = {file.parent.name for file in (ROOT / 'tests').glob('*/test_*.py')}
+  assert not folders - rooms - of_the_whole - set(FOLDERS_OF_MARKERS)
 
 
 def test_density():

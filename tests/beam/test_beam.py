@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.data.test_prepare import without_marks
+from tests.prepared.test_prepare import without_marks
 
 pytestmark = pytest.mark.beam
 MULTI = ['--runner=FnApiRunner', '--direct_running_mode=multi_processing', '--direct_num_workers=2']

@@ -10,8 +10,8 @@ import pytest
 from t5like import config as config_lib
 from t5like.model import models
 from t5like.preflight import prediction, topologies
+from tests.config.test_configs import EVERY
 from tests.conftest import ROOT
-from tests.test_configs import EVERY
 
 pytestmark = [pytest.mark.tpu, pytest.mark.slow,
               pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="pip install -e '.[tpu]'")]

@@ -14,7 +14,7 @@ from t5like.model import models
 from t5like.optim import from_config
 from t5like.training import loop, step as step_lib
 from tests import tiny
-from tests.test_config import message
+from tests.config.test_config import message
 
 # Another value of each key that a tiny decoder can be trained with; `None`: only together with other keys.
 OTHER = {

@@ -12,8 +12,8 @@ from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
 from t5like.prepared import opening
 from tests import tiny
-from tests.data.test_pipeline import equal, first
-from tests.data.test_rows import PAIRED, SENTINELS, T5, leaves
+from tests.batches.test_pipeline import equal, first
+from tests.batches.test_rows import PAIRED, SENTINELS, T5, leaves
 
 KINDS = dict(
     causal=dict(data=dict(shards=3)),

@@ -7,7 +7,7 @@ import pytest
 
 from t5like import config as C
 from t5like.config import base, resolved, rules as R, values as V
-from tests.test_config import TINY, message, tiny
+from tests.config.test_config import TINY, message, tiny
 
 # --- Wrong values: the overrides, then what the message must hold: key, value, remedy -------------
 

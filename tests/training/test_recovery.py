@@ -18,7 +18,7 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import dispatch, loop, saving, validation
 from tests import tiny
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(config, workdir):

@@ -17,8 +17,8 @@ from t5like.errors import DataError
 from t5like.prepared import opening, prepare
 from t5like.sources import corpora, registry, tfds_catalogue
 from tests import hub, tiny
+from tests.config.test_configs import EVERY
 from tests.conftest import ROOT
-from tests.test_configs import EVERY
 
 HF_PATH = re.compile(r'(jsonl|parquet):hf://datasets/[\w.-]+/[\w.-]+/[^\s?]+')
 RECORDS = dict(  # by the Hub's repository; all others have `text`

@@ -15,8 +15,8 @@ from t5like.config.optimizer_rules import LAYER_BY_LAYER, LAYOUTS_BY_XLA, OPTIMI
 from t5like.errors import ConfigError
 from t5like.optim import from_config, optimizers
 from tests import tables
+from tests.config.test_config import TINY, message
 from tests.conftest import ROOT
-from tests.test_config import TINY, message
 
 L = 3
 EXTRA = dict(noisy_sgd=dict(seed=0), adafactor=dict(min_dim_size_to_factor=4), sgd=dict(momentum=0.9))

@@ -9,7 +9,7 @@ import pytest
 
 from t5like.errors import CheckpointError, ConfigError
 from t5like.huggingface import model_folders
-from tests.test_huggingface import folder_of
+from tests.huggingface.test_huggingface import folder_of
 
 
 def with_config(**changes):

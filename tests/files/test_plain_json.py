@@ -16,7 +16,7 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import loop
 from tests import tiny
 from tests.conftest import ROOT
-from tests.test_recovery import poison
+from tests.training.test_recovery import poison
 
 
 def strictly(text):

@@ -9,7 +9,7 @@ from t5like.batches import inspect, pipeline
 from t5like.objectives import lengths
 from t5like.prepared import opening
 from tests import tiny
-from tests.data.test_pipeline import equal, first
+from tests.batches.test_pipeline import equal, first
 from tests.goldens import rows as golden_rows
 
 T5 = dict(model=dict(name='encoder_decoder', position='relative'))

@@ -100,7 +100,7 @@ def test_samples_are_added_and_not_written_anew(tmp_path):
 
 
 def test_tensorboard_files_hold_whole_events_after_a_full_disk(tmp_path):
-  from tests.test_trackers import events
+  from tests.observe.test_trackers import events
   files = writing.Guarded(lambda text: None)
   (board,) = trackers.start(['tensorboard'], tmp_path, 0, 'run', None, files)
   for step in range(1, 30):

@@ -17,7 +17,7 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import loop, preconditions
 from t5like.vocabulary import loading, matching
 from tests import tiny
-from tests.test_config import message
+from tests.config.test_config import message
 
 OBJECTIVES = dict(decoder='causal', encoder='masked_lm', encoder_decoder='prefix_lm')
 SENTINELS = dict(sentinels=2)
