@@ -150,8 +150,8 @@ def whole(
 ) -> Param:
   """The declaration of an array with its shape; TypeError where there is none, or one of another rank."""
   if declared is None:
-    raise TypeError(f'The parameter {path} is not declared. Make it with `normal` or `constant` of model/layers.py, or '
-                    'as nnx.Param(x, declared=parameters.matrix(..)).')
+    raise TypeError(f'The parameter {path} is not declared. Make it with `normal` or `constant` of '
+                    'model/initial.py, or as nnx.Param(x, declared=parameters.matrix(..)).')
   if len(declared.dims) != len(shape):
     raise TypeError(f'The parameter {path} has {len(shape)} axes, {shape}, and is declared with '
                     f'{len(declared.dims)}, {declared.dims!r}.')

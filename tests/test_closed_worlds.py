@@ -39,7 +39,7 @@ IMPLEMENTED_IN = {
     'model.position': 'model.positions',
     'model.embed_scale': 'model.transformer',
     'model.encoder_embed': 'model.transformer',
-    'model.init': 'model.layers',
+    'model.init': 'model.initial',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
     'adapt.tokens': 'huggingface.adapted',

@@ -4,8 +4,7 @@ Suffixes and einsum letters: see `t5like/sharding.py`. Positions are in `positio
 """
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,140 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices, parameters
 from t5like.model.config import ModelConfig
-from t5like.parameters import Param
-from t5like.sharding import at_rest, einsum, gather, gather_factor, in_use, weights
+from t5like.model.initial import constant, initial_std, normal
+from t5like.sharding import einsum, gather, gather_factor, in_use
 
-Module = TypeVar('Module', bound=nnx.Module)
 Axes = tuple[int, ...]
-Std = tuple[float, bool]  # a standard deviation, and whether the distribution is cut at two of them
-
-# --- Parameters ---------------------------------------------------------------------------------
-
-
-def _fan_in(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """Outputs of blocks are scaled as by gpt2."""
-  if role == 'positions':
-    return 0.02, False
-  inputs = c.d_model if role == 'embed' else fan_in
-  std = _output_scale(c, role) * inputs ** -0.5
-  return std, False
-
-
-def _gpt2(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """Radford et al. 2019, section 2.3: outputs of blocks are smaller, because 2 L of them are summed."""
-  std = 0.02 * _output_scale(c, role)
-  return std, False
-
-
-def _output_scale(c: ModelConfig, role: str) -> float:
-  return c.residual_scale if role in OUTPUTS else 1.0
-
-
-def _bert(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """Devlin et al. 2018, released code."""
-  return 0.02, True
-
-
-def _t5(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """T5X, whose query matrices carry the 1 / sqrt(head_dim) that its attention lacks."""
-  if role in ('up', 'gate', 'down', 'head'):
-    # A normal cut at two deviations has 0.8796 of its own: T5X makes up for it.
-    std = fan_in ** -0.5 / 0.87962566103423978
-    return std, True
-  if role in ('embed', 'positions'):
-    return 1.0, False
-  if role == 'q':
-    std = (fan_in * c.head_dim) ** -0.5
-    return std, False
-  return fan_in ** -0.5, False
-
-
-def _neox(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """Black et al. 2022, section 2.1: small_init, and wang_init for outputs of blocks."""
-  if role in OUTPUTS:
-    std = 2 / c.num_layers * c.d_model ** -0.5
-    return std, False
-  std = math.sqrt(2 / (5 * c.d_model))
-  return std, False
-
-
-OUTPUTS = ('o', 'down')  # roles of matrices whose products are added to the residual stream
-INITS = choices.implement('model.init', choices.INITS, dict(
-    fan_in=_fan_in,
-    gpt2=_gpt2,
-    bert=_bert,
-    t5=_t5,
-    neox=_neox,
-))
-
-
-def initial_std(c: ModelConfig, role: str, fan_in: int) -> Std:
-  """(standard deviation, cut at two of them?) of a matrix in its role, by the family of `model.init`."""
-  family = INITS[c.init]
-  return family(c, role, fan_in)
-
-
-def normal(
-    key: jax.Array,
-    c: ModelConfig,
-    declared: Param,
-    std: float,
-    cut: bool = False,
-) -> nnx.Param[jax.Array]:
-  """A random parameter, laid out as at rest.
-
-  Args:
-    key: of jax.random.
-    c: the ModelConfig, which knows the size of each letter.
-    declared: what it is; its `dims` say its shape and layout.
-    std: of N(0, std^2), from which it is drawn.
-    cut: whether the distribution ends at 2 std.
-  """
-  shape = tuple(map(c.size, declared.dims))
-  layout = at_rest(declared.dims)
-  if cut:
-    x = jax.random.truncated_normal(
-        key,
-        lower=-2,
-        upper=2,
-        shape=shape,
-        out_sharding=layout,
-    )
-  else:
-    x = jax.random.normal(key, shape, out_sharding=layout)
-  return nnx.Param(std * x, declared=declared)
-
-
-def constant(value: float, c: ModelConfig, declared: Param) -> nnx.Param[jax.Array]:
-  """A parameter of fp32 numbers that are all `value` at first."""
-  shape = tuple(map(c.size, declared.dims))
-  layout = weights(declared.dims)
-  x = jnp.full(shape, value, jnp.float32, out_sharding=layout)
-  return nnx.Param(x, declared=declared)
-
-
-def declare(module: nnx.Module, change: Callable[[Param], Param]) -> None:
-  """Replaces the declaration of every parameter in a module by `change` of it."""
-
-  def is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
-
-  variables = jax.tree.leaves(module, is_leaf=is_variable)
-  for variable in variables:
-    metadata = variable.get_metadata()
-    if 'declared' in metadata:
-      changed = change(metadata['declared'])
-      variable.set_metadata(declared=changed)
-
-
-def place(module: Module, **fields: str) -> Module:
-  """The module, whose parameters are declared to be in this `layer` or `stack`."""
-
-  def placed(declared: Param) -> Param:
-    return dataclasses.replace(declared, **fields)
-
-  declare(module, placed)
-  return module
 
 
 def expand(w: jax.Array, x: jax.Array) -> jax.Array:
@@ -266,58 +135,6 @@ class Dense(nnx.Module):
     product = einsum(f'{low_dims},{b_dims}->{letters.out}', low, b)
     strength = self.c.lora_alpha / self.c.lora_rank
     return strength * product
-
-
-def merged(params: dict[str, Any], declared: Mapping[str, Param], c: ModelConfig) -> dict[str, Any]:
-  """Parameters of the same model without adapters: each W with what its A and B add to it.
-
-  Args:
-    params: nested dict of arrays.
-    declared: `model.parameters` of the model with adapters.
-    c: its ModelConfig.
-  """
-  arrays = {}
-  for keys, x in jax.tree_util.tree_leaves_with_path(params):
-    path = '/'.join(str(key.key) for key in keys)
-    arrays[path] = x
-  adapters = {}  # (folder, kind) -> array
-  for path, param in declared.items():
-    if param.kind in parameters.ADAPTERS:
-      folder = _folder(path)
-      adapters[folder, param.kind] = arrays[path]
-  tree: dict[str, Any] = {}
-  for path, param in declared.items():
-    if param.kind in parameters.ADAPTERS:
-      continue
-    x = arrays[path]
-    folder = _folder(path)
-    if param.kind == 'matrix' and (folder, 'lora_a') in adapters:
-      a = adapters[folder, 'lora_a']
-      b = adapters[folder, 'lora_b']
-      product = jax.vmap(_product)(a, b)
-      strength = c.lora_alpha / c.lora_rank
-      x += strength * product
-    _put(tree, path, x)
-  return tree
-
-
-def _folder(path: str) -> str:
-  folder, _, _ = path.rpartition('/')
-  return folder
-
-
-def _put(tree: dict[str, Any], path: str, x: jax.Array) -> None:
-  """Puts an array into a nested dict."""
-  *parents, last = path.split('/')
-  inner = tree
-  for key in parents:
-    inner = inner.setdefault(key, {})
-  inner[last] = x
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """R is the last axis of A and the first of B."""
-  return jnp.tensordot(a, b, 1)
 
 
 def _as_it_is(y: jax.Array, axes: Axes) -> jax.Array:

@@ -7,7 +7,7 @@ import numpy as np
 from t5like import config as config_lib, sharding
 from t5like.config_type import Config
 from t5like.errors import ConfigError
-from t5like.model import flops, layers, transformer
+from t5like.model import adapters, flops, transformer
 from t5like.objectives import lengths
 from t5like.optim import from_config, warm_up
 
@@ -69,7 +69,7 @@ def merged(config: Config, params: transformer.Params) -> tuple[Config, transfor
     config.model.lora_rank = 0
 
   def merge(params: transformer.Params) -> transformer.Params:
-    return layers.merged(params, declared, c)
+    return adapters.merged(params, declared, c)
 
   return config, jax.jit(merge)(params)
 

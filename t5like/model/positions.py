@@ -12,7 +12,7 @@ from flax import nnx
 from t5like import choices, parameters
 from t5like.model import rope_scaling
 from t5like.model.config import ModelConfig
-from t5like.model.layers import initial_std, normal
+from t5like.model.initial import initial_std, normal
 from t5like.sharding import at_rest, gather, in_use, weights
 
 

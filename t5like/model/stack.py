@@ -12,7 +12,8 @@ from t5like.model import side_values
 from t5like.model.attention import Attention, KeysValues, bias_for, platform
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
 from t5like.model.config import ModelConfig
-from t5like.model.layers import MLP, Norm, declare, dropout, identity, place, split_keys
+from t5like.model.initial import declare, place
+from t5like.model.layers import MLP, Norm, dropout, identity, split_keys
 from t5like.model.positions import POSITIONS
 from t5like.model.side_values import Sums
 from t5like.parameters import of_layers

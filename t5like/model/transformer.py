@@ -15,16 +15,15 @@ from t5like import choices
 from t5like.model import side_values
 from t5like.model.attention import KeysValues
 from t5like.model.config import ModelConfig
+from t5like.model.initial import constant, place
 from t5like.model.layers import (
     ACTIVATIONS,
     Dense,
     Embed,
     Norm,
-    constant,
     dropout,
     expand,
     identity,
-    place,
     split_keys,
 )
 from t5like.model.positions import POSITIONS, Table

@@ -10,7 +10,7 @@ from t5like import sharding
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
 from t5like.huggingface import model_folders, runs
-from t5like.model import layers, transformer
+from t5like.model import adapters, transformer
 from t5like.optim import from_config
 from t5like.training import loop
 from tests import tiny
@@ -63,7 +63,7 @@ def test_begins_as_the_model_without_and_merges_into_it(name):
     b = trained_a_little(b)
     changed = jax.jit(adapted.apply)(b, batch(name))
     assert np.abs(changed - logits[0]).max() > 0.1
-    merged = layers.merged(b, adapted.parameters, adapted.config)
+    merged = adapters.merged(b, adapted.parameters, adapted.config)
     assert jax.tree.structure(merged) == jax.tree.structure(a)
     np.testing.assert_allclose(jax.jit(plain.apply)(merged, batch(name)), changed, atol=2e-4)
 
@@ -73,7 +73,7 @@ def test_a_weight_gets_alpha_over_rank_times_a_b():
   with mesh():
     model = model_of(**ADAPTED)
     params = trained_a_little(jax.jit(model.init)(jax.random.key(0)))
-    before, after = flat(params), flat(layers.merged(params, model.parameters, model.config))
+    before, after = flat(params), flat(adapters.merged(params, model.parameters, model.config))
   for path, inputs in (('attention/q', 1), ('attention/o', 2), ('mlp/down', 1)):
     w, a, b = (before[f'stack/blocks/{path}/{n}'] for n in ('w', 'lora_a', 'lora_b'))
     for layer in range(len(w)):
@@ -92,7 +92,7 @@ def test_sharded_it_computes_the_same_and_gradients_too():
       params = jax.jit(lambda: trained_a_little(model.init(jax.random.key(0))), out_shardings=layout)()
       loss = lambda p, b: jnp.mean(jnp.square(model.apply(p, b)))
       placed = sharding.place(jax.sharding.get_mesh(), batch())
-      merged = jax.jit(lambda p, m=model: layers.merged(p, m.parameters, m.config))(params)
+      merged = jax.jit(lambda p, m=model: adapters.merged(p, m.parameters, m.config))(params)
       found.append((flat(jax.jit(jax.grad(loss))(params, placed)), flat(merged)))
   for other in found[1:]:
     for a, b in zip(found[0], other):
