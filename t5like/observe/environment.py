@@ -27,7 +27,7 @@ def describe(mesh: jax.sharding.Mesh) -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-  """The commit of this code, with a + if files were changed since; '' where it is no git checkout."""
+  """The commit of this code, with a + if files have changed since; '' outside a git checkout."""
   try:
     if pathlib.Path(_git('rev-parse', '--show-toplevel')).resolve() != ROOT:
       return ''  # the package lies inside another repository
@@ -45,7 +45,7 @@ def _git(*words: str) -> str:
 
 
 def versions() -> str:
-  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': versions of the packages that compute, if installed."""
+  """'t5like 0.2.0, Python 3.11.7, jax 0.10.2, ..': versions of the installed packages that compute."""
   installed = [f't5like {__version__}', f'Python {platform.python_version()}']
   for package in PACKAGES:
     try:
@@ -56,9 +56,9 @@ def versions() -> str:
 
 
 def memory() -> dict[str, float]:
-  """{'device_memory', 'host_memory'} in GiB: the most that one local device and this process have used so far.
+  """{'device_memory', 'host_memory'} in GiB: peak use of one local device and of this process so far.
 
-  device_memory is left out where devices do not report it, as CPUs.
+  device_memory is missing where devices do not report it, as on CPUs.
   """
   used = {}
   peak = 0

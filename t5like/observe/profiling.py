@@ -1,4 +1,4 @@
-"""Where the time of a run goes: traces of chosen steps, the compiler's programs, and the first step in parts."""
+"""Profiles of a run: traces of some steps, dumps of compiled programs, and the first step by phase of compilation."""
 import collections
 import os
 import pathlib
@@ -11,7 +11,7 @@ import jax
 from t5like.errors import ConfigError
 from t5like.files import paths
 
-PIECES = {  # {name of a duration that JAX reports: its name here}
+PIECES = {  # {event of jax.monitoring: its name in the log}
     '/jax/core/compile/jaxpr_trace_duration': 'tracing',
     '/jax/core/compile/jaxpr_to_mlir_module_duration': 'lowering',
     '/jax/core/compile/backend_compile_duration': 'compiling',
@@ -19,7 +19,7 @@ PIECES = {  # {name of a duration that JAX reports: its name here}
 }
 SHOWN = 0.05  # seconds; shorter parts are not listed
 
-_seconds: Any = collections.Counter()  # JAX's listeners cannot be removed, so there is one, for ever
+_seconds: Any = collections.Counter()  # JAX cannot remove a listener, so there is one for the whole process
 
 
 def _listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -28,9 +28,9 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 
 def compile_cache(folder: str) -> None:
-  """Keeps compiled programs in `folder` from now on: 'auto' is ~/.cache/t5like/xla, '' nowhere.
+  """Caches compiled programs in `folder` from now on: 'auto' is ~/.cache/t5like/xla, '' turns the cache off.
 
-  JAX_COMPILATION_CACHE_DIR goes before 'auto'. Programs of other JAX versions, devices or options are others.
+  JAX_COMPILATION_CACHE_DIR takes precedence over 'auto'. JAX version, devices and options are part of the cache key.
   """
   if folder == 'auto':
     chosen = getattr(jax.config, 'jax_compilation_cache_dir')  # noqa: B009 (unknown to type checkers)
@@ -39,9 +39,9 @@ def compile_cache(folder: str) -> None:
 
 
 def dump_xla(folder: str) -> None:
-  """Has XLA write the train step's programs into `folder`, before and after optimisation; call before devices.
+  """Makes XLA dump the programs of the train step, before and after optimisation; call before JAX starts.
 
-  ConfigError for a folder that cannot be made: XLA would write nothing, without a word.
+  ConfigError for a folder that cannot be made: XLA would silently write nothing.
   """
   try:
     if not paths.is_remote(folder):
@@ -57,7 +57,7 @@ def dump_xla(folder: str) -> None:
 
 
 class FirstStep:
-  """Seconds spent since it was made, by piece."""
+  """Seconds spent since it was made, by phase of compilation."""
 
   def __init__(self) -> None:
     if not _seconds:
@@ -75,7 +75,7 @@ class FirstStep:
 
 
 class Profiler:
-  """A trace of the steps that 'first:stop' names (stop not among them), in WORKDIR/profile, for xprof or Perfetto."""
+  """A trace of steps 'first:stop' (stop excluded) in WORKDIR/profile, for xprof or Perfetto."""
 
   def __init__(self, steps: str, workdir: str, say: Callable[[str], None]) -> None:
     self.first = -1  # no step
@@ -87,7 +87,7 @@ class Profiler:
     self.on = False
 
   def before(self, step: int, state: Any) -> None:
-    """To be called before `step` begins; waits for `state` where a trace begins or ends."""
+    """Call it before `step` begins; waits for `state` where a trace begins or ends."""
     begins = step == self.first
     ends = self.on and step == self.stop
     if begins or ends:

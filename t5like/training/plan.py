@@ -1,4 +1,4 @@
-"""What a run is going to do, worked out once from its config: nothing here changes while it trains."""
+"""The plan of a run: all that follows from its config, computed once and constant while it trains."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from t5like.vocabulary.kinds import Vocabulary
 class Plan:
   """A config with all that follows from it.
 
-  requested: the config as the user wrote it, which config.json and checkpoints remember.
-  config: the same with every size known.
+  requested: the config as the user wrote it; config.json and checkpoints store this one.
+  config: the same with every size resolved.
   mesh: of the devices that train.
   model: init, hidden, logits (see `model/transformer.py`).
-  num_params: of the model.
-  shapes: tokens of a row.
-  tokens_per_step: by which stop.tokens counts.
-  flops_per_token: multiplications and additions of training, of what has gradients.
-  total_steps: where the schedule of the learning rate ends.
+  num_params: number of parameters of the model.
+  shapes: tokens of a row, by part.
+  tokens_per_step: tokens that one step adds towards stop.tokens.
+  flops_per_token: FLOPs of forward and backward pass, the backward pass only for what has gradients.
+  total_steps: the step at which the schedule of the learning rate ends.
   """
   requested: Any
   config: Config
@@ -45,7 +45,7 @@ class Plan:
     return from_config.schedule(self.config.schedule, self.config.optimizer.learning_rate, self.total_steps)
 
   def steps_left(self, progress: Progress) -> int:
-    """Steps until stop.tokens is reached; the last one may go beyond it."""
+    """Steps until stop.tokens is reached; the last one may exceed it."""
     missing = self.config.stop.tokens - progress.tokens
     return max(0, -(-missing // self.tokens_per_step))
 

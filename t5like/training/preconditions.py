@@ -1,8 +1,8 @@
-"""All that can be known of a run before a document is tokenised or a device is touched: one function, `check`.
+"""Every check of a run that is possible before a document is tokenised or a device is touched: `check`.
 
-`main.py train`, `prepare`, `inspect`, `preflight`, `--print_config` and `t5like.train` go through it, after the rules
-of config/rules.py, which need no more than the config. What only the text or the devices show is found later, by those
-who meet it. What imports JAX is imported where it is needed: most mistakes are found without.
+`main.py train`, `prepare`, `inspect`, `preflight`, `--print_config` and `t5like.train` call it after the rules of
+config/rules.py, which read the config alone. Errors that depend on the text or the devices are raised later, where
+these are read. Modules with JAX are imported in the functions that need them: most mistakes are found without it.
 """
 import pathlib
 import tempfile
@@ -28,19 +28,19 @@ from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
 
 FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'adapt.encoder', 'vocabulary.path',
            'compile.cache')
-PEEK = 3  # records of a source that are looked at
+PEEK = 3  # records of a source that are read
 EXTRA_ID = '<extra_id_'
-MUCH = 16 << 20  # bytes of a file that is not read just to look
+MUCH = 16 << 20  # bytes; larger files are not opened for a check
 
 
 def check(config: Config, workdir: str = '', here: bool = True, create: bool = False) -> list[str]:
-  """Raises the first Failure that can be known now; returns notes for people, [text].
+  """Raises the first Failure that can be found now; returns notes for people, [text].
 
   Args:
     config: one that config/rules.py accepts.
     workdir: of the run; '' where there is none yet.
-    here: whether this machine will read the data. If not (preflight, --print_config), what it lacks is in the notes.
-    create: whether the workdir may be made, to see that it can be written to.
+    here: whether this machine will read the data. If not (preflight, --print_config), its failures become notes.
+    create: whether the workdir may be made, to test that it can be written to.
   """
   notes = []
   resumes = False
@@ -49,7 +49,7 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
     resumes = workdir_lib.is_there('--workdir', f'{workdir}/config.json')
   for rule in OF_THE_MACHINE:
     if resumes and rule is _init_from:
-      continue  # weights to begin with are not needed any more
+      continue  # a run that resumes has its own weights
     try:
       rule(config)
     except Failure as error:
@@ -92,7 +92,7 @@ def _shares(config: Config) -> None:
 
 
 def _vocabulary(config: Config) -> None:
-  """Tokens that the objective needs and the vocabulary lacks; a model that cannot hold the vocabulary."""
+  """Tokens that the objective needs and the vocabulary does not have; a model too small for the vocabulary."""
   path = config.vocabulary.path
   if path and not mirror.is_file(path):
     return  # of the machine, see _vocabulary_file
@@ -106,7 +106,7 @@ def _vocabulary(config: Config) -> None:
 
 
 def _marks(config: Config, vocabulary: requirements.Planned) -> None:
-  """<mask> and <extra_id_k> in sample.prompts that a vocabulary will not have, whatever the text."""
+  """<mask> and <extra_id_k> in sample.prompts that the vocabulary cannot have, whatever the text."""
   from t5like.decoding import decode
   if not STYLES[decode.style_of(config)].marked:
     return
@@ -125,7 +125,7 @@ def _sentinel(mark: str) -> int:
 
 
 def check_prompts(config: Config, vocabulary: kinds.Vocabulary) -> None:
-  """ConfigError for sample.prompts that cannot be answered: to be known before training, not at its end."""
+  """ConfigError for sample.prompts that cannot be answered, before training and not at its end."""
   from t5like.decoding import decode
   prompts = config.sample.prompts
   try:
@@ -138,7 +138,7 @@ def check_prompts(config: Config, vocabulary: kinds.Vocabulary) -> None:
 
 
 def _folders(config: Config) -> None:
-  """Paths that no folder can have."""
+  """Paths that are not valid names of folders."""
   flat = {key: value for key, value, _ in config_lib.describe(config)}
   for key in FOLDERS:
     if flat[key]:
@@ -149,7 +149,7 @@ def _folders(config: Config) -> None:
 
 
 def _vocabulary_file(config: Config) -> None:
-  """A vocabulary.path that is no file."""
+  """A vocabulary.path that is not a file."""
   spec = config.vocabulary
   if spec.path and not mirror.is_file(spec.path):
     raise ConfigError(f'vocabulary.path={spec.path!r} is not a file: give the path of '
@@ -162,7 +162,7 @@ def _trackers(config: Config) -> None:
 
 
 def _init_from(config: Config) -> None:
-  """Weights to begin with that are not there, or of another model."""
+  """Initial weights that do not exist, or that are of another model."""
   if not config.init_from:
     return
   if adaptation.is_on(config.adapt):
@@ -212,7 +212,7 @@ def _init_from_model(config: Config, folder: epath.Path) -> None:
 
 
 def _tasks(config: Config) -> None:
-  """Items and examples of evaluate.tasks, which are asked only while training or at its end."""
+  """Items and examples of evaluate.tasks, which are first used during training or at its end."""
   names = set()
   for name in config.evaluate.tasks:
     task = task_lib.find(name)
@@ -236,7 +236,7 @@ def _items(task: task_lib.Task, evaluate: Section) -> None:
 
 
 def _data(config: Config) -> None:
-  """Sources, splits and fields of what is not prepared yet, and whether there is a place to put it."""
+  """Sources, splits and fields of datasets that are not prepared yet, and whether their folder can be written to."""
   for dataset in datasets.datasets(config).values():
     if _is_prepared(dataset):
       continue
@@ -260,7 +260,7 @@ def _peek(config: Config, source: registry.Source) -> None:
     raise DataError(f'data.source={source.name!r} holds no text.')
   is_large = source.name.startswith('text:') and source.num_bytes > MUCH * source.num_items
   if is_large or config.data.max_bad_records:
-    return  # which would take long, or may be damaged
+    return  # slow to open, or allowed to be damaged
   for _ in examples.examples(config, source, dict(start=0, stop=1, last=PEEK), examples.new_count()):
     pass
 
@@ -269,7 +269,7 @@ def _peek(config: Config, source: registry.Source) -> None:
 
 
 def check_workdir(workdir: str, config: Config | None = None) -> None:
-  """Failure for a workdir that holds a run of another config, or that cannot be written to as far as can be seen."""
+  """Failure for a workdir that holds a run of another config, or that is visibly not writable."""
   workdir_lib.is_there('--workdir', workdir)
   if config is not None:
     workdir_lib.check_config(workdir, config)
@@ -278,7 +278,7 @@ def check_workdir(workdir: str, config: Config | None = None) -> None:
 
 
 def _probe(workdir: str) -> None:
-  """Makes the workdir, writes and deletes a file there: nothing else shows that it can be done everywhere."""
+  """Makes the workdir, then writes and deletes a file in it: the only test that works with every store."""
   folder = epath.Path(workdir)
   file = folder / f'writable-{uuid.uuid4().hex}.tmp'
   try:

@@ -1,7 +1,7 @@
-"""Notices that a TPU's machine will be taken away, turned into the SIGTERM that a run saves at.
+"""Preemption notices of TPU VMs, turned into a SIGTERM, on which a run saves and ends.
 
-The metadata server of Google Cloud's virtual machines announces it: `preempted` becomes TRUE, `maintenance-event`
-something other than NONE, before it happens; not every kind of TPU also gets a SIGTERM.
+The metadata server of Google Cloud announces a preemption or a maintenance event in advance: `preempted` becomes TRUE,
+or `maintenance-event` something other than NONE. Not every kind of TPU VM also sends a SIGTERM.
 """
 import os
 import signal
@@ -19,15 +19,15 @@ def _send_sigterm() -> None:
 
 
 def watch(server: str = SERVER, every: float = 5.0, act: Callable[[], None] = _send_sigterm) -> threading.Event:
-  """Asks the server in a thread and calls `act` once when there is a notice.
+  """Polls the server in a thread, and calls `act` once, at the first notice.
 
   Args:
-    server: URL that the names of the values are added to. Where there is no such server the thread ends.
+    server: URL before the names of the values. Without such a server the thread ends.
     every: seconds between requests.
     act: called in the thread.
 
   Returns:
-    An event that ends the thread.
+    An event that ends the thread when it is set.
   """
   stop = threading.Event()
   threading.Thread(target=_ask, args=(server, every, act, stop), daemon=True).start()

@@ -1,6 +1,6 @@
-"""The state of a model on the devices, and the compiled steps that change it and judge it.
+"""The trainer: the state of a model on the devices, and the compiled steps that train and evaluate it.
 
-Needs a mesh in force and nothing else: no files, no screen, no watchdog.
+It needs a mesh in force and nothing else: no files, no terminal, no watchdog.
 """
 import math
 from typing import Any
@@ -23,7 +23,7 @@ def fetch(metrics: Metrics) -> dict[str, float]:
 
 
 class Trainer:
-  """Steps of training, and what is known of the parameters that they made."""
+  """Runs train and eval steps, and checks the parameters that they produce."""
 
   def __init__(self, plan: Plan, state: State):
     """The steps are compiled when first called; `state`, on the mesh, is the trainer's from now on."""
@@ -35,7 +35,7 @@ class Trainer:
     self.reset(state)
 
   def reset(self, state: State | None) -> None:
-    """Puts another state in the place of this one; None leaves room for one that is still to be read."""
+    """Replaces the state; None frees the memory for one that is read later."""
     self._state = state
     self._good_rows: Batch | None = None  # this host's rows of the newest step that counts
     self._is_checked = False  # whether the parameters as they are now gave a loss that is finite
@@ -63,7 +63,7 @@ class Trainer:
   def step(self, batch: Batch) -> Metrics:
     """Dispatches a step of training on a global batch; returns its metrics on the devices, for `fetch`.
 
-    Returns at once: whoever dispatches the next step before fetching keeps the devices busy.
+    It returns at once: dispatch the next step before fetching, and the devices stay busy.
     """
     with jax.transfer_guard('disallow'):  # nothing may cross to or from the devices unnoticed
       self.state, metrics = self.train_step(self.state, batch)
@@ -99,14 +99,14 @@ class Trainer:
 
   @property
   def needs_check(self) -> bool:
-    """Whether `check` would compute anything."""
+    """Whether `check` has anything to compute."""
     return self._good_rows is not None and not self._is_checked
 
   def check(self, step: int) -> None:
     """BadSteps when the parameters after `step` give a loss that is not finite: no checkpoint may hold them.
 
-    The step that made them was judged by its own numbers, which are of the parameters before its update: that may be
-    finite, and nothing after it. Judged by a forward pass over the newest batch whose step counted.
+    The metrics of a step are those of the parameters before its update, which may be finite where the update is not.
+    The check is a forward pass over the newest batch whose step counted.
     """
     rows = self._good_rows
     if rows is None or self._is_checked:
@@ -114,7 +114,7 @@ class Trainer:
     loss = fetch(self.evaluate(self.place(rows)))['loss']
     if not math.isfinite(loss):
       raise BadSteps(
-          f'After step {step:,} the loss is {loss} on a batch on which it was finite before: an update whose numbers '
-          'were finite made a model whose are not. This state is not saved. A lower optimizer.learning_rate, a longer '
+          f'After step {step:,} the loss is {loss} on a batch on which it was finite before: the metrics of the update '
+          'were finite, but its parameters are not. This state is not saved. A lower optimizer.learning_rate, a longer '
           'schedule.warmup_steps or a larger optimizer.eps often help.')
     self._is_checked = True

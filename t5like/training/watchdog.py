@@ -1,4 +1,4 @@
-"""Ends a run in which nothing moves: on a pod, one stuck host makes all others wait for ever."""
+"""Ends a run that makes no progress: on a pod, one host that hangs keeps all others waiting forever."""
 import contextlib
 import dataclasses
 import faulthandler
@@ -14,8 +14,8 @@ import jax
 from t5like.errors import STALLED
 
 TICK = 1.0  # seconds between looks
-# Seconds beyond a budget after which a stuck interpreter is ended. With peers, who do not wait for a process that is
-# suspended either, soon; alone only after a day: its timer runs on while the process is suspended.
+# Seconds beyond a budget after which an interpreter that hangs is ended. Its timer runs on while the process is
+# suspended: with peers, who do not wait for a suspended process either, soon; alone only after a day.
 STUCK_WITH_PEERS = 30.0
 STUCK_ALONE = 86_400.0
 
@@ -29,12 +29,12 @@ class _Phase:
 
 
 class Watchdog:
-  """Ends the process with exit code 124 and the stacks of all threads when nothing moves.
+  """Ends the process with exit code 124 and the stacks of all threads when a phase exceeds its budget.
 
-  Only time in which this process ran counts: one that was stopped (Ctrl-Z, a debugger, a virtual machine that is
-  moved) has not stalled. A thread keeps the time; should the interpreter itself be stuck, faulthandler's own (which
-  needs no lock, but can only exit with 1) follows. Both write to the process's own standard error: the streams of
-  notebooks and tests have no file behind them.
+  Only time in which the process ran counts: one that was suspended (Ctrl-Z, a debugger, a virtual machine that
+  migrates) has not stalled. A thread keeps the time. If the interpreter itself hangs, faulthandler's timer (which
+  needs no lock, but can only exit with 1) ends the process. Both write to the standard error of the process, because
+  the streams of notebooks and tests have no file descriptor.
 
   Args:
     budgets: config.watchdog, seconds for each phase.
@@ -62,7 +62,7 @@ class Watchdog:
       now = time.monotonic()
       elapsed = now - before
       before = now
-      phase.passed += min(elapsed, 2 * self._tick())  # more than that is time in which the process was stopped
+      phase.passed += min(elapsed, 2 * self._tick())  # a longer gap is time in which the process was suspended
       if phase.passed > phase.budget and phase is self.phase:
         _end(phase)
 
@@ -78,8 +78,8 @@ class Watchdog:
 def _end(phase: _Phase) -> None:
   stream: Any = sys.__stderr__
   try:
-    stream.write(f'Stalled: nothing has moved for {phase.budget:.0f} s (config key watchdog.{phase.name}). '
+    stream.write(f'Stalled: no progress for {phase.budget:.0f} s (config key watchdog.{phase.name}). '
                  'The stacks of all threads follow.\n')
     faulthandler.dump_traceback(all_threads=True, file=stream)
-  finally:  # also when nothing can be written: no standard error, or a full disk behind it
+  finally:  # also where nothing can be written: no standard error, or a full disk
     os._exit(STALLED)

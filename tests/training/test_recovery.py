@@ -294,5 +294,5 @@ loop.train(c, {str(tmp_path / 'run')!r}, 'test')
 '''
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 124, done.stderr[-2000:]
-  assert f'nothing has moved for 2 s (config key watchdog.{phase})' in done.stderr
+  assert f'no progress for 2 s (config key watchdog.{phase})' in done.stderr
   assert 'time.sleep' not in done.stdout and 'File "' in done.stderr
