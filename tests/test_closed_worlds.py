@@ -13,6 +13,7 @@ from t5like.config import optimizer_rules, rules
 from t5like.errors import ConfigError
 from t5like.huggingface import runs
 from t5like.model import attention, positions
+from t5like.model.context import Cut
 from t5like.training import loop
 from tests import tiny
 
@@ -175,6 +176,6 @@ def test_a_new_bias_by_distance_is_one_name_and_one_entry(tmp_path, monkeypatch)
   with pytest.raises(ConfigError, match="model.position='alibi', which would have to be 'rope'"):
     runs.check_export(changed(c, {'model.position': 'alibi'}), tmp_path / 'out')
   with jax.set_mesh(sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])):
-    bias = attention.bias_for('xla', Alibi(tiny.MODEL, False, None)(8, 8), 8, 8)
+    bias = attention.bias_for('xla', Alibi(tiny.MODEL, False, None)(8, 8), Cut(8, 1, False), 8)
   for t in range(8):
     np.testing.assert_allclose(bias[0, t, :t + 1], -0.5 * np.arange(t, -1, -1))

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
 from t5like.choices import LayerKind
+from t5like.model import context
 from t5like.model.attention_kernels import (
     KERNELS,
     AttentionSpec,
@@ -22,6 +23,7 @@ from t5like.model.attention_kernels import (
     visible,
 )
 from t5like.model.config import ModelConfig
+from t5like.model.context import Cut
 from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import Dense, Norm, keep_share
 from t5like.model.positions import POSITIONS
@@ -45,22 +47,21 @@ def platform() -> str:
   return jax.default_backend()
 
 
-def pieces() -> int:
-  """Into how many pieces the mesh in force cuts rows of queries."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return 1
-  return mesh.shape['context']
-
-
-def bias_for(kernel: str, bias: jax.Array, T: int, S: int) -> jax.Array:
+def bias_for(kernel: str, bias: jax.Array, queries: Cut, S: int) -> jax.Array:
   """The bias as a kernel takes it: [N, T + S] values by distance as they are, or [N, T, S] for XLA.
 
   Made once for all layers: what is [N, T, S] already stays as it is.
+
+  Args:
+    kernel: a key of KERNELS.
+    bias: by distance.
+    queries: how the mesh cuts rows of queries.
+    S: keys of a row.
   """
   if KERNELS[kernel].bias_by_distance or bias.ndim == 3:
     return bias
-  bias_NTS = relative_bias_attention.expand(bias, T, S)
+  bias_NTS = relative_bias_attention.expand(bias, queries.length, S)
+  bias_NTS = context.in_pieces(bias_NTS, 1, queries)
   return everywhere(bias_NTS, 'NT_')
 
 
@@ -100,13 +101,16 @@ def dot_product(
   spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS)
   chosen, _ = choose_kernel(kernel, platform(), spec)
   kernel_chosen = KERNELS[chosen]
-  call = _call(spec, scale, q_BTNH.shape[3])
-  extras, extra_specs = _extras(chosen, bias, keep_BNTS, T, S)
-  # Each device has some queries, and all keys and values of its rows: gathered, if context spreads them.
-  k_BSKH = everywhere(k_BSKH, 'B_KH')
-  v_BSKH = everywhere(v_BSKH, 'B_KH')
-  key = {name: everywhere(key[name], 'B_') for name in names}
+  call = Call(
+      spec,
+      scale=_scale(scale, q_BTNH.shape[3]),
+      queries=context.cut_of(query, T),
+      keys=context.cut_of(key, S),
+      interpret=platform() != 'tpu',
+  )
+  extras, extra_specs = _extras(chosen, bias, keep_BNTS, call.queries, S)
   query = _picked(query, names)
+  key = _picked(key, names)
   if kernel_chosen.prepare is not None:
     prepared, prepared_specs = kernel_chosen.prepare(call, q_BTNH, k_BSKH, has_prefix)
     extras['prepared'] = prepared
@@ -115,17 +119,10 @@ def dot_product(
   return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
 
 
-def _call(spec: AttentionSpec, scale: float | None, head_dim: int) -> Call:
-  return Call(
-      spec,
-      scale=_scale(scale, head_dim),
-      pieces=pieces(),
-      interpret=platform() != 'tpu',
-  )
-
-
 def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
   """A kernel's function of arrays that are spread over the mesh.
+
+  Each device has some queries, and gathers all keys and values of its rows.
 
   Args:
     kernel: what computes.
@@ -142,14 +139,17 @@ def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: d
       key: Info,
       extras: dict[str, Any],
   ) -> jax.Array:
+    k = context.gathered(k, 1, call.keys)
+    v = context.gathered(v, 1, call.keys)
+    key = {name: context.gathered(key[name], 1, call.keys) for name in names}
     return kernel.run(call, q, k, v, query, key, extras)
 
   in_specs = (
       in_use('BTNH'),
-      in_use('B_KH'),
-      in_use('B_KH'),
+      in_use('BSKH'),
+      in_use('BSKH'),
       dict.fromkeys(names, in_use('BT')),
-      dict.fromkeys(names, in_use('B_')),
+      dict.fromkeys(names, in_use('BS')),
       extra_specs,
   )
   return jax.shard_map(
@@ -182,14 +182,14 @@ def _extras(
     kernel: str,
     bias: jax.Array | None,
     keep_BNTS: jax.Array | None,
-    T: int,
+    queries: Cut,
     S: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """(arrays `bias` and `keep` where there are any, how they are spread), as a kernel takes them."""
   extras: dict[str, Any] = {}
   specs: dict[str, Any] = {}
   if bias is not None:
-    extras['bias'] = bias_for(kernel, bias, T, S)
+    extras['bias'] = bias_for(kernel, bias, queries, S)
     if KERNELS[kernel].bias_by_distance:
       specs['bias'] = in_use('NR')
     else:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from t5like import choices
-from t5like.model.kernels import relative_bias_attention, splash
+from t5like.model.context import Cut
+from t5like.model.kernels import relative_bias_rows, splash
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
@@ -103,12 +104,13 @@ class Call:
 
   spec: what is computed; the queries of one device may be fewer than spec.queries.
   scale: of logits.
-  pieces: into how many pieces the mesh cuts rows of queries.
+  queries, keys: how the mesh cuts rows of them.
   interpret: not on a TPU.
   """
   spec: AttentionSpec
   scale: float
-  pieces: int
+  queries: Cut
+  keys: Cut
   interpret: bool
 
 
@@ -118,8 +120,8 @@ class Kernel:
 
   features: of an AttentionSpec, those that it implements.
   lacks: (spec, platform) -> why it cannot run for other reasons than features, or ''.
-  run: (Call, q_BTNH, k_BSKH, v_BSKH, query, key, extras) -> [B, T, N, H], on one device; extras: arrays `bias` and
-    `keep` where there are any, and what `prepare` made.
+  run: (Call, q_BTNH, k_BSKH, v_BSKH, query, key, extras) -> [B, T, N, H], of the queries of one device and all keys, in
+    order; extras: arrays `bias` and `keep` where there are any, and what `prepare` made.
   prepare: (Call, q_BTNH, k_BSKH, has_prefix) -> (what all devices need for `run`, its specs for `shard_map`).
   reasons: why it declines certain features, in words; otherwise they are only named.
   bias_by_distance: it takes the bias as [N, T + S] values by distance rather than [N, T, S].
@@ -231,7 +233,16 @@ def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
 def _prepare_splash(call: Call, q_BTNH: jax.Array, k_BSKH: jax.Array, has_prefix: bool) -> tuple[Any, Any]:
   spec = call.spec
   sees_prefix = spec.causal and has_prefix
-  return splash.prepare(q_BTNH, k_BSKH, spec.causal, sees_prefix, call.interpret, spec.window, spec.softcap)
+  return splash.prepare(
+      q_BTNH,
+      k_BSKH,
+      spec.causal,
+      sees_prefix,
+      call.interpret,
+      spec.window,
+      spec.softcap,
+      call.queries.is_balanced,
+  )
 
 
 def _run_splash(
@@ -244,7 +255,17 @@ def _run_splash(
     extras: Extras,
 ) -> jax.Array:
   prepared = extras['prepared']
-  return splash.attention(prepared, q_BTNH, k_BSKH, v_BSKH, query, key, call.scale, call.spec.window)
+  return splash.attention(
+      prepared,
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      query,
+      key,
+      call.scale,
+      call.spec.window,
+      call.queries.is_balanced,
+  )
 
 
 def _run_relative_bias(
@@ -257,23 +278,17 @@ def _run_relative_bias(
     extras: Extras,
 ) -> jax.Array:
   spec = call.spec
-  T = q_BTNH.shape[1]  # this device's queries, the first of which is at `start`
-  start: int | jax.Array = 0
-  if call.pieces > 1:
-    start = jax.lax.axis_index('context') * T
-  distances = T + spec.keys
-  bias_NR = jax.lax.dynamic_slice_in_dim(extras['bias'], start, distances, axis=1)
-  return relative_bias_attention.attention(
+  return relative_bias_rows.attention(
+      call.queries,
       q_BTNH,
       k_BSKH,
       v_BSKH,
-      bias_NR,
+      extras['bias'],
       query,
       key,
       spec.causal,
       call.scale,
       softcap=spec.softcap,
-      start=start,
       interpret=call.interpret,
       window=spec.window,
   )

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from t5like import choices
 from t5like.config_type import Section
-from t5like.model import side_values
+from t5like.model import context, side_values
 from t5like.model.transformer import Batch, Model, Params
 from t5like.sharding import everywhere
 
@@ -112,12 +113,15 @@ def make_sums(
     chunks: pieces of the sequence whose logits are made one after the other.
   """
   sums_of_hidden = functools.partial(_sums_of_hidden, model, loss)
+  is_causal = choices.ARCHITECTURES[model.config.name].causal
 
   def sums(
       params: Params,
       batch: Batch,
       key: jax.Array | None = None,
   ) -> Sums:
+    if is_causal:
+      batch = context.arranged(batch)
     x_BTD, side = model.hidden(params, batch, key)
     targets_BT = batch['targets']
     weights_BT = batch['weights']

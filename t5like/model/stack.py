@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
-from t5like.model import side_values
+from t5like.model import context, side_values
 from t5like.model.attention import Attention, KeysValues, bias_for, platform
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
 from t5like.model.config import ModelConfig
@@ -463,7 +463,7 @@ class Stack(nnx.Module):
             dropout=drops,
         )
         kernel, _ = choose_kernel(self.c.attention, platform(), spec)
-        bias = bias_for(kernel, bias, T, S)
+        bias = bias_for(kernel, bias, context.cut_of(query, T), S)
       view = View(query, keys, memory, bias, kind)
       views.append(view)
     return views

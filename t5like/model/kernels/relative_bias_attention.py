@@ -11,7 +11,7 @@ It runs on what one device holds, inside `shard_map`. `reference` says what is c
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like.model.kernels import relative_bias_blocks as blocks, relative_bias_calls as calls
 from t5like.model.kernels.relative_bias_blocks import LANES, NOBODY, Form
-from t5like.model.kernels.relative_bias_calls import MIB, Arrays, Attended, visits, vmem, work  # noqa: F401
+from t5like.model.kernels.relative_bias_calls import MIB, Arrays, Attended, visits, vmem, work
 
 LARGEST = 1024  # blocks of queries or keys
 SMALLER = 512
@@ -92,6 +92,16 @@ def _without_padding(segments: jax.Array) -> jax.Array:
   return jnp.where(segments > 0, segments, NOBODY)
 
 
+class Starts(NamedTuple):
+  """At which slots the first query of a call is on the devices that a row is spread over.
+
+  balanced: each device has other calls too, with which it computes as much as all others: a call is taken to compute as
+    much as one does in the mean. Otherwise all devices wait for the one that computes most.
+  """
+  of_devices: Sequence[int]
+  balanced: bool
+
+
 def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -106,6 +116,7 @@ def attention(
     interpret: bool = False,
     block_sizes: tuple[int, int] | None = None,
     window: tuple[int, int] | None = None,
+    starts: Starts | None = None,
 ) -> jax.Array:
   """softmax(scale q k + bias) v, [B, T, N, H], queries that see no key getting 0.
 
@@ -124,6 +135,7 @@ def attention(
     interpret: not on a TPU.
     block_sizes: (of queries, of keys), multiples of 128; None: chosen.
     window: (keys before its own slot, keys after it) that a query sees at most; None: all.
+    starts: of all devices, where `start` is traced: what the kernel says that it computes; None: all pairs of blocks.
   """
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
@@ -136,8 +148,19 @@ def attention(
   first = None
   if isinstance(start, int):
     first = start
+  elif starts is not None:
+    form = dataclasses.replace(form, share=_share(form, starts, causal and 'prefix' in query))
   out_BNTH: Any = _attend(form, first, *arrays)
   return out_BNTH.swapaxes(1, 2)[:, :T]
+
+
+def _share(form: Form, starts: Starts, has_prefix: bool) -> float:
+  """The share of pairs of blocks that a call computes."""
+  visited = [len(visits(form, start, has_prefix)) for start in starts.of_devices]
+  count = max(visited)
+  if starts.balanced:
+    count = sum(visited) / len(visited)
+  return count / len(visits(form, None))
 
 
 def _padded(

@@ -42,6 +42,7 @@ class Form:
   interpret: bool
   before: int | None = None  # keys before its own slot that a query sees at most; None: all
   after: int | None = None  # keys after it, as far as the mask lets it see those
+  share: float = 1.0  # of the pairs of blocks that a call visits, those that it computes; for the cost that it states
 
 
 # --- Vectors and diagonals ------------------------------------------------------------------------

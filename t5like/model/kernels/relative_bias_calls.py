@@ -182,7 +182,7 @@ def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> Attend
           (I, form.block_q, LANES),
       ],
       grid=(B, N, len(rows)),
-      flops=2 * product,
+      flops=round(2 * product * form.share),
   )
   return Attended(*attended)
 
@@ -245,7 +245,7 @@ def backward(
           (I, form.block_k, LANES),
       ],
       grid=(B, N, len(rows)),
-      flops=5 * product,
+      flops=round(5 * product * form.share),
   )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library, splash_attention_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5like.model.context import Cut
 from t5like.model.kernels.visits import Visits
 
 LANES = 128  # lengths are padded to a multiple of it
@@ -76,6 +77,7 @@ def prepare(
     interpret: bool,
     window: Window | None = None,
     softcap: float = 0.0,
+    is_balanced: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Kernels for arrays that are spread over a mesh, one for each of the `reaches`.
 
@@ -83,12 +85,13 @@ def prepare(
 
   Args:
     q_BTNH: queries, which may be spread over 'context'.
-    k_BSKH: keys, which are not.
+    k_BSKH: keys, all of them, in order.
     causal: whether queries see no later keys.
     has_prefix: whether there are prefixes, whose tokens see each other.
     interpret: not on a TPU.
     window: see `reaches`.
     softcap: logits are softcap tanh(logits / softcap); 0: they are not.
+    is_balanced: each device has queries from both ends of a row, see model/context.py.
 
   Returns:
     ({call: kernel}, {call: its specs for `shard_map`}).
@@ -99,7 +102,7 @@ def prepare(
   if not mesh.empty:
     pieces = mesh.shape['context']
     heads //= mesh.shape['tensor']
-  T = q_BTNH.shape[1] // pieces
+  cut = Cut(q_BTNH.shape[1], pieces, is_balanced)
   S = k_BSKH.shape[1]
   kernels = {}
   is_cut = {}
@@ -107,7 +110,7 @@ def prepare(
     # Where all see all, one piece's kernel is that of every piece. (The library's own way to cut kernels into pieces
     # does not take masks without a block that is masked in part.)
     is_cut[call] = not reach.is_whole
-    kernels[call] = _kernel(reach, T, S, heads, pieces if is_cut[call] else 1, interpret, softcap)
+    kernels[call] = _kernel(reach, cut, S, heads, interpret, softcap)
   if mesh.empty:
     return kernels, {}
   specs = {call: _specs(kernel, is_cut[call]) for call, kernel in kernels.items()}
@@ -131,11 +134,12 @@ def attention(
     key: Tokens,
     scale: float,
     window: Window | None = None,
+    is_balanced: bool = False,
 ) -> jax.Array:
   """softmax(scale q k) v, [B, T, N, H], of one device.
 
   Args:
-    kernels: of `prepare`; under a causal mask all T = S, or T is this device's piece of S.
+    kernels: of `prepare`; under a mask all T = S, or T is this device's part of S.
     q_BTNH: queries.
     k_BSKH: keys.
     v_BSKH: values.
@@ -143,6 +147,7 @@ def attention(
     key: of the keys' tokens.
     scale: of logits.
     window: of `prepare`.
+    is_balanced: of `prepare`.
   """
   B, T, N, H = q_BTNH.shape
   S = k_BSKH.shape[1]
@@ -151,7 +156,7 @@ def attention(
 
   def run(call: str, key: Tokens) -> jax.Array:
     reach = reach_of[call]
-    block_q, block_k, pairs = visits(T, S, reach)
+    block_q, block_k, pairs = visits(T, S, reach, is_balanced)
     # Readers of compiled programs know by the label what the call computes.
     label = Visits(reach.name, B, N, H, block_q, block_k, pairs).label
     with jax.named_scope(label):
@@ -167,19 +172,16 @@ def attention(
 
 
 class Pieces(splash_attention_mask.LocalMask):
-  """The mask of `pieces` x T queries on S keys, each piece padded to a multiple of LANES.
+  """The mask of queries at these slots on S keys, those of each device padded to a multiple of LANES.
 
-  Rows of padding see what the last query of their piece sees.
+  Rows of padding see what the last query of their device sees.
   """
 
-  def __init__(self, T: int, S: int, pieces: int, reach: Reach):
-    padded = _padded_length(T)
-    shape = (pieces * padded, _padded_length(S))
+  def __init__(self, slots: np.ndarray, S: int, reach: Reach):
+    padded = _with_padding(slots)
+    shape = (padded.size, _padded_length(S))
     super().__init__(shape, (reach.before, reach.after), 0)
-    place = np.minimum(np.arange(padded), T - 1)
-    first = np.arange(pieces) * T
-    places = first[:, None] + place[None]
-    self.q_sequence = places.reshape(-1).astype(np.int32)
+    self.q_sequence = padded.reshape(-1)
     self.reach = reach
     if reach == CAUSAL:  # the same with an addition less
       self.mask_function = splash_attention_mask.CausalMask(shape).mask_function
@@ -188,6 +190,7 @@ class Pieces(splash_attention_mask.LocalMask):
     # The library asks for every block of the mask, several times. Of those that are all seen, or not at all, one
     # element says as much, and a mask of 131,072 x 131,072 takes a second instead of a minute.
     rows, columns = rows_columns
+    # Slots of a device only grow, so that the first and the last query of a block see what all others do, and more.
     queries = Span(int(self.q_sequence[rows.start]), int(self.q_sequence[rows.stop - 1]))
     keys = Span(columns.start, columns.stop - 1)
     if not _is_seen_in_part(queries, keys, self.reach):
@@ -218,50 +221,67 @@ def _is_seen_whole(queries: Span, keys: Span, reach: Reach) -> bool:
   return sees_first and sees_last
 
 
-def visits(T: int, S: int, reach: Reach) -> tuple[int, int, int]:
+def visits(T: int, S: int, reach: Reach, is_balanced: bool = False) -> tuple[int, int, int]:
   """(block of queries, block of keys, pairs of blocks) of a device that has T queries and all S keys.
 
-  Of the pieces of a row that is spread over devices, the one that sees most: the pairs are those of its forward pass,
+  Of the devices that a row is spread over, the one that sees most: the pairs are those of its forward pass,
   and of its backward pass, for one head and row.
   """
   queries = _padded_length(T)
   keys = _padded_length(S)
-  block_q = block_size(queries, reach)
-  block_k = block_size(keys, reach)
   if reach.is_whole:
+    block_q = block_size(queries, reach)
+    block_k = block_size(keys, reach)
     pairs = (queries // block_q) * (keys // block_k)
     return block_q, block_k, pairs
+  cut = Cut(S, S // T, is_balanced)
+  block_q, block_k = block_sizes(cut, S, reach)
   pairs = 0
-  for start in range(0, max(1, keys - queries + 1), queries):
-    pairs = max(pairs, _pairs(start, queries, keys, block_q, block_k, reach))
+  for slots_T in _with_padding(cut.slots()):
+    pairs = max(pairs, _pairs(slots_T, keys, block_q, block_k, reach))
   return block_q, block_k, pairs
 
 
-def _pairs(start: int, queries: int, keys: int, block_q: int, block_k: int, reach: Reach) -> int:
-  """Pairs of blocks of which one sees the other in part, of a piece that begins at a slot."""
+def _pairs(slots_T: np.ndarray, keys: int, block_q: int, block_k: int, reach: Reach) -> int:
+  """Pairs of blocks of which one sees the other in part, of queries at these slots."""
   pairs = 0
-  for first in range(start, start + queries, block_q):
-    last = first + block_q - 1
-    first_key = 0 if reach.before is None else max(0, first - reach.before)
-    last_key = keys - 1 if reach.after is None else min(keys - 1, last + reach.after)
-    pairs += last_key // block_k - first_key // block_k + 1
+  for block in slots_T.reshape(-1, block_q):
+    seen: set[int] = set()
+    gaps = np.flatnonzero(np.diff(block) > 1)
+    for piece in np.split(block, gaps + 1):
+      first = int(piece[0])
+      last = int(piece[-1])
+      first_key = 0 if reach.before is None else max(0, first - reach.before)
+      last_key = keys - 1 if reach.after is None else min(keys - 1, last + reach.after)
+      seen.update(range(first_key // block_k, last_key // block_k + 1))
+    pairs += len(seen)
   return pairs
 
 
-def block_size(length: int, reach: Reach) -> int:
+def block_sizes(cut: Cut, S: int, reach: Reach) -> tuple[int, int]:
+  """Blocks of the queries of a device, which if possible lie in one of its pieces, and of S keys."""
+  queries = _padded_length(cut.tokens * cut.pieces)
+  unit = queries
+  if cut.tokens % LANES == 0:
+    unit = cut.tokens
+  return block_size(queries, reach, unit), block_size(_padded_length(S), reach)
+
+
+def block_size(length: int, reach: Reach, unit: int = 0) -> int:
   """The largest block that divides a length.
 
   At most LARGEST; under a mask at most a quarter of the length, and half of a window, but no less than SMALLEST for it:
-  smaller blocks take longer to begin than to compute.
+  smaller blocks take longer to begin than to compute. `unit`: what it divides instead.
   """
   most = LARGEST
   if not reach.is_whole:
     most = min(LARGEST, max(LANES, length // 4))
   if reach.before is not None:
     most = min(most, max(SMALLEST, (reach.before + 1) // 2))
+  divided = unit or length
   largest = LANES
   for block in range(LANES, most + 1, LANES):
-    if length % block == 0:
+    if divided % block == 0:
       largest = block
   return largest
 
@@ -290,6 +310,13 @@ def _padded_length(length: int) -> int:
   return -(-length // LANES) * LANES
 
 
+def _with_padding(slots: np.ndarray) -> np.ndarray:
+  """Slots [devices, T] of queries, those of padding being the last."""
+  T = slots.shape[1]
+  places = np.minimum(np.arange(_padded_length(T)), T - 1)
+  return slots[:, places]
+
+
 def _padded(x: jax.Array, value: int = 0) -> jax.Array:
   """An array [B, length, ..] whose length is padded."""
   missing = -x.shape[1] % LANES
@@ -300,16 +327,22 @@ def _padded(x: jax.Array, value: int = 0) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
-def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bool, softcap: float) -> Any:
-  """The library's kernel for the mask of the queries of all pieces, T each, on S keys."""
-  queries = _padded_length(T)
-  keys = _padded_length(S)
-  mask: Any = splash_attention_mask.FullMask((queries, keys))
-  if not reach.is_whole:
-    mask = Pieces(T, S, pieces, reach)
-  block_q = block_size(queries, reach)
-  block_k = block_size(keys, reach)
-  block_sizes = library.BlockSizes(
+def _kernel(reach: Reach, cut: Cut, S: int, heads: int, interpret: bool, softcap: float) -> Any:
+  """The library's kernel for the mask of the queries of all devices on S keys."""
+  T = cut.tokens * cut.pieces
+  shards = cut.devices
+  mask: Any = None
+  if reach.is_whole:
+    queries = _padded_length(T)
+    keys = _padded_length(S)
+    mask = splash_attention_mask.FullMask((queries, keys))
+    block_q = block_size(queries, reach)
+    block_k = block_size(keys, reach)
+    shards = 1
+  else:
+    mask = Pieces(cut.slots(), S, reach)
+    block_q, block_k = block_sizes(cut, S, reach)
+  sizes = library.BlockSizes(
       block_q=block_q,
       block_kv=block_k,
       block_kv_compute=block_k,
@@ -321,8 +354,8 @@ def _kernel(reach: Reach, T: int, S: int, heads: int, pieces: int, interpret: bo
   return library.make_splash_mha(
       splash_attention_mask.MultiHeadMask([mask] * heads),
       head_shards=1,
-      q_seq_shards=pieces,
-      block_sizes=block_sizes,
+      q_seq_shards=shards,
+      block_sizes=sizes,
       residual_checkpoint_name='context',
       attn_logits_soft_cap=softcap or None,
       interpret=interpret,
