@@ -186,14 +186,6 @@ def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
   _check_generate_flags(flags)
   prompts = flags.prompt or []
   prompt_files.check_prompts(prompts)
-  if flags.input:
-    prompt_files.check(flags.input, flags.output)
-  import jax
-
-  from t5like.decoding import trained_model
-  from t5like.observe import metrics
-  devices = jax.local_devices() if flags.input else None
-  model = trained_model.load(flags.workdir, flags.step or None, devices)
   options = dict(
       tokens=flags.tokens,
       temperature=flags.temperature,
@@ -203,6 +195,14 @@ def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
       beams=flags.beams,
       alpha=flags.alpha,
   )
+  if flags.input:
+    prompt_files.check(flags.input, flags.output, options)
+  import jax
+
+  from t5like.decoding import trained_model
+  from t5like.observe import metrics
+  devices = jax.local_devices() if flags.input else None
+  model = trained_model.load(flags.workdir, flags.step or None, devices)
   if flags.input:
     count = prompt_files.answer_file(model, flags.input, flags.output, **options)
     print(f'{flags.output} holds all {count:,} answers.')

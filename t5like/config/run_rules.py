@@ -1,4 +1,6 @@
 """How long a run may be and when it stops: the rules of config.stop, checkpoint, schedule and allow_changed."""
+import math
+import operator
 import re
 from collections.abc import Iterator
 
@@ -11,7 +13,9 @@ from t5like.errors import ConfigError
 from t5like.nearest import suggestion
 from t5like.objectives import table
 
-METRICS = ('nll', 'perplexity', 'accuracy', 'bits_per_byte')
+# {name: (the least, the most that it can be)}
+METRICS = dict(nll=(0.0, math.inf), perplexity=(1.0, math.inf), accuracy=(0.0, 1.0), bits_per_byte=(0.0, math.inf))
+COMPARISONS = {'<=': operator.le, '<': operator.lt, '>=': operator.ge, '>': operator.gt}
 TARGET = re.compile(r'\s*(\w+)\s*(<=|<|>=|>)\s*(\S+)\s*')
 ANY_NUMBER = 'loss.z_loss'  # a key whose values are written as those of targets are
 
@@ -35,10 +39,15 @@ def check_run(config: Config) -> Iterator[str]:
 def _target(config: Config) -> Iterator[str]:
   target = config.stop.target
   try:
-    metric, _, _ = parse_target(target)
+    metric, comparison, bound = parse_target(target)
   except ConfigError as error:
     yield str(error)
     return
+  least, most = METRICS[metric]
+  is_reached = COMPARISONS[comparison]
+  if not is_reached(least, bound) and not is_reached(most, bound):
+    yield (f'stop.target={show(target)}: {metric} is from {least:g} to {most:g}, so that no model can reach it. Give '
+           'a number in between.')
   knows_bytes = table.of(config).predicts_each_token and not config.data.mixture
   if metric == 'bits_per_byte' and not knows_bytes:
     names = [repr(name) for name, entry in table.OBJECTIVES.items() if entry.predicts_each_token]

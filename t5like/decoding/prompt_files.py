@@ -10,6 +10,7 @@ from t5like.errors import CheckpointError, ConfigError, DataError
 from t5like.files import plain_json, schema
 
 FIELDS = ('prompt', 'text', 'inputs')  # of a record that may hold its prompt; the first one present
+ADDED = ('answer', 'generation')  # fields of an answered record: its answer; the checkpoint and options that made it
 EXAMPLE = 'Each line must be an object such as {"prompt": "def read("}.'
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 LINES = schema.Limits(unique=False, constants=True)
@@ -27,8 +28,8 @@ def answer_file(
 ) -> int:
   """Writes each record of a JSONL file with its `answer` to another, in the same order.
 
-  A batch is on disk before the next begins. Where `out` holds answers already, the work resumes after them, and ends
-  as if it had never stopped.
+  A field `generation` holds the step of the checkpoint and the options that made the answer. A batch is on disk before
+  the next begins. Where `out` holds answers already, the work resumes after them, and ends as if it had never stopped.
 
   Args:
     run: a loaded.Loaded.
@@ -42,12 +43,13 @@ def answer_file(
     How many answers `out` holds.
 
   Raises:
-    ConfigError: when `out` holds answers to other prompts.
+    ConfigError: when `out` holds answers to other prompts, or of another checkpoint or other options.
     DataError: for records without a prompt.
     CheckpointError: where `out` cannot be written.
   """
   records = _records(source)
-  done, size = _done(out, records)
+  generation = dict(step=run.step, **options)
+  done, size = _done(out, records, generation)
   if done:
     say(f'{out} holds {done:,} answers already; resuming after them.')
   with _appending(out, size) as f:
@@ -55,7 +57,7 @@ def answer_file(
       numbers = list(range(start, min(start + rows, len(records))))
       answers = _answer(run, records, numbers, rows, options)
       for number, answer in zip(numbers, answers):
-        line = plain_json.dumps(dict(records[number], answer=answer), ensure_ascii=False)
+        line = plain_json.dumps(dict(records[number], answer=answer, generation=generation), ensure_ascii=False)
         f.write(line.encode() + b'\n')
       f.flush()
       os.fsync(f.fileno())
@@ -91,9 +93,15 @@ def _appending(out: str, size: int) -> Iterator[BinaryIO]:
                           'command resumes after them.') from error
 
 
-def check(source: str, out: str) -> None:
-  """Reads a file of prompts and the answers in `out`: the errors of `answer_file`, before a model is loaded."""
-  _done(out, _records(source))
+def check(source: str, out: str, options: dict[str, Any] | None = None) -> None:
+  """Reads a file of prompts and the answers in `out`: the errors of `answer_file`, before a model is loaded.
+
+  Args:
+    source: the file of prompts.
+    out: the file of answers.
+    options: of decode.stream, and `step` where it is known.
+  """
+  _done(out, _records(source), options or {})
   if '://' not in str(out) and not pathlib.Path(out).absolute().parent.is_dir():
     raise ConfigError(f'--output={out}: its folder does not exist. Make it, or give another --output.')
 
@@ -145,8 +153,11 @@ def _prompt(record: Record) -> Any:
   return None
 
 
-def _done(out: str, records: list[Record]) -> tuple[int, int]:
-  """(how many answers `out` holds, how many bytes they are); a last line that was cut off does not count."""
+def _done(out: str, records: list[Record], generation: dict[str, Any]) -> tuple[int, int]:
+  """(how many answers `out` holds, how many bytes they are); a last line that was cut off does not count.
+
+  ConfigError for answers to other records, or made with other values of the options in `generation`.
+  """
   path = pathlib.Path(out)
   if not path.exists():
     return 0, 0
@@ -156,25 +167,38 @@ def _done(out: str, records: list[Record]) -> tuple[int, int]:
   whole = content[:content.rfind(b'\n') + 1]
   lines = whole.split(b'\n')[:-1]
   for number, line in enumerate(lines):
-    if number >= len(records) or not _answers(line, records[number]):
+    answered = _answered(line)
+    if number >= len(records) or answered is None or _without_answer(answered) != _without_answer(records[number]):
       raise ConfigError(f'--output={out}: line {number + 1} is not an answer to line {number + 1} of --input, so the '
                         'work cannot resume there, and nothing was changed. Give another --output.')
+    _check_same_options(f'--output={out}: line {number + 1}', answered, generation)
   return len(lines), len(whole)
 
 
-def _answers(line: bytes, record: Record) -> bool:
-  """Whether a line is a record with an answer."""
+def _answered(line: bytes) -> Record | None:
+  """The record of a line, if it has an answer."""
   try:
-    answered = schema.parse(line, limits=LINES)
+    record = schema.parse(line, limits=LINES)
   except schema.Invalid:
-    return False
-  if not isinstance(answered, dict) or not isinstance(answered.get('answer'), str):
-    return False
-  return _without_answer(answered) == _without_answer(record)
+    return None
+  if not isinstance(record, dict) or not isinstance(record.get('answer'), str):
+    return None
+  return record
 
 
 def _without_answer(record: Record) -> Record:
-  return {key: value for key, value in record.items() if key != 'answer'}
+  return {key: value for key, value in record.items() if key not in ADDED}
+
+
+def _check_same_options(where: str, answered: Record, generation: dict[str, Any]) -> None:
+  written = answered.get('generation')
+  if not isinstance(written, dict):
+    written = {}  # of a version that did not write it
+  for name, value in generation.items():
+    if name in written and written[name] != value:
+      raise ConfigError(f'{where} was made with {name}={written[name]} and not with {value}: answers of both cannot '
+                        f'stand in one file, and nothing was changed. Give another --output, or --{name}='
+                        f'{written[name]} to resume.')
 
 
 def show_stream(

@@ -1,7 +1,6 @@
 """Reasons to end a run before its number of tokens: a target, patience and wall time."""
 import dataclasses
 import math
-import operator
 import time
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5like import config as config_lib
-
-COMPARISONS = {'<=': operator.le, '<': operator.lt, '>=': operator.ge, '>': operator.gt}
+from t5like.config import run_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ def after_validation(
   if spec.target:
     name, comparison, bound = config_lib.parse_target(spec.target)
     value = values[name]
-    is_reached = COMPARISONS[comparison]
+    is_reached = run_rules.COMPARISONS[comparison]
     if is_reached(value, bound):
       return patience, f'converged: stop.target {spec.target} reached with {value:.4f}'
   patience = patience.after(values['nll'])

@@ -63,11 +63,11 @@ def test_only_newlines_end_lines(kept, tmp_path):
   source, whole, out = (tmp_path / f'{name}.jsonl' for name in ('prompts', 'whole', 'part'))
   records = [dict(prompt=f'a{s}b', note=f'x{s}') for s in (SEPARATORS, '\u2028', 'plain')]
   source.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records), newline='')
-  model = types.SimpleNamespace(generate=lambda some, **how: [f'{SEPARATORS}{prompt}' for prompt in some])
+  model = types.SimpleNamespace(step=3, generate=lambda some, **how: [f'{SEPARATORS}{prompt}' for prompt in some])
   how = dict(rows=1, say=lambda _: None)
   assert prompt_files.answer_file(model, source, whole, **how) == 3
   assert [json.loads(line) for line in whole.read_bytes().split(b'\n')[:-1]] == [
-      dict(r, answer=f'{SEPARATORS}{r["prompt"]}') for r in records]
+      dict(r, answer=f'{SEPARATORS}{r["prompt"]}', generation=dict(step=3)) for r in records]
   parts = whole.read_bytes().split(b'\n')
   out.write_bytes(b''.join(line + b'\n' for line in parts[:kept]) + parts[kept][:9])
   assert prompt_files.answer_file(model, source, out, **how) == 3 and out.read_bytes() == whole.read_bytes()
@@ -94,7 +94,7 @@ def test_a_file_of_prompts_is_no_file_of_answers(tmp_path):
   with pytest.raises(ConfigError, match='its folder does not exist'):
     prompt_files.check(source, tmp_path / 'nowhere' / 'out.jsonl')
   with pytest.raises(CheckpointError, match='cannot be written'):
-    prompt_files.answer_file(None, source, source / 'out.jsonl', rows=1)
+    prompt_files.answer_file(types.SimpleNamespace(step=1), source, source / 'out.jsonl', rows=1)
   for other in (tmp_path, '/dev/full'):
     with pytest.raises(ConfigError, match='no regular file'):
       prompt_files.check(source, other)
@@ -128,7 +128,7 @@ def test_each_batch_is_on_disk_before_the_next_begins(run, prompts, tmp_path):
       raise KeyboardInterrupt
     return ['x'] * len(some)
   with pytest.raises(KeyboardInterrupt):
-    prompt_files.answer_file(types.SimpleNamespace(generate=generate), prompts, out, rows=2, say=lambda _: None)
+    prompt_files.answer_file(types.SimpleNamespace(step=3, generate=generate), prompts, out, rows=2, say=lambda _: None)
   assert seen == [0, 2, 4] and len(lines(out)) == 4
 
 
@@ -138,6 +138,23 @@ def test_answers_to_other_prompts_are_left_alone(run, prompts, tmp_path):
   before = out.read_bytes()
   with pytest.raises(ConfigError, match='line 1 is not an answer to line 1 of --input'):
     prompt_files.answer_file(run, prompts, out, **HOW)
+  assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(temperature=0.0), 'line 1 was made with temperature=1.0 and not with 0.0'), (dict(tokens=7), '--tokens=6'),
+    (dict(step=9), 'line 1 was made with step=3')])
+def test_answers_of_other_options_or_checkpoints_are_left_alone(changes, words, prompts, tmp_path):
+  out, options = tmp_path / 'answers.jsonl', dict(tokens=6, temperature=1.0)
+  model = types.SimpleNamespace(step=3, generate=lambda some, **how: list(some))
+  prompt_files.answer_file(model, prompts, out, say=lambda _: None, **options)
+  before = out.read_bytes()
+  model.step = changes.pop('step', 3)
+  with pytest.raises(ConfigError, match=words):
+    prompt_files.answer_file(model, prompts, out, say=lambda _: None, **dict(options, **changes))
+  if changes:
+    with pytest.raises(ConfigError, match=words):
+      prompt_files.check(prompts, out, dict(options, **changes))
   assert out.read_bytes() == before
 
 
