@@ -17,14 +17,13 @@ from t5like.model.attention_kernels import (
     Call,
     Info,
     Kernel,
-    capped,
     choose_kernel,
     spec_of,
     visible,
 )
 from t5like.model.config import ModelConfig
 from t5like.model.context import Cut
-from t5like.model.kernels import relative_bias_attention
+from t5like.model.kernels import relative_bias_attention, xla
 from t5like.model.layers import Dense, Norm, keep_share
 from t5like.model.positions import POSITIONS
 from t5like.sharding import everywhere, in_use
@@ -255,7 +254,7 @@ def cached(
     logits_BKGTS = logit_scale * products_BKGTS
     if bias is not None:
       logits_BKGTS += bias.reshape(1, K, group, T, -1)
-    logits_BKGTS = capped(logits_BKGTS, spec.softcap)
+    logits_BKGTS = xla.capped(logits_BKGTS, spec.softcap)
     mask_BTS = visible(spec, query, key)
     logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
