@@ -331,6 +331,15 @@ QK_NORMS = dict(none=QKNorm('', ''), head=QKNorm('H', 'H'), all=QKNorm('NH', 'KH
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionSinks:
+  """dims: of learned logits that join the softmax as those of a key without a value; '': there are none."""
+  dims: str
+
+
+ATTENTION_SINKS = dict(none=AttentionSinks(''), head=AttentionSinks('N'))
+
+
+@dataclasses.dataclass(frozen=True)
 class DropoutStyle:
   """shared: all positions of a row lose the same features; everywhere: also inside the MLP and after the last norm."""
   shared: bool
@@ -352,21 +361,8 @@ class Remat:
   recomputed: float
 
 
-# Values that the forward pass names, and may save for the backward pass: attention's output, its queries, keys and
-# values, what is between attention and MLP, the first products of the MLP, and gathered weights.
-KEPT = ('context', 'qkv', 'middle', 'up', 'gate', 'weights')
-# From the smallest memory to the shortest step. Only some models have each of these values: any of the choices may
-# recompute all of the forward pass.
-REMAT = dict(
-    full=Remat(1 / 3),
-    context=Remat(1 / 3),
-    attention=Remat(1 / 3),
-    middle=Remat(1 / 3),
-    up=Remat(1 / 3),
-    minimal=Remat(1 / 3),
-    weights=Remat(1 / 3),
-    none=Remat(0),
-)
+# What is kept are values that only some models have: any of these may recompute all of the forward pass.
+REMAT = dict(none=Remat(0), weights=Remat(1 / 3), minimal=Remat(1 / 3), full=Remat(1 / 3))
 
 
 # --- Training -------------------------------------------------------------------------------------

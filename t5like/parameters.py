@@ -20,6 +20,7 @@ ROLES = (
     'k',
     'v',
     'o',
+    'sinks',
     'up',
     'gate',
     'down',

@@ -201,6 +201,9 @@ def base() -> Config:
       query_scale=0.0,  # multiplies attention logits instead (Gemma 2 27B: 144^-0.5); 0: scale_attention says it
       attention_softcap=0.0,  # squash attention logits to (-cap, cap) by tanh (Gemma 2: 50); 0: off
       qk_norm='none',  # normalise queries and keys: none | head: each head | all: all heads as one (OLMo 2)
+      # a learned logit that joins the softmax, so that attention may add up to less than 1: none | head: one for each
+      # head of queries (gpt-oss)
+      attention_sinks='none',
       logit_softcap=0.0,  # squash logits to (-cap, cap) by tanh; 0: off
       dropout=0.0,  # on embeddings, attention and after each sublayer
       # standard | t5: also inside the MLP and after the last norm, one mask for all positions of a row
@@ -213,11 +216,7 @@ def base() -> Config:
       # elsewhere) | cudnn (auto's on GPUs)
       attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
-      # what the forward pass keeps of each layer, while the backward pass recomputes the rest, from the least memory
-      # to the shortest step: full (nothing) | context (what attention makes) | attention (also its queries, keys and
-      # values) | middle (also x between attention and MLP) | up (also the MLP's first product) | minimal (also its
-      # gate's) | weights (also the gathered weights) | none (everything is kept)
-      remat='none',
+      remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
       # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
       # before, as decoders of Hugging Face do
       prefix_mask=True,

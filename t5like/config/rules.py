@@ -52,6 +52,7 @@ CHOICES = {
     'model.embed_scale': choices.EMBED_SCALES,
     'model.encoder_embed': choices.ENCODER_EMBEDS,
     'model.qk_norm': choices.QK_NORMS,
+    'model.attention_sinks': choices.ATTENTION_SINKS,
     'model.dropout_style': choices.DROPOUT_STYLES,
     'model.init': choices.INITS,
     'model.dtype': choices.DTYPES,

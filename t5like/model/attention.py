@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from t5like import choices
+from t5like import choices, parameters
 from t5like.choices import LayerKind
 from t5like.model import context
 from t5like.model.attention_kernels import (
@@ -23,10 +23,11 @@ from t5like.model.attention_kernels import (
 )
 from t5like.model.config import ModelConfig
 from t5like.model.context import Cut
-from t5like.model.kernels import relative_bias_attention, xla
-from t5like.model.layers import Dense, Norm, keep_share
+from t5like.model.kernels import relative_bias_attention
+from t5like.model.layers import Dense, Norm, constant, keep_share
 from t5like.model.positions import POSITIONS
-from t5like.sharding import everywhere, in_use
+from t5like.model.softmax import capped, probabilities
+from t5like.sharding import everywhere, gather, in_use
 
 GLOBAL = choices.LAYERS['global']
 MASKED = 0.7 * jnp.finfo(jnp.float32).min  # logit of a key that is not seen
@@ -75,6 +76,7 @@ def dot_product(
     bias: jax.Array | None = None,
     keep_BNTS: jax.Array | None = None,
     kernel: str = 'auto',
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(scale q k + bias) v, [B, T, N, H], logits in fp32, N / K queries to each key-value head.
 
@@ -92,12 +94,13 @@ def dot_product(
       them.
     keep_BNTS: multiplies probabilities (dropout).
     kernel: model.attention, see `choose_kernel`.
+    sinks_N: logits that join the softmax, fp32; None: there are none.
   """
   names = _shared(query, key)
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
   has_prefix = 'prefix' in names
-  spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS)
+  spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS, sinks_N)
   chosen, _ = choose_kernel(kernel, platform(), spec)
   kernel_chosen = KERNELS[chosen]
   call = Call(
@@ -107,7 +110,7 @@ def dot_product(
       keys=context.cut_of(key, S),
       interpret=platform() != 'tpu',
   )
-  extras, extra_specs = _extras(chosen, bias, keep_BNTS, call.queries, S)
+  extras, extra_specs = _extras(chosen, bias, keep_BNTS, sinks_N, call.queries, S)
   query = _picked(query, names)
   key = _picked(key, names)
   if kernel_chosen.prepare is not None:
@@ -115,10 +118,7 @@ def dot_product(
     extras['prepared'] = prepared
     extra_specs['prepared'] = prepared_specs
   on_devices = _on_devices(kernel_chosen, call, names, extra_specs)
-  out_BTNH = on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
-  if kernel_chosen.names_context:
-    return out_BTNH
-  return checkpoint_name(out_BTNH, 'context')
+  return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
 
 
 def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
@@ -168,6 +168,7 @@ def _of_arrays(
     has_prefix: bool,
     bias: jax.Array | None,
     keep_BNTS: jax.Array | None,
+    sinks_N: jax.Array | None,
 ) -> AttentionSpec:
   """A spec with what arrays say."""
   return dataclasses.replace(
@@ -177,6 +178,7 @@ def _of_arrays(
       prefix=has_prefix and spec.causal,
       bias=bias is not None,
       dropout=keep_BNTS is not None,
+      sinks=sinks_N is not None,
   )
 
 
@@ -184,10 +186,11 @@ def _extras(
     kernel: str,
     bias: jax.Array | None,
     keep_BNTS: jax.Array | None,
+    sinks_N: jax.Array | None,
     queries: Cut,
     S: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(arrays `bias` and `keep` where there are any, how they are spread), as a kernel takes them."""
+  """(arrays `bias`, `keep` and `sinks` where there are any, how they are spread), as a kernel takes them."""
   extras: dict[str, Any] = {}
   specs: dict[str, Any] = {}
   if bias is not None:
@@ -199,6 +202,9 @@ def _extras(
   if keep_BNTS is not None:
     extras['keep'] = keep_BNTS
     specs['keep'] = in_use('BNT_')
+  if sinks_N is not None:
+    extras['sinks'] = sinks_N
+    specs['sinks'] = in_use('N')
   return extras, specs
 
 
@@ -230,6 +236,7 @@ def cached(
     spec: AttentionSpec,
     scale: float | None = None,
     bias: jax.Array | None = None,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
   """`dot_product` for decoding, whose keys and values lie with heads first: no product has to turn them round first.
 
@@ -244,27 +251,18 @@ def cached(
       v_BKSH: jax.Array,
       query: Info,
       key: Info,
-      bias: jax.Array | None,
+      bias_NTS: jax.Array | None,
+      sinks_N: jax.Array | None,
   ) -> jax.Array:
-    B, T, N, H = q_BTNH.shape
-    K = k_BKSH.shape[1]
-    group = N // K
-    q_BTKGH = q_BTNH.reshape(B, T, K, group, H)
-    products_BKGTS = jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
-    logits_BKGTS = logit_scale * products_BKGTS
-    if bias is not None:
-      logits_BKGTS += bias.reshape(1, K, group, T, -1)
-    logits_BKGTS = xla.capped(logits_BKGTS, spec.softcap)
     mask_BTS = visible(spec, query, key)
-    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
-    p_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
-    p_BKGTS = p_BKGTS.astype(v_BKSH.dtype)
-    out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH)
-    return out_BTKGH.reshape(B, T, N, H)
+    return _cached(q_BTNH, k_BKSH, v_BKSH, mask_BTS, spec, logit_scale, bias_NTS, sinks_N)
 
   bias_spec = None
   if bias is not None:
     bias_spec = in_use('NT_')
+  sinks_spec = None
+  if sinks_N is not None:
+    sinks_spec = in_use('N')
   in_specs = (
       in_use('BTNH'),
       in_use('BKSH'),
@@ -272,11 +270,42 @@ def cached(
       dict.fromkeys(names, in_use('BT')),
       dict.fromkeys(names, in_use('BS')),
       bias_spec,
+      sinks_spec,
   )
   on_devices: Any = jax.shard_map(attend, in_specs=in_specs, out_specs=in_use('BTNH'))
   query = _picked(query, names)
   key = _picked(key, names)
-  return on_devices(q_BTNH, k_BKSH, v_BKSH, query, key, bias)
+  return on_devices(q_BTNH, k_BKSH, v_BKSH, query, key, bias, sinks_N)
+
+
+def _cached(
+    q_BTNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array,
+    spec: AttentionSpec,
+    scale: float,
+    bias_NTS: jax.Array | None,
+    sinks_N: jax.Array | None,
+) -> jax.Array:
+  """`cached` on one device, [B, T, N, H]."""
+  B, T, N, H = q_BTNH.shape
+  K = k_BKSH.shape[1]
+  group = N // K
+  q_BTKGH = q_BTNH.reshape(B, T, K, group, H)
+  products_BKGTS = jnp.einsum('BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+  logits_BKGTS = scale * products_BKGTS
+  if bias_NTS is not None:
+    logits_BKGTS += bias_NTS.reshape(1, K, group, T, -1)
+  logits_BKGTS = capped(logits_BKGTS, spec.softcap)
+  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
+  sinks_1KG11 = None
+  if sinks_N is not None:
+    sinks_1KG11 = sinks_N.reshape(1, K, group, 1, 1)
+  p_BKGTS = probabilities(logits_BKGTS, sinks_1KG11)
+  p_BKGTS = p_BKGTS.astype(v_BKSH.dtype)
+  out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH)
+  return out_BTKGH.reshape(B, T, N, H)
 
 
 class Attention(nnx.Module):
@@ -311,6 +340,11 @@ class Attention(nnx.Module):
     if self.is_normed:
       self.q_norm = Norm(c, dims.query)
       self.k_norm = Norm(c, dims.key)
+    sinks = choices.ATTENTION_SINKS[c.attention_sinks]
+    self.has_sinks = bool(sinks.dims)
+    if self.has_sinks:
+      declared = parameters.vector(sinks.dims, 'sinks', 'bias')
+      self.sinks = constant(0, c, declared)
 
   @jax.named_scope('attention')
   def keys_values(
@@ -364,13 +398,17 @@ class Attention(nnx.Module):
     T = query['positions'].shape[1]
     S = key['positions'].shape[1]
     spec = spec_of(self.c, self.causal, T, S, kind=kind)
+    sinks_N = None
+    if self.has_sinks:
+      sinks_N = gather(self.sinks[...], 'N', jnp.float32)
     if decoding:
-      out_BTNH = cached(q_BTNH, k, v, query, key, spec, scale, bias)
+      out_BTNH = cached(q_BTNH, k, v, query, key, spec, scale, bias, sinks_N)
       return self.o(out_BTNH)
     keep_BNTS = self._keep(q_BTNH, k, random)
     q_BTNH = checkpoint_name(q_BTNH, 'qkv')
     kernel = self.c.attention
-    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, kernel)
+    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, kernel, sinks_N)
+    out_BTNH = checkpoint_name(out_BTNH, 'context')
     return self.o(out_BTNH)
 
   def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array, kind: LayerKind) -> jax.Array:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from t5like import choices
 from t5like.model.context import Cut
-from t5like.model.kernels import relative_bias_rows, splash, xla
+from t5like.model.kernels import cudnn, relative_bias_rows, splash
+from t5like.model.softmax import capped, probabilities
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
-Extras = Mapping[str, Any]  # arrays `bias` and `keep` where there are any, and what `prepare` made as `prepared`
+Extras = Mapping[str, Any]  # arrays `bias`, `sinks` and `keep` where there are any; `prepared`: what `prepare` made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class AttentionSpec:
   dtype: of queries, keys and values.
   prefix: tokens of prefixes see each other in both directions under `causal`.
   bias: values by distance are added to logits.
+  sinks: a logit for each head of queries joins the softmax, neither biased nor capped.
   dropout: probabilities are dropped.
   window: (positions before its own, positions after it) that a query sees at most; None: all.
   softcap: logits, biased ones too, are softcap tanh(logits / softcap); 0: they are not.
@@ -41,6 +44,7 @@ class AttentionSpec:
   prefix: bool = False
   dropout: bool = False
   bias: bool = False
+  sinks: bool = False
   window: Window | None = None
   softcap: float = 0.0
 
@@ -83,6 +87,7 @@ def spec_of(
   window = None
   if kind.windowed:
     window = c.window_of(causal)
+  sinks = choices.ATTENTION_SINKS[c.attention_sinks]
   return AttentionSpec(
       causal,
       queries,
@@ -92,6 +97,7 @@ def spec_of(
       prefix=prefix,
       dropout=dropout,
       bias=bias,
+      sinks=bool(sinks.dims),
       window=window,
       softcap=c.attention_softcap,
   )
@@ -120,13 +126,11 @@ class Kernel:
   features: of an AttentionSpec, those that it implements.
   lacks: (spec, platform) -> why it cannot run for other reasons than features, or ''.
   run: (Call, q_BTNH, k_BSKH, v_BSKH, query, key, extras) -> [B, T, N, H], of the queries of one device and all keys, in
-    order; extras: arrays `bias` and `keep` where there are any, and what `prepare` made.
+    order; see Extras.
   prepare: (Call, q_BTNH, k_BSKH, has_prefix) -> (what all devices need for `run`, its specs for `shard_map`).
   reasons: why it declines certain features, in words; otherwise they are only named.
   bias_by_distance: it takes the bias as [N, T + S] values by distance rather than [N, T, S].
   checks_layouts: `shard_map` can check the layout of its result.
-  names_context: what its backward pass needs beside queries, keys and values is named 'context' inside of it, for
-    model.remat; of others the result is.
   """
   features: frozenset[str]
   lacks: Callable[[AttentionSpec, str], str]
@@ -135,7 +139,6 @@ class Kernel:
   reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
   bias_by_distance: bool = False
   checks_layouts: bool = False
-  names_context: bool = False
 
   def declines(self, spec: AttentionSpec, platform: str) -> str:
     """Why it cannot compute this, or ''."""
@@ -211,25 +214,7 @@ def _needs_bias(spec: AttentionSpec, platform: str) -> str:
 
 
 def _cudnn_lacks(spec: AttentionSpec, platform: str) -> str:
-  """Why cuDNN's flash attention cannot run here, or ''."""
-  if platform != 'gpu':
-    return 'this is no GPU'
-  H = spec.head_dim
-  T = spec.queries
-  S = spec.keys
-  if spec.dtype not in ('bfloat16', 'float16'):
-    return f'cuDNN has no kernel for {spec.dtype}: model.dtype=bfloat16 would have one'
-  if H % 8 or H > 128 or T % 2 or S % 2:
-    return f'cuDNN needs heads of up to 128 in multiples of 8, and even lengths: here {H}, {T} and {S}'
-  try:
-    gpu = jax.devices('gpu')[0]
-    capability = gpu.compute_capability
-    is_new_enough = float(capability) >= 8
-  except (RuntimeError, AttributeError, ValueError):
-    return 'no NVIDIA GPU is present'
-  if is_new_enough:
-    return ''
-  return f'cuDNN needs compute capability 8.0, this GPU has {capability}'
+  return cudnn.lacks(platform, spec.head_dim, spec.dtype, spec.queries, spec.keys)
 
 
 def _prepare_splash(call: Call, q_BTNH: jax.Array, k_BSKH: jax.Array, has_prefix: bool) -> tuple[Any, Any]:
@@ -267,6 +252,7 @@ def _run_splash(
       call.scale,
       call.spec.window,
       call.queries.is_balanced,
+      extras.get('sinks'),
   )
 
 
@@ -305,19 +291,18 @@ def _run_cudnn(
     key: Info,
     extras: Extras,
 ) -> jax.Array:
-  mask_B1TS = visible(call.spec, query, key)[:, None]
+
+  def mask() -> jax.Array:
+    mask_BTS = visible(call.spec, query, key)
+    return mask_BTS[:, None]
+
   # Within a segment later tokens have later positions, so cuDNN may skip what lies above the diagonal.
   is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
   lower_half = call.spec.causal and 'prefix' not in query and is_square
-  return jax.nn.dot_product_attention(
-      q_BTNH,
-      k_BSKH,
-      v_BSKH,
-      mask=mask_B1TS,
-      scale=call.scale,
-      is_causal=lower_half,
-      implementation='cudnn',
-  )
+  before = None
+  if call.spec.window is not None:
+    before, _ = call.spec.window
+  return cudnn.attention(q_BTNH, k_BSKH, v_BSKH, query, mask, call.scale, lower_half, before)
 
 
 def _run_xla(
@@ -331,17 +316,8 @@ def _run_xla(
 ) -> jax.Array:
   # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
   mask_B1TS = visible(call.spec, query, key)[:, None]
-  if 'keep' in extras or call.spec.softcap:
-    return xla.attention(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        mask_B1TS,
-        call.scale,
-        softcap=call.spec.softcap,
-        bias=extras.get('bias'),
-        keep=extras.get('keep'),
-    )
+  if 'keep' in extras or call.spec.softcap or call.spec.sinks:
+    return _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras)
   bias_1NTS = None
   if 'bias' in extras:
     bias_1NTS = extras['bias'][None]
@@ -356,26 +332,54 @@ def _run_xla(
   )
 
 
+def _step_by_step(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_B1TS: jax.Array,
+    extras: Extras,
+) -> jax.Array:
+  """Attention with what jax.nn.dot_product_attention does not have: dropout of probabilities, caps, sinks."""
+  N = q_BTNH.shape[2]
+  K = k_BSKH.shape[2]
+  repeats = N // K
+  k_BSNH = jnp.repeat(k_BSKH, repeats, axis=2)
+  v_BSNH = jnp.repeat(v_BSKH, repeats, axis=2)
+  logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+  logits_BNTS *= call.scale
+  if 'bias' in extras:
+    logits_BNTS += extras['bias'][None]
+  logits_BNTS = capped(logits_BNTS, call.spec.softcap)
+  logits_BNTS = jnp.where(mask_B1TS, logits_BNTS, -1e30)
+  sinks_1N11 = None
+  if 'sinks' in extras:
+    sinks_1N11 = extras['sinks'][None, :, None, None]
+  p_BNTS = probabilities(logits_BNTS, sinks_1N11)
+  if 'keep' in extras:
+    p_BNTS *= extras['keep']
+  p_BNTS = p_BNTS.astype(v_BSNH.dtype)
+  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS, v_BSNH)
+
+
 KERNELS = dict(
     xla=Kernel(
-        features=frozenset({'prefix', 'bias', 'dropout', 'decoding', 'softcap', *MASKS}),
+        features=frozenset({'prefix', 'bias', 'dropout', 'decoding', 'sinks', 'softcap', *MASKS}),
         lacks=_lacks_nothing,
         run=_run_xla,
         checks_layouts=True,
     ),
     splash=Kernel(
-        features=frozenset({'prefix', 'window', 'softcap'}),
+        features=frozenset({'prefix', 'sinks', 'window', 'softcap'}),
         lacks=_lacks_nothing,
         run=_run_splash,
         prepare=_prepare_splash,
-        names_context=True,
     ),
     relative_bias=Kernel(
         features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
         lacks=_needs_bias,
         run=_run_relative_bias,
         bias_by_distance=True,
-        names_context=True,
     ),
     cudnn=Kernel(
         features=frozenset({'prefix', 'window'}),

@@ -52,6 +52,7 @@ class ModelConfig:
   embed_scale: str = 'none'
   encoder_embed: str = 'shared'
   query_scale: float = 0.0
+  attention_sinks: str = 'none'
   attention_softcap: float = 0.0
   lora_rank: int = 0
   lora_alpha: float = 16.0

@@ -4,7 +4,7 @@ Chowdhery et al. 2022, appendix B: 6 per parameter and token that it multiplies,
 tokens that attention compares, uncut by causal masks but cut by windows. Of the 6, 2 are of the forward pass, 2 of the
 gradient of what the parameter multiplies and 2 of its own gradient; of the 12, 4 and 8. A gradient that nobody asks for
 is not counted: that of a frozen parameter, and that of activations before which nothing is trained. Tables that are
-only looked up, and biases by distance, multiply nothing.
+only looked up, biases by distance and attention sinks multiply nothing.
 """
 import dataclasses
 import math
@@ -17,6 +17,7 @@ from t5like.model.transformer import Model
 from t5like.objectives.spec import Lengths
 from t5like.parameters import LOOKED_UP, Param
 
+ADDED = ('relative', 'sinks')  # roles of what is added to attention logits, or stands beside them
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
 ORDER = ('attention_norm', 'attention/in', 'attention/pairs', 'attention/o', 'cross_norm', 'cross/in', 'cross/pairs',
          'cross/o', 'mlp_norm', 'mlp/in', 'mlp/down')
@@ -26,11 +27,13 @@ PARTS = {
     ('attention', 'k'): 'attention/in',
     ('attention', 'v'): 'attention/in',
     ('attention', 'norm'): 'attention/in',
+    ('attention', 'sinks'): 'attention/pairs',
     ('attention', 'o'): 'attention/o',
     ('cross', 'q'): 'cross/in',
     ('cross', 'k'): 'cross/in',
     ('cross', 'v'): 'cross/in',
     ('cross', 'norm'): 'cross/in',
+    ('cross', 'sinks'): 'cross/pairs',
     ('cross', 'o'): 'cross/o',
     ('mlp', 'up'): 'mlp/in',
     ('mlp', 'gate'): 'mlp/in',
@@ -104,7 +107,7 @@ def _tokens(c: ModelConfig, param: Param, lengths: Lengths) -> int:
   is_tied_table = param.layer == 'embed' and c.tie_embeddings
   if is_tied_table or param.layer == 'head':
     return lengths.predicted
-  if param.role in LOOKED_UP or param.role == 'relative':
+  if param.role in LOOKED_UP or param.role in ADDED:
     return 0
   if _reads(param) == 'decoder':
     return lengths.targets
@@ -220,7 +223,7 @@ COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
                     'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
                     'init', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha',
-                    'local_rope_theta',
+                    'local_rope_theta', 'attention_sinks',
                     'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
 
 

@@ -41,13 +41,15 @@ KINDS.update(
                         tie_embeddings=True),
     gemma3=GEMMA | dict(layers=('local', 'global'), num_layers=5, local_rope_theta=100.0, qk_norm='head'),
     smollm3=dict(layers=('global', 'global_nope'), rope_scaling=(('factor', 2.0), ('name', 'linear'))),
+    gpt_oss=dict(attention_sinks='head', layers=('local', 'global'), window=4),
     qwen2=dict(qkv_bias=True, layers=('global', 'global', 'local'), window=3),
     modernbert=dict(name='encoder', layers=('global', 'local', 'local'), window=3, window_after=2,
                     local_rope_theta=50.0, activation='geglu_exact', norm='layernorm', block='bare_first',
                     embed_norm=True, head='mlm_unbiased', tie_embeddings=True),
     bare_decoder=dict(block='bare_first', layers=('local', 'global'), window=4, embed_norm=True),
     t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global'), encoder_window=3, encoder_embed='own'),
-    t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4))
+    t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4),
+    t5_sinks=T5 | dict(activation='geglu', attention_sinks='head'))
 DECODERS = [k for k, v in KINDS.items() if v.get('name', 'decoder') == 'decoder']
 PAIRS = [k for k, v in KINDS.items() if v.get('name') == 'encoder_decoder']
 # Programs run once here: compiling them is what takes time.
@@ -69,6 +71,8 @@ def built(kind, **changes):
 
   def fill(path, x):
     value, name = rng.normal(size=x.shape).astype(np.float32), path[-1].key
+    if name == 'sinks':
+      return value
     return 0.2 * value + (name == 'scale') if name in ('scale', 'b') else 0.2 * value
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return model, jax.tree_util.tree_map_with_path(fill, shapes), compiled(model.apply)
@@ -246,7 +250,8 @@ def test_scan_and_remat_change_nothing(kind, dropout, changes):
     close(expected, loss_and_gradient(other, params, b, key), 1e-5)
 
 
-@pytest.mark.parametrize('kind, dropout', [('llama', 0.1), ('bert', 0.0), ('t5', 0.1), ('neox', 0.0), ('olmo2', 0.0)])
+@pytest.mark.parametrize('kind, dropout', [
+    ('llama', 0.1), ('bert', 0.0), ('t5', 0.1), ('neox', 0.0), ('olmo2', 0.0), ('t5_sinks', 0.1)])
 def test_eight_devices_equal_one(kind, dropout):
   """Loss and gradients on a mesh of 2 x 2 x 2, and the masks of dropout."""
   rows = pack(kind, [DOCUMENTS, DOCUMENTS[1:], DOCUMENTS[:1], DOCUMENTS[::-1]] * 2)

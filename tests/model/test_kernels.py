@@ -1,6 +1,7 @@
 """Kernels against the plain attention of XLA, values and gradients, and which one is chosen."""
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5like import choices, sharding
 from t5like.model import attention, attention_kernels
-from t5like.model.kernels import relative_bias_attention, splash
+from t5like.model.kernels import cudnn, relative_bias_attention, splash
 
 
 def example(T, S, N=4, K=2, H=64, B=2, seed=0):
@@ -229,8 +230,8 @@ def test_cudnn_is_chosen_where_it_can_run(monkeypatch):
   assert '8.0, this GPU has 7.5' in choose('auto', 'gpu', True, 8, 8)[1]
 
 
-def test_cudnn_in_a_program_for_gpus(monkeypatch):
-  """No GPU is here: that a packed batch spread over two of them becomes cuDNN's calls, forwards and backwards."""
+def lowered_for_gpus(monkeypatch, **features):
+  """The program of attention and its gradients over packed rows of 64 tokens on two GPUs, which are not here."""
   from jax._src.cudnn import fused_attention_stablehlo as library
   monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91100)
   able = dataclasses.replace(attention_kernels.KERNELS['cudnn'], lacks=lambda spec, platform: '')
@@ -242,8 +243,51 @@ def test_cudnn_in_a_program_for_gpus(monkeypatch):
   q, k = of((4, 64, 4, 32), 'BTNH', jnp.bfloat16), of((4, 64, 2, 32), 'BTKH', jnp.bfloat16)
   info = dict.fromkeys(('positions', 'segments'), of((4, 64), 'BT', jnp.int32))
   with jax.set_mesh(mesh):
-    spec = attention_kernels.AttentionSpec(True, 64, 64)
+    spec = attention_kernels.AttentionSpec(True, 64, 64, **features)
     loss = lambda q, k, v, info: jnp.sum(attention.dot_product(q, k, v, info, info, spec).astype(jnp.float32))
     lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, info).lower(lowering_platforms=('cuda',))
-  text = lowered.as_text()
+  return lowered.as_text()
+
+
+def test_cudnn_in_a_program_for_gpus(monkeypatch):
+  """That a packed batch becomes cuDNN's calls, forwards and backwards."""
+  text = lowered_for_gpus(monkeypatch)
   assert text.count('@__cudnn$fmhaScaleBiasSoftmax(') == text.count('@__cudnn$fmhaScaleBiasSoftmaxBackward(') == 1
+  assert 'fmhaSoftmax' not in text
+
+
+def test_the_window_of_cudnn_in_a_program_for_gpus(monkeypatch):
+  """Beside the calls with a mask, which packed rows need: a token and 15 before it are a window of 16."""
+  text = lowered_for_gpus(monkeypatch, window=(15, 0))
+  calls = re.findall(r'@__cudnn\$(\w+)\(.*?sliding_window_length\\22: (\d+)', text)
+  wanted = {'fmhaSoftmax': 16, 'fmhaSoftmaxBackward': 16, 'fmhaScaleBiasSoftmax': 0, 'fmhaScaleBiasSoftmaxBackward': 0}
+  assert {name: int(length) for name, length in calls} == wanted
+  assert 'fmhaSoftmax(' not in lowered_for_gpus(monkeypatch, window=(63, 0))  # nothing is outside of it
+
+
+def rows_of(*segments):
+  segments = np.array(segments, np.int32)
+  positions = np.array([[row[:t].tolist().count(row[t]) for t in range(len(row))] for row in segments], np.int32)
+  return dict(segments=jnp.asarray(segments), positions=jnp.asarray(positions))
+
+
+@pytest.mark.parametrize('before', [0, 1, 4, 8])
+@pytest.mark.parametrize('rows, is_bare', [
+    ([[1] * 10, [1] * 7 + [0] * 3], True), ([[1] * 4 + [2] * 6, [1] * 10], False), ([[0, 0] + [1] * 8] * 2, False)],
+    ids=['documents', 'packed', 'left'])
+def test_rows_with_the_window_of_cudnn_are_masked_attention(rows, is_bare, before):
+  """The same calls, as XLA computes them: one off in the window would show."""
+  query = rows_of(*rows)
+  q, k, v = (jnp.asarray(np.random.default_rng(n).normal(size=(2, 10, heads, 8)), jnp.float32)
+             for n, heads in enumerate((4, 2, 2)))
+  mask = windowed(query, query, True, before, 0)
+  assert bool(cudnn.of_one_document(query)) == is_bare
+  out = cudnn.attention(q, k, v, query, lambda: mask, 0.1, True, before, implementation='xla')
+  wanted = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=0.1)
+  is_real = np.asarray(query['segments'] > 0)
+  np.testing.assert_allclose(np.asarray(out)[is_real], np.asarray(wanted)[is_real], atol=1e-6)
+
+
+def test_rows_whose_positions_leap_are_not_of_one_document():
+  positions = jnp.asarray([[0, 1, 2, 5]])
+  assert not cudnn.of_one_document(dict(positions=positions, segments=jnp.ones_like(positions)))

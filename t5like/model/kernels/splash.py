@@ -135,6 +135,7 @@ def attention(
     scale: float,
     window: Window | None = None,
     is_balanced: bool = False,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(scale q k) v, [B, T, N, H], of one device.
 
@@ -148,6 +149,7 @@ def attention(
     scale: of logits.
     window: of `prepare`.
     is_balanced: of `prepare`.
+    sinks_N: a logit for each head that joins the softmax, fp32; None: there are none.
   """
   B, T, N, H = q_BTNH.shape
   S = k_BSKH.shape[1]
@@ -160,7 +162,7 @@ def attention(
     # Readers of compiled programs know by the label what the call computes.
     label = Visits(reach.name, B, N, H, block_q, block_k, pairs).label
     with jax.named_scope(label):
-      return _call(kernels[call], q_BTNH * scale, k_BSKH, v_BSKH, query, key)
+      return _call(kernels[call], q_BTNH * scale, k_BSKH, v_BSKH, query, key, sinks_N)
 
   if not has_both:
     call, = kernels
@@ -293,6 +295,7 @@ def _call(
     v_BSKH: jax.Array,
     query: Tokens,
     key: Tokens,
+    sinks_N: jax.Array | None,
 ) -> jax.Array:
   T = q_BTNH.shape[1]
   q_BNTH = _padded(q_BTNH).swapaxes(1, 2)
@@ -302,7 +305,8 @@ def _call(
       _padded(query['segments']),
       _padded(key['segments'], PADDING),
   )
-  out_BNTH = jax.vmap(kernel)(q_BNTH, k_BKSH, v_BKSH, segments)
+  of_rows = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))
+  out_BNTH = of_rows(q_BNTH, k_BKSH, v_BKSH, segments, sinks_N)
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
