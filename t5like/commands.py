@@ -301,6 +301,24 @@ def _report(flags: Any, overrides: tuple[str, ...]) -> None:
   print(f'{path} shows it.')
 
 
+def _average(flags: Any, overrides: tuple[str, ...]) -> None:
+  if not flags.workdir or not flags.out:
+    raise ConfigError('main.py average needs --workdir, the folder of a trained model, and --out, a new folder for the '
+                      'averaged one.')
+  _config_of_run(flags)
+  steps = [_step(text) for text in flags.checkpoints]
+  from t5like.training import averaging
+  averaging.check(flags.workdir, steps, flags.weights)
+  averaging.average(flags.workdir, flags.out, steps, flags.weights)
+  print(f'{flags.out} is ready: python main.py evaluate --workdir={shlex.quote(flags.out)}')
+
+
+def _step(text: str) -> int:
+  if not text.isdecimal():
+    raise ConfigError(f'--checkpoints has {text!r}: give steps, such as --checkpoints=1000,1200.')
+  return int(text)
+
+
 def _export(flags: Any, overrides: tuple[str, ...]) -> None:
   if not flags.workdir or not flags.out:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
@@ -415,6 +433,7 @@ COMMANDS: dict[str, Callable[[Config, Any], None]] = {
 WITHOUT_CONFIG: dict[str, Callable[[Any, tuple[str, ...]], None]] = {
     'evaluate': _evaluate,
     'generate': _generate,
+    'average': _average,
     'export': _export,
     'import': _import,
     'report': _report,

@@ -65,6 +65,8 @@ FLAGS = {
     'alpha': Flag('number', 0.6, low=0, high=5),
     'seed': Flag('whole', 0, low=0, high=2 ** 32 - 1),
     'out': Flag('text', value='FOLDER'),
+    'checkpoints': Flag('list', (), value='STEP,STEP..'),
+    'weights': Flag('text', 'uniform', value='NAME'),
     'folder': Flag('text', value='FOLDER'),
     'compare': Flag('list', (), value='FOLDER,FOLDER..'),
     'only': Flag('list', (), value='NAME,NAME..'),
@@ -162,6 +164,14 @@ COMMANDS = {
             workdir=RUN,
             output='The page. Default: WORKDIR/report.html.',
             compare='Folders of further runs, whose curves are drawn beside those of this one.')),
+    'average': Command(
+        does='Averages checkpoints of a run into a run that every command reads.',
+        example='--workdir=runs/decoder_tiny --out=runs/averaged --weights=sqrt',
+        flags=dict(
+            workdir=RUN,
+            out='A new folder for the run.',
+            checkpoints='Steps of the checkpoints. Default: all that the run has.',
+            weights='uniform: the mean; linear, sqrt or cosine: like such a decay of the learning rate; ema.')),
     'export': Command(
         does='Writes a trained model for transformers.',
         example='--workdir=runs/decoder_tiny --out=exported',

@@ -145,10 +145,7 @@ def check_checkpoint(
   Raises:
     CheckpointError: when the run has none, or not this one.
   """
-  folder = epath.Path(workdir) / 'checkpoints'
-  steps = []
-  if is_there(name, str(folder)):
-    steps = _steps_in(folder)
+  steps = checkpoint_steps(name, workdir)
   if step is None and steps:
     return steps[-1]
   if step is not None and step in steps:
@@ -157,9 +154,12 @@ def check_checkpoint(
   raise CheckpointError(f'{name}={workdir} has no checkpoint{wanted} yet; it has {steps or "none"}.')
 
 
-def _steps_in(folder: epath.Path) -> list[int]:
-  """The steps of the checkpoints in a folder, oldest first."""
-  steps = []
+def checkpoint_steps(name: str, workdir: str) -> list[int]:
+  """The steps of a run's checkpoints, oldest first; `name`: the flag or key that gives the workdir."""
+  folder = epath.Path(workdir) / 'checkpoints'
+  steps: list[int] = []
+  if not is_there(name, str(folder)):
+    return steps
   for path in folder.iterdir():
     if path.name.isdecimal():
       steps.append(int(path.name))
