@@ -319,6 +319,18 @@ def _step(text: str) -> int:
   return int(text)
 
 
+def _compare(flags: Any, overrides: tuple[str, ...]) -> None:
+  from t5like.observe import compare
+  result = compare.compare(flags.runs)
+  if flags.json:
+    print(plain_json.dumps(result))
+  else:
+    compare.show(result)
+  if flags.output:
+    path = compare.write_page(flags.runs, flags.output)
+    print(f'{path} shows the curves.', file=sys.stderr)
+
+
 def _export(flags: Any, overrides: tuple[str, ...]) -> None:
   if not flags.workdir or not flags.out:
     raise ConfigError('main.py export needs --workdir, the folder of a trained model, and --out, a new folder for '
@@ -434,6 +446,7 @@ WITHOUT_CONFIG: dict[str, Callable[[Any, tuple[str, ...]], None]] = {
     'evaluate': _evaluate,
     'generate': _generate,
     'average': _average,
+    'compare': _compare,
     'export': _export,
     'import': _import,
     'report': _report,

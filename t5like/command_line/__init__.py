@@ -79,13 +79,15 @@ def read(argv: Sequence[str], program: str = 'python main.py') -> Request:
     words = words[1:]
   if wants_help:
     return _help_request(words, program)
-  name, config = _command(words, values['config'].value)
+  name, config, runs = _command(words, values['config'].value)
   _check_flags(name, values, overrides)
   chosen = types.SimpleNamespace()
   for flag in (*COMMANDS[name].flags, *EVERYWHERE):
     setattr(chosen, flag, _value(flag, values[flag].value))
   if COMMANDS[name].takes_config:
     chosen.config = config
+  if COMMANDS[name].takes_runs:
+    chosen.runs = runs
   return Request(name, chosen, tuple(overrides))
 
 
@@ -214,8 +216,8 @@ def _value_of(key: str, waiting: list[str]) -> str:
   return f'={waiting.pop(0)}'
 
 
-def _command(words: list[str], config: str | None) -> tuple[str, str | None]:
-  """(command, config) of the words that are no flags: the command, a config file, or both in this order."""
+def _command(words: list[str], config: str | None) -> tuple[str, str | None, list[str]]:
+  """(command, config, folders of runs) of the words that are no flags: the command, and what may follow it."""
   name, *extra = words or ['train']
   if name not in COMMANDS:
     if not _names_config(name):
@@ -224,9 +226,13 @@ def _command(words: list[str], config: str | None) -> tuple[str, str | None]:
     extra = words
   if extra and COMMANDS[name].takes_config and config is None and _names_config(extra[0]):
     config, *extra = extra
+  runs: list[str] = []
+  if COMMANDS[name].takes_runs:
+    runs = extra
+    extra = []
   if extra:
     raise ConfigError(_no_word(name, extra))
-  return name, config
+  return name, config, runs
 
 
 def _names_config(word: str) -> bool:

@@ -31,6 +31,7 @@ class Command:
   example: str
   flags: dict[str, str]
   takes_config: bool = False
+  takes_runs: bool = False  # folders of runs, as words after the command
 
 
 FLAGS = {
@@ -172,6 +173,13 @@ COMMANDS = {
             out='A new folder for the run.',
             checkpoints='Steps of the checkpoints. Default: all that the run has.',
             weights='uniform: the mean; linear, sqrt or cosine: like such a decay of the learning rate; ema.')),
+    'compare': Command(
+        does='Compares runs at equal tokens: differences over seeds with intervals, and where losses part.',
+        example='runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output=comparison.html',
+        flags=dict(
+            output='A page with the curves of all runs.',
+            json='Print all results as JSON, for programs.'),
+        takes_runs=True),
     'export': Command(
         does='Writes a trained model for transformers.',
         example='--workdir=runs/decoder_tiny --out=exported',
