@@ -89,7 +89,8 @@ def read(folder: str) -> Run:
       losses[step] = line['loss']
       tokens[step] = line['tokens']
     if _is_number(line.get('validation/nll')):
-      validations[tokens.get(step, step * per_step)] = line['validation/nll']
+      at = tokens[step] if step in tokens else step * per_step
+      validations[at] = line['validation/nll']
   if not losses:
     raise ConfigError(f'{folder}: nothing was measured there yet; metrics.jsonl has no step.')
   for key in ('seed', *ELSEWHERE):

@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def load():
-  """Imports what children need."""
+  """Imports what children need, and lets them end at Ctrl-C: shells start what runs in the background deaf to it."""
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   sys.path.insert(0, str(ROOT))
   import grain  # noqa: F401
   import jax  # noqa: F401

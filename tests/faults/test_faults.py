@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 def faults(*flags):
   done = subprocess.run([sys.executable, '-m', 'tests.faults', *flags], cwd=ROOT, capture_output=True, text=True,
-                        timeout=3600)
+                        timeout=7200)
   assert done.returncode == 0 and 'Nothing was lost' in done.stdout, done.stdout + done.stderr[-3000:]
   return done.stdout
 
