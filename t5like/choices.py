@@ -233,12 +233,14 @@ class Position:
   learned: these vectors are a table of model.max_positions rows, of which the first `first_row` are unused.
   rotary: queries and keys are rotated, by model.rope_theta and model.rope_fraction.
   biased: attention logits are biased by distance.
+  per_layer: by numbers that each layer has for itself, and not the layers of a stack together.
   """
   embedded: bool = False
   learned: bool = False
   first_row: int = 0
   rotary: bool = False
   biased: bool = False
+  per_layer: bool = False
 
 
 POSITIONS = dict(
@@ -246,6 +248,7 @@ POSITIONS = dict(
     learned=Position(embedded=True, learned=True),
     learned_from_2=Position(embedded=True, learned=True, first_row=2),
     relative=Position(biased=True),
+    relative_per_layer=Position(biased=True, per_layer=True),
     sinusoidal=Position(embedded=True),
     scaled_sinusoidal=Position(embedded=True),
     none=Position(),
@@ -272,7 +275,24 @@ LAYERS = {
     'local_nope': LayerKind(windowed=True, rotated=False),
 }
 EMBED_SCALES = ('none', 'sqrt_d_model')
-ENCODER_EMBEDS = ('shared', 'own')
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderEmbed:
+  """What the encoder of an encoder-decoder does not share with its decoder.
+
+  tokens: the table of tokens.
+  positions: the table of positions, and the norm of the sum of embeddings.
+  """
+  tokens: bool
+  positions: bool
+
+
+ENCODER_EMBEDS = dict(
+    shared=EncoderEmbed(tokens=False, positions=False),
+    own=EncoderEmbed(tokens=True, positions=False),
+    own_positions=EncoderEmbed(tokens=False, positions=True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,10 +408,12 @@ class Row:
   target: path of a parameter, or of a folder of them, in the new model.
   source: the same in the model that the weights are of; '': always fresh, as the new model initialises it.
   key: of config.adapt, which says 'fresh' where they are not to be copied; '': they are.
+  own: path in a source whose encoder has them for itself, where they come from then; '': as `source`.
   """
   target: str
   source: str
   key: str = ''
+  own: str = ''
 
 
 # Tables of tokens and positions, and the head.
@@ -402,18 +424,27 @@ OUTSIDE = (
     Row('embed_norm', 'embed_norm'),
     Row('head', 'head', 'head'),
 )
+# What an encoder may have for itself.
+ENCODER_EMBED_OF_SHARED = (
+    Row('encoder_embed', 'embed', 'encoder'),
+    Row('encoder_positions', 'positions', 'encoder'),
+    Row('encoder_embed_norm', 'embed_norm', 'encoder'),
+)
 # T5's buckets: those of a stack that sees both sides stand for other distances than those of one that sees one.
 ENCODER_OF_DECODER = (
-    Row('encoder_embed', 'embed', 'encoder'),
+    *ENCODER_EMBED_OF_SHARED,
     Row('encoder/relative', ''),
+    Row('encoder/blocks/relative', ''),
     Row('encoder', 'stack', 'encoder'),
 )
 ENCODER_OF_ENCODER = (
-    Row('encoder_embed', 'embed', 'encoder'),
+    *ENCODER_EMBED_OF_SHARED,
     Row('encoder', 'stack', 'encoder'),
 )
 ENCODER_OF_BOTH = (
-    Row('encoder_embed', 'encoder_embed', 'encoder'),
+    Row('encoder_embed', 'embed', 'encoder', 'encoder_embed'),
+    Row('encoder_positions', 'positions', 'encoder', 'encoder_positions'),
+    Row('encoder_embed_norm', 'embed_norm', 'encoder', 'encoder_embed_norm'),
     Row('encoder', 'encoder', 'encoder'),
 )
 # Cross-attention has the sizes of the decoder's attention to itself, norms included.
@@ -428,7 +459,7 @@ CROSS_OF_CROSS = (
     Row('decoder/blocks/cross_out_norm', 'decoder/blocks/cross_out_norm', 'cross'),
 )
 STACK = (Row('stack', 'stack'),)
-TURNED = (Row('stack/relative', ''), Row('stack', 'stack'))
+TURNED = (Row('stack/relative', ''), Row('stack/blocks/relative', ''), Row('stack', 'stack'))
 # (architecture of the weights, of the new model) -> rows, of which the first that matches a parameter counts.
 CORRESPONDENCES = {
     ('decoder', 'decoder'): (*OUTSIDE, *STACK),
@@ -438,9 +469,12 @@ CORRESPONDENCES = {
     ('decoder', 'encoder_decoder'): (
         *OUTSIDE, *ENCODER_OF_DECODER, *CROSS_OF_SELF, Row('decoder', 'stack', 'decoder')),
     ('encoder', 'encoder_decoder'): (
-        *OUTSIDE, *ENCODER_OF_ENCODER, *CROSS_OF_SELF, Row('decoder/relative', ''), Row('decoder', 'stack', 'decoder')),
+        *OUTSIDE, *ENCODER_OF_ENCODER, *CROSS_OF_SELF, Row('decoder/relative', ''), Row('decoder/blocks/relative', ''),
+        Row('decoder', 'stack', 'decoder')),
     ('encoder_decoder', 'encoder_decoder'): (
         *OUTSIDE, *ENCODER_OF_BOTH, *CROSS_OF_CROSS, Row('decoder', 'decoder', 'decoder')),
     ('encoder_decoder', 'decoder'): (*OUTSIDE, Row('stack', 'decoder')),
-    ('encoder_decoder', 'encoder'): (*OUTSIDE, Row('stack', 'encoder')),
+    ('encoder_decoder', 'encoder'): (
+        Row('embed', 'embed', own='encoder_embed'), Row('positions', 'positions', own='encoder_positions'),
+        Row('embed_norm', 'embed_norm', own='encoder_embed_norm'), *OUTSIDE, Row('stack', 'encoder')),
 }

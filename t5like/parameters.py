@@ -49,6 +49,7 @@ class Param:
     layer: the part of the model that it belongs to: 'attention', 'mlp_norm', 'head', ..
     stack: the stack of layers that it belongs to: 'encoder', 'decoder', 'stack'; '' outside of them.
     shape: the size of each axis; () before the model is built.
+    first_layer: number of the layer that its first one is in, where the layers before it do not have it.
   """
   dims: str
   role: str
@@ -58,6 +59,7 @@ class Param:
   layer: str = ''
   stack: str = ''
   shape: tuple[int, ...] = ()
+  first_layer: int = 0
 
   def __post_init__(self) -> None:
     if self.role not in ROLES:

@@ -39,7 +39,6 @@ IMPLEMENTED_IN = {
     'model.norm': 'model.layers',
     'model.position': 'model.positions',
     'model.embed_scale': 'model.transformer',
-    'model.encoder_embed': 'model.transformer',
     'model.init': 'model.initial',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
@@ -50,8 +49,8 @@ IMPLEMENTED_IN = {
 
 # Keys whose choices are all facts: an entry has them, or cannot be made.
 FACTS_ALONE = ('model.layers', 'model.block', 'model.head', 'model.qk_norm', 'model.attention_sinks',
-               'model.dropout_style', 'schedule.name', 'adapt.source', 'adapt.encoder_source', 'adapt.decoder',
-               'adapt.cross', 'adapt.head')
+               'model.encoder_embed', 'model.dropout_style', 'schedule.name', 'adapt.source', 'adapt.encoder_source',
+               'adapt.decoder', 'adapt.cross', 'adapt.head')
 # Keys whose values are handed to a library, which refuses what it does not know.
 OF_LIBRARIES = ('vocabulary.algorithm', 'vocabulary.normalization', 'model.dtype')
 # Keys whose table is collected from modules, an entry that lacks a part being an error.
@@ -144,8 +143,8 @@ def test_a_block_has_its_norms_in_one_place(facts):
 
 
 @pytest.mark.parametrize('kind', [choices.Activation, choices.Norm, choices.QKNorm, choices.AttentionSinks,
-                                  choices.DropoutStyle, choices.Remat, choices.MixtureRates, choices.Architecture,
-                                  rate_schedules.Schedule])
+                                  choices.EncoderEmbed, choices.DropoutStyle, choices.Remat, choices.MixtureRates,
+                                  choices.Architecture, rate_schedules.Schedule])
 def test_facts_cannot_be_left_out(kind):
   with pytest.raises(TypeError, match='required positional argument'):
     kind()

@@ -27,10 +27,12 @@ class Origin(NamedTuple):
     key: of the config that names the model, INIT_FROM or ENCODER; '' for a fresh parameter.
     path: of the parameter in that model; '' for a fresh one.
     allows: 'adapt.cross', the key that can make it fresh; '' where none can.
+    own: of the parameter in a model whose encoder has it for itself, where it comes from then; '': as path.
   """
   key: str
   path: str
   allows: str = ''
+  own: str = ''
 
   @property
   def is_fresh(self) -> bool:
@@ -110,19 +112,19 @@ def _origin(config: Config, path: str) -> Origin:
   if not row.source:
     return Origin('', '')
   if not row.key:
-    return Origin(INIT_FROM, _moved(row, path))
+    return _origin_of(INIT_FROM, row, path)
   value = adapt[row.key]
   allows = f'adapt.{row.key}'
   if value == FRESH:
     return Origin('', '', allows)
   if value == COPIED:
-    return Origin(INIT_FROM, _moved(row, path), allows)
+    return _origin_of(INIT_FROM, row, path, allows)
   if row.key != 'encoder':
     raise ConfigError(f"{allows}={show(value)}: there is 'copied' and 'fresh'.")
   second = _row(adapt.encoder_source, config.model.name, path)
   if not second.source:
     return Origin('', '')
-  return Origin(ENCODER, _moved(second, path), allows)
+  return _origin_of(ENCODER, second, path, allows)
 
 
 def _row(source: str, name: str, path: str) -> choices.Row:
@@ -137,9 +139,13 @@ def _is_in(path: str, folder: str) -> bool:
   return f'{path}/'.startswith(f'{folder}/')
 
 
-def _moved(row: choices.Row, path: str) -> str:
-  """The path in the source of a parameter that is in the target of a row."""
-  return row.source + path.removeprefix(row.target)
+def _origin_of(key: str, row: choices.Row, path: str, allows: str = '') -> Origin:
+  """Of a parameter that is in the target of a row."""
+  rest = path.removeprefix(row.target)
+  own = row.own
+  if own:
+    own += rest
+  return Origin(key, row.source + rest, allows, own)
 
 
 # --- Steps in which only some parameters are trained ----------------------------------------------

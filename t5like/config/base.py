@@ -62,7 +62,8 @@ def base() -> Config:
       warm_up_steps=0,  # first steps in which only what is fresh is trained
       warm_up=(),  # what else is, by patterns as those of optimizer.freeze: ('embed',)
   )
-  c.allow_changed = ''  # keys, split by commas, that may differ from the run being resumed
+  # keys, split by commas, that may differ from the run being resumed, or go back to defaults after init_from
+  c.allow_changed = ''
 
   # --- Data: where text comes from, and how it becomes rows of tokens ------------------------
   c.data = dict(
@@ -174,10 +175,12 @@ def base() -> Config:
       use_bias=False,  # biases in projections and layernorm
       qkv_bias=False,  # biases of queries, keys and values alone (Qwen 2)
       embed_norm=False,  # normalise the sum of embeddings (BERT)
-      encoder_embed='shared',  # encoder_decoder: the encoder's table of tokens: shared: the decoder's | own (T5Gemma)
+      # encoder_decoder: what embeds tokens of the encoder: shared: what embeds those of the decoder | own: a table of
+      # tokens of its own (T5Gemma) | own_positions: positions and a norm of embeddings of its own (BART)
+      encoder_embed='shared',
       embed_scale='none',  # of embedded tokens: none | sqrt_d_model: times sqrt(d_model) (Gemma)
-      # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table
-      # per stack | sinusoidal | scaled_sinusoidal: times a learned number | none
+      # rope | learned | learned_from_2: rows 0 and 1 unused (RoBERTa) | relative: T5's buckets, a table per stack |
+      # relative_per_layer: a table per layer (umT5) | sinusoidal | scaled_sinusoidal: times a learned number | none
       position='rope',
       rope_theta=10_000.0,  # base of the rotary wavelengths
       rope_fraction=1.0,  # share of head_dim that turns (GPT-NeoX: 0.25)

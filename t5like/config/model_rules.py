@@ -75,6 +75,10 @@ def _layers(model: Section) -> Iterator[str]:
 def _of_encoders(model: Section) -> Iterator[str]:
   """Keys that say how an encoder differs from its decoder."""
   if choices.ARCHITECTURES[model.name].has_encoder:
+    has_positions = choices.POSITIONS[model.position].embedded
+    if choices.ENCODER_EMBEDS[model.encoder_embed].positions and not has_positions and not model.embed_norm:
+      yield (f'model.encoder_embed={show(model.encoder_embed)}: with model.position={show(model.position)} and '
+             "model.embed_norm=False there are neither embedded positions nor a norm of embeddings. Use 'shared'.")
     return
   for key, default in dict(encoder_embed='shared', encoder_window=0).items():
     if model[key] != default:

@@ -47,6 +47,11 @@ def permitted(config: Config) -> list[str]:
   return [name for name in names if name]
 
 
+def is_permitted(config: Config, key: str) -> bool:
+  """Whether `allow_changed` names a key or its section."""
+  return _under(key, permitted(config))
+
+
 def _under(key: str, prefixes: Iterable[str]) -> bool:
   return any(f'{key}.'.startswith(f'{prefix}.') for prefix in prefixes)
 

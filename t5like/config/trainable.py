@@ -154,11 +154,17 @@ def _apply(patterns: Iterable[Pattern], values: Rates, parameters: Mapping[str, 
 
 
 def select(pattern: Pattern, parameters: Mapping[str, Param]) -> Iterator[tuple[str, int]]:
-  """Yields (path, number of a layer) of all that a pattern stands for; ConfigError where there is nothing."""
-  layers = pattern.layers or slice(None)
+  """Yields (path, place on its axis of layers) of all that a pattern stands for; ConfigError where there is nothing."""
   for path in _matching(pattern, parameters):
-    for layer in range(parameters[path].num_layers)[layers]:
-      yield path, layer
+    for place in _places(pattern, parameters[path]):
+      yield path, place
+
+
+def _places(pattern: Pattern, param: Param) -> list[int]:
+  """Places on the axis of layers of a parameter, of the layers of a pattern that have it."""
+  first = param.first_layer
+  layers = range(first + param.num_layers)[pattern.layers or slice(None)]
+  return [layer - first for layer in layers if layer >= first]
 
 
 def in_words(rates: Iterable[float]) -> str:
@@ -179,9 +185,10 @@ def _matching(pattern: Pattern, parameters: Mapping[str, Param]) -> list[str]:
   stacked = [path for path in matches if parameters[path].is_stacked]
   if not stacked:
     raise ConfigError(f'{pattern.written}: {pattern.glob} is in no stack of layers. Leave the brackets out.')
-  chosen = [path for path in stacked if range(parameters[path].num_layers)[pattern.layers]]
+  chosen = [path for path in stacked if _places(pattern, parameters[path])]
   if not chosen:
-    count = parameters[stacked[0]].num_layers
+    param = parameters[stacked[0]]
+    count = param.first_layer + param.num_layers
     raise ConfigError(f'{pattern.written}: {pattern.glob} has {count} layers, counted from 0, and none of them is '
                       'meant.')
   return chosen

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5like.decoding import sampling
 from t5like.model.attention import KeysValues
-from t5like.model.stack import LayerCache
+from t5like.model.block import LayerCache
 from t5like.model.transformer import Model
 from t5like.sharding import IN_USE, ROWS, in_use
 

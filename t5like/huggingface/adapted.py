@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from t5like import choices, config as config_lib
 from t5like.config import adaptation
 from t5like.config.adaptation import ENCODER, INIT_FROM, Origin
-from t5like.config.values import show
+from t5like.config.values import base, show
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import paths
@@ -91,7 +91,9 @@ def open_source(key: str, value: str, special: Tree) -> Iterator[Source]:
     def arrays() -> Iterable[tuple[str, Array]]:
       return leaves(opened, opened.model['vocab_size'])
 
-    yield Source(key, value, opened.model, spec, vocabulary, arrays)
+    model = base().model.to_dict()  # what no config.json says: how it is computed
+    model.update(opened.model)
+    yield Source(key, value, model, spec, vocabulary, arrays)
 
 
 def _run(key: str, value: str, workdir: Any, step: int | None) -> Source:
@@ -137,15 +139,27 @@ def check(config: Config) -> None:
   known = requirements.known(config)
   for key, value in sources(config).items():
     with open_source(key, value, config.vocabulary.special.to_dict()) as source:
-      check_fits(resolved, source, parameters, origins)
+      located = _located(origins, source)
+      check_fits(resolved, source, parameters, located)
       if not isinstance(known, requirements.Planned):
-        _matched(config, known, source, parameters, origins)
+        _matched(config, known, source, parameters, located)
 
 
 def _declared(model: Tree) -> dict[str, Param]:
   """`model.parameters` of values of config.model, without adapters."""
   with models.no_devices():
     return transformer.build(transformer.ModelConfig.of(dict(model, lora_rank=0))).parameters
+
+
+def _located(origins: Mapping[str, Origin], source: Source) -> dict[str, Origin]:
+  """Origins, those in a source where its encoder has them for itself being there."""
+  theirs = _declared(source.model)
+  located = {}
+  for path, origin in origins.items():
+    if origin.key == source.key and origin.own in theirs:
+      origin = origin._replace(path=origin.own)
+    located[path] = origin
+  return located
 
 
 def check_fits(
@@ -168,10 +182,19 @@ def check_fits(
     raise ConfigError(f'{source.key}={source.folder!r} holds a model that these weights cannot be taken from: '
                       f'{"; ".join(problems)}. Width, heads and kinds of layers stay as they are in an adaptation: set '
                       'config.model to the same.')
+  model_folders.check_stated(config, _as_read_by(config, source), f'{source.key}={source.folder!r}')
   theirs = _declared(source.model)
   for path, origin in origins.items():
     if origin.key == source.key:
       _check_one(path, origin, parameters[path], theirs, source)
+
+
+def _as_read_by(config: Config, source: Source) -> Tree:
+  """Values of config.model of a source, without those that only other architectures read."""
+  values = dict(source.model)
+  if _sees_one_side(values) or _sees_one_side(config.model.to_dict()):
+    values['window_after'] = config.model.window_after
+  return values
 
 
 def _check_architecture(config: Config, source: Source) -> None:
@@ -335,7 +358,8 @@ def initial(config: Config, abstract: Tree, vocabulary: Vocabulary, say: Say) ->
       put(params, path, fresh[path])
   for key, value in sources(config).items():
     with open_source(key, value, config.vocabulary.special.to_dict()) as source:
-      _take(target, source, vocabulary, params, say)
+      located = _located(origins, source)
+      _take(dataclasses.replace(target, origins=located), source, vocabulary, params, say)
   say(_sizes('Fresh', parameters, [path for path in origins if origins[path].is_fresh]))
   return model_folders.with_new(config, abstract, params)
 

@@ -36,6 +36,7 @@ class Family:
     only: values of its keys that ours can follow.
     prefix: of all names of weights but the head's; files of the bare model lack it.
     unused: a regex of weights that its language models have no use for.
+    zeros: a regex of weights that have no place in ours, so that they must be zeros.
     copies: {name under which tied weights may lie a second time: that of the weights}.
     grouped: whether there may be fewer heads of keys and values.
     any_head_dim: whether heads may have any size.
@@ -61,6 +62,7 @@ class Family:
   only: Keys = dataclasses.field(default_factory=dict)
   prefix: str = ''
   unused: str = '(?!)'
+  zeros: str = '(?!)'
   copies: dict[str, str] = dataclasses.field(default_factory=dict)
   grouped: bool = False
   any_head_dim: bool = False
@@ -92,6 +94,12 @@ class Family:
     return keys
 
 
+# model_type of what has blocks that ours do not -> what these are.
+BLOCKS_THAT_OURS_LACK = dict(
+    t5gemma2="each layer of its decoder reads the decoder's own tokens and the encoder's output in one attention, with "
+    'one softmax and the same matrices for both, and our decoders have two attentions',
+    gpt_oss='its MLPs are mixtures of experts',
+)
 SIZES = dict(
     hidden_size='d_model',
     num_hidden_layers='num_layers',
@@ -266,6 +274,42 @@ T5GEMMA = dataclasses.replace(
     copies={'lm_head.out_proj.weight': 'model.decoder.embed_tokens.weight'},
 )
 
+BART = Family(
+    'BartForConditionalGeneration', dict(
+        BIASED,
+        name='encoder_decoder',
+        block='post_norm',
+        norm_eps=1e-5,
+        embed_norm=True,
+        encoder_embed='own_positions',
+        position='learned_from_2',
+        tie_embeddings=True,
+        init='bert',
+    ), dict(
+        d_model='d_model',
+        encoder_layers='num_encoder_layers',
+        decoder_layers='num_layers',
+        encoder_attention_heads='num_heads',
+        encoder_ffn_dim='d_ff',
+        vocab_size='vocab_size',
+        max_position_embeddings='max_positions',
+        tie_word_embeddings='tie_embeddings',
+        dropout='dropout',
+        activation_function='activation',
+    ),
+    UNGATED, tables.BART, prefix='model.', zeros='^final_logits_bias$', represents=('embed_scale',),
+    defaults=dict(
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        dropout=0.1,
+        activation_function='gelu',
+    ),
+    copies={
+        'model.encoder.embed_tokens.weight': 'model.shared.weight',
+        'model.decoder.embed_tokens.weight': 'model.shared.weight',
+        'lm_head.weight': 'model.shared.weight',
+    })
+
 FAMILIES: dict[str, Family] = dict(
     llama=_like_llama('LlamaForCausalLM', {}, tables.LLAMA, only=dict(attention_bias=False, mlp_bias=False)),
     mistral=_like_llama('MistralForCausalLM', {}, tables.LLAMA, represents=LOCAL,
@@ -374,7 +418,13 @@ FAMILIES: dict[str, Family] = dict(
                   classifier_activation='gelu'),
         copies={'decoder.weight': 'model.embeddings.tok_embeddings.weight'}),
     t5=T5,
+    bart=BART,
+    mbart=dataclasses.replace(BART, architecture='MBartForConditionalGeneration', table=tables.MBART,
+                              ours=dict(BART.ours, block='pre_norm')),
     t5gemma=T5GEMMA,
     mt5=dataclasses.replace(T5, architecture='MT5ForConditionalGeneration',
                             defaults=dict(T5.defaults, feed_forward_proj='gated-gelu')),
+    umt5=dataclasses.replace(T5, architecture='UMT5ForConditionalGeneration', table=tables.UMT5,
+                             ours=dict(T5.ours, position='relative_per_layer'),
+                             defaults=dict(T5.defaults, feed_forward_proj='gated-gelu')),
 )

@@ -8,7 +8,7 @@ from t5like.errors import ConfigError
 from t5like.files import schema
 from t5like.files.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
 from t5like.huggingface import layer_kinds, nested, rotary
-from t5like.huggingface.families import FAMILIES, FREE, PLAIN, Family
+from t5like.huggingface.families import BLOCKS_THAT_OURS_LACK, FAMILIES, FREE, PLAIN, Family
 from t5like.huggingface.single_families import READERS, WRITERS
 from t5like.nearest import suggestion
 from t5like.vocabulary.kinds import Vocabulary
@@ -59,6 +59,9 @@ KNOWN: dict[str, schema.Shape] = dict(
     no_rope_layers=Maybe(List(Whole(0, 1), most=10_000)),
     no_rope_layer_interval=Whole(1, 10_000),
     use_parallel_residual=Flag(),
+    scale_embedding=Flag(),
+    decoder_attention_heads=Whole(1, 1 << 16),
+    decoder_ffn_dim=Whole(1, 1 << 24),
     scale_decoder_outputs=Flag(),
     bos_token_id=TOKEN,
     eos_token_id=TOKEN,
@@ -105,6 +108,8 @@ def _allowed(values: Any) -> tuple[Any, ...]:
 def _kind(hf: Values) -> str:
   """The key of FAMILIES of a config.json."""
   kind = hf.get('model_type')
+  if kind in BLOCKS_THAT_OURS_LACK:
+    raise ConfigError(f'model_type={show(kind)} in config.json cannot be read: {BLOCKS_THAT_OURS_LACK[kind]}.')
   if kind not in FAMILIES:
     guess = suggestion(str(kind), FAMILIES, ' (the nearest is {})')
     raise ConfigError(f'model_type={show(kind)} in config.json is none that can be read{guess}. '

@@ -14,7 +14,8 @@ import numpy as np
 from etils import epath
 
 from t5like import choices, sharding
-from t5like.config.values import either, show
+from t5like.config import resumable
+from t5like.config.values import DEFAULTS, either, show
 from t5like.config_type import Config
 from t5like.decoding import decode
 from t5like.errors import ConfigError
@@ -344,20 +345,69 @@ def check_fits(config: Config, theirs: Tree, say: Callable[[str], None] | None =
   differences = []
   overrides = []
   changes = []
+  forgotten = _forgotten(config, theirs)
   for key in differing(theirs, ours):
-    if key in OF_LONGER_ROWS:
+    if key in OF_LONGER_ROWS and key not in forgotten:
       changes.append(f'model.{key} {theirs[key]!r} -> {ours[key]!r}')
       continue
     differences.append(f'model.{key} is {show(theirs[key])} there, {show(ours[key])} here')
     overrides.append(f'--config.model.{key}={theirs[key]}')
-  if changes and say and not differences:
-    say(f'Changed since {config.init_from}: {", ".join(changes)}')
-  if not differences:
+  if len(differences) == len(forgotten):
+    check_stated(config, theirs, f'init_from={config.init_from!r}')
+    if changes and say:
+      say(f'Changed since {config.init_from}: {", ".join(changes)}')
     return
   if theirs['name'] != ours['name']:
     differences.insert(0, _of_another_architecture(theirs['name'], ours['name']))
   raise ConfigError(f'init_from={config.init_from!r} holds another model: {"; ".join(differences)}. To begin with it, '
                     f'add {" ".join(overrides)}.')
+
+
+def check_stated(config: Config, theirs: Tree, where: str) -> None:
+  """ConfigError for keys that were probably forgotten.
+
+  Args:
+    config: every size known; `allow_changed` names those that are meant.
+    theirs: values of config.model of the weights.
+    where: the weights are, 'KEY=VALUE'.
+  """
+  ours = config.model.to_dict()
+  differences = []
+  names = []
+  flags = []
+  for key in _forgotten(config, theirs):
+    name = f'model.{key}'
+    differences.append(f'{name} is {show(theirs[key])} there, {show(ours[key])} here')
+    names.append(name)
+    flags += _flags(name, theirs[key])
+  if not names:
+    return
+  raise ConfigError(f'{where} holds a model whose {"; ".join(differences)}, which is the default: its weights were not '
+                    f'trained for that. To keep what they were trained for, add {" ".join(flags)}. If the change is '
+                    f'meant, add --config.allow_changed={",".join(names)}.')
+
+
+def _forgotten(config: Config, theirs: Tree) -> list[str]:
+  """Keys of OF_LONGER_ROWS that have their default here and another value there, and that no key says are meant."""
+  ours = config.model.to_dict()
+  forgotten = []
+  for key in differing(theirs, ours):
+    name = f'model.{key}'
+    is_stated = ours[key] != DEFAULTS[name] or resumable.is_permitted(config, name)
+    if key in OF_LONGER_ROWS and not is_stated:
+      forgotten.append(key)
+  return forgotten
+
+
+def _flags(key: str, value: Any) -> list[str]:
+  """Arguments of the command line that set a key of the config."""
+  if isinstance(value, Mapping):
+    flags = []
+    for name, inner in value.items():
+      flags += _flags(f'{key}.{name}', inner)
+    return flags
+  text = str(value).replace("'", '"')  # those of a tuple's strings, within the shell's own
+  return [f'--config.{key}={shlex.quote(text)}']
 
 
 def _of_another_architecture(theirs: str, ours: str) -> str:

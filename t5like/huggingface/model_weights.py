@@ -142,6 +142,7 @@ def open_model(folder: Any, fresh_head: bool = False) -> Iterator[OpenModel]:
       return x
 
     _check_copies(folder, kind, names(wanted, model), stored, tensor)
+    _check_zeros(folder, kind, stored, tensor)
     yield OpenModel(kind, model, wanted, tensor)
 
 
@@ -276,8 +277,9 @@ def _unmatched(kind: str, wanted: Collection[str], stored: Mapping[str, Stored])
     if name not in stored:
       yield f'{name} is missing'
   known = {*wanted, *_copies(kind, wanted)}
+  pattern = f'{FAMILIES[kind].unused}|{FAMILIES[kind].zeros}'
   for name in stored:
-    if name not in known and not re.search(FAMILIES[kind].unused, name):
+    if name not in known and not re.search(pattern, name):
       yield f'{_printable(name)} is unexpected'
 
 
@@ -314,6 +316,13 @@ def _check_copies(
     if copy in stored and original in wanted and not np.array_equal(tensor(copy), tensor(original)):
       raise CheckpointError(f'{folder}: {copy} and {original} differ, though config.json says that they are one '
                             '(tie_word_embeddings). Correct it there.')
+
+
+def _check_zeros(folder: Path, kind: str, stored: Mapping[str, Stored], tensor: Tensor) -> None:
+  """CheckpointError where weights are not zeros that ours have no place for."""
+  for name in stored:
+    if re.search(FAMILIES[kind].zeros, name) and tensor(name).any():
+      raise CheckpointError(f'{folder}: {name} is not zero everywhere, and {kind} models can only be read where it is.')
 
 
 def leaves(opened: OpenModel, vocab_size: int) -> Iterator[tuple[str, np.ndarray]]:

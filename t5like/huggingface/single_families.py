@@ -15,6 +15,7 @@ Model = Mapping[str, Any]  # config.model, every size known
 
 LOCAL = 'sliding_attention'
 GLOBAL = 'full_attention'
+SCALES = {True: 'sqrt_d_model', False: 'none'}  # whether BART's scale_embedding is set -> model.embed_scale
 CAPS = dict(final_logit_softcapping='logit_softcap', attn_logit_softcapping='attention_softcap')
 
 
@@ -51,6 +52,29 @@ def _read_mt5(hf: Values, values: Values) -> None:
 
 def _write_t5(model: Model) -> Values:
   return dict(is_encoder_decoder=True)
+
+
+def _read_bart(hf: Values, values: Values) -> None:
+  """Its table of positions has rows more than there are positions; both stacks of ours have the same sizes."""
+  for key in ('attention_heads', 'ffn_dim'):
+    of_encoder = hf[f'encoder_{key}']
+    of_decoder = hf.get(f'decoder_{key}', of_encoder)
+    if of_encoder != of_decoder:
+      raise ConfigError(f'encoder_{key}={of_encoder} and decoder_{key}={of_decoder} in config.json: bart models can '
+                        'only be read where both are the same.')
+  values['max_positions'] += choices.POSITIONS[values['position']].first_row
+  values['embed_scale'] = SCALES[hf.get('scale_embedding', False)]
+
+
+def _write_bart(model: Model) -> Values:
+  return dict(
+      max_position_embeddings=model['max_positions'] - choices.POSITIONS[model['position']].first_row,
+      decoder_attention_heads=model['num_heads'],
+      decoder_ffn_dim=model['d_ff'],
+      scale_embedding=model['embed_scale'] == SCALES[True],
+      attention_dropout=model['dropout'],
+      is_encoder_decoder=True,
+  )
 
 
 def _read_mistral(hf: Values, values: Values) -> None:
@@ -184,6 +208,9 @@ READERS: dict[str, Callable[[Values, Values], None]] = dict(
     gpt_neox=_read_neox,
     t5=_read_t5,
     mt5=_read_mt5,
+    umt5=_read_t5,
+    bart=_read_bart,
+    mbart=_read_bart,
     phi3=_read_phi3,
     electra=_read_electra,
     modernbert=_read_modernbert,
@@ -204,6 +231,9 @@ WRITERS: dict[str, Callable[[Model], Values]] = dict(
     camembert=_write_bert,
     t5=_write_t5,
     mt5=_write_t5,
+    umt5=_write_t5,
+    bart=_write_bart,
+    mbart=_write_bart,
     phi3=_write_mistral,
     electra=_write_electra,
     modernbert=_write_modernbert,

@@ -225,3 +225,44 @@ T5 = '''
 u head/out/w                   DV   lm_head.weight                                V D
 ''' + _t5('encoder', '1') + _t5('decoder', '2') + T5_ATTENTION.replace('OURS', 'cross').replace('AT', '1').replace(
     'THEIRS', 'EncDecAttention').replace('SIDE', 'decoder')
+
+# umT5 has a table of distances in each layer.
+RELATIVE = re.compile(r'(encoder|decoder)/relative/w (.*) (encoder|decoder)\.block\.0\.')
+UMT5 = RELATIVE.sub(r'\1/blocks/relative/w \2 \3.block.{\3}.', T5)
+
+BART_ATTENTION = '''
+- SIDE/blocks/OURS/q/w         DNH  model.SIDE.layers.{SIDE}.THEIRS.q_proj.weight     NH D
+- SIDE/blocks/OURS/q/b         NH   model.SIDE.layers.{SIDE}.THEIRS.q_proj.bias       NH
+- SIDE/blocks/OURS/k/w         DNH  model.SIDE.layers.{SIDE}.THEIRS.k_proj.weight     NH D
+- SIDE/blocks/OURS/k/b         NH   model.SIDE.layers.{SIDE}.THEIRS.k_proj.bias       NH
+- SIDE/blocks/OURS/v/w         DNH  model.SIDE.layers.{SIDE}.THEIRS.v_proj.weight     NH D
+- SIDE/blocks/OURS/v/b         NH   model.SIDE.layers.{SIDE}.THEIRS.v_proj.bias       NH
+- SIDE/blocks/OURS/o/w         NHD  model.SIDE.layers.{SIDE}.THEIRS.out_proj.weight   D NH
+- SIDE/blocks/OURS/o/b         D    model.SIDE.layers.{SIDE}.THEIRS.out_proj.bias     D
+- SIDE/blocks/OURS_norm/scale  D    model.SIDE.layers.{SIDE}.THEIRS_layer_norm.weight D
+- SIDE/blocks/OURS_norm/b      D    model.SIDE.layers.{SIDE}.THEIRS_layer_norm.bias   D
+'''
+BART_START = '''
+- EMBEDpositions/w             TD   model.SIDE.embed_positions.weight             T D
+- EMBEDembed_norm/scale        D    model.SIDE.layernorm_embedding.weight         D
+- EMBEDembed_norm/b            D    model.SIDE.layernorm_embedding.bias           D
+'''
+BART_MLP = '''
+- SIDE/blocks/mlp/up/w         DF   model.SIDE.layers.{SIDE}.fc1.weight                F D
+- SIDE/blocks/mlp/up/b         F    model.SIDE.layers.{SIDE}.fc1.bias                  F
+- SIDE/blocks/mlp/down/w       FD   model.SIDE.layers.{SIDE}.fc2.weight                D F
+- SIDE/blocks/mlp/down/b       D    model.SIDE.layers.{SIDE}.fc2.bias                  D
+- SIDE/blocks/mlp_norm/scale   D    model.SIDE.layers.{SIDE}.final_layer_norm.weight   D
+- SIDE/blocks/mlp_norm/b       D    model.SIDE.layers.{SIDE}.final_layer_norm.bias     D
+'''
+BART_SELF = BART_ATTENTION.replace('OURS', 'attention').replace('THEIRS', 'self_attn')
+BART_CROSS = BART_ATTENTION.replace('OURS', 'cross').replace('THEIRS', 'encoder_attn')
+BART_ENCODER = (BART_START.replace('EMBED', 'encoder_') + BART_SELF + BART_MLP).replace('SIDE', 'encoder')
+BART_DECODER = (BART_START.replace('EMBED', '') + BART_SELF + BART_CROSS + BART_MLP).replace('SIDE', 'decoder')
+BART = '- embed/w VD model.shared.weight V D' + BART_ENCODER + BART_DECODER
+
+LAST_NORM = '''
+- SIDE/norm/scale              D    model.SIDE.layer_norm.weight                  D
+- SIDE/norm/b                  D    model.SIDE.layer_norm.bias                    D
+'''
+MBART = BART + LAST_NORM.replace('SIDE', 'encoder') + LAST_NORM.replace('SIDE', 'decoder')

@@ -105,8 +105,8 @@ def lines(kind: str, model: Model) -> list[Line]:
 def family_of_any(model: Model) -> str:
   """As `family_of`, also for what T5 v1.1 is in transformers 5 before it is trained: tied, yet not scaled."""
   has_encoder = choices.ARCHITECTURES[model['name']].has_encoder
-  has_one_table = model['encoder_embed'] == 'shared'
-  if has_encoder and has_one_table and model['tie_embeddings'] and not choices.HEADS[model['head']].scaled:
+  is_like_t5 = has_encoder and choices.POSITIONS[model['position']].biased
+  if is_like_t5 and model['tie_embeddings'] and not choices.HEADS[model['head']].scaled:
     return family_of(dict(model, tie_embeddings=False))
   return family_of(model)
 

@@ -23,6 +23,7 @@ ORDER = ('attention_norm', 'attention/in', 'attention/pairs', 'attention/o', 'cr
          'cross/o', 'mlp_norm', 'mlp/in', 'mlp/down')
 # (layer, role) -> the part of a block
 PARTS = {
+    ('relative', 'relative'): 'attention/in',
     ('attention', 'q'): 'attention/in',
     ('attention', 'k'): 'attention/in',
     ('attention', 'v'): 'attention/in',
@@ -51,6 +52,8 @@ OUTSIDE = dict(
     positions=START,
     types=START,
     embed_norm=(EARLY, 1),
+    encoder_positions=START,
+    encoder_embed_norm=(EARLY, 1),
     relative=(0, ORDER.index('attention/in')),  # made for all layers, added where the first compares tokens
     last_norm=(LATE, 0),
     head=(LATE, 1),
@@ -89,7 +92,7 @@ def per_row(model: Model, lengths: Lengths, rates: Mapping[str, Any] | None = No
     if param.is_stacked:
       passes = PASSES[c.name]
     for layer in range(passes * param.num_layers):
-      has_input_gradient = first[_reads(param)] < _place(c, param, layer)
+      has_input_gradient = first[_reads(param)] < _place(c, param, param.first_layer + layer)
       products = 1 + int(path in trained) + int(has_input_gradient)
       total += 2 * products * size * tokens
   return total + _attention(c, lengths, first)

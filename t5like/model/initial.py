@@ -133,8 +133,8 @@ def declare(module: nnx.Module, change: Callable[[Param], Param]) -> None:
       variable.set_metadata(declared=changed)
 
 
-def place(module: Module, **fields: str) -> Module:
-  """The module, whose parameters are declared to be in this `layer` or `stack`."""
+def place(module: Module, **fields: Any) -> Module:
+  """The module, whose parameters are declared to be in this `layer` or `stack`, or from this `first_layer` on."""
 
   def placed(declared: Param) -> Param:
     return dataclasses.replace(declared, **fields)

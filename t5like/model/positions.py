@@ -258,6 +258,7 @@ _SCHEMES = dict(
     learned=PositionScheme(embed=_learned),
     learned_from_2=PositionScheme(embed=_learned),
     relative=PositionScheme(bias=RelativeBias),
+    relative_per_layer=PositionScheme(bias=RelativeBias),
     sinusoidal=PositionScheme(embed=_sinusoidal),
     scaled_sinusoidal=PositionScheme(embed=_scaled_sinusoidal),
     none=PositionScheme(),

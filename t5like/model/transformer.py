@@ -5,7 +5,7 @@ of `Model`, and everybody else sees a nested dict of arrays.
 """
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from t5like import choices
 from t5like.model import side_values
 from t5like.model.attention import KeysValues
+from t5like.model.block import Block, LayerCache, Slot, heads_first
 from t5like.model.config import ModelConfig
 from t5like.model.initial import constant, place
 from t5like.model.layers import (
@@ -28,7 +29,7 @@ from t5like.model.layers import (
 )
 from t5like.model.positions import POSITIONS, Table
 from t5like.model.side_values import Sums
-from t5like.model.stack import Block, LayerCache, Slot, Stack, heads_first
+from t5like.model.stack import Stack
 from t5like.parameters import Param, vector, whole
 from t5like.sharding import gather, in_use, spread_rows
 
@@ -92,11 +93,18 @@ EMBED_SCALES = choices.implement('model.embed_scale', choices.EMBED_SCALES, dict
 ))
 
 
-# What makes the encoder's own table of tokens; None: it has none.
-ENCODER_EMBEDS = choices.implement('model.encoder_embed', choices.ENCODER_EMBEDS, dict(
-    shared=None,
-    own=Embed,
-))
+class Start(NamedTuple):
+  """What embeds the tokens of a stack: their table, and where there are such, positions and the norm of the sum."""
+  embed: Embed
+  positions: Any = None
+  norm: Norm | None = None
+
+
+def _positions(c: ModelConfig, key: jax.Array) -> Any:
+  """The module of a scheme that gives positions vectors."""
+  make = POSITIONS[c.position].embed
+  assert make is not None, 'choices.implement compares schemes with their facts'
+  return make(c, key)
 
 
 class Transformer(nnx.Module):
@@ -111,48 +119,56 @@ class Transformer(nnx.Module):
     self.head = place(head, layer='head')
     self.has_positions = choices.POSITIONS[c.position].embedded
     if self.has_positions:
-      make = POSITIONS[c.position].embed
-      assert make is not None, 'choices.implement compares schemes with their facts'
-      positions = make(c, k_positions)
-      self.positions: Any = place(positions, layer='positions')
+      positions = _positions(c, k_positions)
+      self.positions = place(positions, layer='positions')
     if c.num_types:
       types = Table(c, 'P', k_types)
       self.types = place(types, layer='types')
     if c.embed_norm:
       self.embed_norm = place(Norm(c), layer='embed_norm')
 
+  @property
+  def shared(self) -> Start:
+    """What embeds tokens of every stack that has nothing of its own."""
+    start = Start(self.embed)
+    if self.has_positions:
+      start = start._replace(positions=self.positions)
+    if self.c.embed_norm:
+      start = start._replace(norm=self.embed_norm)
+    return start
+
   @jax.named_scope('embed')
   def start(
       self,
       batch: Batch,
       random: Random,
-      embed: Embed | None = None,
+      start: Start | None = None,
   ) -> jax.Array:
     """[B, T, D]: tokens, positions and segment types (`types`; all 0 where the batch has none).
 
     Args:
       batch: the tokens.
       random: key of dropout; None: there is none.
-      embed: the table of tokens; None: that of the model.
+      start: what embeds them; None: what the model shares.
     """
     c = self.c
     tokens_BT = batch['inputs']
-    table = embed or self.embed
+    embed, positions, norm = start or self.shared
     scale = EMBED_SCALES[c.embed_scale]
-    x_BTD = table.encode(tokens_BT)
+    x_BTD = embed.encode(tokens_BT)
     x_BTD = scale(x_BTD)
-    if self.has_positions:
+    if positions is not None:
       first_row = choices.POSITIONS[c.position].first_row
       rows_BT = batch['positions'] + first_row
-      x_BTD += self.positions(rows_BT)
+      x_BTD += positions(rows_BT)
     if c.num_types:
       if 'types' in batch:
         types_BT = batch['types']
       else:
         types_BT = tokens_BT * 0
       x_BTD += self.types(types_BT)
-    if c.embed_norm:
-      x_BTD = self.embed_norm(x_BTD)
+    if norm is not None:
+      x_BTD = norm(x_BTD)
     return dropout(x_BTD, c, random)
 
   @jax.named_scope('logits')
@@ -249,19 +265,31 @@ class EncoderDecoder(Transformer):
         cross=True,
         name='decoder',
     )
-    make_own = ENCODER_EMBEDS[c.encoder_embed]
-    self.has_own_table = make_own is not None
-    if make_own is not None:
-      k_own = jax.random.fold_in(k_shared, 1)
-      own = make_own(c, k_own)
-      self.encoder_embed = place(own, layer='encoder_embed', stack='encoder')
+    own = choices.ENCODER_EMBEDS[c.encoder_embed]
+    k_own = jax.random.fold_in(k_shared, 1)
+    self.has_own_tokens = own.tokens
+    self.has_own_positions = own.positions and self.has_positions
+    self.has_own_norm = own.positions and c.embed_norm
+    if self.has_own_tokens:
+      embed = Embed(c, k_own)
+      self.encoder_embed = place(embed, layer='encoder_embed', stack='encoder')
+    if self.has_own_positions:
+      positions = _positions(c, k_own)
+      self.encoder_positions = place(positions, layer='encoder_positions', stack='encoder')
+    if self.has_own_norm:
+      self.encoder_embed_norm = place(Norm(c), layer='encoder_embed_norm', stack='encoder')
 
   @property
-  def encoder_table(self) -> Embed:
-    """What tokens of the encoder are looked up in."""
-    if self.has_own_table:
-      return self.encoder_embed
-    return self.embed
+  def encoder_start(self) -> Start:
+    """What embeds tokens of the encoder."""
+    start = self.shared
+    if self.has_own_tokens:
+      start = start._replace(embed=self.encoder_embed)
+    if self.has_own_positions:
+      start = start._replace(positions=self.encoder_positions)
+    if self.has_own_norm:
+      start = start._replace(norm=self.encoder_embed_norm)
+    return start
 
   @property
   def last_stack(self) -> Stack:
@@ -270,7 +298,7 @@ class EncoderDecoder(Transformer):
   def encode(self, batch: Batch, random: Random = None) -> tuple[dict[str, jax.Array], dict[str, Sums]]:
     """(x, the encoder's output [B, S, D], with positions and segments; side values by name)."""
     r_start, r_stack = split_keys(random, 2)
-    x_BSD = self.start(batch, r_start, self.encoder_table)
+    x_BSD = self.start(batch, r_start, self.encoder_start)
     x_BSD, side = self.encoder(x_BSD, batch, random=r_stack)
     memory = dict(
         x=x_BSD,

@@ -93,39 +93,40 @@ def _inner_edges(low: jax.Array, high: jax.Array) -> jax.Array:
   return jnp.expand_dims(low, 0) * (1 - share) + jnp.expand_dims(high, 0) * share
 
 
-def named(counted: Mapping[str, Counted], sizes: Mapping[str, int]) -> dict[str, Histogram]:
+def named(counted: Mapping[str, Counted], parameters: Mapping[str, Param]) -> dict[str, Histogram]:
   """{name: Histogram} from the counts of `make`, on the host; a name for each layer, such as '.../q/w[3]'.
 
   Args:
     counted: fetched. Arrays with numbers that are not finite are skipped.
-    sizes: {path: how many numbers the parameter has}.
+    parameters: `model.parameters`.
   """
   histograms = {}
   for name, counts in counted.items():
     _, _, path = name.partition('/')
-    for suffix, of_layer, num_layers in _by_layer(counts):
+    param = parameters[path]
+    for suffix, of_layer in _by_layer(counts, param.first_layer):
       is_finite = np.isfinite(of_layer['edges']).all()
       if not is_finite:
         continue
-      total = sizes[path] // num_layers
+      total = param.size // param.num_layers
       histograms[name + suffix] = _histogram(of_layer, total)
   return histograms
 
 
-def _by_layer(counts: Counted) -> Iterator[tuple[str, Counted, int]]:
-  """(suffix of its name, its counts in fp64, number of layers) of each layer, or of the only array."""
+def _by_layer(counts: Counted, first: int) -> Iterator[tuple[str, Counted]]:
+  """(suffix of its name, its counts in fp64) of each layer, counted from `first`, or of the only array."""
   arrays = {}
   for key, x in counts.items():
     arrays[key] = np.asarray(x, np.float64)
   if not arrays['mean'].ndim:
-    yield '', arrays, 1
+    yield '', arrays
     return
   num_layers = len(arrays['mean'])
   for layer in range(num_layers):
     of_layer = {}
     for key, x in arrays.items():
       of_layer[key] = x[..., layer]
-    yield f'[{layer}]', of_layer, num_layers
+    yield f'[{first + layer}]', of_layer
 
 
 def _histogram(counts: Counted, total: int) -> Histogram:

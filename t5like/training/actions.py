@@ -71,15 +71,8 @@ class Histograms(Hook):
     step = turn.progress.step
     with self.parts.phases.during('eval', 'start'):  # the first time compiles
       counted = self.parts.trainer.histograms(turn.batch)
-      histograms = histograms_lib.named(counted, self._sizes())
+      histograms = histograms_lib.named(counted, self.parts.plan.model.parameters)
       self.parts.output.histograms(step, histograms)
-
-  def _sizes(self) -> dict[str, int]:
-    """{path: how many numbers a parameter has}"""
-    sizes = {}
-    for path, declared in self.parts.plan.model.parameters.items():
-      sizes[path] = declared.size
-    return sizes
 
 
 class Compare(Hook):

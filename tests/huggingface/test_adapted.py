@@ -101,7 +101,7 @@ def test_every_pair_of_architectures_has_its_table():
   assert sorted(choices.CORRESPONDENCES) == sorted(PAIRS)
 
 
-@pytest.mark.parametrize('position', ['rope', 'relative', 'learned'])
+@pytest.mark.parametrize('position', ['rope', 'relative', 'relative_per_layer', 'learned'])
 @pytest.mark.parametrize('head', ['linear', 'mlm'])
 @pytest.mark.parametrize('pair', PAIRS, ids='-'.join)
 def test_every_parameter_has_an_origin_that_exists_and_fits(tmp_path, pair, head, position):
@@ -110,6 +110,9 @@ def test_every_parameter_has_an_origin_that_exists_and_fits(tmp_path, pair, head
   model = dict(position=position, num_types=2, embed_norm=True, block='sandwich', qk_norm='head', use_bias=True)
   c = tiny.config(tmp_path, init_from='runs/x', adapt=dict(source=source), **settings(name, **model))
   theirs = tiny.config(tmp_path, **settings(source, **model))
+  for config in (c, theirs):
+    if config.model.name == 'encoder_decoder':
+      config.model.encoder_embed = 'own_positions'
   if head == 'mlm':
     pairs = [section for section in (c, theirs) if section.model.name == 'encoder']
     for section in pairs:
@@ -122,14 +125,15 @@ def test_every_parameter_has_an_origin_that_exists_and_fits(tmp_path, pair, head
   their_model['vocab_size'] = c.model.vocab_size
   origins = adaptation.origins(c, parameters)
   found = adapted.Source('init_from', 'runs/x', their_model, {}, None, tuple)
-  adapted.check_fits(c, found, parameters, origins)
+  adapted.check_fits(c, found, parameters, adapted._located(origins, found))
   turned = {source, name} != {source} and source != 'encoder_decoder'
   fresh = {path for path, origin in origins.items() if origin.is_fresh and not path.startswith('head')}
   expected = set()
-  if position == 'relative' and turned:
-    expected = {'stack/relative/w'}
+  if position.startswith('relative') and turned:
+    stack = 'stack'
     if name == 'encoder_decoder':
-      expected = {'encoder/relative/w'} if source == 'decoder' else {'decoder/relative/w'}
+      stack = 'encoder' if source == 'decoder' else 'decoder'
+    expected = {f'{stack}/relative/w' if position == 'relative' else f'{stack}/blocks/relative/w'}
   assert fresh == expected
 
 

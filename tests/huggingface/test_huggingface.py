@@ -61,6 +61,7 @@ def test_logits_are_those_of_transformers_and_weights_go_back(name, tmp_path):
   np.testing.assert_allclose(cases.logits(values, params, batch_of(name)), GOLDEN[name], rtol=0, atol=1e-4)
   assert model_folders.write(tmp_path / 'b', values, params) == []
   before, after = (read_file(tmp_path / folder / 'model.safetensors') for folder in 'ab')
+  before.pop('final_logits_bias', None)  # zeros, which transformers can do without
   if name not in cases.RENAMED:
     assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
   assert same(model_folders.read(tmp_path / 'b')[1], params)
@@ -233,6 +234,7 @@ def test_padding_rows_are_zeros_and_change_nothing(tmp_path):
     ('gemma3', 'use_bidirectional_attention', True), ('smollm3', 'mlp_bias', True),
     ('smollm3', 'no_rope_layers', [1, 0]), ('gemma2', 'layer_types', ['full_attention'] * 2),
     ('gemma2', 'layer_types', ['chunked_attention'] * 3), ('electra', 'embedding_size', 20),
+    ('bart', 'decoder_ffn_dim', 60), ('mbart', 'decoder_attention_heads', 4), ('bart', 'tie_word_embeddings', False),
     ('camembert', 'pad_token_id', 0), ('mt5', 'relative_attention_max_distance', 64),
     ('llama', 'partial_rotary_factor', 0.5),
     ('llama', 'model_type', 'lama'), ('llama', 'quantization_config', dict(bits=4)), ('olmo2', 'attention_bias', True),
@@ -246,6 +248,22 @@ def test_what_ours_cannot_do_is_an_error_with_its_key(name, key, value):
     del config['rope_parameters']
   with pytest.raises(ConfigError, match=key):
     model_config.to_model(config)
+
+
+@pytest.mark.parametrize('kind, words', [('t5gemma2', 'one softmax'), ('gpt_oss', 'mixtures of experts')])
+def test_blocks_that_ours_lack_are_named(kind, words):
+  with pytest.raises(ConfigError, match=f"model_type='{kind}' in config.json cannot be read: .*{words}"):
+    model_config.to_model(dict(ABOUT['t5gemma']['config'], model_type=kind))
+
+
+def test_weights_without_a_place_are_zeros(tmp_path):
+  about = ABOUT['bart']
+  made = cases.weights(about['shapes'])
+  assert not made['final_logits_bias'].any()
+  made['final_logits_bias'][0, 7] = 0.5
+  folder = cases.write_folder(tmp_path, about['config'], made)
+  with pytest.raises(CheckpointError, match='final_logits_bias is not zero everywhere, and bart models'):
+    model_folders.read(folder)
 
 
 def test_rotary_numbers_of_all_versions():
@@ -283,6 +301,9 @@ def test_the_nearest_family_is_named():
 
 
 GEMMA = dict(block='sandwich', norm='rmsnorm_unit', embed_scale='sqrt_d_model', activation='geglu')
+BART = dict(name='encoder_decoder', norm='layernorm', norm_eps=1e-5, use_bias=True, block='post_norm', embed_norm=True,
+            encoder_embed='own_positions', position='learned_from_2', tie_embeddings=True, activation='gelu',
+            num_kv_heads=4)
 FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     llama=dict(),
     olmo2=dict(block='output_norm', qk_norm='all'),
@@ -292,6 +313,9 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     bert=dict(name='encoder', norm='layernorm', use_bias=True, block='post_norm', embed_norm=True, num_types=2,
               position='learned', head='mlm', tie_embeddings=True, activation='gelu', num_kv_heads=4),
     t5=dict(name='encoder_decoder', position='relative', scale_attention=False, num_kv_heads=4),
+    umt5=dict(name='encoder_decoder', position='relative_per_layer', scale_attention=False, num_kv_heads=4),
+    bart=BART,
+    mbart=dict(BART, block='pre_norm', embed_scale='sqrt_d_model', activation='relu'),
     mistral=dict(layers=('local',), window=5),
     qwen2=dict(qkv_bias=True, layers=('global', 'local'), window=5),
     qwen3=dict(qk_norm='head', head_dim=10),
@@ -356,7 +380,9 @@ def of_families(draw):
       num_kv_heads=draw(st.sampled_from([1, 2, heads])) if family.grouped else heads,
       activation=draw(st.sampled_from(sorted(set(family.activations.values())))), dropout=0.0,
       tie_embeddings=family.ours.get('tie_embeddings', False) or draw(st.booleans()))
-  if kind == 't5':
+  if 'norm_eps' in family.ours:
+    changes['norm_eps'] = family.ours['norm_eps']
+  if kind in ('t5', 'umt5'):
     changes.update(head='scaled' if changes['tie_embeddings'] else 'linear', num_encoder_layers=draw(st.integers(1, 9)))
   if position.rotary:
     changes['rope_theta'] = draw(st.sampled_from([1e4, 5e5]))

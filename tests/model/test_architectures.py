@@ -49,6 +49,10 @@ KINDS.update(
     bare_decoder=dict(block='bare_first', layers=('local', 'global'), window=4, embed_norm=True),
     t5gemma=GEMMA | dict(name='encoder_decoder', layers=('local', 'global'), encoder_window=3, encoder_embed='own'),
     t5_windows=T5 | dict(activation='geglu', layers=('local', 'global'), window=4),
+    bart=BERT | dict(name='encoder_decoder', position='learned_from_2', encoder_embed='own_positions', head='linear'),
+    mbart=BERT | dict(name='encoder_decoder', position='learned_from_2', encoder_embed='own_positions', head='linear',
+                      block='pre_norm', embed_scale='sqrt_d_model'),
+    umt5=T5 | dict(activation='geglu', position='relative_per_layer', layers=('local', 'global'), window=4),
     t5_sinks=T5 | dict(activation='geglu', attention_sinks='head'))
 DECODERS = [k for k, v in KINDS.items() if v.get('name', 'decoder') == 'decoder']
 PAIRS = [k for k, v in KINDS.items() if v.get('name') == 'encoder_decoder']

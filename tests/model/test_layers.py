@@ -13,8 +13,8 @@ from t5like import sharding
 from t5like.model import layers, positions as positions_lib
 from t5like.model.attention import GLOBAL, Attention, dot_product
 from t5like.model.attention_kernels import AttentionSpec, make_mask
+from t5like.model.block import Block, View
 from t5like.model.kernels.relative_bias_attention import expand
-from t5like.model.stack import Block, View
 from t5like.sharding import einsum
 from tests import tiny
 

@@ -9,7 +9,7 @@ from flax import nnx
 from t5like import choices, parameters
 from t5like.errors import ConfigError
 from t5like.huggingface import model_folders, weight_table
-from t5like.model import flops, layers, models, stack, transformer
+from t5like.model import block, flops, layers, models, transformer
 from t5like.objectives.lengths import Lengths
 from t5like.optim.optimizers import path_name
 from tests import tiny
@@ -57,7 +57,7 @@ def test_a_parameter_that_is_not_declared_is_refused(monkeypatch):
     def __init__(self, c, key):
       super().__init__(c, key)
       self.strange = nnx.Param(jnp.ones(c.d_ff))
-  monkeypatch.setattr(stack, 'MLP', Scaled)
+  monkeypatch.setattr(block, 'MLP', Scaled)
   with pytest.raises(TypeError, match='stack/blocks/mlp/strange is not declared'):
     model_of()
 

@@ -8,7 +8,7 @@ import pytest
 
 from t5like import sharding
 from t5like.config import base
-from t5like.model import layers, loss as loss_lib, side_values, stack, transformer
+from t5like.model import block, layers, loss as loss_lib, side_values, transformer
 from t5like.model.side_values import Sums, Value, With
 from t5like.training import loop, step
 from tests import tiny
@@ -30,7 +30,7 @@ class Penalised(layers.MLP):
 
 @pytest.fixture(autouse=True)
 def penalised(monkeypatch):
-  monkeypatch.setattr(stack, 'MLP', Penalised)
+  monkeypatch.setattr(block, 'MLP', Penalised)
 
 
 def rows(rng, length, n=B):

@@ -8,8 +8,9 @@ import pytest
 
 from t5like import choices, sharding
 from t5like.model import transformer
+from t5like.model.block import View
 from t5like.model.layers import Norm
-from t5like.model.stack import Stack, View
+from t5like.model.stack import Stack
 from tests import tiny
 
 T = 12
@@ -66,6 +67,9 @@ def test_the_first_attention_without_a_norm(kinds):
       x = x + block.attention(y, block.attention.keys_values(y, rows['positions'], view.kind), rows, rows,
                               kind=view.kind)
       x = x + block.mlp(block.mlp_norm(x))
+    declared = made.blocks.attention_norm.scale.get_metadata('declared')
+    others = made.blocks.mlp_norm.scale.get_metadata('declared')
+    assert (declared.first_layer, others.first_layer) == (1, 0)
     return scales, whole, made.norm(x)
   scales, whole, by_hand = run()
   assert scales.shape == (2, tiny.MODEL.d_model)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import config as config_lib, sharding
+from t5like import config as config_lib, parameters, sharding
 from t5like.config import base
 from t5like.errors import ConfigError
 from t5like.observe import histograms, metrics, trackers
@@ -49,9 +49,11 @@ def test_tensorboard_has_numbers_texts_and_histograms(tmp_path):
     assert h.num == sum(h.bucket) == c.model.d_model ** 2 and h.min < 0 < h.max and h.sum_squares > 0
 
 
-@pytest.mark.parametrize('shape, mesh, layered', [((64, 48), (1, 1), False), ((3, 16, 4, 8), (1, 4), True),
-                                                  ((8, 8), (2, 2), False)])
-def test_histograms_are_numpys(shape, mesh, layered):
+@pytest.mark.parametrize('shape, mesh, layered, first', [
+    ((64, 48), (1, 1), False, 0), ((3, 16, 4, 8), (1, 4), True, 0), ((3, 16), (1, 1), True, 1),
+    ((8, 8), (2, 2), False, 0)])
+def test_histograms_are_numpys(shape, mesh, layered, first):
+  """Of layers by their numbers, the first of which may be 1, where layer 0 does not have the parameter."""
   x = np.random.default_rng(0).standard_t(3, shape).astype(np.float32)
   mesh = sharding.make_mesh(dict(data=mesh[0], fsdp=mesh[1]), jax.devices()[:mesh[0] * mesh[1]])
   path = 'stack/blocks/w' if layered else 'w'
@@ -59,8 +61,9 @@ def test_histograms_are_numpys(shape, mesh, layered):
     spec = jax.sharding.PartitionSpec(*[None] * layered, 'fsdp')
     placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
     count = jax.jit(lambda x: histograms._count(x, layered))(placed)
-  found = histograms.named({f'parameters/{path}': jax.device_get(count)}, {path: x.size})
-  for layer, part in enumerate(x if layered else [x]):
+  declared = parameters.Param('LABC'[not layered:][:x.ndim], 'q', 'bias', shape=x.shape, first_layer=first)
+  found = histograms.named({f'parameters/{path}': jax.device_get(count)}, {path: declared})
+  for layer, part in enumerate(x if layered else [x], first):
     h = found[f'parameters/{path}[{layer}]' if layered else 'parameters/w']
     counts, edges = np.histogram(part.astype(np.float64), h.edges)
     assert h.total == part.size == h.counts.sum()
@@ -72,7 +75,8 @@ def test_histograms_are_numpys(shape, mesh, layered):
 def test_numbers_that_are_not_finite_have_no_histogram():
   x = np.array([1.0, np.nan], np.float32)
   count = jax.device_get(jax.jit(lambda x: histograms._count(x, False))(x))
-  assert histograms.named({'gradients/w': count}, {'w': 2}) == {}
+  declared = parameters.Param('A', 'q', 'bias', shape=(2,))
+  assert histograms.named({'gradients/w': count}, {'w': declared}) == {}
 
 
 def test_a_tracker_that_fails_costs_nothing(tmp_path):

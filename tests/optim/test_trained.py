@@ -1,4 +1,6 @@
 """Which parameters are trained, and how fast: patterns, optimizers, whole runs."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,22 @@ def test_patterns():
   assert rates((), ('stack=0.5', 'stack/norm=1', 'stack/blocks[-2:]=2', 'head=1e-1')) == {
       **layers(0.5, 0.5, 0.5, 0.5, 2, 2), 'head/out/w': [pytest.approx(0.1)]}
   assert rates(('embed',), ('embed=3',)) == {'embed/w': [0]}
+
+
+def test_layers_keep_their_numbers_where_the_first_does_not_have_a_parameter():
+  path = 'stack/blocks/attention_norm/scale'
+  later = dataclasses.replace(tables.of(path, (5, 8)), first_layer=1)
+  parameters = {**{path: tables.of(path, shape) for path, shape in SHAPES.items()}, path: later}
+  spec = base().optimizer
+  for freeze, of_norm, of_mlp in (
+      ('stack[0]', [1] * 5, [0, 1, 1, 1, 1, 1]), ('stack[:2]', [0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]),
+      ('stack[-1]', [1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0])):
+    spec.freeze = (freeze,)
+    trained = trainable.rates(spec, parameters)
+    assert trained[path] == of_norm and trained['stack/blocks/mlp/up/w'] == of_mlp
+  spec.freeze = (f'{path}[0]',)
+  with pytest.raises(ConfigError, match='has 6 layers, counted from 0, and none of them'):
+    trainable.rates(spec, parameters)
 
 
 def test_with_adapters_they_alone_are_trained_unless_more_is_asked_for():

@@ -18,6 +18,8 @@ NARROW = dict(LLAMA, num_attention_heads=6, num_key_value_heads=2)  # heads of 3
 GROUPED_BY_WIDTH = dict(NARROW, hidden_size=48)  # heads of 8
 BERT = dict(LLAMA, type_vocab_size=2)
 T5 = dict(vocab_size=101, d_model=36, d_kv=8, d_ff=50, num_layers=3, num_decoder_layers=2, num_heads=3)
+BART = dict(vocab_size=101, d_model=36, encoder_layers=3, decoder_layers=2, encoder_attention_heads=3,
+            decoder_attention_heads=3, encoder_ffn_dim=50, decoder_ffn_dim=50, max_position_embeddings=40)
 T5GEMMA = dict(GROUPED, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10, attn_logit_softcapping=3.0,
                final_logit_softcapping=7.0)
 
@@ -92,6 +94,9 @@ CASES = dict(
     t5=('T5', 'T5ForConditionalGeneration', T5),
     t5_shallow=('T5', 'T5ForConditionalGeneration', dict(T5, num_layers=3, num_decoder_layers=1)),  # as ByT5
     mt5=('MT5', 'MT5ForConditionalGeneration', T5),
+    bart=('Bart', 'BartForConditionalGeneration', BART),
+    mbart=('MBart', 'MBartForConditionalGeneration', dict(BART, scale_embedding=True, activation_function='relu')),
+    umt5=('UMT5', 'UMT5ForConditionalGeneration', T5),
     t5_v1_1=('T5', 'T5ForConditionalGeneration', dict(T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
 )
 UNTIED = ('t5_v1_1', 'mt5')  # cases whose files have an output matrix of its own, which transformers adopts then
@@ -115,7 +120,9 @@ def weights(shapes, seed=0):
     # By name, so that no order matters; files call GPT-NeoX's head otherwise than its code.
     known = zlib.crc32(name.replace('embed_out', 'lm_head').encode())
     x = np.random.default_rng([seed, known]).normal(size=shape)
-    if len(shape) > 1:
+    if name == 'final_logits_bias':
+      x *= 0  # as in all published models of BART
+    elif len(shape) > 1:
       x *= 0.15
     elif name.endswith('weight'):
       x = 1 + 0.3 * x

@@ -135,6 +135,20 @@ def test_v1_1_stays_untied_and_v1_0_tied(tmp_path):
                              make_golden.theirs(fresh.eval(), inputs, decoder), **CLOSE)
 
 
+def test_published_umt5_is_untied_and_not_scaled(tmp_path):
+  """transformers 5 divides by sqrt(d_model) before a head of its own too, which version 4 and the training did not."""
+  model = make_golden.build('umt5')
+  model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn_like(model.lm_head.weight))
+  model.save_pretrained(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(dict(json.loads(path.read_text()), tie_word_embeddings=False)))
+  values, params = model_folders.read(tmp_path)
+  assert not values['tie_embeddings'] and values['head'] == 'linear'
+  inputs, decoder = cases.tokens(1, 6), cases.tokens(1, 4)
+  np.testing.assert_allclose(cases.logits(values, params, cases.row(decoder, encoder=cases.row(inputs))),
+                             make_golden.theirs(model, inputs, decoder) * 36 ** 0.5, **CLOSE)
+
+
 # --- Tokenizers -----------------------------------------------------------------------------------
 
 TEXTS = ['The quick brown fox.', 'def f(x):\n  return x[1:]\n\n\n', '  two  spaces  ',

@@ -91,6 +91,25 @@ def test_keys_without_parameters_may_change(key, folder):
   assert len(lines) == 1 and f'model.{named} ' in lines[0]
 
 
+@pytest.mark.parametrize('key, flag', dict(
+    layers='--config.model.layers=\'("local", "global")\'', window='--config.model.window=16',
+    rope_theta='--config.model.rope_theta=500000.0', rope_scaling='--config.model.rope_scaling.name=llama3').items())
+def test_a_key_that_is_forgotten_is_an_error(key, flag, folder, tmp_path, monkeypatch):
+  """Of a model with other values than the defaults; but not where the config names it, or says something else."""
+  theirs = config(tmp_path, 64, 1, model=CHANGES[key])
+  monkeypatch.setattr(preconditions.workdir_lib, 'read_config', lambda run: theirs)
+  c = config(folder, 64, 1, **beginning(folder))
+  with pytest.raises(ConfigError) as error:
+    preconditions.check(c)
+  text = str(error.value)
+  assert f"init_from='{folder}/short' holds a model whose" in text and f'model.{key} is' in text
+  assert flag in text and '--config.allow_changed=model.' in text
+  c.allow_changed = 'model.layers,model.window,model.rope_theta,model.rope_scaling'
+  assert preconditions.check(c) == []
+  c.allow_changed = 'model'
+  assert preconditions.check(c) == []
+
+
 @pytest.mark.parametrize('key, value, said', [
     ('rope_fraction', 0.5, 'model.rope_fraction is 1.0 there, 0.5 here'), ('norm_eps', 1e-5, 'norm_eps is 1e-06 there'),
     ('d_ff', 80, 'd_ff is 64 there, 80 here')])
