@@ -373,6 +373,7 @@ DROPOUT_STYLES = dict(
 INITS = ('fan_in', 'gpt2', 'bert', 't5', 'neox')
 DTYPES = ('bfloat16', 'float32')
 ATTENTION = ('auto', 'xla', 'splash', 'cudnn')
+CONTEXT_ATTENTION = ('auto', 'gathered', 'ring')
 
 
 @dataclasses.dataclass(frozen=True)

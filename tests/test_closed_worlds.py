@@ -42,6 +42,7 @@ IMPLEMENTED_IN = {
     'model.init': 'model.initial',
     'model.remat': 'model.stack',
     'model.attention': 'model.attention_kernels',
+    'model.context_attention': 'model.attention_rows',
     'adapt.tokens': 'huggingface.adapted',
     'log.trackers': 'observe.trackers',
 }

@@ -218,6 +218,9 @@ def base() -> Config:
       # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
       # elsewhere) | cudnn (auto's on GPUs)
       attention='auto',
+      # keys of rows that mesh.context shards: gathered on each device | ring: travelling from device to device (kernels
+      # of TPUs, dropout=0) | auto: a ring where gathered ones would take more than 256 MiB (2 GiB under a window)
+      context_attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
       # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came

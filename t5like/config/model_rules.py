@@ -23,6 +23,7 @@ def check_model(config: Config) -> Iterator[str]:
            "one. Use at least 2 layers, or 'pre_norm'.")
   yield from _rope_scaling(model, resolved)
   yield from _adapters(model, resolved)
+  yield from _ring(model)
   if model.tie_embeddings is False and choices.HEADS[model.head].scaled:
     yield f"model.head={model.head!r}: belongs to model.tie_embeddings=True. Use 'linear'."
   yield from _of_encoders(model)
@@ -33,6 +34,18 @@ def check_model(config: Config) -> Iterator[str]:
   if 0 < model.vocab_size < needs:
     yield (f'model.vocab_size={model.vocab_size}: the vocabulary has {needs} tokens. '
            f'Use at least {needs} (better {up(needs, LANES)}), or 0 to have it rounded up.')
+
+
+def _ring(model: Section) -> Iterator[str]:
+  """What attention in a ring needs of its kernel."""
+  if model.context_attention != 'ring':
+    return
+  if model.attention not in ('auto', 'splash'):
+    yield (f"model.context_attention='ring': model.attention={model.attention!r} has no ring. Use 'splash', or "
+           "model.context_attention='auto'.")
+  if model.dropout:
+    yield (f"model.context_attention='ring': attention with model.dropout={model.dropout} has no ring. Use "
+           "model.dropout=0, or model.context_attention='auto'.")
 
 
 def _heads(model: Section, resolved: Section) -> Iterator[str]:

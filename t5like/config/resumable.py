@@ -13,7 +13,8 @@ from t5like.errors import ConfigError
 ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
   log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
   data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
-  model.remat model.scan_layers model.attention loss.chunks compile'''.split())
+  model.remat model.scan_layers model.attention
+  model.context_attention loss.chunks compile'''.split())
 
 # Keys that decide which arrays a checkpoint holds: no permission makes an old one fit.
 OF_PARAMETERS = tuple(f'model.{key}' for key in '''name vocab_size d_model num_layers num_encoder_layers num_heads

@@ -57,6 +57,7 @@ CHOICES = {
     'model.init': choices.INITS,
     'model.dtype': choices.DTYPES,
     'model.attention': choices.ATTENTION,
+    'model.context_attention': choices.CONTEXT_ATTENTION,
     'model.remat': choices.REMAT,
     'adapt.source': choices.ADAPT_SOURCES,
     'adapt.encoder_source': choices.ARCHITECTURES,

@@ -70,7 +70,7 @@ REAL = ('norm_eps', 'rope_theta', 'rope_fraction', 'dropout')  # keys of config.
 
 
 def to_model(hf: Values) -> Values:
-  """Values of config.model of a config.json's: all keys but dtype, attention, scan_layers and remat.
+  """Values of config.model of a config.json's: all keys but dtype, attention, context_attention, scan_layers and remat.
 
   Raises:
     ConfigError: naming the key, where the model does something that ours cannot.

@@ -10,17 +10,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices, parameters
 from t5like.choices import LayerKind
-from t5like.model import context
+from t5like.model import attention_rows, context
 from t5like.model.attention_kernels import (
     KERNELS,
     AttentionSpec,
     Call,
     Info,
-    Kernel,
     choose_kernel,
     spec_of,
     visible,
 )
+from t5like.model.attention_rows import Way
 from t5like.model.config import ModelConfig
 from t5like.model.context import Cut
 from t5like.model.kernels import relative_bias_attention
@@ -77,6 +77,7 @@ def dot_product(
     keep_BNTS: jax.Array | None = None,
     kernel: str = 'auto',
     sinks_N: jax.Array | None = None,
+    context_attention: str = 'auto',
 ) -> jax.Array:
   """softmax(scale q k + bias) v, [B, T, N, H], logits in fp32, N / K queries to each key-value head.
 
@@ -95,6 +96,7 @@ def dot_product(
     keep_BNTS: multiplies probabilities (dropout).
     kernel: model.attention, see `choose_kernel`.
     sinks_N: logits that join the softmax, fp32; None: there are none.
+    context_attention: model.context_attention, see `attention_rows.choose`.
   """
   names = _shared(query, key)
   T = q_BTNH.shape[1]
@@ -102,7 +104,6 @@ def dot_product(
   has_prefix = 'prefix' in names
   spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS, sinks_N)
   chosen, _ = choose_kernel(kernel, platform(), spec)
-  kernel_chosen = KERNELS[chosen]
   call = Call(
       spec,
       scale=_scale(scale, q_BTNH.shape[3]),
@@ -113,21 +114,20 @@ def dot_product(
   extras, extra_specs = _extras(chosen, bias, keep_BNTS, sinks_N, call.queries, S)
   query = _picked(query, names)
   key = _picked(key, names)
-  if kernel_chosen.prepare is not None:
-    prepared, prepared_specs = kernel_chosen.prepare(call, q_BTNH, k_BSKH, has_prefix)
+  way = attention_rows.choose(context_attention, chosen, call, k_BSKH)
+  if way.prepare is not None:
+    prepared, prepared_specs = way.prepare(call, q_BTNH, k_BSKH, has_prefix)
     extras['prepared'] = prepared
     extra_specs['prepared'] = prepared_specs
-  on_devices = _on_devices(kernel_chosen, call, names, extra_specs)
+  on_devices = _on_devices(way, call, names, extra_specs)
   return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
 
 
-def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
+def _on_devices(way: Way, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
   """A kernel's function of arrays that are spread over the mesh.
 
-  Each device has some queries, and gathers all keys and values of its rows.
-
   Args:
-    kernel: what computes.
+    way: what computes, on one device.
     call: what is the same for all tokens.
     names: what is known of queries and keys.
     extra_specs: how `extras` are spread.
@@ -141,10 +141,7 @@ def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: d
       key: Info,
       extras: dict[str, Any],
   ) -> jax.Array:
-    k = context.gathered(k, 1, call.keys)
-    v = context.gathered(v, 1, call.keys)
-    key = {name: context.gathered(key[name], 1, call.keys) for name in names}
-    return kernel.run(call, q, k, v, query, key, extras)
+    return way.run(call, q, k, v, query, key, extras)
 
   in_specs = (
       in_use('BTNH'),
@@ -158,7 +155,7 @@ def _on_devices(kernel: Kernel, call: Call, names: Sequence[str], extra_specs: d
       attend,
       in_specs=in_specs,
       out_specs=in_use('BTNH'),
-      check_vma=kernel.checks_layouts,
+      check_vma=way.checks_layouts,
   )
 
 
@@ -407,7 +404,21 @@ class Attention(nnx.Module):
     keep_BNTS = self._keep(q_BTNH, k, random)
     q_BTNH = checkpoint_name(q_BTNH, 'qkv')
     kernel = self.c.attention
-    out_BTNH = dot_product(q_BTNH, k, v, query, key, spec, scale, bias, keep_BNTS, kernel, sinks_N)
+    context_attention = self.c.context_attention
+    out_BTNH = dot_product(
+        q_BTNH,
+        k,
+        v,
+        query,
+        key,
+        spec,
+        scale,
+        bias,
+        keep_BNTS,
+        kernel,
+        sinks_N,
+        context_attention,
+    )
     out_BTNH = checkpoint_name(out_BTNH, 'context')
     return self.o(out_BTNH)
 

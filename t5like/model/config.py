@@ -54,6 +54,7 @@ class ModelConfig:
   query_scale: float = 0.0
   attention_sinks: str = 'none'
   attention_softcap: float = 0.0
+  context_attention: str = 'auto'
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple[str, ...] = ()

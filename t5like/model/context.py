@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5like.sharding import everywhere
+from t5like.sharding import ROWS, everywhere
 
 SLOTS = 'slots'
 PREDICT = 'predict'
@@ -78,6 +78,17 @@ def devices() -> int:
   if mesh.empty:
     return 1
   return mesh.shape['context']
+
+
+def shards_of_rows_and_heads() -> int:
+  """Into how many parts the mesh in force cuts batches and heads."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  count = mesh.shape['tensor']
+  for axis in ROWS:
+    count *= mesh.shape[axis]
+  return count
 
 
 def cut_of(tokens: Mapping[str, Any], length: int) -> Cut:

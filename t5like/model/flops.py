@@ -225,8 +225,8 @@ COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 
 # Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
                     'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
-                    'init', 'dtype', 'attention', 'scan_layers', 'remat', 'prefix_mask', 'lora_alpha',
-                    'local_rope_theta', 'attention_sinks',
+                    'init', 'dtype', 'attention', 'context_attention', 'scan_layers', 'remat', 'prefix_mask',
+                    'lora_alpha', 'local_rope_theta', 'attention_sinks',
                     'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
 
 

@@ -71,7 +71,7 @@ def reference(
 def _is_seen(query: Tokens, key: Tokens, causal: bool, start: Any, window: tuple[int, int] | None) -> jax.Array:
   """[B, T, S] bool."""
   query_segments = query['segments'][:, :, None]
-  is_seen = query_segments == _without_padding(key['segments'])[:, None]
+  is_seen = query_segments == without_padding(key['segments'])[:, None]
   T = query['segments'].shape[1]
   S = key['segments'].shape[1]
   query_slot = start + jnp.arange(T)[None, :, None]
@@ -87,7 +87,7 @@ def _is_seen(query: Tokens, key: Tokens, causal: bool, start: Any, window: tuple
   return is_seen & is_before
 
 
-def _without_padding(segments: jax.Array) -> jax.Array:
+def without_padding(segments: jax.Array) -> jax.Array:
   """Segments of keys, padding being in one that no query is in."""
   return jnp.where(segments > 0, segments, NOBODY)
 
@@ -141,20 +141,20 @@ def attention(
   S = k_BSKH.shape[1]
   before, after = window or (None, None)
   block_q, block_k = block_sizes or (block_size(T, causal, before), block_size(S, causal, before))
-  queries = _round_up(T, block_q)
-  keys = _round_up(S, block_k)
+  queries = round_up(T, block_q)
+  keys = round_up(S, block_k)
   form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret, before, after)
   arrays = _padded(form, q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, start)
   first = None
   if isinstance(start, int):
     first = start
   elif starts is not None:
-    form = dataclasses.replace(form, share=_share(form, starts, causal and 'prefix' in query))
+    form = dataclasses.replace(form, share=share_of(form, starts, causal and 'prefix' in query))
   out_BNTH: Any = _attend(form, first, *arrays)
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def _share(form: Form, starts: Starts, has_prefix: bool) -> float:
+def share_of(form: Form, starts: Starts, has_prefix: bool) -> float:
   """The share of pairs of blocks that a call computes."""
   visited = [len(visits(form, start, has_prefix)) for start in starts.of_devices]
   count = max(visited)
@@ -177,14 +177,14 @@ def _padded(
   more_queries = form.queries - q_BTNH.shape[1]
   more_keys = form.keys - k_BSKH.shape[1]
   has_prefix = form.causal and 'prefix' in query
-  key = {**key, 'segments': _without_padding(key['segments'])}
+  key = {**key, 'segments': without_padding(key['segments'])}
   return Arrays(
       q_BNTH=_pad(q_BTNH, more_queries).swapaxes(1, 2),
       k_BKSH=_pad(k_BSKH, more_keys).swapaxes(1, 2),
       v_BKSH=_pad(v_BSKH, more_keys).swapaxes(1, 2),
       bias_NR=jnp.pad(bias_NR.astype(jnp.float32), [(0, 0), (more_keys, more_queries)]),
-      query_ids=_ids(query, more_queries, 0, has_prefix),
-      key_ids=_ids(key, more_keys, NOBODY, has_prefix),
+      query_ids=ids_of(query, more_queries, 0, has_prefix),
+      key_ids=ids_of(key, more_keys, NOBODY, has_prefix),
       start=jnp.full((1,), start, jnp.int32),
   )
 
@@ -205,10 +205,10 @@ def block_size(length: int, causal: bool, before: int | None = None) -> int:
   if before is not None:
     most = min(most, max(SMALLER, before // 2))
   count = math.ceil(length / most)
-  return _round_up(math.ceil(length / count), LANES)
+  return round_up(math.ceil(length / count), LANES)
 
 
-def _round_up(n: int, unit: int) -> int:
+def round_up(n: int, unit: int) -> int:
   return -(-n // unit) * unit
 
 
@@ -221,7 +221,7 @@ def _pad(x: jax.Array, n: int, value: int = 0) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
-def _ids(tokens: Tokens, padding: int, nobody: int, has_prefix: bool) -> jax.Array:
+def ids_of(tokens: Tokens, padding: int, nobody: int, has_prefix: bool) -> jax.Array:
   """[B, 1 or 2, length]: segments and, of tokens of prefixes, segments again; of others a number that nothing has."""
   segments = _pad(tokens['segments'], padding, nobody).astype(jnp.int32)
   if not has_prefix:
@@ -296,7 +296,7 @@ def _longest() -> int:
 def _spans(length: int, most: int, block: int) -> list[Span]:
   """What cuts a length, a multiple of `block`, into the fewest even pieces of at most `most`."""
   count = -(-length // max(most, block))
-  size = _round_up(-(-length // count), block)
+  size = round_up(-(-length // count), block)
   return _spans_of_size(length, size)
 
 
@@ -316,7 +316,7 @@ def _piece(form: Form, H: int) -> int:
   available = vmem() - work(form) - bytes_of_distance * form.keys
   most_blocks = max(1, available // bytes_of_query // form.block_q)
   pieces = -(-form.queries // (most_blocks * form.block_q))
-  return _round_up(-(-form.queries // pieces), form.block_q)
+  return round_up(-(-form.queries // pieces), form.block_q)
 
 
 # --- The kernels as a function with a gradient -----------------------------------------------------
@@ -324,19 +324,19 @@ def _piece(form: Form, H: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(form, first, *arrays):
-  out_BNTH, _ = _forward_in_pieces(form, first, Arrays(*arrays))
+  out_BNTH, _ = forward_in_pieces(form, first, Arrays(*arrays))
   return out_BNTH
 
 
 def _attend_forward(form, first, *arrays):
-  out_BNTH, lse_BN1T = _forward_in_pieces(form, first, Arrays(*arrays))
+  out_BNTH, lse_BN1T = forward_in_pieces(form, first, Arrays(*arrays))
   # What the backward pass needs has a name, for the policies of `jax.checkpoint`.
   out_BNTH = checkpoint_name(out_BNTH, 'context')
   lse_BN1T = checkpoint_name(lse_BN1T, 'context')
   return out_BNTH, (*arrays, out_BNTH, lse_BN1T)
 
 
-def _forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> Attended:
+def forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> Attended:
   """From calls of at most LONGEST queries and keys each; most often that is one call."""
   key_spans = _spans(form.keys, _longest(), form.block_k)
   outs = []
@@ -410,9 +410,30 @@ def _join(one: Attended, other: Attended) -> Attended:
 def _attend_backward(form, first, saved, do_BNTH):
   *arrays, out_BNTH, lse_BN1T = saved
   arrays = Arrays(*arrays)
-  k_BKSH = arrays.k_BKSH
   di_BNT = jnp.einsum('BNTH,BNTH->BNT', out_BNTH, do_BNTH, preferred_element_type=jnp.float32)
-  di_BN1T = di_BNT[:, :, None]
+  gradients = backward_in_pieces(form, first, arrays, do_BNTH, lse_BN1T, di_BNT[:, :, None])
+  return *gradients, None, None, None
+
+
+def backward_in_pieces(
+    form: Form,
+    first: int | None,
+    arrays: Arrays,
+    do_BNTH: jax.Array,
+    lse_BN1T: jax.Array,
+    di_BN1T: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """(dq_BNTH, dk_BKSH, dv_BKSH, dbias_NR) of these queries and keys; the queries may see other keys too.
+
+  Args:
+    form: of the kernel.
+    first: the slot of the first query from the first key; None where it is known on the device only.
+    arrays: of the forward pass.
+    do_BNTH: gradient of the result.
+    lse_BN1T: fp32, logarithms of the sums of weights of all keys that the queries see.
+    di_BN1T: fp32, sums of results times their gradients.
+  """
+  k_BKSH = arrays.k_BKSH
   dbias = jnp.zeros_like(arrays.bias_NR)
   key_spans = _spans(form.keys, _longest(), form.block_k)
   most_keys = key_spans[0].size
@@ -452,7 +473,7 @@ def _attend_backward(form, first, saved, do_BNTH):
   dq = jnp.concatenate([part.astype(arrays.q_BNTH.dtype) for part in dq_parts], 2)
   dk = _of_shared_heads(dk_parts, k_BKSH)
   dv = _of_shared_heads(dv_parts, arrays.v_BKSH)
-  return dq, dk, dv, dbias, None, None, None
+  return dq, dk, dv, dbias
 
 
 def _of_shared_heads(parts: list[jax.Array], like: jax.Array) -> jax.Array:

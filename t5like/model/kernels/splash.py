@@ -180,8 +180,8 @@ class Pieces(splash_attention_mask.LocalMask):
   """
 
   def __init__(self, slots: np.ndarray, S: int, reach: Reach):
-    padded = _with_padding(slots)
-    shape = (padded.size, _padded_length(S))
+    padded = with_padding(slots)
+    shape = (padded.size, padded_length(S))
     super().__init__(shape, (reach.before, reach.after), 0)
     self.q_sequence = padded.reshape(-1)
     self.reach = reach
@@ -195,7 +195,7 @@ class Pieces(splash_attention_mask.LocalMask):
     # Slots of a device only grow, so that the first and the last query of a block see what all others do, and more.
     queries = Span(int(self.q_sequence[rows.start]), int(self.q_sequence[rows.stop - 1]))
     keys = Span(columns.start, columns.stop - 1)
-    if not _is_seen_in_part(queries, keys, self.reach):
+    if not is_seen_in_part(queries, keys, self.reach):
       return np.zeros((1, 1), bool)
     if _is_seen_whole(queries, keys, self.reach):
       return np.ones((1, 1), bool)
@@ -209,7 +209,7 @@ class Span:
   last: int
 
 
-def _is_seen_in_part(queries: Span, keys: Span, reach: Reach) -> bool:
+def is_seen_in_part(queries: Span, keys: Span, reach: Reach) -> bool:
   """Whether some query sees some key."""
   is_too_early = reach.before is not None and keys.last < queries.first - reach.before
   is_too_late = reach.after is not None and keys.first > queries.last + reach.after
@@ -229,8 +229,8 @@ def visits(T: int, S: int, reach: Reach, is_balanced: bool = False) -> tuple[int
   Of the devices that a row is spread over, the one that sees most: the pairs are those of its forward pass,
   and of its backward pass, for one head and row.
   """
-  queries = _padded_length(T)
-  keys = _padded_length(S)
+  queries = padded_length(T)
+  keys = padded_length(S)
   if reach.is_whole:
     block_q = block_size(queries, reach)
     block_k = block_size(keys, reach)
@@ -239,7 +239,7 @@ def visits(T: int, S: int, reach: Reach, is_balanced: bool = False) -> tuple[int
   cut = Cut(S, S // T, is_balanced)
   block_q, block_k = block_sizes(cut, S, reach)
   pairs = 0
-  for slots_T in _with_padding(cut.slots()):
+  for slots_T in with_padding(cut.slots()):
     pairs = max(pairs, _pairs(slots_T, keys, block_q, block_k, reach))
   return block_q, block_k, pairs
 
@@ -262,11 +262,11 @@ def _pairs(slots_T: np.ndarray, keys: int, block_q: int, block_k: int, reach: Re
 
 def block_sizes(cut: Cut, S: int, reach: Reach) -> tuple[int, int]:
   """Blocks of the queries of a device, which if possible lie in one of its pieces, and of S keys."""
-  queries = _padded_length(cut.tokens * cut.pieces)
+  queries = padded_length(cut.tokens * cut.pieces)
   unit = queries
   if cut.tokens % LANES == 0:
     unit = cut.tokens
-  return block_size(queries, reach, unit), block_size(_padded_length(S), reach)
+  return block_size(queries, reach, unit), block_size(padded_length(S), reach)
 
 
 def block_size(length: int, reach: Reach, unit: int = 0) -> int:
@@ -298,30 +298,30 @@ def _call(
     sinks_N: jax.Array | None,
 ) -> jax.Array:
   T = q_BTNH.shape[1]
-  q_BNTH = _padded(q_BTNH).swapaxes(1, 2)
-  k_BKSH = _padded(k_BSKH).swapaxes(1, 2)
-  v_BKSH = _padded(v_BSKH).swapaxes(1, 2)
+  q_BNTH = padded(q_BTNH).swapaxes(1, 2)
+  k_BKSH = padded(k_BSKH).swapaxes(1, 2)
+  v_BKSH = padded(v_BSKH).swapaxes(1, 2)
   segments = library.SegmentIds(
-      _padded(query['segments']),
-      _padded(key['segments'], PADDING),
+      padded(query['segments']),
+      padded(key['segments'], PADDING),
   )
   of_rows = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))
   out_BNTH = of_rows(q_BNTH, k_BKSH, v_BKSH, segments, sinks_N)
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def _padded_length(length: int) -> int:
+def padded_length(length: int) -> int:
   return -(-length // LANES) * LANES
 
 
-def _with_padding(slots: np.ndarray) -> np.ndarray:
+def with_padding(slots: np.ndarray) -> np.ndarray:
   """Slots [devices, T] of queries, those of padding being the last."""
   T = slots.shape[1]
-  places = np.minimum(np.arange(_padded_length(T)), T - 1)
+  places = np.minimum(np.arange(padded_length(T)), T - 1)
   return slots[:, places]
 
 
-def _padded(x: jax.Array, value: int = 0) -> jax.Array:
+def padded(x: jax.Array, value: int = 0) -> jax.Array:
   """An array [B, length, ..] whose length is padded."""
   missing = -x.shape[1] % LANES
   if not missing:
@@ -337,8 +337,8 @@ def _kernel(reach: Reach, cut: Cut, S: int, heads: int, interpret: bool, softcap
   shards = cut.devices
   mask: Any = None
   if reach.is_whole:
-    queries = _padded_length(T)
-    keys = _padded_length(S)
+    queries = padded_length(T)
+    keys = padded_length(S)
     mask = splash_attention_mask.FullMask((queries, keys))
     block_q = block_size(queries, reach)
     block_k = block_size(keys, reach)
