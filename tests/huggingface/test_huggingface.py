@@ -256,6 +256,19 @@ def test_blocks_that_ours_lack_are_named(kind, words):
     model_config.to_model(dict(ABOUT['t5gemma']['config'], model_type=kind))
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_an_untied_umt5_has_a_note(tmp_path, tied):
+  """transformers 5 scales its logits, as no other library does."""
+  head = 'scaled' if tied else 'linear'
+  values = dict(dataclasses.asdict(tiny.MODEL), **FAMILY_OF['umt5'], tie_embeddings=tied, head=head)
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    params = jax.device_get(jax.jit(transformer.build(transformer.ModelConfig.of(values)).init)(jax.random.key(0)))
+  notes = model_folders.write(tmp_path / 'out', values, params)
+  assert [('sqrt(d_model)' in note) for note in notes] == [True] * (not tied)
+  assert model_folders.read(tmp_path / 'out')[0]['tie_embeddings'] == tied
+
+
 def test_weights_without_a_place_are_zeros(tmp_path):
   about = ABOUT['bart']
   made = cases.weights(about['shapes'])

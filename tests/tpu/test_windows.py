@@ -14,6 +14,8 @@ ROWS = {  # sections of a config, the kernel
     'modernbert': (dict(model=dict(name='encoder', activation='geglu_exact'), objective=dict(name='masked_lm')),
                    'splash'),
     't5': (dict(model=dict(name='decoder', position='relative'), objective=dict(name='causal')), 'relative_bias'),
+    'umt5': (dict(model=dict(name='decoder', position='relative_per_layer'), objective=dict(name='causal')),
+             'relative_bias'),
 }
 
 
