@@ -104,8 +104,8 @@ def write(
       notes.append('RoBERTa counts positions by tokens that are not 1: give position_ids to transformers yourself '
                    '(2, 3, ...), for this vocabulary pads with another.')
   if kind == 'umt5' and not model['tie_embeddings']:
-    notes.append('transformers 5 divides what umT5 predicts from by sqrt(d_model), whatever config.json says: its logits '
-                 'are smaller than those of this model and of transformers 4. Greedy text is the same.')
+    notes.append('transformers 5 divides what umT5 predicts from by sqrt(d_model), whatever config.json says: its '
+                 'logits are smaller than those of this model and of transformers 4. Greedy text is the same.')
   files['config.json'] = _json_bytes(config)
   if choices.ARCHITECTURES[model['name']].causal:
     files['generation_config.json'] = _json_bytes(_generation_config(config, vocabulary))
