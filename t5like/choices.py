@@ -382,8 +382,21 @@ class Remat:
   recomputed: float
 
 
-# What is kept are values that only some models have: any of these may recompute all of the forward pass.
-REMAT = dict(none=Remat(0), weights=Remat(1 / 3), minimal=Remat(1 / 3), full=Remat(1 / 3))
+# Values that the forward pass names, and may save for the backward pass: attention's output, its queries, keys and
+# values, what is between attention and MLP, the first products of the MLP, and gathered weights.
+KEPT = ('context', 'qkv', 'middle', 'up', 'gate', 'weights')
+# From the smallest memory to the shortest step. Only some models have each of these values: any of the choices may
+# recompute all of the forward pass.
+REMAT = dict(
+    full=Remat(1 / 3),
+    context=Remat(1 / 3),
+    attention=Remat(1 / 3),
+    middle=Remat(1 / 3),
+    up=Remat(1 / 3),
+    minimal=Remat(1 / 3),
+    weights=Remat(1 / 3),
+    none=Remat(0),
+)
 
 
 # --- Training -------------------------------------------------------------------------------------

@@ -222,7 +222,11 @@ def base() -> Config:
       # of TPUs, dropout=0) | auto: a ring where gathered ones would take more than 256 MiB (2 GiB under a window)
       context_attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
-      remat='none',  # recompute in the backward pass: none | weights (minimal, weights stay gathered) | minimal | full
+      # what the forward pass keeps of each layer, while the backward pass recomputes the rest, from the least memory
+      # to the shortest step: full (nothing) | context (what attention makes) | attention (also its queries, keys and
+      # values) | middle (also x between attention and MLP) | up (also the MLP's first product) | minimal (also its
+      # gate's) | weights (also the gathered weights) | none (everything is kept)
+      remat='none',
       # decoder: given inputs and prefixes see each other in both directions (prefix LM, T5); False: only what came
       # before, as decoders of Hugging Face do
       prefix_mask=True,

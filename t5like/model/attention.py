@@ -120,7 +120,10 @@ def dot_product(
     extras['prepared'] = prepared
     extra_specs['prepared'] = prepared_specs
   on_devices = _on_devices(way, call, names, extra_specs)
-  return on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+  out_BTNH = on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
+  if kernel_chosen.names_context:
+    return out_BTNH
+  return checkpoint_name(out_BTNH, 'context')
 
 
 def _on_devices(way: Way, call: Call, names: Sequence[str], extra_specs: dict[str, Any]) -> Any:
@@ -419,7 +422,6 @@ class Attention(nnx.Module):
         sinks_N,
         context_attention,
     )
-    out_BTNH = checkpoint_name(out_BTNH, 'context')
     return self.o(out_BTNH)
 
   def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array, kind: LayerKind) -> jax.Array:

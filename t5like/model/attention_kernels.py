@@ -131,6 +131,8 @@ class Kernel:
   reasons: why it declines certain features, in words; otherwise they are only named.
   bias_by_distance: it takes the bias as [N, T + S] values by distance rather than [N, T, S].
   checks_layouts: `shard_map` can check the layout of its result.
+  names_context: what its backward pass needs beside queries, keys and values is named 'context' inside of it, for
+    model.remat; of others the result is.
   """
   features: frozenset[str]
   lacks: Callable[[AttentionSpec, str], str]
@@ -139,6 +141,7 @@ class Kernel:
   reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
   bias_by_distance: bool = False
   checks_layouts: bool = False
+  names_context: bool = False
 
   def declines(self, spec: AttentionSpec, platform: str) -> str:
     """Why it cannot compute this, or ''."""
@@ -374,12 +377,14 @@ KERNELS = dict(
         lacks=_lacks_nothing,
         run=_run_splash,
         prepare=_prepare_splash,
+        names_context=True,
     ),
     relative_bias=Kernel(
         features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
         lacks=_needs_bias,
         run=_run_relative_bias,
         bias_by_distance=True,
+        names_context=True,
     ),
     cudnn=Kernel(
         features=frozenset({'prefix', 'window'}),

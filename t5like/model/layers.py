@@ -268,10 +268,10 @@ class MLP(nnx.Module):
   ) -> jax.Array:
     """[B, T, D]. `key`: of dropout; None: there is none."""
     up_BTF = self.up(x_BTD)
-    up_BTF = checkpoint_name(up_BTF, 'mlp')
+    up_BTF = checkpoint_name(up_BTF, 'up')
     if self.gated:
       gate_BTF = self.gate(x_BTD)
-      gate_BTF = checkpoint_name(gate_BTF, 'mlp')
+      gate_BTF = checkpoint_name(gate_BTF, 'gate')
       x_BTF = self.act(gate_BTF) * up_BTF
     else:
       x_BTF = self.act(up_BTF)

@@ -21,13 +21,27 @@ Output = tuple[jax.Array, dict[str, Sums]]  # x_BTD; side values by name
 
 
 POLICIES = jax.checkpoint_policies
-# What is saved for the backward pass, which computes the rest again. None: everything is saved.
+
+
+def _kept(last: str) -> Any:
+  """A policy of `jax.checkpoint` that saves the values of choices.KEPT up to this name, and computes others again."""
+  number = choices.KEPT.index(last)
+  names = choices.KEPT[:number + 1]
+  return POLICIES.save_only_these_names(*names)
+
+
+# What is saved for the backward pass, which computes the rest again. None: everything is saved. Each saves what those
+# before it do.
 REMAT = choices.implement('model.remat', choices.REMAT, dict(
-    none=None,
     full=POLICIES.nothing_saveable,
-    minimal=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp'),
+    context=_kept('context'),
+    attention=_kept('qkv'),
+    middle=_kept('middle'),
+    up=_kept('up'),
+    minimal=_kept('gate'),
     # Gathered once a step instead of twice, for as much memory as the parameters need in `model.dtype`.
-    weights=POLICIES.save_only_these_names('qkv', 'context', 'middle', 'mlp', 'weights'),
+    weights=_kept('weights'),
+    none=None,
 ))
 
 

@@ -65,8 +65,8 @@ def _show_memory(console: Console, report: Report) -> None:
                   style='yellow')
   if is_tight or not report['fits']:
     buffers = '; '.join(report['largest'])
-    console.print(f'Largest buffers: {buffers}. Smaller with model.remat=full, a larger microbatches, a smaller '
-                  'batch_size, or more chips.')
+    console.print(f'Largest buffers: {buffers}. Smaller with an earlier model.remat (full keeps least), a larger '
+                  'microbatches, a smaller batch_size, or more chips.')
 
 
 def _show_replicated(console: Console, report: Report) -> None:
