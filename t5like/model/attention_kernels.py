@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from t5like import choices
 from t5like.model.context import Cut
-from t5like.model.kernels import cudnn, relative_bias_rows, splash
-from t5like.model.softmax import capped, probabilities
+from t5like.model.kernels import cudnn, relative_bias_rows, splash, xla
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
@@ -320,7 +319,17 @@ def _run_xla(
   # Made here, in every layer: fused into the softmax it costs less than reading a stored mask.
   mask_B1TS = visible(call.spec, query, key)[:, None]
   if 'keep' in extras or call.spec.softcap or call.spec.sinks:
-    return _step_by_step(call, q_BTNH, k_BSKH, v_BSKH, mask_B1TS, extras)
+    return xla.attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        mask_B1TS,
+        call.scale,
+        softcap=call.spec.softcap,
+        bias=extras.get('bias'),
+        keep=extras.get('keep'),
+        sinks_N=extras.get('sinks'),
+    )
   bias_1NTS = None
   if 'bias' in extras:
     bias_1NTS = extras['bias'][None]
@@ -333,36 +342,6 @@ def _run_xla(
       scale=call.scale,
       implementation='xla',
   )
-
-
-def _step_by_step(
-    call: Call,
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_B1TS: jax.Array,
-    extras: Extras,
-) -> jax.Array:
-  """Attention with what jax.nn.dot_product_attention does not have: dropout of probabilities, caps, sinks."""
-  N = q_BTNH.shape[2]
-  K = k_BSKH.shape[2]
-  repeats = N // K
-  k_BSNH = jnp.repeat(k_BSKH, repeats, axis=2)
-  v_BSNH = jnp.repeat(v_BSKH, repeats, axis=2)
-  logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
-  logits_BNTS *= call.scale
-  if 'bias' in extras:
-    logits_BNTS += extras['bias'][None]
-  logits_BNTS = capped(logits_BNTS, call.spec.softcap)
-  logits_BNTS = jnp.where(mask_B1TS, logits_BNTS, -1e30)
-  sinks_1N11 = None
-  if 'sinks' in extras:
-    sinks_1N11 = extras['sinks'][None, :, None, None]
-  p_BNTS = probabilities(logits_BNTS, sinks_1N11)
-  if 'keep' in extras:
-    p_BNTS *= extras['keep']
-  p_BNTS = p_BNTS.astype(v_BSNH.dtype)
-  return jnp.einsum('BNTS,BSNH->BTNH', p_BNTS, v_BSNH)
 
 
 KERNELS = dict(
