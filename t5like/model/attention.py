@@ -121,7 +121,7 @@ def dot_product(
     extra_specs['prepared'] = prepared_specs
   on_devices = _on_devices(way, call, names, extra_specs)
   out_BTNH = on_devices(q_BTNH, k_BSKH, v_BSKH, query, key, extras)
-  if kernel_chosen.names_context:
+  if KERNELS[chosen].names_context:
     return out_BTNH
   return checkpoint_name(out_BTNH, 'context')
 
