@@ -173,7 +173,7 @@ def test_logits_and_loss_of_bf16_models_are_not_rounded_to_bf16(changes):
     np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
     nll = np.log(np.exp(exact).sum(-1)) - np.take_along_axis(exact, targets[..., None], -1)[..., 0]
     hidden = dataclasses.replace(model, hidden=lambda params, batch, key: (batch['x'], {}))
-    batch = dict(x=x, targets=targets, weights=np.ones((2, 8), np.float32))
+    batch = dict(x=x, inputs=targets, targets=targets, weights=np.ones((2, 8), np.float32))
     for chunks in (1, 4):
       sums = loss_lib.make_sums(hidden, base().loss, chunks)
       put = lambda batch: sharding.place(jax.sharding.get_mesh(), batch)
