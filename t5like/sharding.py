@@ -29,12 +29,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from t5like.errors import ConfigError, Failure, PeerLost
 
 # slice: TPU slices, joined by a network slower than a slice's own (data parallel between them)
-# data, fsdp: rows of the batch; fsdp: parameters and optimizer state too    context: positions of a row
-# tensor: heads, features and vocabulary
-AXES = ('slice', 'data', 'fsdp', 'context', 'tensor')
+# data, fsdp_outer, fsdp: rows of the batch; fsdp and fsdp_outer: parameters and optimizer state too
+# context: positions of a row    tensor: heads, features and vocabulary
+AXES = ('slice', 'data', 'fsdp_outer', 'fsdp', 'context', 'tensor')
 HEARTBEAT = 30.0  # seconds without a sign of life after which a process counts as gone; in training watchdog.peers
-ROWS = ('slice', 'data', 'fsdp')
-STORED = ('fsdp', 'context')
+ROWS = ('slice', 'data', 'fsdp_outer', 'fsdp')
+STORED_FIRST = ('fsdp', 'context')  # over which gradients of parameters are added up first
+STORED = (*STORED_FIRST, 'fsdp_outer')
 
 # The mesh axis of each dimension; a letter that is not listed is on every device in full.
 WEIGHTS = {
@@ -74,20 +75,6 @@ def gather(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   """A stored parameter as its layer needs it: cast first, so that fewer bytes travel."""
   cast = w.astype(dtype)
   return jax.sharding.reshard(cast, weights(dims))
-
-
-def gather_factor(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
-  """`gather` for a factor of a product over positions: its gradient stays in partial sums until it is stored.
-
-  P's `reduced` says so. The sums are first spread over the axes that store the parameter and then added over the
-  others; without it every device would get the whole gradient, to keep a piece of it.
-  """
-  summed = frozenset(ROWS) | {'context'}
-  stored = P(*at_rest(dims), reduced=summed.difference(STORED))
-  gathered = P(*weights(dims), reduced=summed)
-  cast = w.astype(dtype)
-  spread = jax.sharding.reshard(cast, stored)
-  return jax.sharding.reshard(spread, gathered)
 
 
 def everywhere(x: jax.Array, dims: str) -> jax.Array:
@@ -163,7 +150,7 @@ def make_mesh(
   # An axis may have a part of a side of the slice, which jax.make_mesh allows on some TPUs only.
   if slices > 1 and sizes[0] == slices:
     per_slice = [1, *sizes[1:]]
-    between = [slices, 1, 1, 1, 1]
+    between = [slices] + [1] * len(sizes[1:])
     array = mesh_utils.create_hybrid_device_mesh(
         per_slice,
         between,

@@ -35,8 +35,13 @@ def _sizes(mesh: Section, resolved: Section) -> Iterator[str]:
     is_replicated = key == 'num_kv_heads' and resolved.num_kv_heads == resolved.num_heads  # num_heads is reported
     if not is_replicated:
       yield from _divides('tensor', mesh.tensor, key, resolved[key])
-  spread = max(mesh.fsdp, 1) * max(mesh.context, 1)
-  name = 'fsdp x mesh.context' if mesh.context > 1 else 'fsdp'
+  spread = 1
+  names = []
+  for axis in ('fsdp_outer', 'fsdp', 'context'):
+    spread *= max(mesh[axis], 1)
+    if axis == 'fsdp' or mesh[axis] > 1:
+      names.append(axis)
+  name = ' x mesh.'.join(names)
   yield from _divides(name, spread, 'd_model', resolved.d_model)
 
 
@@ -61,14 +66,19 @@ def _context(config: Config) -> Iterator[str]:
 def _rows(config: Config) -> Iterator[str]:
   """Rows of a batch, which are dealt out to micro-batches and devices."""
   mesh = config.mesh
-  shards = max(mesh.slice, 1) * max(mesh.data, 1) * max(mesh.fsdp, 1)
+  shards = 1
+  names = []
+  for axis in ('slice', 'data', 'fsdp_outer', 'fsdp'):
+    shards *= max(mesh[axis], 1)
+    if axis in ('data', 'fsdp') or mesh[axis] > 1:
+      names.append(f'mesh.{axis}')
   unit = config.microbatches * shards
   size = config.batch_size
   if size % unit == 0:
     return
   factors = ['microbatches']
   if shards > 1:
-    factors += ['mesh.slice', 'mesh.data', 'mesh.fsdp'] if mesh.slice > 1 else ['mesh.data', 'mesh.fsdp']
+    factors += names
   nearest_sizes = {max(size // unit, 1) * unit, up(size, unit)}
   yield (f'batch_size={size}: must be divisible by {" x ".join(factors)} = {unit}. '
          f'Use {either(sorted(nearest_sizes))}.')

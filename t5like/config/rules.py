@@ -117,7 +117,7 @@ MOST = {key: most for most, keys in {
 
 # Numbers whose range depends on other keys or on devices; the rules below and `mesh_rules` check them.
 RANGES_OF_RULES = ('reference.value', 'data.validation_fraction', 'stop.tokens', 'mesh.slice', 'mesh.data', 'mesh.fsdp',
-                   'mesh.context', 'mesh.tensor')
+                   'mesh.fsdp_outer', 'mesh.context', 'mesh.tensor')
 
 
 def _check_tables() -> None:

@@ -24,13 +24,24 @@ from t5like.model.attention_rows import Way
 from t5like.model.config import ModelConfig
 from t5like.model.context import Cut
 from t5like.model.kernels import relative_bias_attention
-from t5like.model.layers import Dense, Norm, constant, keep_share
+from t5like.model.layers import Dense, Norm, constant, gathered_together, keep_share
 from t5like.model.positions import POSITIONS
 from t5like.model.softmax import capped, probabilities
 from t5like.sharding import everywhere, gather, in_use
 
 GLOBAL = choices.LAYERS['global']
 MASKED = 0.7 * jnp.finfo(jnp.float32).min  # logit of a key that is not seen
+
+
+class Matrices(NamedTuple):
+  """Gathered matrices of a layer; None: each is gathered where it is used."""
+  q: jax.Array | None = None
+  k: jax.Array | None = None
+  v: jax.Array | None = None
+  o: jax.Array | None = None
+
+
+ALONE = Matrices()
 
 
 class KeysValues(NamedTuple):
@@ -347,15 +358,22 @@ class Attention(nnx.Module):
       self.sinks = constant(0, c, declared)
 
   @jax.named_scope('attention')
+  def matrices(self) -> Matrices:
+    """All of them, gathered together."""
+    layers = (self.q, self.k, self.v, self.o)
+    return Matrices(*gathered_together(layers))
+
+  @jax.named_scope('attention')
   def keys_values(
       self,
       x_BSD: jax.Array,
       positions_BS: jax.Array,
       kind: LayerKind = GLOBAL,
+      matrices: Matrices = ALONE,
   ) -> KeysValues:
     """Keys and values, [B, S, K, H], of what is attended to, in a layer of this kind."""
-    k = self.k(x_BSD)
-    v = self.v(x_BSD)
+    k = self.k(x_BSD, matrices.k)
+    v = self.v(x_BSD, matrices.v)
     if self.is_normed:
       k = self.k_norm(k)
     if self.is_rotary and kind.rotated:
@@ -375,6 +393,7 @@ class Attention(nnx.Module):
       random: jax.Array | None = None,
       decoding: bool = False,
       kind: LayerKind = GLOBAL,
+      matrices: Matrices = ALONE,
   ) -> jax.Array:
     """[B, T, D].
 
@@ -387,8 +406,9 @@ class Attention(nnx.Module):
       random: key of dropout; None: there is none.
       decoding: whether keys and values are those of a cache.
       kind: of the layer.
+      matrices: of `matrices`.
     """
-    q_BTNH = self.q(x_BTD)
+    q_BTNH = self.q(x_BTD, matrices.q)
     if self.is_normed:
       q_BTNH = self.q_norm(q_BTNH)
     if self.is_rotary and kind.rotated:
@@ -403,7 +423,7 @@ class Attention(nnx.Module):
       sinks_N = gather(self.sinks[...], 'N', jnp.float32)
     if decoding:
       out_BTNH = cached(q_BTNH, k, v, query, key, spec, scale, bias, sinks_N)
-      return self.o(out_BTNH)
+      return self.o(out_BTNH, matrices.o)
     keep_BNTS = self._keep(q_BTNH, k, random)
     q_BTNH = checkpoint_name(q_BTNH, 'qkv')
     kernel = self.c.attention
@@ -422,7 +442,7 @@ class Attention(nnx.Module):
         sinks_N,
         context_attention,
     )
-    return self.o(out_BTNH)
+    return self.o(out_BTNH, matrices.o)
 
   def _rotated(self, x_BTNH: jax.Array, positions_BT: jax.Array, kind: LayerKind) -> jax.Array:
     rotate = POSITIONS[self.c.position].rotate

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices
 from t5like.model import side_values
-from t5like.model.attention import Attention, KeysValues
+from t5like.model.attention import ALONE, Attention, KeysValues, Matrices
 from t5like.model.attention_kernels import Info
 from t5like.model.config import ModelConfig
 from t5like.model.initial import place
@@ -111,8 +111,9 @@ class Block(nnx.Module):
     y = self._before(x_BTD, self.attention_norm)
     if bare is not None:
       y = jnp.where(bare, x_BTD, y)
-    kv = self.attention.keys_values(y, view.query['positions'], view.kind)
     decoding = cache is not None
+    matrices = ALONE if decoding else self.attention.matrices()
+    kv = self.attention.keys_values(y, view.query['positions'], view.kind, matrices)
     if cache is not None:
       kv = _written(cache.own, kv, at)
       cache = cache._replace(own=kv)
@@ -120,13 +121,14 @@ class Block(nnx.Module):
     if self.has_own_bias:
       assert view.bias_of is not None, 'a stack with biases makes them for layers that have a module'
       bias = view.bias_of(self.relative)
-    y = self.attention(y, kv, view.query, view.keys, bias, r[0], decoding, view.kind)
+    y = self.attention(y, kv, view.query, view.keys, bias, r[0], decoding, view.kind, matrices)
     y = side.take(y)
     after = self._add(x_BTD, y, 'attention', r[1])
     if self.is_crossed:
-      memory, kv = self._memory(view, cache)
+      matrices = ALONE if decoding else self.cross.matrices()
+      memory, kv = self._memory(view, cache, matrices)
       read = self._before(after, self.cross_norm)
-      y = self.cross(read, kv, view.query, memory, None, r[2], decoding)
+      y = self.cross(read, kv, view.query, memory, None, r[2], decoding, matrices=matrices)
       y = side.take(y)
       after = self._add(after, y, 'cross', r[3])
     after = checkpoint_name(after, 'middle')
@@ -139,11 +141,11 @@ class Block(nnx.Module):
     x_BTD = self._add(after, y, 'mlp', r[5])
     return BlockResult(x_BTD, cache, side.sums)
 
-  def _memory(self, view: View, cache: LayerCache | None) -> tuple[Info, KeysValues]:
+  def _memory(self, view: View, cache: LayerCache | None, matrices: Matrices) -> tuple[Info, KeysValues]:
     """(tokens of the encoder's output, its keys and values), which decoding has in the cache."""
     assert view.memory is not None, 'cross-attention reads the output of an encoder'
     if cache is None:
-      return view.memory, self.remember(view.memory)
+      return view.memory, self.remember(view.memory, matrices)
     assert cache.cross is not None, 'the cache of a decoder with an encoder has keys and values of its output'
     return view.memory, cache.cross
 
@@ -172,9 +174,9 @@ class Block(nnx.Module):
       return norm(x + y)
     return x + y
 
-  def remember(self, memory: Info) -> KeysValues:
+  def remember(self, memory: Info, matrices: Matrices = ALONE) -> KeysValues:
     """Keys and values of the encoder's output, for this block's cross-attention."""
-    return self.cross.keys_values(memory['x'], memory['positions'])
+    return self.cross.keys_values(memory['x'], memory['positions'], matrices=matrices)
 
 
 def relative_bias(c: ModelConfig, causal: bool, key: jax.Array) -> Any:

@@ -4,6 +4,7 @@ Suffixes and einsum letters: see `t5like/sharding.py`. Positions are in `positio
 """
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices, parameters
 from t5like.model.config import ModelConfig
+from t5like.model.gathering import gather_factor, gather_together
 from t5like.model.initial import constant, initial_std, normal
-from t5like.sharding import einsum, gather, gather_factor, in_use
+from t5like.sharding import einsum, gather, in_use
 
 Axes = tuple[int, ...]
 
@@ -104,11 +106,17 @@ class Dense(nnx.Module):
     self.lora_a = normal(key_a, self.c, first, fan_in ** -0.5)
     self.lora_b = normal(key, self.c, second, 0.0)  # nothing is added yet
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, w: jax.Array | None = None) -> jax.Array:
+    """The product.
+
+    Args:
+      x: activations.
+      w: the matrix, gathered; None: it is gathered here.
+    """
     dtype = self.c.dtype
-    stored = self.w[...]
-    gathered = gather_factor(stored, self.dims, dtype)
-    w = checkpoint_name(gathered, 'weights')
+    if w is None:
+      gathered = gather_factor(self.w[...], self.dims, dtype)
+      w = checkpoint_name(gathered, 'weights')
     y = einsum(
         self.equation,
         x,
@@ -219,6 +227,18 @@ class Embed(nnx.Module):
         table_VD,
         preferred_element_type=jnp.float32,
     )
+
+
+def gathered_together(layers: Sequence[Dense]) -> list[jax.Array]:
+  """The matrices of several layers that are needed at the same time, for `Dense.__call__`."""
+  first, *_ = layers
+  stored = [layer.w[...] for layer in layers]
+  all_dims = [layer.dims for layer in layers]
+  matrices = []
+  for gathered in gather_together(stored, all_dims, first.c.dtype):
+    w = checkpoint_name(gathered, 'weights')
+    matrices.append(w)
+  return matrices
 
 
 # --- Feed-forward, dropout ----------------------------------------------------------------------

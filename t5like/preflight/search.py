@@ -59,10 +59,14 @@ def splits(config: Config, topology: Topology) -> list[list[Overrides]]:
   there is no other way.
   """
   mesh = config.mesh
-  has_sizes = any(mesh[axis] != 1 for axis in ('data', 'context', 'tensor'))
+  has_sizes = any(mesh[axis] != 1 for axis in ('data', 'fsdp_outer', 'context', 'tensor'))
   if has_sizes or mesh.fsdp != -1:
     return [[{}]]
   per_slice = topology.devices // topology.slices
+  outer: list[Overrides] = [{}]
+  for size in (2, 4):
+    if per_slice % size == 0:
+      outer.append({'mesh.fsdp_outer': size})
   data: list[Overrides] = [{}]
   for size in (2, 4, 8, per_slice):
     if per_slice % size == 0:
@@ -71,7 +75,7 @@ def splits(config: Config, topology: Topology) -> list[list[Overrides]]:
   for size in (2, 4, 8):
     if per_slice % size == 0 and config.model.num_heads % size == 0:
       tensor.append({'mesh.tensor': size})
-  return [data, tensor]
+  return [outer, data, tensor]
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Any:

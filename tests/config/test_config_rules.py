@@ -23,7 +23,8 @@ WRONG = [
     ('steps=100', 'steps=100', 'stop.tokens'),
     ('seed.x=1', 'seed.x=1', 'Did you mean seed?'),
     ('zzzzqq=1', 'zzzzqq=1: unknown key', 't5like/config/base.py'),
-    ('mesh=2', 'mesh=2: mesh is a section', 'mesh.slice, mesh.data, mesh.fsdp, mesh.context, mesh.tensor'),
+    ('mesh=2', 'mesh=2: mesh is a section',
+     'mesh.slice, mesh.data, mesh.fsdp, mesh.fsdp_outer, mesh.context, mesh.tensor'),
     ('seed', '--config.seed: no value', '--config.seed=VALUE'),
     # types
     ('model.num_layers=1.5', 'model.num_layers=1.5', 'whole number', '2.5M'),
@@ -287,4 +288,5 @@ def test_tables_name_real_keys_and_accept_the_defaults():
   C.validate(c)
   numbers = {k for k, v in V.DEFAULTS.items() if type(v) in (int, float)}
   others = {'reference.value', 'data.validation_fraction', 'stop.tokens'}
-  assert numbers - set(R.RANGES) - others == {f'mesh.{axis}' for axis in ('slice', 'data', 'fsdp', 'context', 'tensor')}
+  axes = ('slice', 'data', 'fsdp', 'fsdp_outer', 'context', 'tensor')
+  assert numbers - set(R.RANGES) - others == {f'mesh.{axis}' for axis in axes}

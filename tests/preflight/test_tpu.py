@@ -62,6 +62,7 @@ def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):
     seconds, options = 1.0, dict(config.compile.options)
     seconds += {1: 0, 2: 0.003, 4: 0.002, 8: 0.008}.get(config.mesh.data, 0.5)
     seconds += {1: 0}.get(config.mesh.tensor, 0.2 * config.mesh.tensor)
+    seconds += 0.5 * (config.mesh.fsdp_outer - 1)
     seconds += dict(minimal=0, weights=-0.001, none=0).get(config.model.remat, 0.2)
     if options:
       seconds -= 0.03 if (config.mesh.data, config.model.remat) == (2, 'weights') else -0.001
