@@ -219,7 +219,8 @@ def base() -> Config:
       # elsewhere) | cudnn (auto's on GPUs)
       attention='auto',
       # keys of rows that mesh.context shards: gathered on each device | ring: travelling from device to device (kernels
-      # of TPUs, dropout=0) | auto: a ring where gathered ones would take more than 256 MiB (2 GiB under a window)
+      # of TPUs, dropout=0) | auto: a ring where gathered ones would take more than 256 MiB; 4 GiB with a window, fewer
+      # queries than keys, or less than 4,096 queries on a device
       context_attention='auto',
       scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
       # what the forward pass keeps of each layer, while the backward pass recomputes the rest, from the least memory

@@ -13,9 +13,11 @@ from t5like.model.attention_kernels import KERNELS, AttentionSpec, Call, Extras,
 from t5like.model.kernels import relative_bias_rows, splash_ring
 
 # The most of what gathering needs on a device; more travels in a ring. Small rows are gathered at once while a ring
-# would take many small steps, most of which a window leaves empty.
+# would take many small steps.
 GATHERED_BYTES = 2 ** 28
-GATHERED_BYTES_OF_WINDOWS = 2 ** 31
+# Where steps compute too little for transfers to hide behind.
+GATHERED_BYTES_OF_SMALL_STEPS = 2 ** 32
+SMALL_STEP = 4096  # queries of a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,28 +150,34 @@ def _lacks(kernel: str, spec: AttentionSpec) -> str:
   return ''
 
 
-def _auto(kernel: str, spec: AttentionSpec, size: int) -> str:
+def _auto(kernel: str, call: Call, size: int) -> str:
   most = GATHERED_BYTES
-  if spec.window is not None:
-    most = GATHERED_BYTES_OF_WINDOWS
-  if size > most and not _lacks(kernel, spec):
+  if _has_small_steps(call):
+    most = GATHERED_BYTES_OF_SMALL_STEPS
+  if size > most and not _lacks(kernel, call.spec):
     return 'ring'
   return 'gathered'
 
 
-def _gathered(kernel: str, spec: AttentionSpec, size: int) -> str:
+def _has_small_steps(call: Call) -> bool:
+  """Whether the steps of a ring compute little for the keys that they send."""
+  has_few_queries = call.queries.length < max(call.keys.length, SMALL_STEP * call.queries.devices)
+  return has_few_queries or call.spec.window is not None
+
+
+def _gathered(kernel: str, call: Call, size: int) -> str:
   return 'gathered'
 
 
-def _ring(kernel: str, spec: AttentionSpec, size: int) -> str:
-  why_not = _lacks(kernel, spec)
+def _ring(kernel: str, call: Call, size: int) -> str:
+  why_not = _lacks(kernel, call.spec)
   if not why_not:
     return 'ring'
   raise ConfigError(f"model.context_attention='ring': {why_not}; {' and '.join(RINGS)} have one (kernels of TPUs, "
                     "without model.dropout). Use 'auto' or 'gathered'.")
 
 
-# model.context_attention -> (name of a kernel, AttentionSpec, gathered_bytes) -> 'gathered' or 'ring'
+# model.context_attention -> (name of a kernel, Call, gathered_bytes) -> 'gathered' or 'ring'
 REQUESTS = choices.implement('model.context_attention', choices.CONTEXT_ATTENTION, dict(
     auto=_auto,
     gathered=_gathered,
@@ -193,6 +201,6 @@ def choose(request: str, kernel: str, call: Call, k_BSKH: jax.Array) -> Way:
   if call.keys.devices == 1:
     return _gathering(KERNELS[kernel])
   size = gathered_bytes(k_BSKH, context.shards_of_rows_and_heads())
-  if choose_way(kernel, call.spec, size) == 'ring':
+  if choose_way(kernel, call, size) == 'ring':
     return RINGS[kernel].way
   return _gathering(KERNELS[kernel])

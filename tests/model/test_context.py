@@ -178,7 +178,7 @@ def test_the_way_follows_memory(monkeypatch):
     return 'ring' if chosen in [ring.way for ring in attention_rows.RINGS.values()] else 'gathered'
   assert way('auto', 'splash', 8192) == 'gathered' and way('auto', 'splash', 32_768) == 'ring'
   assert way('auto', 'splash', 32_768, window=(511, 0)) == 'gathered'
-  assert way('auto', 'splash', 131_072, window=(511, 0)) == 'ring'
+  assert way('auto', 'splash', 262_144, window=(511, 0)) == 'ring'
   assert way('auto', 'relative_bias', 32_768, bias=True) == 'ring'
   assert way('auto', 'xla', 131_072) == 'gathered'
   assert way('auto', 'splash', 131_072, sinks=True) == 'gathered'

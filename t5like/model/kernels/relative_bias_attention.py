@@ -443,16 +443,15 @@ def backward_in_pieces(
   dk_parts = []
   dv_parts = []
   for keys in key_spans:
-    dk = dv = 0
+    dk: Any = None
+    dv: Any = None
     for number, queries in enumerate(query_spans):
       piece = Piece(queries, keys)
       # The last queries see all keys, and all queries the first ones, so that each gradient is written.
       may_skip = number < len(query_spans) - 1 and keys.start > 0
       if may_skip and not piece.is_seen(form, first, arrays.query_ids):
         continue
-      # One piece after the other, or all take memory at once.
-      q_BNTH, dk, dv = jax.lax.optimization_barrier((arrays.q_BNTH, dk, dv))
-      arrays = arrays._replace(q_BNTH=q_BNTH)
+      arrays, dk, dv = _one_after_the_other(arrays, dk, dv)
       dq_part, dk_part, dv_part, dbias_part = calls.backward(
           piece.form(form),
           piece.first(first),
@@ -464,8 +463,8 @@ def backward_in_pieces(
           kv_whole=len(query_spans) == 1,
       )
       dq_parts[number] += dq_part
-      dk = dk + dk_part
-      dv = dv + dv_part
+      dk = _added(dk, dk_part)
+      dv = _added(dv, dv_part)
       distances = piece.distances(form)
       dbias = dbias.at[:, distances].add(jnp.sum(dbias_part, (0, 2)))
     dk_parts.append(dk)
@@ -474,6 +473,20 @@ def backward_in_pieces(
   dk = _of_shared_heads(dk_parts, k_BKSH)
   dv = _of_shared_heads(dv_parts, arrays.v_BKSH)
   return dq, dk, dv, dbias
+
+
+def _one_after_the_other(arrays: Arrays, dk: Any, dv: Any) -> tuple[Arrays, Any, Any]:
+  """What the next piece reads, when the one before is done: all at once take memory at once."""
+  if dk is None:
+    return arrays, dk, dv
+  q_BNTH, dk, dv = jax.lax.optimization_barrier((arrays.q_BNTH, dk, dv))
+  return arrays._replace(q_BNTH=q_BNTH), dk, dv
+
+
+def _added(total: jax.Array | None, part: jax.Array) -> jax.Array:
+  if total is None:
+    return part
+  return total + part
 
 
 def _of_shared_heads(parts: list[jax.Array], like: jax.Array) -> jax.Array:

@@ -163,10 +163,10 @@ class BiasParts:
 
   def backward(self, queries: Queries, lot: Lot, owner: Any, table: Any, results: Results) -> Gradients:
     """Gradients."""
-    dqs: list[Any] = [0] * self.queries.pieces
-    dks: list[Any] = [0] * self.keys.pieces
-    dvs: list[Any] = [0] * self.keys.pieces
-    dbias_NR = jnp.zeros_like(queries.bias)
+    dqs: list[Any] = [None] * self.queries.pieces
+    dks: list[Any] = [None] * self.keys.pieces
+    dvs: list[Any] = [None] * self.keys.pieces
+    dbiases = []
     for pairs in self._pairs(owner):
       for pair in pairs:
         form, arrays = self._arrays(pair, queries, lot)
@@ -179,16 +179,24 @@ class BiasParts:
             _padded(self._of_query(results.lse_BNT, pair), 2, more)[:, :, None],
             _padded(self._of_query(results.di_BNT, pair), 2, more)[:, :, None],
         )
-        dqs[pair.query] += dq[:, :, :self.queries.tokens].astype(jnp.float32)
-        dks[pair.key] += dk[:, :, :self.keys.tokens].astype(jnp.float32)
-        dvs[pair.key] += dv[:, :, :self.keys.tokens].astype(jnp.float32)
-        dbias_NR = self._with_distances(dbias_NR, dbias, pair)
+        dqs[pair.query] = _added(dqs[pair.query], dq[:, :, :self.queries.tokens])
+        dks[pair.key] = _added(dks[pair.key], dk[:, :, :self.keys.tokens])
+        dvs[pair.key] = _added(dvs[pair.key], dv[:, :, :self.keys.tokens])
+        dbiases.append(dbias)
     return Gradients(
         jnp.concatenate(dqs, 2),
         jnp.concatenate(dks, 2),
         jnp.concatenate(dvs, 2),
-        dbias_NR,
+        dbiases,
     )
+
+  def add_bias(self, total: Any, dbias: Any, owner: Any) -> Any:
+    """With gradients of values by distance, [N, R] of each pair."""
+    in_order = iter(dbias)
+    for pairs in self._pairs(owner):
+      for pair in pairs:
+        total = self._with_distances(total, next(in_order), pair)
+    return total
 
   def _pairs(self, owner: Any) -> list[list[Pair]]:
     """For each piece of the queries of this device those with pieces of a lot of keys, of which it may see some."""
@@ -255,6 +263,13 @@ class BiasParts:
   def _of_key(self, x: jax.Array, pair: Pair) -> jax.Array:
     start = pair.key * self.keys.tokens
     return x[:, :, start:start + self.keys.tokens]
+
+
+def _added(total: jax.Array | None, gradient: jax.Array) -> jax.Array:
+  """In fp32; the only gradient stays as the kernel has written it, so that nothing follows the kernel (ring.py)."""
+  if total is None:
+    return gradient
+  return total.astype(jnp.float32) + gradient.astype(jnp.float32)
 
 
 def _padded(x: jax.Array, axis: int, n: int, value: int = 0) -> jax.Array:

@@ -86,7 +86,7 @@ class Results(NamedTuple):
 class Gradients(NamedTuple):
   """Gradients that queries and a lot of keys add to; any float dtype.
 
-  dbias: None where there is no bias.
+  dbias: what `Parts.add_bias` makes a gradient of; None where there is no bias.
   """
   dq_BNTH: jax.Array
   dk_BKSH: jax.Array
@@ -107,6 +107,10 @@ class Parts(Protocol):
 
   def backward(self, queries: Queries, lot: Lot, owner: Any, table: Any, results: Results) -> Gradients:
     """Gradients."""
+    ...
+
+  def add_bias(self, total: Any, dbias: Any, owner: Any) -> Any:
+    """The gradient of the bias with what a lot of keys adds to it."""
     ...
 
 
@@ -238,11 +242,12 @@ def _attend_backward(parts: Parts, saved: Any, do_BNTH: jax.Array) -> tuple[Any,
     number, table = numbered
     next_lot = _sent(carry.lot)
     dk_BKSH, dv_BKSH = _sent((carry.dk_BKSH, carry.dv_BKSH))
-    added = parts.backward(queries, carry.lot, _owner(number), table, results)
+    owner = _owner(number)
+    added = parts.backward(queries, carry.lot, owner, table, results)
     added, next_lot = jax.lax.optimization_barrier((added, next_lot))
     dbias = carry.dbias
     if dbias is not None:
-      dbias = dbias + added.dbias
+      dbias = parts.add_bias(dbias, added.dbias, owner)
     return _Travelling(
         lot=next_lot,
         dk_BKSH=dk_BKSH + added.dk_BKSH,

@@ -234,6 +234,10 @@ class SplashParts:
       dvs.append(dv_BKSH[:, :, :view.size])
     return Gradients(dq, jnp.concatenate(dks, 2), jnp.concatenate(dvs, 2), None)
 
+  def add_bias(self, total: Any, dbias: Any, owner: Any) -> Any:
+    """There is none."""
+    return total
+
   def _backward(
       self,
       queries: Queries,
