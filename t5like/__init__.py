@@ -56,7 +56,7 @@ def train(
   from t5like import config as config_lib, hardware
   from t5like.files import paths
   from t5like.storage import workdir as workdir_lib
-  hardware.choose_platform()
+  hardware.prepare_process()
   workdir = paths.expand(str(workdir))
   if isinstance(config, (str, pathlib.Path)):
     config = config_lib.load(config, overrides)
@@ -91,7 +91,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, devices: Sequence
   """
   from t5like import hardware
   from t5like.files import paths
-  hardware.choose_platform()
+  hardware.prepare_process()
   from t5like.decoding import trained_model
   return trained_model.load(paths.expand(str(workdir)), step, devices)
 

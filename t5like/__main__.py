@@ -45,7 +45,7 @@ def _run(argv: Sequence[str]) -> None:
   if request.help:
     print(request.help, flush=True)
     return
-  hardware.choose_platform()
+  hardware.prepare_process()
   from t5like import commands
   commands.run(request)
 

@@ -1,5 +1,8 @@
 """What is seen of accelerators before JAX starts, and that JAX is left alone where something is seen."""
 import importlib.util
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +63,37 @@ def test_without_libtpu_there_is_nothing_to_keep_from(tmp_path, monkeypatch):
   monkeypatch.setattr(hardware.importlib.util, 'find_spec', lambda name: None)
   environment = {}
   assert hardware.choose_platform(machine(tmp_path), environment) == '' and environment == {}
+
+
+FAULTS = '''
+import ctypes, resource, sys
+from t5like import hardware
+kept = hardware.keep_freed_memory({}) if sys.argv[1] == 'kept' else False
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.free.argtypes = (ctypes.c_void_p,)
+size = 2 ** 26
+for _ in range(3):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  memory = library.malloc(size)
+  ctypes.memset(memory, 1, size)
+  library.free(memory)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+'''
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='settings of the GNU C library')
+def test_freed_memory_is_used_again():
+  """64 MiB, the third time, page by page anew or without any page fault."""
+  faults = {}
+  for way in ('kept', 'default'):
+    done = subprocess.run([sys.executable, '-c', FAULTS, way], capture_output=True, text=True, check=True)
+    kept, count = done.stdout.split()
+    assert kept == str(way == 'kept')
+    faults[way] = int(count)
+  assert faults['kept'] < 100 < faults['default']
+
+
+@pytest.mark.parametrize('variable', hardware.MALLOC_VARIABLES)
+def test_memory_settings_of_users_stay(variable):
+  assert not hardware.keep_freed_memory({variable: '1'})
