@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import data, plain_jax, step
+from benchmarks import data, eight_bit, plain_jax, step
 from t5like import sharding
 from t5like.model import loss as loss_lib, transformer
 
@@ -21,6 +21,14 @@ def test_input_pipeline(monkeypatch, capsys, tmp_path):
   for objective in ('causal', 'masked_lm', 'span_corruption'):
     data.measure(data.default_config(objective))
   assert capsys.readouterr().out.count('M tokens per CPU-second') == 9
+
+
+def test_operands_of_8_bits(capsys, tmp_path):
+  eight_bit.main([f'--folder={tmp_path}', '--seeds=2', '--steps=2', '--objectives=causal'])
+  _, _, *rows = [line for line in capsys.readouterr().out.split('\n') if line.startswith('|')]
+  assert [line.split(' | ')[1] for line in rows] == ['none', 'int8', 'fp8'] and 'reference' in rows[0]
+  mean, half = eight_bit.gap([1.2, 1.1, 1.3], [1.0, 1.0, 1.0])
+  assert np.isclose(mean, 0.2) and np.isclose(half, 4.3027 * 0.1 / np.sqrt(3), rtol=1e-4)
 
 
 def test_plain_jax_computes_what_we_compute():

@@ -41,6 +41,7 @@ IMPLEMENTED_IN = {
     'model.embed_scale': 'model.transformer',
     'model.init': 'model.initial',
     'model.remat': 'model.stack',
+    'model.quantization': 'model.eight_bit',
     'model.attention': 'model.attention_kernels',
     'model.context_attention': 'model.attention_rows',
     'adapt.tokens': 'huggingface.adapted',

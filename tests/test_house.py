@@ -22,7 +22,8 @@ HOMES = dict(
     difflib={'nearest'}, flax={'model'}, grain={'batches'}, tensorflow_datasets={'sources', 'prepared'},
     sentencepiece={'vocabulary'},
     tokenizers={'vocabulary'}, array_record={'sources', 'prepared'}, orbax={'storage'}, tensorboardX={'observe'},
-    wandb={'observe'}, mlflow={'observe'}, lm_eval={'evals'}, sacrebleu={'evals'}, rouge_score={'evals'})
+    qwix={'model'}, wandb={'observe'}, mlflow={'observe'}, lm_eval={'evals'}, sacrebleu={'evals'},
+    rouge_score={'evals'})
 WITHOUT_JAX = {'errors', 'config_type', 'nearest', 'parameters', 'rate_schedules', 'choices', 'files', 'objectives',
                'config', 'command_line', 'vocabulary', 'sources'}
 # What tests/measures.py counts may not become more; the aims are those of CONTRIBUTING.md.

@@ -215,6 +215,9 @@ def base() -> Config:
       # two std | t5 (T5X) | neox (GPT-NeoX)
       init='fan_in',
       dtype='bfloat16',  # of activations and matrix products: bfloat16 | float32; parameters are float32
+      # 8-bit operands of the products of layers, forward and for gradients of activations, with dynamic scales; faster
+      # where the devices have such products (int8: TPU v5e, v5p, v6e; fp8: TPU7x, H100): none | int8 | fp8
+      quantization='none',
       # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
       # elsewhere) | cudnn (auto's on GPUs)
       attention='auto',

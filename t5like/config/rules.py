@@ -56,6 +56,7 @@ CHOICES = {
     'model.dropout_style': choices.DROPOUT_STYLES,
     'model.init': choices.INITS,
     'model.dtype': choices.DTYPES,
+    'model.quantization': choices.QUANTIZATIONS,
     'model.attention': choices.ATTENTION,
     'model.context_attention': choices.CONTEXT_ATTENTION,
     'model.remat': choices.REMAT,

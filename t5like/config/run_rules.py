@@ -4,6 +4,7 @@ import operator
 import re
 from collections.abc import Iterator
 
+from t5like import choices
 from t5like.config.optimizer_rules import NOTES
 from t5like.config.resolved import derived, phases
 from t5like.config.resumable import permitted
@@ -11,7 +12,7 @@ from t5like.config.values import DEFAULTS, either, parse, show, unknown, up
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.nearest import suggestion
-from t5like.objectives import table
+from t5like.objectives import lengths, table
 
 # {name: (the least, the most that it can be)}
 METRICS = dict(nll=(0.0, math.inf), perplexity=(1.0, math.inf), accuracy=(0.0, 1.0), bits_per_byte=(0.0, math.inf))
@@ -85,6 +86,7 @@ def warnings(config: Config) -> Iterator[str]:
   if name in NOTES:
     yield f'optimizer.name={name!r}: {NOTES[name]}.'
   yield from _never_ends_early(config)
+  yield from _quantized(config)
   steps = derived(config)['steps']
   schedule = config.schedule
   warmup, decay = phases(schedule, steps)
@@ -95,6 +97,23 @@ def warnings(config: Config) -> Iterator[str]:
   if 0 < decay < wanted:
     yield (f'schedule.decay_fraction={schedule.decay_fraction:g} is {wanted:,} of {steps:,} steps, more than the '
            f'warm-up leaves: the decay takes {decay:,}.')
+
+
+def _quantized(config: Config) -> Iterator[str]:
+  """The measured loss of products with 8-bit operands, by objective."""
+  name = config.model.quantization
+  if name == 'none':
+    return
+  gaps = choices.QUANTIZATIONS[name].gaps
+  written = f'model.quantization={name!r}'
+  for objective in sorted({component.objective.name for component in lengths.components(config)}):
+    if objective not in gaps:
+      yield (f'{written}: its loss was never measured for objective.name={objective!r}. Measure it with a small model '
+             'first, beside the same in full precision.')
+      continue
+    mean, half = gaps[objective]
+    yield (f'{written}: with objective.name={objective!r} small models ended {mean:+.4f} ± {half:.4f} nats per token '
+           'from full precision (benchmarks/eight_bit.py).')
 
 
 def _never_ends_early(config: Config) -> Iterator[str]:

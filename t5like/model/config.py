@@ -55,6 +55,7 @@ class ModelConfig:
   attention_sinks: str = 'none'
   attention_softcap: float = 0.0
   context_attention: str = 'auto'
+  quantization: str = 'none'
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple[str, ...] = ()

@@ -226,8 +226,8 @@ COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
                     'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
                     'init', 'dtype', 'attention', 'context_attention', 'scan_layers', 'remat', 'prefix_mask',
-                    'lora_alpha', 'local_rope_theta', 'attention_sinks',
-                    'rope_scaling', 'embed_scale', 'query_scale', 'attention_softcap')
+                    'lora_alpha', 'local_rope_theta', 'attention_sinks', 'rope_scaling', 'quantization',
+                    'embed_scale', 'query_scale', 'attention_softcap')
 
 
 def _refuse_unknown(c: ModelConfig) -> None:

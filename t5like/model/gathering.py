@@ -36,7 +36,7 @@ def gather_factor(w: jax.Array, dims: str, dtype: Any) -> jax.Array:
   """
   if is_gathered(w):
     return w
-  matrix, = _gathered((dims,), jnp.dtype(dtype).name, (w,))
+  matrix, = gather_together([w], [dims], dtype)
   return matrix
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices, parameters
+from t5like.model import eight_bit
 from t5like.model.config import ModelConfig
 from t5like.model.gathering import gather_factor, gather_together
 from t5like.model.initial import constant, initial_std, normal
@@ -88,6 +89,7 @@ class Dense(nnx.Module):
     if self.use_bias:
       bias = parameters.vector(letters.made, role, 'bias')
       self.b = constant(0, c, bias)
+    self.quantization = c.quantization if role in eight_bit.ROLES else 'none'
     self.adapted = c.lora_rank > 0 and role in c.lora_projections
     if self.adapted:
       self._make_adapter(key, role, letters, fan_in)
@@ -115,20 +117,28 @@ class Dense(nnx.Module):
     """
     dtype = self.c.dtype
     if w is None:
-      gathered = gather_factor(self.w[...], self.dims, dtype)
-      w = checkpoint_name(gathered, 'weights')
-    y = einsum(
-        self.equation,
-        x,
-        w,
-        preferred_element_type=self.result_dtype,
-    )
+      w = self._gathered()
+    y = self._product(x, w)
     if self.adapted:
       y += self._of_adapter(x)
     if self.use_bias:
       bias = gather(self.b[...], self.bias_dims, dtype)
       y += expand(bias, y)
     return y
+
+  def _gathered(self) -> jax.Array:
+    gathered = gather_factor(self.w[...], self.dims, self.c.dtype)
+    return checkpoint_name(gathered, 'weights')
+
+  def _product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    if self.quantization != 'none':
+      return eight_bit.product(self.quantization, self.equation, x, w)
+    return einsum(
+        self.equation,
+        x,
+        w,
+        preferred_element_type=self.result_dtype,
+    )
 
   def _of_adapter(self, x: jax.Array) -> jax.Array:
     """What the factors of LoRA add to the product."""

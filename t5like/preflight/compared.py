@@ -14,12 +14,15 @@ class Kind:
   architecture: str
   attention: str  # the kernel
   slices: int = 1
+  quantization: str = 'none'  # of products
 
   def __str__(self) -> str:
     axes = ' and '.join(self.axes) or 'nothing'
     text = f'{self.generation}, sharded by {axes}, {self.architecture}, attention by {self.attention}'
     if self.slices > 1:
       text += f', {self.slices} slices'
+    if self.quantization != 'none':
+      text += f', products of {self.quantization}'
     return text
 
 
@@ -65,6 +68,7 @@ def kind_of(
     architecture: str,
     attention: str,
     slices: int,
+    quantization: str = 'none',
 ) -> Kind:
   """The kind of a prediction.
 
@@ -74,9 +78,10 @@ def kind_of(
     architecture: model.name.
     attention: the name of its kernel.
     slices: number of slices.
+    quantization: model.quantization.
   """
   axes = tuple(axis for axis in SHARDING if mesh[axis] > 1)
-  return Kind(generation, axes, architecture, attention, slices)
+  return Kind(generation, axes, architecture, attention, slices, quantization)
 
 
 def accuracy(kind: Kind) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from t5like.preflight.hlo import Module, Op, Unreadable, part
+from t5like.preflight.hlo import BYTES, Array, Module, Op, Unreadable, part
 
 # Names of values that exist already: no time.
 FREE = frozenset(
@@ -44,8 +44,21 @@ BETWEEN_SLICES: dict[str, Callable[[int], float]] = {
     'ONE_TO_ONE': lambda n: 1,
 }
 Sizes = Sequence[int]  # of dimensions
-# ((FLOPs, path of the operation of the model), ..)
-Products = tuple[tuple[int, str], ...]
+
+
+class Product(NamedTuple):
+  """A product of matrices."""
+  flops: int
+  origin: str  # path of the operation of the model
+  dtype: str  # of the wider operand, as HLO writes it
+
+
+Products = tuple[Product, ...]
+
+
+def _width(array: Array) -> float:
+  """Bytes of one number."""
+  return BYTES[array.dtype]
 
 
 # --- Kinds of instructions ------------------------------------------------------------------------
@@ -112,7 +125,7 @@ class Costs:
   def products(self, computation: str) -> Products:
     """All products of a fusion's computation."""
     if computation not in self._products:
-      products: list[tuple[int, str]] = []
+      products: list[Product] = []
       for op in self.module.ops(computation):
         products.extend(self.products_of(op, computation))
       self._products[computation] = tuple(products)
@@ -122,7 +135,9 @@ class Costs:
     """The products of one instruction."""
     if op.kind in PRODUCTS:
       flops = self.product(op, computation)
-      return ((flops, op.origin),)
+      left, right, *_ = self.module.operands(op, computation)
+      wider = max(left.arrays[0], right.arrays[0], key=_width)
+      return (Product(flops, op.origin, wider.dtype),)
     if op.kind == 'fusion':
       return self.products(op.callee)
     if op.kind not in COLLECTIVES:

@@ -53,6 +53,7 @@ class Array(NamedTuple):
   dims: tuple[int, ...]
   bytes: float
   in_hbm: bool  # else in on-chip memory
+  dtype: str  # as HLO writes it: 'bf16', 's8', ..
 
 
 class Op(NamedTuple):
@@ -200,7 +201,7 @@ def arrays(text: str) -> list[Array]:
     space = re.search(r'S\((\d+)\)', layout)
     in_hbm = space is None or space[1] == '0'
     size = math.prod(shape) * BYTES[kind]
-    result.append(Array(shape, size, in_hbm))
+    result.append(Array(shape, size, in_hbm, kind))
   return result
 
 

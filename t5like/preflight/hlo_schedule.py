@@ -463,13 +463,14 @@ class _Walk:
   def _compute(self, op: Op) -> None:
     check_kind(op, self.name)
     total = 0
-    for flops, origin in self.costs.products_of(op, self.name):
-      total += flops
-      if OPTIMIZER in origin:
-        self.counts.add('optimizer_flops', flops)
+    matrix = 0.0
+    for product in self.costs.products_of(op, self.name):
+      total += product.flops
+      matrix += product.flops / self.generation.rate(product.dtype) / MXU
+      if OPTIMIZER in product.origin:
+        self.counts.add('optimizer_flops', product.flops)
     self.counts.add('flops', total)
     memory = self._memory_seconds(op)
-    matrix = total / self.generation.flops / MXU
     kind = 'memory'
     if matrix > memory / 2:
       kind = 'matrix'

@@ -97,6 +97,9 @@ def _show_speed(console: Console, report: Report, price: float) -> None:
     rows.append(_between_slices(report))
   rows.append(('FLOPs of the program / of the model', flops))
   _show_table(console, rows)
+  if report['quantization'] != 'none':
+    console.print(f'MFU is a share of the peak of bf16; products of {report["quantization"]} are assumed to reach as '
+                  'large a share of their own.')
   for seconds, name, description in report['waits'][:3]:
     console.print(f'  waits {_ms(seconds)} for {name}: {description}', style='dim', markup=False)
   cost = ''

@@ -259,13 +259,14 @@ class _Program:
     peak = topology.generation.flops
     seconds = prediction.seconds
     work = plausible.work(self.config, self.facts, topology.devices)
-    plausible.check(prediction, work, peak)
+    plausible.check(prediction, work, topology.generation.fastest(self.config.model.quantization))
     kind = compared.kind_of(
         topology.generation.name,
         self.facts['mesh'],
         self.config.model.name,
         self.facts['kernel'][0],
         topology.slices,
+        self.config.model.quantization,
     )
     numbers = config_lib.derived(self.config)
     tokens_per_second = numbers['tokens_per_step'] / seconds
@@ -273,6 +274,7 @@ class _Program:
     hours = steps * seconds / 3600
     return dict(
         step_seconds=seconds,
+        quantization=self.config.model.quantization,
         times=prediction.times,
         counts=prediction.counts,
         flops=prediction.counts['flops'],

@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any
 
+from t5like import choices
 from t5like.config.values import cut
 from t5like.errors import ConfigError
 
@@ -22,6 +23,23 @@ class Generation:
   chips_per_host: int
   counts_cores: bool  # v5p-128 is a slice of 128 cores, v5e-256 one of 256 chips
   network: float  # to other slices, bytes per second; 0: Google gives no figure
+  int8: float = 1.0  # how many times as many products of int8 as of bf16 a second
+  fp8: float = 1.0
+
+  def rate(self, dtype: str) -> float:
+    """Multiplications and additions a second of operands of a type of HLO. Other types take as long as bf16.
+
+    1 means that Google publishes no higher rate; operands that the matrix units do not know are converted.
+    """
+    if dtype in ('s8', 'u8'):
+      return self.int8 * self.flops
+    if dtype in ('f8e4m3fn', 'f8e5m2'):
+      return self.fp8 * self.flops
+    return self.flops
+
+  def fastest(self, quantization: str) -> float:
+    """The highest rate of the products of a program with this `model.quantization`."""
+    return self.rate(OPERANDS[quantization])
 
 
 # Networks: the bandwidth of the data center network (DCN) that Google's pages of these TPUs give, of a pod of 256 chips
@@ -52,6 +70,7 @@ _ALL = (
         chips_per_host=4,
         counts_cores=False,
         network=6.4e12 / 8 / 256,
+        int8=2.0,
     ),
     Generation(
         name='v5p',
@@ -65,6 +84,7 @@ _ALL = (
         chips_per_host=4,
         counts_cores=True,
         network=50e9 / 8,
+        int8=2.0,
     ),
     Generation(
         name='v6e',
@@ -78,6 +98,7 @@ _ALL = (
         chips_per_host=4,
         counts_cores=False,
         network=25.6e12 / 8 / 256,
+        int8=2.0,
     ),
     Generation(
         name='tpu7x',
@@ -91,6 +112,7 @@ _ALL = (
         chips_per_host=4,
         counts_cores=True,
         network=100e9 / 8 / 2,
+        fp8=2.0,
     ),
 )
 GENERATIONS = {generation.name: generation for generation in _ALL}
@@ -98,6 +120,8 @@ ALIASES = {'7x': 'tpu7x', 'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'iro
 # Shapes of slices as Google Cloud offers them, by chips.
 FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 KNOWN = ', '.join(GENERATIONS)
+# Operands of products by model.quantization, as HLO writes them.
+OPERANDS = choices.implement('model.quantization', choices.QUANTIZATIONS, dict(none='bf16', int8='s8', fp8='f8e4m3fn'))
 MOST_SLICES = 1024
 # Slices, generation, size or shape; numbers without zeros before them.
 NUMBER = '[1-9][0-9]{0,8}'

@@ -5,7 +5,7 @@ import re
 import ml_collections
 import pytest
 
-from t5like import config as C
+from t5like import choices, config as C
 from t5like.config import base, resolved, rules as R, values as V
 from tests.config.test_config import TINY, message, tiny
 
@@ -236,6 +236,17 @@ def test_targets_that_are_looked_at_only_at_the_end_get_a_warning(overrides, key
   c = C.load(TINY, ['evaluate.every=0', *split(overrides)])
   said = ' '.join(C.warnings(c))
   assert key in said and bool(key) == ('validated at its end only' in said)
+
+
+@pytest.mark.parametrize('name', ['int8', 'fp8'])
+@pytest.mark.parametrize('objective', ['causal', 'unmeasured'])
+def test_the_measured_loss_of_8_bits_is_stated(name, objective, monkeypatch):
+  monkeypatch.setitem(choices.QUANTIZATIONS, name, choices.Quantization({'causal': (0.0123, 0.004)}))
+  if objective == 'unmeasured':
+    monkeypatch.setitem(choices.QUANTIZATIONS, name, choices.Quantization({}))
+  said = ' '.join(C.warnings(C.load(TINY, [f'model.quantization={name}'])))
+  words = '+0.0123 ± 0.0040 nats' if objective == 'causal' else "was never measured for objective.name='causal'"
+  assert f"model.quantization='{name}'" in said and words in said
 
 
 COUNTED_WITHOUT_END = '''seed params_expected data.max_documents data.max_bad_records data.max_document_tokens

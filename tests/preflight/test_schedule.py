@@ -241,7 +241,7 @@ def test_a_mesh_and_the_list_of_its_groups_are_the_same(sizes, data):
 
 def test_texts_of_types():
   (a, b, c) = hlo.arrays('(bf16[4,2048]{1,0:T(8,128)(2,1)S(1)}, f32[8]{0}, pred[])')
-  assert a == hlo.Array((4, 2048), 16384, False) and b == hlo.Array((8,), 32, True) and c.bytes == 1
+  assert a == hlo.Array((4, 2048), 16384, False, 'bf16') and b == hlo.Array((8,), 32, True, 'f32') and c.bytes == 1
   nested = '((bf16[4]{0}, s32[]), /*index=1*/(f32[2]{0:S(1)}, u32[]), pred[3]{0})'
   assert hlo.part(nested, 1) == '(f32[2]{0:S(1)}, u32[])' and hlo.part(hlo.part(nested, 0), 1) == 's32[]'
   assert hlo.part(nested, 2) == 'pred[3]{0}'
@@ -389,6 +389,31 @@ def test_bytes_over_links_are_those_of_gathers_and_reductions(small):
 def test_a_program_with_one_thing_that_is_not_known_is_refused(change, words):
   with pytest.raises(hlo.Unreadable, match=words):
     predicted(change(program('libtpu_0_0_50')), topologies.parse('v5e-16'))
+
+
+@pytest.mark.parametrize('dtype, generation, times', [
+    ('bf16', 'v5e', 1), ('f32', 'v5e', 1), ('s8', 'v5e', 2), ('s8', 'v5p', 2), ('s8', 'v6e', 2), ('s8', 'v4', 1),
+    ('f8e4m3fn', 'v6e', 1), ('f8e4m3fn', 'tpu7x', 2), ('s8', 'tpu7x', 1)])
+def test_operands_of_8_bits_are_multiplied_at_the_published_rate(dtype, generation, times):
+  of = topologies.GENERATIONS[generation]
+  assert of.rate(dtype) == times * of.flops
+
+
+def test_the_wider_operand_decides_how_fast_a_product_is():
+  text = '''HloModule m, is_scheduled=true
+ENTRY %main (a: s8[64,32], b: s8[32,16], c: bf16[32,16]) -> s32[64,16] {
+  %a = s8[64,32]{1,0} parameter(0)
+  %b = s8[32,16]{1,0} parameter(1)
+  %c = bf16[32,16]{1,0} parameter(2)
+  %both = s32[64,16]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %one = f32[64,16]{1,0} convolution(%a, %c), dim_labels=bf_io->bf
+  ROOT %sum = s32[64,16]{1,0} convert(%both)
+}
+'''
+  module = hlo.Module(text)
+  products = [product for op in module.ops('main') for product in costs.Costs(module).products_of(op, 'main')]
+  assert [(product.flops, product.dtype) for product in products] == [(2 * 64 * 32 * 16, 's8'),
+                                                                      (2 * 64 * 32 * 16, 'bf16')]
 
 
 # --- What must hold of a prediction ---------------------------------------------------------------

@@ -40,13 +40,13 @@ def test_the_network_between_slices_is_slower_than_links(name):
 
 def test_what_is_known_of_a_prediction_depends_on_its_kind():
   mesh = lambda **sizes: {**dict.fromkeys(compared.SHARDING, 1), **sizes}
-  of = lambda generation, mesh, architecture='decoder', kernel='splash', slices=1: compared.accuracy(
-      compared.kind_of(generation, mesh, architecture, kernel, slices))
+  of = lambda generation, mesh, architecture='decoder', kernel='splash', slices=1, **more: compared.accuracy(
+      compared.kind_of(generation, mesh, architecture, kernel, slices, **more))
   assert 'within 4.4 % of 3 published runs' in of('v5e', mesh(fsdp=256))
   assert 'within 26.1 %' in of('v6e', mesh(fsdp=256)) and 'too short' in of('v6e', mesh(fsdp=256))
   for other in (of('v5e', mesh(fsdp=128, tensor=2)), of('v5e', mesh(fsdp=256), 'encoder_decoder', 'relative_bias'),
                 of('v5e', mesh(fsdp=256), slices=2), of('tpu7x', mesh(fsdp=128)), of('v5e', mesh(data=2, fsdp=128)),
-                of('v5e', mesh(fsdp=256), kernel='xla')):
+                of('v5e', mesh(fsdp=256), kernel='xla'), of('v5e', mesh(fsdp=256), quantization='int8')):
     assert other.startswith('not compared with any published run')
 
 
