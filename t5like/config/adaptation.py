@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from t5like import choices
 from t5like.choices import COPIED, FRESH, SAME
+from t5like.config.correspondences import CORRESPONDENCES, Row
 from t5like.config.trainable import parse_freeze, select
 from t5like.config.values import DEFAULTS, show
 from t5like.config_type import Config, Section
@@ -127,19 +128,19 @@ def _origin(config: Config, path: str) -> Origin:
   return _origin_of(ENCODER, second, path, allows)
 
 
-def _row(source: str, name: str, path: str) -> choices.Row:
-  for row in choices.CORRESPONDENCES[source, name]:
+def _row(source: str, name: str, path: str) -> Row:
+  for row in CORRESPONDENCES[source, name]:
     if _is_in(path, row.target):
       return row
-  raise ConfigError(f'adapt.source={source!r}: CORRESPONDENCES of t5like/choices.py do not say where {path} of a model '
-                    f'with model.name={name!r} comes from. Add a row there, or begin without init_from.')
+  raise ConfigError(f'adapt.source={source!r}: config/correspondences.py does not say where {path} of a '
+                    f'model with model.name={name!r} comes from. Add a row there, or begin without init_from.')
 
 
 def _is_in(path: str, folder: str) -> bool:
   return f'{path}/'.startswith(f'{folder}/')
 
 
-def _origin_of(key: str, row: choices.Row, path: str, allows: str = '') -> Origin:
+def _origin_of(key: str, row: Row, path: str, allows: str = '') -> Origin:
   """Of a parameter that is in the target of a row."""
   rest = path.removeprefix(row.target)
   own = row.own

@@ -47,7 +47,7 @@ def base() -> Config:
   # Weights to begin with instead of random ones: the workdir of a run, one of its checkpoints
   # (WORKDIR/checkpoints/STEP), or a Hugging Face folder (config.json, *.safetensors)
   c.init_from = ''
-  # .. where they are of another model: what becomes of them (docs/adapting.md; CORRESPONDENCES of t5like/choices.py)
+  # .. where they are of another model: what becomes of them (docs/adapting.md; config/correspondences.py)
   c.adapt = dict(
       source='same',  # architecture that init_from holds: same as model.name | decoder | encoder | encoder_decoder
       # the encoder's blocks: copied | fresh: initialised anew | a second folder or workdir, whose blocks they are

@@ -1,6 +1,6 @@
 """Weights to begin with that are another model's: of another architecture, of two models, of another vocabulary.
 
-`config.adapt` and CORRESPONDENCES of `t5like/choices.py` say which parameter comes from where; see docs/adapting.md.
+`config.adapt` and CORRESPONDENCES of `correspondences.py` say which parameter comes from where (docs/adapting.md).
 """
 import contextlib
 import dataclasses

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from t5like import choices, config as config_lib, sharding
-from t5like.config import adaptation
+from t5like.config import adaptation, correspondences
 from t5like.errors import ConfigError
 from t5like.huggingface import adapted, model_folders
 from t5like.model import models, transformer
@@ -98,7 +98,7 @@ PAIRS = list(itertools.product(choices.ARCHITECTURES, choices.ARCHITECTURES))
 
 
 def test_every_pair_of_architectures_has_its_table():
-  assert sorted(choices.CORRESPONDENCES) == sorted(PAIRS)
+  assert sorted(correspondences.CORRESPONDENCES) == sorted(PAIRS)
 
 
 @pytest.mark.parametrize('position', ['rope', 'relative', 'relative_per_layer', 'learned'])
