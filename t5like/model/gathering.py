@@ -54,7 +54,13 @@ def gather_together(ws: Sequence[jax.Array], all_dims: Sequence[str], dtype: Any
     all_dims: letters of the dimensions of each.
     dtype: of the products.
   """
-  return _gathered(tuple(all_dims), jnp.dtype(dtype).name, tuple(ws))
+  stored = []
+  for w, dims in zip(ws, all_dims):
+    layout = at_rest(dims)
+    if jax.typeof(w).sharding.spec != layout:  # initial weights from elsewhere: their gradients go back as they lie
+      w = jax.sharding.reshard(w, layout)
+    stored.append(w)
+  return _gathered(tuple(all_dims), jnp.dtype(dtype).name, tuple(stored))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
