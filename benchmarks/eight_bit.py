@@ -9,19 +9,17 @@ predicted token; its interval is that of Student's t at 95 %. How fast the steps
     python main.py preflight --config=configs/yardstick_1b.py --topology=v5e-256 --config.model.quantization=int8
 """
 import argparse
-import math
 import pathlib
 import statistics
 import sys
 import tempfile
-
-from scipy import stats
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from t5like import choices, config as config_lib  # noqa: E402
 from t5like.config import base  # noqa: E402
+from t5like.observe import compare  # noqa: E402
 from t5like.training import loop  # noqa: E402
 
 MODELS = dict(causal='decoder', span_corruption='encoder_decoder', masked_lm='encoder')
@@ -51,19 +49,18 @@ def config_of(folder, objective, quantization, seed, steps):
 
 def gap(nlls, full):
   """(mean difference, half of its interval of 95 %) of pairs of the same seeds."""
-  differences = [nll - other for nll, other in zip(nlls, full)]
-  mean = statistics.fmean(differences)
-  if len(differences) < 2:
-    return mean, math.inf
-  error = statistics.stdev(differences) / math.sqrt(len(differences))
-  return mean, stats.t.ppf(0.975, len(differences) - 1) * error
+  seeds = range(len(full))
+  result = compare.difference(seeds, seeds, full, nlls)
+  return result.mean, (result.high - result.low) / 2
 
 
 def row(objective, quantization, nlls, full):
   """A line of the table."""
   numbers = ' '.join(f'{nll:.4f}' for nll in nlls)
-  mean, half = gap(nlls, full)
-  text = 'reference' if quantization == 'none' else f'{mean:+.4f} ± {half:.4f} ({mean / statistics.fmean(full):+.2%})'
+  text = 'reference'
+  if quantization != 'none':
+    mean, half = gap(nlls, full)
+    text = f'{mean:+.4f} ± {half:.4f} ({mean / statistics.fmean(full):+.2%})'
   return f'| {objective} | {quantization} | {numbers} | {text} |'
 
 

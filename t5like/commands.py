@@ -308,7 +308,6 @@ def _average(flags: Any, overrides: tuple[str, ...]) -> None:
   _config_of_run(flags)
   steps = [_step(text) for text in flags.checkpoints]
   from t5like.training import averaging
-  averaging.check(flags.workdir, steps, flags.weights)
   averaging.average(flags.workdir, flags.out, steps, flags.weights)
   print(f'{flags.out} is ready: python main.py evaluate --workdir={shlex.quote(flags.out)}')
 

@@ -18,7 +18,7 @@ from t5like.errors import ConfigError
 from t5like.nearest import nearest, suggestion
 from t5like.parameters import ADAPTERS, Param
 
-PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
+PROJECTIONS = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')  # roles of the matrices of layers
 BRACKETS = re.compile(r'\[([^\[\]]*)\]')
 LAYER = re.compile(r'-?\d{1,9}')
 LAYERS = re.compile(r'(?P<start>-?\d{0,9}):(?P<stop>-?\d{0,9})(:(?P<step>[1-9]\d{0,8}))?')

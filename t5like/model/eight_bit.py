@@ -8,7 +8,6 @@ sum over many positions what rounding gets wrong. Gradients use e4m3 too, with a
 does (arXiv 2412.19437, section 3.3). qwix rounds; which operands, and how their products lie on the mesh, is here.
 """
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 from t5like import choices
 from t5like.sharding import einsum, weights
 
-ROLES = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')  # of the matrices of layers; embeddings and heads stay as they are
 # {name: (dtype of the operands, dtype of the sums)}
 QUANTIZATIONS = choices.implement('model.quantization', choices.QUANTIZATIONS, dict(
     none=None,
@@ -26,6 +24,7 @@ QUANTIZATIONS = choices.implement('model.quantization', choices.QUANTIZATIONS, d
 ))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(name: str, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
   """einsum(equation, x, w) with 8-bit operands, laid out as `sharding.einsum` does; dtype of x.
 
@@ -35,37 +34,46 @@ def product(name: str, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     x: activations, whose first two letters are of rows and positions.
     w: the matrix, as `gathering.gather_factor` returns it.
   """
-  return _differentiable(name, equation)(x, w)
+  x_dims, w_dims, out_dims = _letters(equation)
+  return _rounded(name, x_dims, w_dims, out_dims, x, w)
 
 
-@functools.cache
-def _differentiable(name: str, equation: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """`_rounded` with the gradients that the docstring of this module describes."""
+def _letters(equation: str) -> tuple[str, str, str]:
+  """Of x, of w and of the result."""
   inputs, out_dims = equation.split('->')
   x_dims, w_dims = inputs.split(',')
+  return x_dims, w_dims, out_dims
 
-  @jax.custom_vjp
-  def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
-    factor = jax.sharding.reshard(w, weights(w_dims))
-    return _rounded(name, x_dims, w_dims, out_dims, x, factor)
 
-  def forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return multiply(x, w), (x, w)
+def _forward(
+    name: str,
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return product(name, equation, x, w), (x, w)
 
-  def backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = saved
-    factor = jax.sharding.reshard(w, weights(w_dims))
-    of_x = _rounded(name, out_dims, w_dims, x_dims, g, factor)
 
-    def in_full(w: jax.Array) -> jax.Array:
-      return einsum(equation, x, w)
+def _backward(
+    name: str,
+    equation: str,
+    saved: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients that the docstring of this module describes."""
+  x, w = saved
+  x_dims, w_dims, out_dims = _letters(equation)
+  of_x = _rounded(name, out_dims, w_dims, x_dims, g, w)
 
-    _, pull_back = jax.vjp(in_full, w)
-    of_w, = pull_back(g)
-    return of_x, of_w
+  def in_full(w: jax.Array) -> jax.Array:
+    return einsum(equation, x, w)
 
-  multiply.defvjp(forward, backward)
-  return multiply
+  _, pull_back = jax.vjp(in_full, w)
+  of_w, = pull_back(g)
+  return of_x, of_w
+
+
+product.defvjp(_forward, _backward)
 
 
 def _rounded(
@@ -81,6 +89,7 @@ def _rounded(
   if quantized is None:
     raise ValueError(f'model.quantization={name!r} has no 8-bit products.')
   dtype, sum_dtype = quantized
+  w = jax.sharding.reshard(w, weights(w_dims))  # without the mark of `gathering`, which qwix does not read
   x_values, x_scale = _quantize(x, x_dims, out_dims, dtype)
   w_values, w_scale = _quantize(w, w_dims, out_dims, dtype)
   sums = einsum(

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like import choices, parameters
+from t5like.config.trainable import PROJECTIONS
 from t5like.model import eight_bit
 from t5like.model.config import ModelConfig
 from t5like.model.gathering import gather_factor, gather_together
@@ -89,7 +90,7 @@ class Dense(nnx.Module):
     if self.use_bias:
       bias = parameters.vector(letters.made, role, 'bias')
       self.b = constant(0, c, bias)
-    self.quantization = c.quantization if role in eight_bit.ROLES else 'none'
+    self.quantization = c.quantization if role in PROJECTIONS else 'none'
     self.adapted = c.lora_rank > 0 and role in c.lora_projections
     if self.adapted:
       self._make_adapter(key, role, letters, fan_in)

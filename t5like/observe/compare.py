@@ -15,7 +15,6 @@ from scipy import stats
 
 from t5like import config as config_lib
 from t5like.errors import ConfigError
-from t5like.files import schema
 from t5like.observe import metrics, report
 from t5like.storage import workdir as workdir_lib
 
@@ -80,26 +79,21 @@ def read(folder: str) -> Run:
   keys = {key: repr(value) for key, value, _ in config_lib.describe(config)}
   seed = config.seed
   per_step = config.batch_size * config.data.seq_len
+  lines = report.read_lines(epath.Path(folder) / 'metrics.jsonl', metrics.NUMBERS)
+  points = report.Points(lines, per_step)
   losses: dict[int, float] = {}
   tokens: dict[int, int] = {}
   validations: dict[int, float] = {}
-  for line in schema.lines(epath.Path(folder) / 'metrics.jsonl', metrics.NUMBERS):
-    step: int = line['step']
-    if _is_number(line.get('loss')) and _is_number(line.get('tokens')):
-      losses[step] = line['loss']
-      tokens[step] = line['tokens']
-    if _is_number(line.get('validation/nll')):
-      at = tokens[step] if step in tokens else step * per_step
-      validations[at] = line['validation/nll']
+  for line in report.with_number(report.training_steps(lines), 'loss'):
+    losses[line['step']] = line['loss']
+    tokens[line['step']] = line['tokens']
+  for line in report.with_number(lines, 'validation/nll'):
+    validations[points.tokens_at(line)] = line['validation/nll']
   if not losses:
     raise ConfigError(f'{folder}: nothing was measured there yet; metrics.jsonl has no step.')
   for key in ('seed', *ELSEWHERE):
     keys.pop(key, None)
   return Run(folder, seed, keys, losses, tokens, validations)
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def compare(folders: Sequence[str]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _differences(runs: list[Facts]) -> list[list[str]]:
   return differences
 
 
-def _read_lines(path: Any, shape: schema.Shape) -> list[Line]:
+def read_lines(path: Any, shape: schema.Shape) -> list[Line]:
   """The whole lines of a file of a run, none where there is no file; CheckpointError where it cannot be read."""
   try:
     return list(schema.lines(path, shape))
@@ -131,10 +131,10 @@ def gather(workdir: str) -> Facts:
   """Everything that the page shows of a run, as JSON."""
   config: Config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
-  lines = _read_lines(folder / 'metrics.jsonl', metrics.NUMBERS)
+  lines = read_lines(folder / 'metrics.jsonl', metrics.NUMBERS)
   per_step = config.batch_size * config.data.seq_len
-  points = _Points(lines, per_step)
-  samples = _read_lines(folder / 'samples.jsonl', metrics.SAMPLE)
+  points = Points(lines, per_step)
+  samples = read_lines(folder / 'samples.jsonl', metrics.SAMPLE)
   account = ledger.account(ledger.read(workdir))
   return dict(
       name=folder.absolute().name,
@@ -155,7 +155,7 @@ def gather(workdir: str) -> Facts:
 
 def _progress(workdir: str, config: Config, lines: list[Line]) -> Facts:
   """How far a run has come, and its result if it has reached the target of the config as it is now."""
-  steps = _steps(lines)
+  steps = training_steps(lines)
   last_step = steps[-1] if steps else dict(tokens=0)
   result = workdir_lib.read_result(workdir, config)
   newest = result or last_step
@@ -174,13 +174,13 @@ def _progress(workdir: str, config: Config, lines: list[Line]) -> Facts:
   )
 
 
-def _steps(lines: list[Line]) -> list[Line]:
+def training_steps(lines: list[Line]) -> list[Line]:
   """The lines of training steps."""
-  return [line for line in _with_number(lines, 'tokens') if 'loss' in line]
+  return [line for line in with_number(lines, 'tokens') if 'loss' in line]
 
 
-def _curves(points: '_Points') -> dict[str, Curve]:
-  steps = _steps(points.lines)
+def _curves(points: 'Points') -> dict[str, Curve]:
+  steps = training_steps(points.lines)
   curves = {}
   for key in CURVES:
     curves[key] = points.curve(key, steps)
@@ -188,7 +188,7 @@ def _curves(points: '_Points') -> dict[str, Curve]:
   return curves
 
 
-def _task_curves(points: '_Points') -> dict[str, Curve]:
+def _task_curves(points: 'Points') -> dict[str, Curve]:
   curves = points.curves('tasks/')
   for key in list(curves):
     if key.endswith('_stderr'):
@@ -216,7 +216,7 @@ def _config_keys(config: Config) -> dict[str, list[tuple[str, str]]]:
   return dict(config=changed_keys, all_keys=all_keys)
 
 
-class _Points:
+class Points:
   """Points of curves: where a line of metrics.jsonl lies in tokens and in hours since the first.
 
   per_step: tokens of a step, for lines that do not have their number.
@@ -226,21 +226,21 @@ class _Points:
     self.lines = lines
     self.per_step = per_step
     self.tokens: dict[int, int] = {}  # by step
-    for line in _with_number(lines, 'tokens'):
+    for line in with_number(lines, 'tokens'):
       self.tokens[line['step']] = line['tokens']
-    timed = _with_number(lines, 'time')
+    timed = with_number(lines, 'time')
     self.began = timed[0]['time'] if timed else 0.0
 
   def curve(self, key: str, lines: list[Line]) -> Curve:
     """The curve of a key, of at most POINTS points, each the mean of its neighbours."""
-    with_key = _with_number(lines, key)
+    with_key = with_number(lines, key)
     size = max(1, math.ceil(len(with_key) / POINTS))
     curve: Curve = dict(x=[], hours=[], y=[])
     for start in range(0, len(with_key), size):
       group = with_key[start:start + size]
       newest = group[-1]
       total = sum(line[key] for line in group)
-      curve['x'].append(self._tokens_at(newest))
+      curve['x'].append(self.tokens_at(newest))
       curve['hours'].append(self._hours_at(newest))
       curve['y'].append(total / len(group))
     return curve
@@ -257,24 +257,24 @@ class _Points:
         curves[key.removeprefix(prefix)] = curve
     return curves
 
-  def _tokens_at(self, line: Line) -> int:
+  def tokens_at(self, line: Line) -> int:
     step = line['step']
     if step in self.tokens:
       return self.tokens[step]
     return step * self.per_step
 
   def _hours_at(self, line: Line) -> float | None:
-    if not _is_number(line.get('time')):
+    if not is_number(line.get('time')):
       return None
     seconds = line['time'] - self.began
     return seconds / 3600
 
 
-def _with_number(lines: list[Line], key: str) -> list[Line]:
-  return [line for line in lines if _is_number(line.get(key))]
+def with_number(lines: list[Line], key: str) -> list[Line]:
+  return [line for line in lines if is_number(line.get(key))]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
   """Whether it can be drawn: neither missing nor null in place of a number that was not finite."""
   if not isinstance(value, (int, float)):
     return False

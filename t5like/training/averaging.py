@@ -95,15 +95,15 @@ def average(
     CheckpointError: for a checkpoint that is missing or damaged, or where there is only one.
   """
   config = workdir_lib.read_config(workdir)
-  chosen = check(workdir, steps, name)
+  chosen = _chosen(workdir, steps, name)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
   mesh = sharding.make_mesh(dict(fsdp=-1), jax.local_devices())
   with contextlib.ExitStack() as ends:
+    new = ends.enter_context(workdir_lib.whole_folder(epath.Path(out)))
     ends.enter_context(jax.set_mesh(mesh))
     checkpoints = ends.enter_context(Checkpoints(workdir))
     state, meta = _newest(models.with_vocabulary(config, vocabulary), checkpoints, max(chosen), mesh)
     state['params'] = _averaged(checkpoints, chosen, state['params'], say)
-    new = ends.enter_context(workdir_lib.whole_folder(epath.Path(out)))
     facts = dict(meta, validation=None, averaged={str(step): weight for step, weight in chosen.items()})
     workdir_lib.write_vocabulary(new, vocabulary)
     workdir_lib.write_config(new, config)
@@ -114,7 +114,7 @@ def average(
   return chosen
 
 
-def check(workdir: str, steps: Sequence[int], name: str) -> dict[int, float]:
+def _chosen(workdir: str, steps: Sequence[int], name: str) -> dict[int, float]:
   """{step: its weight} of the checkpoints to average; errors as of `average`."""
   stored = workdir_lib.checkpoint_steps('--workdir', workdir)
   for step in steps:
@@ -162,7 +162,11 @@ def _averaged(
 
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), newest)
   total = jax.tree.map(jnp.zeros_like, newest)
+  last = max(chosen)
   for step, weight in chosen.items():
-    total = add(total, checkpoints.params(step, abstract), jnp.float32(weight))
+    params = newest  # of the last step, read with its optimizer
+    if step != last:
+      params = checkpoints.params(step, abstract)
+    total = add(total, params, jnp.float32(weight))
     say(f'step {step:,}: {weight:.4f}')
   return total
