@@ -133,7 +133,7 @@ def test_state_of_a_factored_matrix_is_two_small_arrays_laid_out_alike():
     v = leaves(jax.eval_shape(tx.init, dict(blocks=dict(q=dict(w=q)))))
   by_side = {path.rpartition('/')[2]: x for path, x in v.items() if 'blocks' in path}
   assert {k: x.shape for k, x in by_side.items()} == dict(inputs=(L, 16, 1, 1), outputs=(L, 1, 4, 4))
-  assert by_side['inputs'].sharding.spec == P(None, ('fsdp', 'context'), None, None)
+  assert by_side['inputs'].sharding.spec == P(None, sharding.STORED, None, None)
   assert by_side['outputs'].sharding.spec == P(None, None, 'tensor', None)
 
 

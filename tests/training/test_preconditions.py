@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import command_line, commands, config as config_lib
+from t5like import command_line, commands, config as config_lib, sharding
 from t5like.config import base
 from t5like.decoding import decode
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
@@ -338,7 +338,7 @@ def test_prompts_are_judged_as_decoding_judges_them():
 
 def test_rows_per_device():
   class Mesh:
-    shape = dict(slice=1, data=2, fsdp=2, context=1, tensor=1)
+    shape = dict.fromkeys(sharding.AXES, 1) | dict(data=2, fsdp=2)
   c = base()
   c.update(batch_size=16, microbatches=2)
   assert build.rows_per_device(c, Mesh) == 2

@@ -43,7 +43,7 @@ OTHER = {
     'model.layers': None, 'model.window': None, 'model.window_after': None, 'model.encoder_window': None,
     'model.local_rope_theta': None,
     'model.rope_scaling': None, 'model.qkv_bias': True, 'model.embed_scale': 'sqrt_d_model', 'model.query_scale': 0.1,
-    'model.attention_softcap': 30.0, 'model.attention_sinks': 'head',
+    'model.attention_softcap': 30.0, 'model.attention_sinks': 'head', 'model.quantization': 'int8',
 }
 
 
