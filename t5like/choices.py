@@ -386,6 +386,20 @@ QUANTIZATIONS = dict(
     int8=Quantization(dict(causal=(0.0008, 0.0054), span_corruption=(0.0032, 0.0091), masked_lm=(0.0065, 0.0481))),
     fp8=Quantization(dict(causal=(0.0018, 0.0154), span_corruption=(0.0039, 0.0200), masked_lm=(0.0146, 0.0978))),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+  """normalized: what experts that were chosen for a token are multiplied by adds up to 1."""
+  normalized: bool
+
+
+ROUTERS = dict(
+    softmax=Router(normalized=False),
+    softmax_normalized=Router(normalized=True),
+    sigmoid=Router(normalized=False),
+    sigmoid_normalized=Router(normalized=True),
+)
 ATTENTION = ('auto', 'xla', 'splash', 'cudnn')
 CONTEXT_ATTENTION = ('auto', 'gathered', 'ring')
 

@@ -21,6 +21,7 @@ ROLES = (
     'v',
     'o',
     'sinks',
+    'router',
     'up',
     'gate',
     'down',
@@ -49,7 +50,7 @@ class Param:
     layer: the part of the model that it belongs to: 'attention', 'mlp_norm', 'head', ..
     stack: the stack of layers that it belongs to: 'encoder', 'decoder', 'stack'; '' outside of them.
     shape: the size of each axis; () before the model is built.
-    first_layer: number of the layer that its first one is in, where the layers before it do not have it.
+    owners: whether each layer of the stack has it; () where all do.
   """
   dims: str
   role: str
@@ -59,7 +60,7 @@ class Param:
   layer: str = ''
   stack: str = ''
   shape: tuple[int, ...] = ()
-  first_layer: int = 0
+  owners: tuple[bool, ...] = ()
 
   def __post_init__(self) -> None:
     if self.role not in ROLES:
@@ -85,6 +86,17 @@ class Param:
   def num_layers(self) -> int:
     """How many layers have it; 1 outside of a stack's layers."""
     return self.shape[0] if self.is_stacked else 1
+
+  @property
+  def numbers(self) -> list[int]:
+    """The layers of its stack that have it, as they lie on its axis of layers."""
+    owners = self.owners or (True,) * self.num_layers
+    return [number for number, has_it in enumerate(owners) if has_it]
+
+  @property
+  def depth(self) -> int:
+    """How many layers its stack has."""
+    return len(self.owners) or self.num_layers
 
   @property
   def size(self) -> int:

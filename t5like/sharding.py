@@ -5,7 +5,7 @@ rules below.
 
   B batch          T query / decoder positions   S key / encoder positions   D model
   N query heads    K key-value heads             H head size                 F feed-forward
-  V vocabulary     L layers               R rank of LoRA
+  V vocabulary     L layers               R rank of LoRA           X experts
 
 Meshes have explicit axes: an array's sharding is part of its type, so `jax.eval_shape` knows it and
 a layout that cannot work is an error while tracing, on any machine.
@@ -30,12 +30,15 @@ from t5like.errors import ConfigError, Failure, PeerLost
 
 # slice: TPU slices, joined by a network slower than a slice's own (data parallel between them)
 # data, fsdp_outer, fsdp: rows of the batch; fsdp and fsdp_outer: parameters and optimizer state too
+# expert: rows of the batch, and experts; parameters that are not experts' are stored over it as over fsdp
 # context: positions of a row    tensor: heads, features and vocabulary
-AXES = ('slice', 'data', 'fsdp_outer', 'fsdp', 'context', 'tensor')
+AXES = ('slice', 'data', 'fsdp_outer', 'fsdp', 'expert', 'context', 'tensor')
 HEARTBEAT = 30.0  # seconds without a sign of life after which a process counts as gone; in training watchdog.peers
-ROWS = ('slice', 'data', 'fsdp_outer', 'fsdp')
-STORED_FIRST = ('fsdp', 'context')  # over which gradients of parameters are added up first
+ROWS = ('slice', 'data', 'fsdp_outer', 'fsdp', 'expert')
+STORED_FIRST = ('fsdp', 'expert', 'context')  # over which gradients of parameters are added up first
 STORED = (*STORED_FIRST, 'fsdp_outer')
+EXPERTS = 'X'  # the letter of experts
+STORED_OF_EXPERTS = tuple(axis for axis in STORED if axis != 'expert')
 
 # The mesh axis of each dimension; a letter that is not listed is on every device in full.
 WEIGHTS = {
@@ -58,7 +61,10 @@ IN_USE = {
 
 def at_rest(dims: str) -> P:
   """PartitionSpec of stored parameters and optimizer state: spread over fsdp and context too."""
-  return P(*map(AT_REST.get, dims))
+  axes = AT_REST
+  if EXPERTS in dims:
+    axes = {**WEIGHTS, EXPERTS: 'expert', 'D': STORED_OF_EXPERTS}
+  return P(*map(axes.get, dims))
 
 
 def in_use(dims: str) -> P:

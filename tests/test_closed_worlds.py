@@ -20,6 +20,7 @@ from tests import tiny
 UNKNOWN = 'nonesuch'
 # What has to be set beside a key so that its value is read.
 BESIDE = {
+    'model.router': {'model.experts': 4, 'model.experts_per_token': 2},
     'data.overlong': {'data.max_document_tokens': 8},
     'data.mixture_rates': {'data.mixture': dict(a=dict(weight=1.0), b=dict(weight=2.0))},
     'vocabulary.algorithm': {'vocabulary.name': 'sentencepiece', 'vocabulary.size': 320, 'model.vocab_size': 0},
@@ -42,6 +43,7 @@ IMPLEMENTED_IN = {
     'model.init': 'model.initial',
     'model.remat': 'model.stack',
     'model.quantization': 'model.eight_bit',
+    'model.router': 'model.router',
     'model.attention': 'model.attention_kernels',
     'model.context_attention': 'model.attention_rows',
     'adapt.tokens': 'huggingface.adapted',

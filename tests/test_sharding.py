@@ -17,7 +17,7 @@ def mesh(data, fsdp, tensor, devices=8):
 
 
 def test_minus_one_takes_what_is_left():
-  assert dict(mesh(2, -1, 2).shape) == dict(slice=1, data=2, fsdp_outer=1, fsdp=2, context=1, tensor=2)
+  assert dict(mesh(2, -1, 2).shape) == dict(slice=1, data=2, fsdp_outer=1, fsdp=2, expert=1, context=1, tensor=2)
 
 
 @pytest.mark.parametrize('sizes, words', [((3, -1, 1), ['mesh.data=3', '8 devices']),

@@ -218,6 +218,23 @@ def base() -> Config:
       # 8-bit operands of the products of layers, forward and for gradients of activations, with dynamic scales; faster
       # where the devices have such products (int8: TPU v5e, v5p, v6e; fp8: TPU7x, H100): none | int8 | fp8
       quantization='none',
+      experts=0,  # MLPs of a layer, of which a router chooses some for each token (docs/experts.md); 0: one MLP for all
+      experts_per_token=2,  # how many it chooses
+      expert_d_ff=0,  # width of an expert; 0: d_ff
+      expert_capacity=0,  # tokens of a row that an expert takes, the first ones (Switch); 0: all that choose it
+      shared_experts=0,  # as wide as this many experts: an MLP that every token passes besides
+      shared_gate=False,  # .. whose output is multiplied by a number that is learned of each token (Qwen 2)
+      sparse_every=1,  # the last of this many layers has experts, others an MLP (Switch: 2)
+      dense_first=0,  # layers at the beginning that have an MLP in any case
+      # how logits of the router weigh experts: softmax (Switch, OLMoE) | softmax_normalized: of those chosen alone
+      # (Mixtral) | sigmoid | sigmoid_normalized (DeepSeek-V3)
+      router='softmax_normalized',
+      router_balance=0.0,  # times the loss that is 1 where all experts get the same share of tokens (Switch: 1e-2)
+      # experts are chosen by weights plus a number each, which rises for those that got few tokens and falls for the
+      # others, by optimizer.router_bias_rate: balance without a loss (DeepSeek-V3)
+      router_bias=False,
+      router_z_loss=0.0,  # times log(Z)^2 of the router's logits (ST-MoE: 1e-3)
+      router_jitter=0.0,  # what the router reads is multiplied by random numbers this near to 1 (Switch: 1e-2)
       # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
       # elsewhere) | cudnn (auto's on GPUs)
       attention='auto',
@@ -263,6 +280,7 @@ def base() -> Config:
       freeze=(),
       # of the learning rate, weight decay included, by the same patterns: ('embed=0.1', 'stack/blocks[-2:]=2')
       multipliers=(),
+      router_bias_rate=1e-3,  # what numbers of model.router_bias move by in a step, whatever the schedule says
       extra=dict(),  # further arguments of the optimizer, see t5like/config/optimizer_rules.py
   )
   c.schedule = dict(
@@ -291,6 +309,7 @@ def base() -> Config:
       # as fsdp, beside it: gradients are added up over fsdp first and over this axis then, which on v5e is faster than
       # over all chips of a slice at once
       fsdp_outer=1,
+      expert=1,  # rows too, and experts of sparse layers spread over the axis; other parameters as over fsdp
       context=1,  # pieces of each row, for long ones; parameters and optimizer state are spread too
       tensor=1,  # heads, feed-forward and vocabulary spread over the axis
   )

@@ -6,7 +6,7 @@ from t5like.config_type import Config, Section
 from t5like.objectives import lengths
 
 ALL_THAT_ARE_LEFT = -1  # devices of an axis
-OVER_HEADS = ('num_heads', 'num_kv_heads', 'd_ff', 'vocab_size')  # sizes that mesh.tensor shards
+OVER_HEADS = ('num_heads', 'num_kv_heads', 'd_ff', 'expert_d_ff', 'vocab_size')  # sizes that mesh.tensor shards
 
 
 def check_mesh(config: Config, resolved: Section) -> Iterator[str]:
@@ -32,12 +32,14 @@ def _axes(mesh: Section) -> Iterator[str]:
 def _sizes(mesh: Section, resolved: Section) -> Iterator[str]:
   """Sizes of parameters that are sharded over devices."""
   for key in OVER_HEADS:
+    if not resolved[key]:
+      continue
     is_replicated = key == 'num_kv_heads' and resolved.num_kv_heads == resolved.num_heads  # num_heads is reported
     if not is_replicated:
       yield from _divides('tensor', mesh.tensor, key, resolved[key])
   spread = 1
   names = []
-  for axis in ('fsdp_outer', 'fsdp', 'context'):
+  for axis in ('fsdp_outer', 'fsdp', 'expert', 'context'):
     spread *= max(mesh[axis], 1)
     if axis == 'fsdp' or mesh[axis] > 1:
       names.append(axis)
@@ -68,7 +70,7 @@ def _rows(config: Config) -> Iterator[str]:
   mesh = config.mesh
   shards = 1
   names = []
-  for axis in ('slice', 'data', 'fsdp_outer', 'fsdp'):
+  for axis in ('slice', 'data', 'fsdp_outer', 'fsdp', 'expert'):
     shards *= max(mesh[axis], 1)
     if axis in ('data', 'fsdp') or mesh[axis] > 1:
       names.append(f'mesh.{axis}')

@@ -30,6 +30,8 @@ def resolve(config: Config) -> Config:
   model.head_dim = model.head_dim or model.d_model // model.num_heads
   model.num_encoder_layers = model.num_encoder_layers or model.num_layers
   model.d_ff = model.d_ff or _d_ff(model)
+  if model.experts:
+    model.expert_d_ff = model.expert_d_ff or model.d_ff
   model.vocab_size = model.vocab_size or up(vocab_size(config.vocabulary), LANES)
   return config
 
@@ -39,6 +41,12 @@ def _d_ff(model: Section) -> int:
   if choices.ACTIVATIONS[model.activation].gated:  # three matrices, so 2/3 of the width
     return up(-(-8 * model.d_model // 3), LANES)
   return 4 * model.d_model
+
+
+def is_sparse(layer: int, sparse_every: int, dense_first: int) -> bool:
+  """Whether a layer of a stack, counted from 0, has experts in a model that has any."""
+  is_last_of_its_turn = layer % sparse_every == sparse_every - 1
+  return layer >= dense_first and is_last_of_its_turn
 
 
 class Phases(NamedTuple):

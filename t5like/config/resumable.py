@@ -19,7 +19,8 @@ ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop
 # Keys that decide which arrays a checkpoint holds: no permission makes an old one fit.
 OF_PARAMETERS = tuple(f'model.{key}' for key in '''name vocab_size d_model num_layers num_encoder_layers num_heads
   num_kv_heads head_dim d_ff activation block norm use_bias qkv_bias embed_norm position max_positions num_types
-  tie_embeddings head qk_norm attention_sinks encoder_embed lora_rank lora_projections'''.split())
+  tie_embeddings head qk_norm attention_sinks encoder_embed experts expert_d_ff
+  shared_experts shared_gate sparse_every dense_first router_bias lora_rank lora_projections'''.split())
 OF_THE_OPTIMIZER = ('optimizer.name', 'optimizer.extra', 'optimizer.freeze')
 # What is prepared; a checkpoint knows it by one fingerprint, which `allow_changed=data` lets go.
 OF_THE_DATASET = (*(f'data.{key}' for key in OF_A_DATASET if key not in ('packing', 'document_mask')), 'data.mixture')

@@ -6,6 +6,7 @@ from typing import Any
 from t5like import choices
 from t5like.config.adaptation import check_adapt
 from t5like.config.data_rules import check_data, check_vocabulary
+from t5like.config.expert_rules import check_experts
 from t5like.config.mesh_rules import check_mesh
 from t5like.config.model_rules import check_model
 from t5like.config.objective_rules import check_mixture, check_objectives, check_stages, check_tasks
@@ -57,6 +58,7 @@ CHOICES = {
     'model.init': choices.INITS,
     'model.dtype': choices.DTYPES,
     'model.quantization': choices.QUANTIZATIONS,
+    'model.router': choices.ROUTERS,
     'model.attention': choices.ATTENTION,
     'model.context_attention': choices.CONTEXT_ATTENTION,
     'model.remat': choices.REMAT,
@@ -73,6 +75,7 @@ CHOICES = {
 RANGES = {key: interval for interval, keys in {
     '[1, inf)': '''batch_size microbatches data.seq_len vocabulary.size vocabulary.train_characters
       model.d_model model.num_layers model.num_heads model.max_positions schedule.timescale
+      model.experts_per_token model.sparse_every
       log.every checkpoint.keep guard.max_bad_steps sample.tokens objective.mean_span
       watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers''',
     '[0, inf)': '''params_expected data.target_len objective.predictions model.num_encoder_layers
@@ -80,7 +83,8 @@ RANGES = {key: interval for interval, keys in {
       data.max_bad_records data.max_document_tokens data.prepare_workers data.mixture_cap
       vocabulary.sentinels model.vocab_size model.num_kv_heads model.head_dim model.d_ff
       model.logit_softcap model.attention_softcap model.window model.window_after
-      model.encoder_window model.local_rope_theta
+      model.encoder_window model.local_rope_theta model.experts model.expert_d_ff model.expert_capacity
+      model.shared_experts model.dense_first model.router_balance optimizer.router_bias_rate model.router_z_loss
       model.query_scale loss.z_loss loss.chunks optimizer.eps optimizer.weight_decay
       optimizer.clip_norm schedule.warmup_steps adapt.warm_up_steps stop.patience stop.wall_time evaluate.every
       evaluate.batches evaluate.tasks_every evaluate.limit guard.compare_every guard.rewinds
@@ -89,7 +93,7 @@ RANGES = {key: interval for interval, keys in {
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta
       model.lora_alpha''',
     '[-1, inf)': 'evaluate.shots',
-    '[0, 1)': 'model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
+    '[0, 1)': 'model.router_jitter model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
     '(0, 1]': 'sample.top_p model.rope_fraction',
     '(0, 1)': 'objective.noise_density',
@@ -102,10 +106,11 @@ MOST = {key: most for most, keys in {
     2 ** 24: '''data.seq_len data.target_len model.max_positions model.window model.window_after model.encoder_window
       model.vocab_size
       vocabulary.size sample.top_k objective.predictions loss.chunks batch_size microbatches''',
-    2 ** 21: 'model.d_ff sample.tokens',
+    2 ** 21: 'model.d_ff model.expert_d_ff model.expert_capacity sample.tokens',
     2 ** 18: 'model.d_model',
-    2 ** 16: 'model.num_heads model.num_kv_heads model.head_dim model.num_types model.lora_rank',
-    10 ** 4: '''model.num_layers model.num_encoder_layers data.workers data.prepare_workers data.prefetch
+    2 ** 16: 'model.num_heads model.num_kv_heads model.head_dim model.num_types model.lora_rank model.experts',
+    10 ** 4: '''model.experts_per_token model.shared_experts model.sparse_every model.dense_first
+      model.num_layers model.num_encoder_layers data.workers data.prepare_workers data.prefetch
       evaluate.shots objective.mean_span''',
     10 ** 5: 'data.shards vocabulary.sentinels checkpoint.keep checkpoint.keep_best guard.rewinds guard.max_bad_steps',
     10 ** 9: '''watchdog.start watchdog.step watchdog.data watchdog.save watchdog.peers stop.wall_time
@@ -118,7 +123,7 @@ MOST = {key: most for most, keys in {
 
 # Numbers whose range depends on other keys or on devices; the rules below and `mesh_rules` check them.
 RANGES_OF_RULES = ('reference.value', 'data.validation_fraction', 'stop.tokens', 'mesh.slice', 'mesh.data', 'mesh.fsdp',
-                   'mesh.fsdp_outer', 'mesh.context', 'mesh.tensor')
+                   'mesh.fsdp_outer', 'mesh.expert', 'mesh.context', 'mesh.tensor')
 
 
 def _check_tables() -> None:
@@ -280,6 +285,7 @@ RULES = (
     check_objectives,
     check_tasks,
     check_model,
+    check_experts,
     _decay_mask,
     check_trainable,
     check_adapt,

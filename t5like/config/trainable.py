@@ -162,9 +162,8 @@ def select(pattern: Pattern, parameters: Mapping[str, Param]) -> Iterator[tuple[
 
 def _places(pattern: Pattern, param: Param) -> list[int]:
   """Places on the axis of layers of a parameter, of the layers of a pattern that have it."""
-  first = param.first_layer
-  layers = range(first + param.num_layers)[pattern.layers or slice(None)]
-  return [layer - first for layer in layers if layer >= first]
+  layers = range(param.depth)[pattern.layers or slice(None)]
+  return [place for place, number in enumerate(param.numbers) if number in layers]
 
 
 def in_words(rates: Iterable[float]) -> str:
@@ -188,7 +187,7 @@ def _matching(pattern: Pattern, parameters: Mapping[str, Param]) -> list[str]:
   chosen = [path for path in stacked if _places(pattern, parameters[path])]
   if not chosen:
     param = parameters[stacked[0]]
-    count = param.first_layer + param.num_layers
+    count = param.depth
     raise ConfigError(f'{pattern.written}: {pattern.glob} has {count} layers, counted from 0, and none of them is '
                       'meant.')
   return chosen

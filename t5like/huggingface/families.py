@@ -12,10 +12,11 @@ PLAIN: Keys = dict(  # what a model is where a family says nothing else
     rope_theta=10_000.0, rope_fraction=1.0, num_types=0, head='linear', scale_attention=True, qk_norm='none',
     logit_softcap=0.0, init='fan_in', dropout=0.0, dropout_style='standard', layers=('global',), window=0,
     window_after=0, local_rope_theta=0.0, rope_scaling={}, qkv_bias=False, embed_scale='none', query_scale=0.0,
-    attention_softcap=0.0, attention_sinks='none', encoder_embed='shared', encoder_window=0)
+    attention_softcap=0.0, attention_sinks='none', encoder_embed='shared', encoder_window=0, experts=0)
 # Keys of config.model that change neither parameters nor logits of plain text, adapters being merged before.
 FREE = ('init', 'dropout', 'dropout_style', 'dtype', 'quantization', 'attention', 'context_attention', 'scan_layers',
-        'remat', 'prefix_mask', 'lora_rank', 'lora_alpha', 'lora_projections')
+        'remat', 'prefix_mask', 'lora_rank', 'lora_alpha', 'lora_projections', 'router_balance', 'router_z_loss',
+        'router_jitter')
 GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu', 'gelu': 'geglu_exact',
          'relu': 'reglu'}
 UNGATED = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',

@@ -12,12 +12,14 @@ from t5like.model import side_values
 from t5like.model.attention import ALONE, Attention, KeysValues, Matrices
 from t5like.model.attention_kernels import Info
 from t5like.model.config import ModelConfig
+from t5like.model.experts import Experts
 from t5like.model.initial import place
 from t5like.model.layers import MLP, Norm, dropout, split_keys
 from t5like.model.positions import POSITIONS
 from t5like.model.side_values import Sums
 
 Slot = int | jax.Array  # of a cache
+FEED_FORWARD = {False: 'mlp', True: 'experts'}  # is a block sparse? -> its attribute
 
 
 class LayerCache(NamedTuple):
@@ -52,7 +54,9 @@ class BlockResult(NamedTuple):
 
 
 class Block(nnx.Module):
-  """Attention, cross-attention if there is an encoder, MLP; `model.block` says where the norms are."""
+  """Attention, cross-attention if there is an encoder, MLP or experts; `model.block` says where the norms are."""
+  mlp: MLP
+  experts: Experts
 
   def __init__(
       self,
@@ -60,8 +64,18 @@ class Block(nnx.Module):
       key: jax.Array,
       causal: bool,
       cross: bool = False,
+      sparse: bool | None = False,
   ) -> None:
-    k_attention, k_cross, k_mlp = jax.random.split(key, 3)
+    """Makes the parameters.
+
+    Args:
+      c: the ModelConfig.
+      key: of jax.random.
+      causal: tokens see no later ones.
+      cross: whether it reads an encoder's output.
+      sparse: whether it has experts instead of an MLP; None: it has neither, yet.
+    """
+    k_attention, k_cross, _ = jax.random.split(key, 3)
     position = choices.POSITIONS[c.position]
     self.c = c
     self.kind = choices.BLOCKS[c.block]
@@ -74,8 +88,8 @@ class Block(nnx.Module):
       reader = Attention(c, k_cross, causal=False, cross=True)
       self.cross = place(reader, layer='cross')
     self.mlp_norm = place(Norm(c), layer='mlp_norm')
-    mlp = MLP(c, k_mlp)
-    self.mlp = place(mlp, layer='mlp')
+    if sparse is not None:
+      setattr(self, FEED_FORWARD[sparse], feed_forward(c, key, sparse))
     self.has_own_bias = position.biased and position.per_layer
     if self.has_own_bias:
       k_bias = jax.random.fold_in(key, 1)
@@ -136,7 +150,10 @@ class Block(nnx.Module):
     if self.kind.parallel:
       read = x_BTD
     read = self._before(read, self.mlp_norm)
-    y = self.mlp(read, r[4])
+    if hasattr(self, FEED_FORWARD[True]):
+      y = self.experts(read, view.query['segments'], r[4])
+    else:
+      y = self.mlp(read, r[4])
     y = side.take(y)
     x_BTD = self._add(after, y, 'mlp', r[5])
     return BlockResult(x_BTD, cache, side.sums)
@@ -177,6 +194,14 @@ class Block(nnx.Module):
   def remember(self, memory: Info, matrices: Matrices = ALONE) -> KeysValues:
     """Keys and values of the encoder's output, for this block's cross-attention."""
     return self.cross.keys_values(memory['x'], memory['positions'], matrices=matrices)
+
+
+def feed_forward(c: ModelConfig, key: jax.Array, sparse: bool) -> Any:
+  """The MLP of a block, or if it is sparse its experts; `key`: that of the block."""
+  _, _, k_mlp = jax.random.split(key, 3)
+  if sparse:
+    return place(Experts(c, k_mlp), layer='experts')
+  return place(MLP(c, k_mlp), layer='mlp')
 
 
 def relative_bias(c: ModelConfig, causal: bool, key: jax.Array) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5like import choices
+from t5like.config.resolved import is_sparse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,19 @@ class ModelConfig:
   attention_softcap: float = 0.0
   context_attention: str = 'auto'
   quantization: str = 'none'
+  experts: int = 0
+  experts_per_token: int = 2
+  expert_d_ff: int = 0
+  expert_capacity: int = 0
+  shared_experts: int = 0
+  shared_gate: bool = False
+  sparse_every: int = 1
+  dense_first: int = 0
+  router: str = 'softmax_normalized'
+  router_balance: float = 0.0
+  router_bias: bool = False
+  router_z_loss: float = 0.0
+  router_jitter: float = 0.0
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_projections: tuple[str, ...] = ()
@@ -86,8 +100,13 @@ class ModelConfig:
         T=self.max_positions,
         P=self.num_types,
         R=self.lora_rank,
+        X=self.experts,
     )
     return sizes[dim]
+
+  def is_sparse(self, layer: int) -> bool:
+    """Whether a layer of a stack, counted from 0, has experts."""
+    return self.experts > 0 and is_sparse(layer, self.sparse_every, self.dense_first)
 
   @property
   def kinds(self) -> tuple[choices.LayerKind, ...]:

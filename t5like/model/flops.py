@@ -8,7 +8,7 @@ only looked up, biases by distance and attention sinks multiply nothing.
 """
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t5like import choices
@@ -16,6 +16,7 @@ from t5like.model.config import ModelConfig
 from t5like.model.transformer import Model
 from t5like.objectives.spec import Lengths
 from t5like.parameters import LOOKED_UP, Param
+from t5like.sharding import EXPERTS
 
 ADDED = ('relative', 'sinks')  # roles of what is added to attention logits, or stands beside them
 # Order of a block's parts: what stands later multiplies what the earlier ones have made.
@@ -39,6 +40,10 @@ PARTS = {
     ('mlp', 'up'): 'mlp/in',
     ('mlp', 'gate'): 'mlp/in',
     ('mlp', 'down'): 'mlp/down',
+    ('experts', 'router'): 'mlp/in',
+    ('experts', 'up'): 'mlp/in',
+    ('experts', 'gate'): 'mlp/in',
+    ('experts', 'down'): 'mlp/down',
 }
 # Where norms come after what they stand beside, they are like the part before them.
 NORMS_AFTER = dict(attention_norm='attention/o', cross_norm='cross/o', mlp_norm='mlp/down')
@@ -81,21 +86,35 @@ def per_row(model: Model, lengths: Lengths, rates: Mapping[str, Any] | None = No
   first = _first(c, list(trained.values()))
   total = 0
   for path, param in model.parameters.items():
-    if param.batch:
-      raise NotImplementedError(f'{path} has matrices of its own along the axes {param.batch!r} of {param.dims}: '
-                                't5like/model/flops.py does not know which of them a token multiplies.')
     tokens = _tokens(c, param, lengths)
     if not tokens:
       continue
-    size = param.size // param.num_layers
+    size = _active(c, path, param) // param.num_layers
     passes = 1
     if param.is_stacked:
       passes = PASSES[c.name]
-    for layer in range(passes * param.num_layers):
-      has_input_gradient = first[_reads(param)] < _place(c, param, param.first_layer + layer)
+    for layer in _layers_of(param, passes):
+      has_input_gradient = first[_reads(param)] < _place(c, param, layer)
       products = 1 + int(path in trained) + int(has_input_gradient)
       total += 2 * products * size * tokens
   return total + _attention(c, lengths, first)
+
+
+def _active(c: ModelConfig, path: str, param: Param) -> int:
+  """How many numbers of a parameter a token multiplies: of experts, those that it goes to."""
+  if not param.batch:
+    return param.size
+  if param.batch != EXPERTS:
+    raise NotImplementedError(f'{path} has matrices of its own along the axes {param.batch!r} of {param.dims}: '
+                              't5like/model/flops.py does not know which of them a token multiplies.')
+  return param.size // c.experts * c.experts_per_token
+
+
+def _layers_of(param: Param, passes: int) -> Iterator[int]:
+  """Yields the numbers of layers that have a parameter, those of a second pass behind those of the first."""
+  for number in range(passes):
+    for layer in param.numbers:
+      yield number * param.depth + layer
 
 
 def _trained(parameters: Mapping[str, Param], rates: Mapping[str, Any] | None) -> dict[str, Param]:
@@ -204,7 +223,7 @@ def _first(c: ModelConfig, trained: list[Param]) -> dict[str, Place]:
     group = _group(param)
     place = START
     if param.role != 'embed':
-      place = _place(c, param)
+      place = _place(c, param, min(param.numbers, default=0))
     earliest[group] = min(earliest[group], place)
   encoder = min(earliest['looked_up'], earliest['encoder'])
   memory = NEVER
@@ -221,12 +240,14 @@ def _first(c: ModelConfig, trained: list[Param]) -> dict[str, Place]:
 # Keys of config.model whose products are counted: by the shapes of parameters, or here.
 COUNTED = ('name', 'vocab_size', 'd_model', 'num_layers', 'num_encoder_layers', 'num_heads', 'num_kv_heads', 'head_dim',
            'd_ff', 'activation', 'block', 'use_bias', 'qkv_bias', 'tie_embeddings', 'head', 'qk_norm', 'layers',
-           'window', 'window_after', 'encoder_window', 'lora_rank', 'lora_projections')
+           'window', 'window_after', 'encoder_window', 'lora_rank', 'lora_projections', 'experts', 'experts_per_token',
+           'expert_d_ff', 'shared_experts', 'shared_gate', 'sparse_every', 'dense_first')
 # Keys that change no product, or, as masks, only some that PaLM's convention counts all the same.
 WITHOUT_PRODUCTS = ('norm', 'norm_eps', 'embed_norm', 'encoder_embed', 'position', 'rope_theta', 'rope_fraction',
                     'max_positions', 'num_types', 'scale_attention', 'logit_softcap', 'dropout', 'dropout_style',
                     'init', 'dtype', 'attention', 'context_attention', 'scan_layers', 'remat', 'prefix_mask',
                     'lora_alpha', 'local_rope_theta', 'attention_sinks', 'rope_scaling', 'quantization',
+                    'expert_capacity', 'router', 'router_balance', 'router_bias', 'router_z_loss', 'router_jitter',
                     'embed_scale', 'query_scale', 'attention_softcap')
 
 

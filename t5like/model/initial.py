@@ -134,7 +134,7 @@ def declare(module: nnx.Module, change: Callable[[Param], Param]) -> None:
 
 
 def place(module: Module, **fields: Any) -> Module:
-  """The module, whose parameters are declared to be in this `layer` or `stack`, or from this `first_layer` on."""
+  """The module, whose parameters are declared to be in this `layer` or `stack`, or of these `owners`."""
 
   def placed(declared: Param) -> Param:
     return dataclasses.replace(declared, **fields)

@@ -1,16 +1,18 @@
 """Stacks of blocks, of which every architecture is made."""
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from t5like import choices
 from t5like.model import context, side_values
 from t5like.model.attention import bias_for, platform
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
-from t5like.model.block import Block, LayerCache, Slot, View, relative_bias
+from t5like.model.block import FEED_FORWARD, Block, LayerCache, Slot, View, feed_forward, relative_bias
 from t5like.model.config import ModelConfig
 from t5like.model.initial import declare, place
 from t5like.model.layers import Norm, dropout, identity, split_keys
@@ -57,13 +59,13 @@ class Layers(NamedTuple):
   bare: jax.Array | None
 
 
-def _but_first(x_L: jax.Array) -> jax.Array:
-  return x_L[1:]
-
-
 def _with_first(x_L: jax.Array) -> jax.Array:
   """With a layer before the first one, which is like it."""
   return jnp.concatenate([x_L[:1], x_L])
+
+
+def _but_first(x_L: jax.Array) -> jax.Array:
+  return x_L[1:]
 
 
 class Stack(nnx.Module):
@@ -93,17 +95,27 @@ class Stack(nnx.Module):
     self.causal = causal
     self.num_layers = num_layers or c.num_layers
 
+    sparse = tuple(c.is_sparse(n) for n in range(self.num_layers))
+    self.is_mixed = len(set(sparse)) > 1
+    is_sparse: bool | None = sparse[0]
+    if self.is_mixed:
+      is_sparse = None
+
     def make(key: jax.Array) -> Block:
-      return Block(c, key, causal, cross)
+      return Block(c, key, causal, cross, is_sparse)
 
     keys_L = jax.random.split(k_blocks, self.num_layers)
     self.blocks = jax.vmap(make)(keys_L)
     declare(self.blocks, of_layers)
+    if self.is_mixed:
+      for has_experts, name in FEED_FORWARD.items():
+        owners = tuple(of_layer == has_experts for of_layer in sparse)
+        setattr(self.blocks, name, self._feed_forward(keys_L, owners, has_experts))
     self.has_bare_first = choices.BLOCKS[c.block].bare_first
     if self.has_bare_first:
-      norms = self.blocks.attention_norm
-      norms = jax.tree.map(_but_first, norms)
-      self.blocks.attention_norm = place(norms, first_layer=1)
+      owners = tuple(n > 0 for n in range(self.num_layers))
+      norms = jax.tree.map(_but_first, self.blocks.attention_norm)
+      self.blocks.attention_norm = place(norms, owners=owners)
     position = choices.POSITIONS[c.position]
     self.is_biased = position.biased
     self.has_bias = position.biased and not position.per_layer
@@ -113,6 +125,17 @@ class Stack(nnx.Module):
     if self.has_norm:
       self.norm = place(Norm(c), layer='last_norm')
     place(self, stack=name)
+
+  def _feed_forward(self, keys_L: jax.Array, owners: tuple[bool, ...], sparse: bool) -> Any:
+    """MLPs or experts of those layers of the stack that have them."""
+
+    def make(key: jax.Array) -> Any:
+      return feed_forward(self.c, key, sparse)
+
+    numbers = np.flatnonzero(owners)
+    made = jax.vmap(make)(keys_L[numbers])
+    declare(made, of_layers)
+    return place(made, owners=owners)
 
   def __call__(
       self,
@@ -173,42 +196,107 @@ class Stack(nnx.Module):
       layers: stacked.
       views: one for each layer of a turn.
     """
-    period = len(views)
-    turns = self.num_layers // period
-    # `unroll` copies the body instead of looping over it; parameters stay stacked either way.
-    unroll = 1
-    if not self.c.scan_layers:
-      unroll = max(1, turns)
+    if len(views) == 1 and not self.is_mixed:
 
-    def layer(x: jax.Array, layer: Any) -> Output:
-      return self._run(x, layer, views[0], self.c.scan_layers)
+      def layer(x: jax.Array, layer: Any) -> Output:
+        return self._run(x, layer, views[0], self.c.scan_layers)
 
-    if period == 1:
-      x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=unroll)
+      x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=self._copies(self.num_layers))
       return x_BTD, side_values.over_layers(side_L)
+    return self._in_turns_of_several(x_BTD, layers, views)
 
-    def turn(x: jax.Array, layers: Any) -> Output:
+  def _copies(self, turns: int) -> int:
+    """Of the body of a loop of so many turns: parameters stay stacked either way."""
+    if self.c.scan_layers:
+      return 1
+    return max(1, turns)
+
+  def _in_turns_of_several(
+      self,
+      x_BTD: jax.Array,
+      layers: Layers,
+      views: Sequence[View],
+  ) -> Output:
+    """`_in_turns` where the layers of a turn differ; dense ones at the beginning come before the first turn."""
+    period = len(views)
+    first = 0
+    if self.is_mixed:
+      period = math.lcm(period, self.c.sparse_every)
+      first = min(self.c.dense_first, self.num_layers)
+    turns = (self.num_layers - first) // period
+    last = first + turns * period
+    side: dict[str, Sums] = {}
+
+    def run(x: jax.Array, number: int, layer: Layers, in_loop: bool) -> Output:
+      return self._run(x, layer, views[number % len(views)], in_loop)
+
+    def turn(x: jax.Array, of_turn: Any) -> Output:
       side: dict[str, Sums] = {}
-      for n, view in enumerate(views):
-        layer = _part(layers, n)
-        x, of_layer = self._run(x, layer, view, self.c.scan_layers)
+      for number in range(first, first + period):
+        layer = self._layer(of_turn, number, first)
+        x, of_layer = run(x, number, layer, self.c.scan_layers)
         side = side_values.added(side, of_layer)
       return x, side
 
-    def in_turns(x_L: jax.Array) -> jax.Array:
-      in_whole_turns = x_L[:turns * period]
-      return in_whole_turns.reshape(turns, period, *x_L.shape[1:])
-
-    side: dict[str, Sums] = {}
+    for number in range(first):
+      x_BTD, of_layer = run(x_BTD, number, self._layer(layers, number), in_loop=False)
+      side = side_values.added(side, of_layer)
     if turns:
-      layers_of_turns = jax.tree.map(in_turns, layers)
-      x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, layers_of_turns, unroll=unroll)
-      side = side_values.over_layers(side_of_turns)
-    for n in range(turns * period, self.num_layers):
-      view = views[n % period]
-      x_BTD, of_layer = self._run(x_BTD, _part(layers, n), view, in_loop=False)
+      layers_of_turns = self._by_turn(layers, first, turns, period)
+      x_BTD, side_of_turns = jax.lax.scan(turn, x_BTD, layers_of_turns, unroll=self._copies(turns))
+      side = side_values.added(side, side_values.over_layers(side_of_turns))
+    for number in range(last, self.num_layers):
+      x_BTD, of_layer = run(x_BTD, number, self._layer(layers, number), in_loop=False)
       side = side_values.added(side, of_layer)
     return x_BTD, side
+
+  def _by_turn(self, layers: Layers, first: int, turns: int, period: int) -> Layers:
+    """Layers [turns, of a turn, ..] from [L, ..], those before the first turn and behind the last one left out."""
+
+    def cut(start: int, count: int) -> Callable[[jax.Array], jax.Array]:
+
+      def reshaped(x_L: jax.Array) -> jax.Array:
+        in_whole_turns = x_L[start:start + turns * count]
+        return in_whole_turns.reshape(turns, count, *x_L.shape[1:])
+
+      return reshaped
+
+    shared, own = self._taken_apart(layers)
+    by_turn = jax.tree.map(cut(first, period), shared)
+    for is_sparse, module in own.items():
+      start = self._owners(is_sparse, 0, first)
+      count = self._owners(is_sparse, first, first + period)
+      if not count:
+        continue
+      setattr(by_turn.block, FEED_FORWARD[is_sparse], jax.tree.map(cut(start, count), module))
+    return by_turn
+
+  def _owners(self, is_sparse: bool, start: int, stop: int) -> int:
+    """How many layers from one number to another are sparse, or dense."""
+    return sum(self.c.is_sparse(n) == is_sparse for n in range(start, stop))
+
+  def _layer(self, layers: Layers, number: int, first: int = 0) -> Layers:
+    """The layer of a number, of layers that are stacked from the number `first` on."""
+    if not self.is_mixed:
+      return _part(layers, number - first)
+    shared, own = self._taken_apart(layers)
+    layer = _part(shared, number - first)
+    is_sparse = self.c.is_sparse(number)
+    place_of_own = self._owners(is_sparse, first, number)
+    setattr(layer.block, FEED_FORWARD[is_sparse], _part(own[is_sparse], place_of_own))
+    return layer
+
+  def _taken_apart(self, layers: Layers) -> tuple[Layers, dict[bool, Any]]:
+    """(layers without what only some of them have, that by whether it is of sparse ones)."""
+    shared = jax.tree.map(identity, layers)
+    own: dict[bool, Any] = {}
+    if not self.is_mixed:
+      return shared, own
+    for is_sparse, name in FEED_FORWARD.items():
+      if hasattr(shared.block, name):
+        own[is_sparse] = getattr(shared.block, name)
+        delattr(shared.block, name)
+    return shared, own
 
   def _run(
       self,
@@ -235,11 +323,11 @@ class Stack(nnx.Module):
 
   def layers(self) -> list[Block]:
     """L blocks, each with its part of the parameters."""
-    blocks = self._whole_blocks()
+    stacked = Layers(self._whole_blocks(), None, None)
     layers = []
     for n in range(self.num_layers):
-      layer = _part(blocks, n)
-      layers.append(layer)
+      layer = self._layer(stacked, n)
+      layers.append(layer.block)
     return layers
 
   def extend(

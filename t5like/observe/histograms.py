@@ -1,5 +1,5 @@
 """Histograms of each parameter and its gradient, layer by layer; counted on the devices."""
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +104,7 @@ def named(counted: Mapping[str, Counted], parameters: Mapping[str, Param]) -> di
   for name, counts in counted.items():
     _, _, path = name.partition('/')
     param = parameters[path]
-    for suffix, of_layer in _by_layer(counts, param.first_layer):
+    for suffix, of_layer in _by_layer(counts, param.numbers):
       is_finite = np.isfinite(of_layer['edges']).all()
       if not is_finite:
         continue
@@ -113,20 +113,19 @@ def named(counted: Mapping[str, Counted], parameters: Mapping[str, Param]) -> di
   return histograms
 
 
-def _by_layer(counts: Counted, first: int) -> Iterator[tuple[str, Counted]]:
-  """(suffix of its name, its counts in fp64) of each layer, counted from `first`, or of the only array."""
+def _by_layer(counts: Counted, numbers: Sequence[int]) -> Iterator[tuple[str, Counted]]:
+  """(suffix of its name, its counts in fp64) of each layer by its number, or of the only array."""
   arrays = {}
   for key, x in counts.items():
     arrays[key] = np.asarray(x, np.float64)
   if not arrays['mean'].ndim:
     yield '', arrays
     return
-  num_layers = len(arrays['mean'])
-  for layer in range(num_layers):
+  for place, number in enumerate(numbers):
     of_layer = {}
     for key, x in arrays.items():
-      of_layer[key] = x[..., layer]
-    yield f'[{first + layer}]', of_layer
+      of_layer[key] = x[..., place]
+    yield f'[{number}]', of_layer
 
 
 def _histogram(counts: Counted, total: int) -> Histogram:

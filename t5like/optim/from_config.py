@@ -1,7 +1,7 @@
 """Schedules and optimizers from a config: by name, ours or optax's; what is frozen, and rates of single parameters."""
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -130,7 +130,45 @@ def build(
   tx = optax.GradientTransformationExtraArgs(make(learning_rate).init, update_at_rate)
   if spec.name in optimizer_rules.LAYOUTS_BY_XLA:
     tx = optimizers.anywhere(tx)
+  tx = _with_router_biases(tx, spec.router_bias_rate, parameters or {})
   return _at_rate_of_step(tx, learning_rate)
+
+
+def _with_router_biases(
+    tx: optax.GradientTransformationExtraArgs,
+    rate: float,
+    parameters: Mapping[str, Param],
+) -> optax.GradientTransformationExtraArgs:
+  """tx for all but numbers of `model.router_bias`, which move by `rate` against the sign of their gradients.
+
+  Wang et al. 2024, arXiv 2408.15664, algorithm 1.
+  """
+  biases = {path for path, param in parameters.items() if (param.role, param.kind) == ('router', 'bias')}
+  if not biases:
+    return tx
+  others = parameters.keys() - biases
+
+  def init(params: Any) -> Any:
+    return tx.init(_part(params, others))
+
+  def update(
+      updates: Any,
+      state: Any,
+      params: Any = None,
+      **extra_args: Any,
+  ) -> Any:
+    part, state = tx.update(_part(updates, others), state, _part(params, others), **extra_args)
+    by_path = {path_name(path): u for path, u in jax.tree_util.tree_leaves_with_path(part)}
+
+    def moved(path: Path, g: jax.Array) -> jax.Array:
+      name = path_name(path)
+      if name in biases:
+        return -rate * jnp.sign(g)
+      return by_path[name]
+
+    return map_with_path(moved, updates), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _at_rate_of_step(
@@ -274,7 +312,7 @@ def at_rates(tx: Transform, rates: Rates) -> Transform:
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _part(tree: Any, paths: set[str]) -> dict[str, Any]:
+def _part(tree: Any, paths: Collection[str]) -> dict[str, Any]:
   """The nested dict of the arrays of a tree that have these paths."""
   part: dict[str, Any] = {}
   for path, x in jax.tree_util.tree_leaves_with_path(tree):

@@ -22,7 +22,7 @@ from t5like.errors import ConfigError
 from t5like.parameters import Axes, Param
 
 # Roles of matrices that are looked up, or that predict: Muon is for those in between.
-TABLES = ('embed', 'head', 'positions', 'types', 'relative')
+TABLES = ('embed', 'head', 'positions', 'types', 'relative', 'router')
 
 Mask = Callable[[optax.Params], Any]  # params -> a tree like them of bools: what decays
 Rate = optax.ScalarOrSchedule

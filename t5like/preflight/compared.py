@@ -3,7 +3,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-SHARDING = ('data', 'fsdp_outer', 'fsdp', 'context', 'tensor')  # axes of a mesh within a slice
+SHARDING = ('data', 'fsdp_outer', 'fsdp', 'expert', 'context', 'tensor')  # axes of a mesh within a slice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -242,7 +242,7 @@ class _Program:
     """Whether a buffer holds something for each position of each row of a micro-batch."""
     mesh = self.facts['mesh']
     shapes = lengths.shapes(self.config)
-    shards = mesh['slice'] * mesh['data'] * mesh['fsdp_outer'] * mesh['fsdp']
+    shards = mesh['slice'] * mesh['data'] * mesh['fsdp_outer'] * mesh['fsdp'] * mesh['expert']
     rows = self.config.batch_size // self.config.microbatches // shards
     positions = {length // mesh['context'] for length in (shapes.inputs, shapes.targets) if length}
     for shape in re.findall(r'\[([\d,]*)\]', buffer.shapes):

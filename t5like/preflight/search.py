@@ -59,7 +59,7 @@ def splits(config: Config, topology: Topology) -> list[list[Overrides]]:
   there is no other way.
   """
   mesh = config.mesh
-  has_sizes = any(mesh[axis] != 1 for axis in ('data', 'fsdp_outer', 'context', 'tensor'))
+  has_sizes = any(mesh[axis] != 1 for axis in ('data', 'fsdp_outer', 'expert', 'context', 'tensor'))
   if has_sizes or mesh.fsdp != -1:
     return [[{}]]
   per_slice = topology.devices // topology.slices

@@ -24,7 +24,7 @@ WRONG = [
     ('seed.x=1', 'seed.x=1', 'Did you mean seed?'),
     ('zzzzqq=1', 'zzzzqq=1: unknown key', 't5like/config/base.py'),
     ('mesh=2', 'mesh=2: mesh is a section',
-     'mesh.slice, mesh.data, mesh.fsdp, mesh.fsdp_outer, mesh.context, mesh.tensor'),
+     'mesh.slice, mesh.data, mesh.fsdp, mesh.fsdp_outer, mesh.expert, mesh.context, mesh.tensor'),
     ('seed', '--config.seed: no value', '--config.seed=VALUE'),
     # types
     ('model.num_layers=1.5', 'model.num_layers=1.5', 'whole number', '2.5M'),
@@ -252,7 +252,8 @@ def test_the_measured_loss_of_8_bits_is_stated(name, objective, monkeypatch):
 COUNTED_WITHOUT_END = '''seed params_expected data.max_documents data.max_bad_records data.max_document_tokens
   data.mixture_cap schedule.warmup_steps schedule.timescale stop.patience evaluate.every evaluate.batches
   evaluate.tasks_every evaluate.limit guard.compare_every checkpoint.every checkpoint.keep_every sample.every log.every
-  log.histograms_every optimizer.learning_rate optimizer.eps optimizer.weight_decay optimizer.clip_norm loss.z_loss
+  log.histograms_every optimizer.learning_rate optimizer.eps optimizer.weight_decay optimizer.clip_norm
+  optimizer.router_bias_rate model.router_balance model.router_z_loss loss.z_loss
   guard.spike_loss guard.spike_norm'''.split()
 
 
@@ -299,5 +300,5 @@ def test_tables_name_real_keys_and_accept_the_defaults():
   C.validate(c)
   numbers = {k for k, v in V.DEFAULTS.items() if type(v) in (int, float)}
   others = {'reference.value', 'data.validation_fraction', 'stop.tokens'}
-  axes = ('slice', 'data', 'fsdp', 'fsdp_outer', 'context', 'tensor')
+  axes = ('slice', 'data', 'fsdp', 'fsdp_outer', 'expert', 'context', 'tensor')
   assert numbers - set(R.RANGES) - others == {f'mesh.{axis}' for axis in axes}

@@ -61,7 +61,8 @@ def test_histograms_are_numpys(shape, mesh, layered, first):
     spec = jax.sharding.PartitionSpec(*[None] * layered, 'fsdp')
     placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
     count = jax.jit(lambda x: histograms._count(x, layered))(placed)
-  declared = parameters.Param('LABC'[not layered:][:x.ndim], 'q', 'bias', shape=x.shape, first_layer=first)
+  owners = (False,) * first + (True,) * len(x)
+  declared = parameters.Param('LABC'[not layered:][:x.ndim], 'q', 'bias', shape=x.shape, owners=owners)
   found = histograms.named({f'parameters/{path}': jax.device_get(count)}, {path: declared})
   for layer, part in enumerate(x if layered else [x], first):
     h = found[f'parameters/{path}[{layer}]' if layered else 'parameters/w']

@@ -48,7 +48,7 @@ def test_patterns():
 
 def test_layers_keep_their_numbers_where_the_first_does_not_have_a_parameter():
   path = 'stack/blocks/attention_norm/scale'
-  later = dataclasses.replace(tables.of(path, (5, 8)), first_layer=1)
+  later = dataclasses.replace(tables.of(path, (5, 8)), owners=(False, True, True, True, True, True))
   parameters = {**{path: tables.of(path, shape) for path, shape in SHAPES.items()}, path: later}
   spec = base().optimizer
   for freeze, of_norm, of_mlp in (

@@ -44,6 +44,10 @@ OTHER = {
     'model.local_rope_theta': None,
     'model.rope_scaling': None, 'model.qkv_bias': True, 'model.embed_scale': 'sqrt_d_model', 'model.query_scale': 0.1,
     'model.attention_softcap': 30.0, 'model.attention_sinks': 'head', 'model.quantization': 'int8',
+    'model.experts': 4, 'model.experts_per_token': None, 'model.expert_d_ff': None, 'model.expert_capacity': None,
+    'model.shared_experts': None, 'model.shared_gate': None, 'model.sparse_every': None, 'model.dense_first': None,
+    'model.router': None, 'model.router_balance': None, 'model.router_bias': None, 'model.router_z_loss': None,
+    'model.router_jitter': None, 'optimizer.router_bias_rate': 1e-2,
 }
 
 
