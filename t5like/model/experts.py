@@ -21,7 +21,7 @@ from t5like import choices
 from t5like.model.attention import platform
 from t5like.model.config import ModelConfig
 from t5like.model.initial import constant, initial_std, normal
-from t5like.model.kernels import grouped
+from t5like.model.kernels import balanced, grouped
 from t5like.model.layers import ACTIVATIONS, MLP, expand
 from t5like.model.router import Router
 from t5like.model.side_values import With
@@ -167,10 +167,11 @@ class Experts(nnx.Module):
     is_used_S = plan.pair_S >= 0
     token_S = jnp.where(is_used_S, plan.pair_S // k, -1)
     x_SD = rows_at(x_nD, token_S, plan.slot_A)
-    if devices == 1:
-      y_SD = self._mlp(x_SD, matrices, plan.counts_X)
-    else:
-      y_SD = self._travelling(x_SD, matrices, plan)
+    with jax.named_scope(balanced.label(len(experts_A), len(token_S))):
+      if devices == 1:
+        y_SD = self._mlp(x_SD, matrices, plan.counts_X)
+      else:
+        y_SD = self._travelling(x_SD, matrices, plan)
     y_AD = rows_at(y_SD, plan.slot_A, plan.pair_S)
     weights_nk1 = weights_BTk.reshape(-1, k, 1)
     y_nkD = y_AD.reshape(-1, k, D)

@@ -87,6 +87,7 @@ class Collective:
   sends_result: bool = False  # the array is its result, and not its operands
   keeps_share: bool = True  # each device's own share of the array stays where it is
   ways: Callable[[int, float], float] = _rings
+  is_ragged: bool = False  # it sends those rows of the array that there are
 
 
 COLLECTIVES = {
@@ -94,7 +95,7 @@ COLLECTIVES = {
     'all-reduce': Collective(passes=2),
     'reduce-scatter': Collective(),
     'all-to-all': Collective(ways=_all_pairs),
-    'ragged-all-to-all': Collective(ways=_all_pairs),
+    'ragged-all-to-all': Collective(ways=_all_pairs, is_ragged=True),
     'collective-permute': Collective(keeps_share=False, ways=_one_link),
     'collective-broadcast': Collective(keeps_share=False, ways=_one_link),
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from t5like.model.kernels import balanced
 from t5like.preflight.costs import (
   BETWEEN_SLICES,
   COLLECTIVES,
@@ -133,6 +134,8 @@ class Schedule:
       operands = self.module.operands(op, computation)
       array_bytes = sum(operand.bytes for operand in operands)
     array_bytes *= behaviour.passes
+    if behaviour.is_ragged:
+      array_bytes *= balanced.share(op.origin)
     link_bytes = array_bytes
     if behaviour.keeps_share:
       link_bytes *= share

@@ -1,11 +1,13 @@
-"""The work of a call of an attention kernel, so that a compiled program can be priced (prediction.py).
+"""The work of a call of a kernel, so that a compiled program can be priced (prediction.py).
 
 Kernels are known by their names, and their work by the metadata written with them: for splash, which says nothing of
 its work, a label in the path of its operation; for the kernel with a bias the cost that it states. Both count the
-blocks that a mask leaves to be visited. Shapes of operands are never read.
+blocks that a mask leaves to be visited. Products of experts cost what they state, times the share of rows that are
+there when tokens are spread evenly over experts. Shapes of operands are never read.
 """
 import re
 
+from t5like.model.kernels import balanced
 from t5like.model.kernels.visits import Visits, read
 from t5like.preflight.hlo import Op, Unreadable
 
@@ -20,6 +22,8 @@ WITH_COST = (
     'relative_bias_causal_backward',
     'relative_bias_window_backward',
 )
+# Megablox states what all rows would cost that there is room for; it visits those that there are.
+OF_GROUPS = ('gmm', 'tgmm')
 
 
 def flops(op: Op) -> float:
@@ -35,8 +39,11 @@ def flops(op: Op) -> float:
   for name in WITH_COST:
     if re.search(rf'{name}(?![a-z])', path):
       return _stated_cost(op)
+  for name in OF_GROUPS:
+    if f'jit({name})' in path:
+      return balanced.share(path) * _stated_cost(op)
   origin = op.origin or 'of no known origin'
-  known = ', '.join([*SPLASH, *WITH_COST])
+  known = ', '.join([*SPLASH, *WITH_COST, *OF_GROUPS])
   raise Unreadable(f'the Pallas kernel %{op.name} ({origin}) is not known, so its time is not either. '
                    f'Known are {known}')
 

@@ -88,7 +88,7 @@ def _show_speed(console: Console, report: Report, price: float) -> None:
   flops = f'{report["flops"] / 1e12:.1f} / {report["model_flops"] / 1e12:.1f} T per device and step'
   rows = [
       ('matrix products', _time(report, 'matrix')),
-      ('attention kernels (assumed)', _time(report, 'kernel')),
+      ('kernels (assumed)', _time(report, 'kernel')),
       ('memory traffic', _time(report, 'memory')),
       ('waiting for copies', _time(report, 'copies')),
       ('waiting for collectives', f'{exposed} of {links} on the links'),

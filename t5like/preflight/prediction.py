@@ -22,7 +22,7 @@ from typing import Any
 
 from t5like import config as config_lib
 from t5like.config.values import ROOT
-from t5like.config_type import Config
+from t5like.config_type import Config, Section
 from t5like.errors import ConfigError
 from t5like.files import plain_json
 from t5like.objectives import lengths
@@ -263,7 +263,7 @@ class _Program:
     kind = compared.kind_of(
         topology.generation.name,
         self.facts['mesh'],
-        self.config.model.name,
+        _architecture(self.config.model),
         self.facts['kernel'][0],
         topology.slices,
         self.config.model.quantization,
@@ -331,3 +331,10 @@ def _buffers(text: str) -> list[_Buffer]:
 
 def _total(buffers: Iterable[_Buffer]) -> float:
   return sum(buffer.bytes for buffer in buffers)
+
+
+def _architecture(model: Section) -> str:
+  """What predictions are compared by: a model with experts is of another kind than one without."""
+  if model.experts:
+    return f'{model.name} with experts, as many tokens for each'
+  return model.name

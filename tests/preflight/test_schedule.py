@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from t5like import config as config_lib
 from t5like.errors import ConfigError
-from t5like.model.kernels import visits as visits_lib
+from t5like.model.kernels import balanced, visits as visits_lib
 from t5like.preflight import costs, hlo, hlo_schedule, kernel_calls, plausible, topologies
 from tests.conftest import ROOT
 
@@ -297,6 +297,17 @@ def test_kernels_are_priced_by_the_blocks_that_they_visit():
   assert kernel_calls.flops(kernel('jvp_relative_bias_causal_forward_.1', cost=cost)) == 123
   for op in (kernel('splash_mha_dq', path + 'dq'), kernel('relative_bias_forward'), kernel('other', path[:-11], cost),
              kernel('relative_bias_forwards', cost=cost)):
+    with pytest.raises(hlo.Unreadable):
+      kernel_calls.flops(op)
+
+
+@pytest.mark.parametrize('name', ['gmm', 'tgmm'])
+def test_products_of_experts_are_priced_by_the_rows_of_balanced_ones(name):
+  cost = '"custom_call_config":{"cost_estimate":{"bytes_accessed":"1","flops":"1200"}}'
+  path = 'jit(train_step)/experts/shard_map/'
+  assert kernel_calls.flops(kernel('x', f'{path}{balanced.label(8, 8)}/jit({name})/pallas_call', cost)) == 1200
+  assert kernel_calls.flops(kernel('x', f'{path}{balanced.label(2, 8)}/jit({name})/pallas_call', cost)) == 300
+  for op in (kernel('x', f'{path}jit({name}s)/pallas_call', cost), kernel('x', f'{path}jit({name})/pallas_call')):
     with pytest.raises(hlo.Unreadable):
       kernel_calls.flops(op)
 
