@@ -298,12 +298,9 @@ def _experts_of_slots(counts_px: jax.Array, slots: int) -> jax.Array:
     slots: of each of these devices.
   """
   ends_px = jnp.cumsum(counts_px, 1)
-  numbers = jnp.arange(slots)
-
-  def experts(ends_x: jax.Array) -> jax.Array:
-    return jnp.searchsorted(ends_x, numbers, side='right')
-
-  expert_pM = jax.vmap(experts)(ends_px)
+  numbers_1M1 = jnp.arange(slots)[None, :, None]
+  is_behind_pMx = ends_px[:, None] <= numbers_1M1
+  expert_pM = jnp.sum(is_behind_pMx, 2, dtype=jnp.int32)
   return expert_pM.reshape(-1)
 
 

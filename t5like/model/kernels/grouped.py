@@ -105,7 +105,8 @@ class _Blocks(NamedTuple):
   ends_X: jax.Array
 
   def at(self, number: jax.Array) -> _Block:
-    group = jnp.searchsorted(self.last_X, number, side='right')
+    is_behind_X = self.last_X <= number
+    group = jnp.sum(is_behind_X, dtype=jnp.int32)
     first_of_group = jnp.where(group > 0, self.last_X[group - 1], 0)
     number_in_group = number - first_of_group
     first = self.starts_X[group] + number_in_group * self.size
