@@ -2,6 +2,7 @@
 
 k: experts of a token, X: all of a layer. Logits and all that follows from them are fp32.
 """
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from t5like import choices, parameters
 from t5like.model.config import ModelConfig
 from t5like.model.initial import constant, initial_std, normal
-from t5like.model.side_values import Value
+from t5like.model.side_values import Sums, Value
 from t5like.sharding import einsum, everywhere, gather
 
 # Of the gradients that move numbers of `model.router_bias`, of which only the sign matters: no norm shall notice them.
@@ -27,7 +28,7 @@ class Routes(NamedTuple):
   """
   experts_BTk: jax.Array
   weights_BTk: jax.Array
-  values: dict[str, Value]
+  values: Mapping[str, Value | Sums]
 
 
 def _softmax(logits_BTX: jax.Array) -> jax.Array:
@@ -87,8 +88,9 @@ class Router(nnx.Module):
     if c.expert_capacity:
       is_taken_BTk &= _within(is_chosen_BTX, is_chosen_BTkX, c.expert_capacity)
     values = self._values(logits_BTX, scores_BTX, shares_X, is_taken_BTk)
+    loads = _loads(shares_X, is_real_BT)
     experts_BTk = jnp.where(is_taken_BTk, experts_BTk, c.experts)
-    return Routes(experts_BTk, weights_BTk, values)
+    return Routes(experts_BTk, weights_BTk, {**values, **loads})
 
   def _logits(self, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
     noise = self.c.router_jitter
@@ -150,6 +152,17 @@ def _shares(is_chosen_BTX: jax.Array) -> jax.Array:
   total = jnp.sum(counts_X)
   shares_X = counts_X / jnp.maximum(total, 1)
   return jax.lax.stop_gradient(shares_X)
+
+
+def _loads(shares_X: jax.Array, is_real_BT: jax.Array) -> dict[str, Sums]:
+  """{router/load/N: what expert N gets of what would be its equal share}, of as many tokens as there are."""
+  tokens = jnp.sum(is_real_BT, dtype=jnp.float32)
+  totals_X = tokens * len(shares_X) * shares_X
+  nothing = jnp.zeros_like(tokens)
+  loads = {}
+  for number in range(len(shares_X)):
+    loads[f'router/load/{number}'] = Sums(totals_X[number], tokens, nothing)
+  return loads
 
 
 def _within(is_chosen_BTX: jax.Array, is_chosen_BTkX: jax.Array, capacity: int) -> jax.Array:

@@ -30,17 +30,17 @@ class Value(NamedTuple):
   coefficient: float = 0.0
 
 
-class With(NamedTuple):
-  """A layer's output, and its side values by name."""
-  output: jax.Array
-  values: dict[str, Value]
-
-
 class Sums(NamedTuple):
   """fp32 scalars: the sum of values, how many there are, and what they add to the summed loss."""
   total: jax.Array
   weight: jax.Array
   loss: jax.Array
+
+
+class With(NamedTuple):
+  """A layer's output, and its side values by name: of each token, or summed up already."""
+  output: jax.Array
+  values: Mapping[str, Value | Sums]
 
 
 class Collector:
@@ -58,7 +58,9 @@ class Collector:
     if not isinstance(result, With):
       return result
     for name, value in result.values.items():
-      sums = _summed(value, self.segments_BT)
+      sums = value
+      if isinstance(value, Value):
+        sums = _summed(value, self.segments_BT)
       self.sums = added(self.sums, {name: sums})
     return result.output
 

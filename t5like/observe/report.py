@@ -146,6 +146,8 @@ def gather(workdir: str) -> Facts:
       curves=_curves(points),
       mixture=points.curves('rows/'),
       tasks=_task_curves(points),
+      side=_side_curves(points),
+      experts=points.curves('side/router/load/'),
       rewinds=_rewinds(workdir, per_step),
       time=account,
       names=NAMES,
@@ -192,6 +194,15 @@ def _task_curves(points: 'Points') -> dict[str, Curve]:
   curves = points.curves('tasks/')
   for key in list(curves):
     if key.endswith('_stderr'):
+      del curves[key]
+  return curves
+
+
+def _side_curves(points: 'Points') -> dict[str, Curve]:
+  """Of values beside the loss, without those of single experts."""
+  curves = points.curves('side/')
+  for key in list(curves):
+    if key.startswith('router/load/'):
       del curves[key]
   return curves
 

@@ -12,6 +12,7 @@ from t5like.model import experts as experts_lib
 from t5like.model.experts import Experts
 from t5like.model.kernels import grouped
 from t5like.model.layers import ACTIVATIONS
+from t5like.model.side_values import Collector, With
 from t5like.model.stack import Stack
 from tests import tiny
 
@@ -49,10 +50,10 @@ def run(c, bias=None, **sizes):
     def loss(layer, x, segments):
       y, values = layer(x, segments)
       loss = jnp.sum(y * weights * (segments > 0)[..., None])
-      side = {name: jnp.sum(value.values_BT * (segments > 0)) for name, value in values.items()}
-      for name, value in values.items():
-        loss += value.coefficient * side[name]
-      return loss, (y, side)
+      collector = Collector(segments)
+      collector.take(With(y, values))
+      loss += sum(sums.loss for sums in collector.sums.values())
+      return loss, (y, {name: sums.total for name, sums in collector.sums.items()})
 
     gradients, (y, side) = jax.grad(loss, argnums=(0, 1), has_aux=True)(layer, spread(x), spread(segments))
     return jax.device_get((y, side, jax.tree.map(lambda x: x, jax.tree.leaves(gradients))))
@@ -119,6 +120,7 @@ def test_no_token_is_lost_where_all_choose_the_same(sizes):
   np.testing.assert_allclose(y, by_hand(c, bias), atol=1e-5)
   tokens = inputs()[1].sum()
   assert side['router/dropped'] == 0 and side['router/most'] == pytest.approx(2 * tokens) and side['router/least'] == 0
+  np.testing.assert_allclose([side[f'router/load/{n}'] for n in range(4)], tokens * np.float32([0, 2, 0, 2]))
 
 
 def test_all_experts_are_their_sum():
