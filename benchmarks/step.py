@@ -1,18 +1,23 @@
 """Tokens/s and MFU of the train step of a config, on whatever device is here.
 
     python benchmarks/step.py --config=configs/gpt2.py [--config.batch_size=8 ...]
-    python benchmarks/step.py --compare
+    python benchmarks/step.py --compare [--cores=1]               # pip install -e '.[parity]'
+    python benchmarks/step.py --loop
 
---compare times three ways to train the same 10M decoder (6 layers, 384 wide, context 256, batch 16,
-fp32 on CPU) in turns in one process: our whole loop (data, metrics, logging), our step alone on a
-fixed batch, and a decoder in plain JAX (benchmarks/plain_jax.py). Quote the ratios.
+--compare times whole train steps of a decoder, an encoder-decoder and an encoder of about 10M parameters
+(benchmarks/step_shapes.py, fp32 on CPU) beside the same on torch (benchmarks/torch_models.py), each in a process
+of its own, in turns; --cores uses so many CPU cores. --loop times three ways to train the same 10M decoder (6
+layers, 384 wide, context 256, batch 16) in turns in one process: our whole loop (data, metrics, logging), our
+step alone on a fixed batch, and a decoder in plain JAX (benchmarks/plain_jax.py). Quote the ratios.
 """
 import contextlib
+import dataclasses
 import os
 import statistics
 import sys
 import tempfile
 import time
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -20,7 +25,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks import plain_jax
+from benchmarks import plain_jax, step_peers
 from t5like import config as config_lib, sharding
 from t5like.batches import pipeline
 from t5like.model import models
@@ -65,10 +70,29 @@ def environment():
           f'jax {jax.__version__}, Python {sys.version.split()[0]}')
 
 
-def one_config(config):
-  config = config_lib.resolve(config)
-  if not config.model.vocab_size:
-    raise SystemExit('give --config.model.vocab_size: the vocabulary of this config is not made yet')
+@dataclasses.dataclass
+class PreparedStep:
+  """A compiled train step on a fixed random batch, and its state."""
+  num_params: int
+  compile_seconds: float
+  compiled: Any
+  state: Any
+  batch: Any
+  model: Any
+
+  def run(self):
+    """Starts a step; its metrics, which may not be there yet."""
+    self.state, values = self.compiled(self.state, self.batch)
+    return values
+
+  def run_to_end(self):
+    """Does a step; its loss."""
+    values = self.run()
+    return float(values['nll'])
+
+
+def prepare_step(config):
+  """Of a resolved config, on the mesh that it names."""
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
     model, count = models.build_model(config)
@@ -77,14 +101,18 @@ def one_config(config):
     batch = sharding.to_global(mesh, random_batch(config, len(sharding.rows_of_host(mesh, config.batch_size))))
     start = time.perf_counter()
     compiled = train_step.lower(state, batch).compile()
-    print(f'{count:,} parameters; compiled in {time.perf_counter() - start:.1f} s; {environment()}')
-    box = [state]
+  return PreparedStep(count, time.perf_counter() - start, compiled, state, batch, model)
 
-    def run():
-      box[0], values = compiled(box[0], batch)
-      return values
-    timed(run)
-    seconds = [timed(run) for _ in range(ROUNDS)]
+
+def one_config(config):
+  config = config_lib.resolve(config)
+  if not config.model.vocab_size:
+    raise SystemExit('give --config.model.vocab_size: the vocabulary of this config is not made yet')
+  prepared = prepare_step(config)
+  print(f'{prepared.num_params:,} parameters; compiled in {prepared.compile_seconds:.1f} s; {environment()}')
+  timed(prepared.run)
+  seconds = [timed(prepared.run) for _ in range(ROUNDS)]
+  mesh, model = sharding.make_mesh(config.mesh), prepared.model
   tokens = config.batch_size * config.data.seq_len
   flops = models.flops_per_row(config, model) / config.data.seq_len
   peak, source = metrics.peak_flops(mesh, config.model.dtype)
@@ -109,7 +137,7 @@ def small_decoder():
   return c
 
 
-def compare():
+def compare_loop():
   config = small_decoder()
   store = opening.open_data(config, say=lambda _: None)
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
@@ -162,10 +190,18 @@ def compare():
 def main(argv):
   from absl import flags
   flags.DEFINE_string('config', None, 'Config file.')
-  flags.DEFINE_bool('compare', False, 'Compare our loop, our step and plain JAX.')
+  flags.DEFINE_bool('compare', False, 'Compare train steps with those of torch.')
+  flags.DEFINE_integer('cores', 0, 'CPU cores to use; 0: those that are here.')
+  flags.DEFINE_bool('loop', False, 'Compare our loop, our step and plain JAX.')
   flags.FLAGS([a for a in argv if not a.startswith('--config.')])
-  if flags.FLAGS.compare or not flags.FLAGS.config:
-    return compare()
+  if flags.FLAGS.cores:  # before JAX counts them, at its first array
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:flags.FLAGS.cores])
+  if flags.FLAGS.compare:
+    return step_peers.compare()
+  if flags.FLAGS.loop:
+    return compare_loop()
+  if not flags.FLAGS.config:
+    raise SystemExit('give --config=FILE, --compare or --loop')
   one_config(config_lib.load(flags.FLAGS.config, [a[9:] for a in argv if a.startswith('--config.')]))
 
 

@@ -1,4 +1,6 @@
 """The benchmarks run, on sizes that say nothing."""
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -63,6 +65,24 @@ def test_plain_jax_computes_what_we_compute():
     for _ in range(3):
       plain, opt_state, last = run(plain, opt_state, inputs, targets)
   assert float(last) < float(value)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', ['decoder', 'encoder_decoder', 'encoder'])
+def test_steps_of_torch_are_of_the_same_models(name, monkeypatch):
+  import torch
+
+  from benchmarks import step_shapes, torch_models
+  shape = step_shapes.SHAPES[name]
+  shape = dataclasses.replace(shape, vocabulary=512, width=32, heads=2, layers=2, feed_forward=96, length=16, rows=2,
+                              targets=min(4, shape.targets))
+  monkeypatch.setitem(step_shapes.SHAPES, name, shape)
+  count, run = torch_models.make_step(shape)
+  with jax.set_mesh(sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])):
+    model = transformer.build(transformer.ModelConfig.of(step_shapes.config_of(name).model))
+    assert count == transformer.count_params(model)
+  first, *_, last = [run() for _ in range(20)]
+  assert last < first and torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parity
