@@ -59,6 +59,23 @@ IN_USE = {
 }
 
 
+def platform() -> str:
+  """'tpu', 'gpu' or 'cpu': of the mesh in force, which may be one of devices that are not here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device:
+    return device.platform
+  return jax.default_backend()
+
+
+def on_one_cpu() -> bool:
+  """Whether the mesh in force is one CPU, whose compiler needs help that those for accelerators do not.
+
+  What such a machine alone needs asks this: `flat_product`, kernels/cpu_blocks.py and unrolled stacks.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.size == 1 and platform() == 'cpu'
+
+
 def at_rest(dims: str) -> P:
   """PartitionSpec of stored parameters and optimizer state: spread over fsdp and context too."""
   axes = AT_REST
@@ -95,6 +112,8 @@ def einsum(
     **kwargs: Any,
 ) -> jax.Array:
   """`jnp.einsum` whose result is laid out as the letters after `->` say."""
+  if on_one_cpu() and x.dtype == jnp.float32:
+    return flat_product(equation, x, w, **kwargs)
   # jnp.einsum sums over letters in alphabetical order, for which a CPU turns weights [N, H, D] round every time.
   letters = dict.fromkeys(filter(str.isalpha, equation))
   alphabetical = dict(zip(letters, string.ascii_lowercase))
@@ -107,6 +126,57 @@ def einsum(
       out_sharding=in_use(out_dims),
       **kwargs,
   )
+
+
+def flat_product(
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    preferred_element_type: Any = None,
+    precision: Any = None,
+) -> jax.Array:
+  """`einsum` of activations and a matrix on one device, as one product of two matrices.
+
+  XLA's CPU compiler calls its fastest product for matrices only, and half as fast a one for arrays of three or four
+  dimensions; the compilers for accelerators make matrices of these by themselves.
+
+  Args:
+    equation: of letters that the product sums over, which are last in x and either first or last in w.
+    x: [.., letters summed over].
+    w: the matrix.
+    preferred_element_type: in which products are summed up and returned; None: x's dtype.
+    precision: see `jax.lax.dot_general`.
+  """
+  letters, _, out_dims = equation.partition('->')
+  x_dims, w_dims = letters.split(',')
+  summed = ''.join(letter for letter in x_dims if letter not in out_dims)
+  rows = x_dims.removesuffix(summed)
+  is_first = w_dims.startswith(summed)
+  made = w_dims.removeprefix(summed) if is_first else w_dims.removesuffix(summed)
+  if out_dims != rows + made:
+    raise NotImplementedError(f'einsum {equation!r} is not of activations [.., summed] and a matrix.')
+  everywhere_in_full = P()
+  x = jax.sharding.reshard(x, everywhere_in_full)
+  w = jax.sharding.reshard(w, everywhere_in_full)
+  sizes = dict(zip(x_dims + w_dims, x.shape + w.shape))
+  inputs = math.prod(sizes[letter] for letter in summed)
+  outputs = math.prod(sizes[letter] for letter in made)
+  x_RI = x.reshape(-1, inputs)
+  if is_first:
+    matrix = w.reshape(inputs, outputs)
+    summed_axis = 0
+  else:
+    matrix = w.reshape(outputs, inputs)
+    summed_axis = 1
+  product_RO = jax.lax.dot_general(
+      x_RI,
+      matrix,
+      dimension_numbers=(((1,), (summed_axis,)), ((), ())),
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+  )
+  out_shape = [sizes[letter] for letter in out_dims]
+  return jax.sharding.reshard(product_RO.reshape(out_shape), in_use(out_dims))
 
 
 def spread_rows(batch: Any) -> Any:

@@ -235,14 +235,16 @@ def base() -> Config:
       router_bias=False,
       router_z_loss=0.0,  # times log(Z)^2 of the router's logits (ST-MoE: 1e-3)
       router_jitter=0.0,  # what the router reads is multiplied by random numbers this near to 1 (Switch: 1e-2)
-      # kernel: auto | xla | splash (auto's on TPUs, one of ours in its place where position='relative'; slow
-      # elsewhere) | cudnn (auto's on GPUs)
+      # kernel: auto (on one CPU in float32, blocks of queries) | xla | splash (auto's on TPUs, one of ours in its place
+      # where position='relative'; slow elsewhere) | cudnn (auto's on GPUs)
       attention='auto',
       # keys of rows that mesh.context shards: gathered on each device | ring: travelling from device to device (kernels
       # of TPUs, dropout=0) | auto: a ring where gathered ones would take more than 256 MiB; 4 GiB with a window, fewer
       # queries than keys, or less than 4,096 queries on a device
       context_attention='auto',
-      scan_layers=True,  # one compiled layer run L times; False: L copies, slower to compile
+      # one compiled layer run L times; False: L copies, slower to compile, which one CPU takes anyway for up to 12
+      # layers in float32
+      scan_layers=True,
       # what the forward pass keeps of each layer, while the backward pass recomputes the rest, from the least memory
       # to the shortest step: full (nothing) | context (what attention makes) | attention (also its queries, keys and
       # values) | middle (also x between attention and MLP) | up (also the MLP's first product) | minimal (also its

@@ -13,9 +13,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from t5like.model import attention
 from t5like.model.transformer import Model
-from t5like.sharding import in_use, spread_rows
+from t5like.sharding import in_use, platform, spread_rows
 
 ROUNDING = 1e-6  # relative, of sums of probabilities in fp32: .5 + .3 holds .8
 State = dict[str, Any]  # see `start`
@@ -191,7 +190,7 @@ def start(
   last_B1 = prompt['positions'][:, -1:]
   keys = _keys(prompt, last_B1, new_tokens)
   layers = None
-  if attention.platform() == 'cpu':
+  if platform() == 'cpu':
     layers = model.layers(params)
   logits_BTV, cache = model.extend(
       params,

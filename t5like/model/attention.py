@@ -27,7 +27,7 @@ from t5like.model.kernels import relative_bias_attention
 from t5like.model.layers import Dense, Norm, constant, gathered_together, keep_share
 from t5like.model.positions import POSITIONS
 from t5like.model.softmax import capped, probabilities
-from t5like.sharding import everywhere, gather, in_use
+from t5like.sharding import everywhere, gather, in_use, platform
 
 GLOBAL = choices.LAYERS['global']
 MASKED = 0.7 * jnp.finfo(jnp.float32).min  # logit of a key that is not seen
@@ -48,14 +48,6 @@ class KeysValues(NamedTuple):
   """What is attended to: [B, S, K, H] each, or [B, K, S, H] in caches."""
   keys: jax.Array
   values: jax.Array
-
-
-def platform() -> str:
-  """'tpu', 'gpu' or 'cpu': of the mesh in force, which may be one of devices that are not here."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device:
-    return device.platform
-  return jax.default_backend()
 
 
 def bias_for(kernel: str, bias: jax.Array, queries: Cut, S: int) -> jax.Array:

@@ -4,6 +4,7 @@ A kernel lists the features of an AttentionSpec that it implements. One that it 
 new feature makes all kernels decline until somebody has taught them, rather than be left out of what they compute.
 """
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import jax
 
 from t5like import choices
 from t5like.model.context import Cut
-from t5like.model.kernels import cudnn, relative_bias_rows, splash, xla
+from t5like.model.kernels import cpu_blocks, cudnn, relative_bias_rows, splash, xla
+from t5like.sharding import on_one_cpu
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
@@ -343,6 +345,34 @@ def _run_xla(
   )
 
 
+def _blocks_lack(spec: AttentionSpec, platform: str) -> str:
+  if platform != 'cpu' or not on_one_cpu():
+    return 'blocks are for one CPU'
+  if spec.dtype != 'float32':
+    return f'on one CPU blocks are computed in float32, not {spec.dtype}'
+  return ''
+
+
+def _run_blocks(
+    call: Call,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query: Info,
+    key: Info,
+    extras: Extras,
+) -> jax.Array:
+  spec = call.spec
+  form = cpu_blocks.Form(
+      functools.partial(visible, spec),
+      call.scale,
+      spec.softcap,
+      lower_half=spec.causal and not spec.prefix,
+      window=spec.window,
+  )
+  return cpu_blocks.attention(form, q_BTNH, k_BSKH, v_BSKH, extras.get('bias'), query, key)
+
+
 KERNELS = dict(
     xla=Kernel(
         features=frozenset({'prefix', 'bias', 'dropout', 'decoding', 'sinks', 'softcap', *MASKS}),
@@ -370,6 +400,11 @@ KERNELS = dict(
         run=_run_cudnn,
         reasons=dict(bias='on GPUs only it adds a bias by distance'),
     ),
+    cpu_blocks=Kernel(
+        features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
+        lacks=_blocks_lack,
+        run=_run_blocks,
+    ),
 )
 # Why XLA computes a feature that no other kernel has.
 ONLY_XLA = dict(
@@ -380,12 +415,11 @@ Tried = tuple[tuple[str, ...], str]  # kernels to be tried before XLA, why these
 OF_PLATFORMS: dict[str, Tried] = dict(
     tpu=(('splash', 'relative_bias'), 'a TPU'),
     gpu=(('cudnn',), 'a GPU'),
+    cpu=(('cpu_blocks',), 'a CPU'),
 )
 
 
 def _auto(platform: str) -> Tried:
-  if platform not in OF_PLATFORMS:
-    return (), f'this is a {platform}'
   return OF_PLATFORMS[platform]
 
 

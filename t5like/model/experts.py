@@ -18,7 +18,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from t5like import choices
-from t5like.model.attention import platform
 from t5like.model.config import ModelConfig
 from t5like.model.initial import constant, initial_std, normal
 from t5like.model.kernels import balanced, grouped
@@ -26,7 +25,7 @@ from t5like.model.layers import ACTIVATIONS, MLP, expand
 from t5like.model.router import Router
 from t5like.model.side_values import With
 from t5like.parameters import Param, vector
-from t5like.sharding import STORED_OF_EXPERTS, at_rest, gather, in_use
+from t5like.sharding import STORED_OF_EXPERTS, at_rest, gather, in_use, platform
 
 AXIS = 'expert'
 

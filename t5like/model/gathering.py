@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from t5like.sharding import ROWS, STORED, STORED_FIRST, WEIGHTS, at_rest, weights
+from t5like.sharding import ROWS, STORED, STORED_FIRST, WEIGHTS, at_rest, on_one_cpu, weights
 
 ADDED = frozenset(ROWS) | {'context'}  # axes over whose devices gradients of parameters are added up
 MODEL = 'D'  # the dimension that is spread
@@ -107,7 +107,9 @@ def _joined(ws: Sequence[jax.Array]) -> list[int]:
 
 
 def _marked(w: jax.Array, dims: str) -> jax.Array:
-  """A gathered matrix whose type says that its gradient comes in partial sums."""
+  """A gathered matrix whose type says that its gradient comes in partial sums; one CPU has whole ones only."""
+  if on_one_cpu():
+    return w
   return jax.sharding.reshard(w, P(*weights(dims), reduced=ADDED))
 
 
@@ -154,7 +156,7 @@ def _backward(
   stored = []
   for dims, like, gradient in zip(all_dims, empty, gradients):
     layout = at_rest(dims)
-    if MODEL in dims:
+    if MODEL in dims and not on_one_cpu():
       first_axes = {**WEIGHTS, MODEL: STORED_FIRST}
       first = P(*map(first_axes.get, dims), unreduced=ADDED.difference(STORED_FIRST))
       gradient = jax.sharding.reshard(gradient, first)

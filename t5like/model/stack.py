@@ -10,7 +10,7 @@ from flax import nnx
 
 from t5like import choices
 from t5like.model import context, side_values
-from t5like.model.attention import bias_for, platform
+from t5like.model.attention import bias_for
 from t5like.model.attention_kernels import Info, choose_kernel, spec_of
 from t5like.model.block import FEED_FORWARD, Block, LayerCache, Slot, View, feed_forward, relative_bias
 from t5like.model.config import ModelConfig
@@ -18,7 +18,9 @@ from t5like.model.initial import declare, place
 from t5like.model.layers import Norm, dropout, identity, split_keys
 from t5like.model.side_values import Sums
 from t5like.parameters import of_layers
+from t5like.sharding import on_one_cpu, platform
 
+MOST_UNROLLED = 12  # layers of a stack that one CPU runs without a loop; more would take too long to compile
 Output = tuple[jax.Array, dict[str, Sums]]  # x_BTD; side values by name
 
 
@@ -199,15 +201,26 @@ class Stack(nnx.Module):
     if len(views) == 1 and not self.is_mixed:
 
       def layer(x: jax.Array, layer: Any) -> Output:
-        return self._run(x, layer, views[0], self.c.scan_layers)
+        return self._run(x, layer, views[0], self.is_loop)
 
       x_BTD, side_L = jax.lax.scan(layer, x_BTD, layers, unroll=self._copies(self.num_layers))
       return x_BTD, side_values.over_layers(side_L)
     return self._in_turns_of_several(x_BTD, layers, views)
 
+  @property
+  def is_loop(self) -> bool:
+    """Whether one compiled layer runs L times, as model.scan_layers says; on one CPU only where L is large.
+
+    There a loop's copies of weights and of what is kept for the backward pass are a tenth of a step and more.
+    """
+    is_float32 = self.c.dtype == 'float32'
+    if on_one_cpu() and is_float32 and self.num_layers <= MOST_UNROLLED:
+      return False
+    return self.c.scan_layers
+
   def _copies(self, turns: int) -> int:
     """Of the body of a loop of so many turns: parameters stay stacked either way."""
-    if self.c.scan_layers:
+    if self.is_loop:
       return 1
     return max(1, turns)
 
@@ -234,7 +247,7 @@ class Stack(nnx.Module):
       side: dict[str, Sums] = {}
       for number in range(first, first + period):
         layer = self._layer(of_turn, number, first)
-        x, of_layer = run(x, number, layer, self.c.scan_layers)
+        x, of_layer = run(x, number, layer, self.is_loop)
         side = side_values.added(side, of_layer)
       return x, side
 

@@ -97,8 +97,8 @@ def _abstract_batch(config: Config, mesh: Any) -> Any:
 
 def _attention_kernel(config: Config) -> Any:
   """(name, reason) of the kernel of a decoder, or of the only stack."""
-  from t5like import choices
-  from t5like.model import attention, attention_kernels
+  from t5like import choices, sharding
+  from t5like.model import attention_kernels
   from t5like.objectives import lengths
   length = lengths.shapes(config).targets
   spec = attention_kernels.spec_of(
@@ -109,7 +109,7 @@ def _attention_kernel(config: Config) -> Any:
       bias=choices.POSITIONS[config.model.position].biased,
       dropout=bool(config.model.dropout),
   )
-  return attention_kernels.choose_kernel(config.model.attention, attention.platform(), spec)
+  return attention_kernels.choose_kernel(config.model.attention, sharding.platform(), spec)
 
 
 def _bytes(tree: Any) -> int:

@@ -180,7 +180,10 @@ def choose(request, platform, causal, T, S, **features):
 
 def test_which_kernel_is_chosen():
   assert choose('auto', 'tpu', True, 8, 8) == ('splash', 'a TPU')
-  assert choose('auto', 'cpu', True, 8, 8) == ('xla', 'this is a cpu')
+  assert choose('auto', 'cpu', True, 8, 8) == ('xla', 'blocks are for one CPU')
+  with jax.set_mesh(sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])):
+    assert choose('auto', 'cpu', True, 8, 8, dtype='float32') == ('cpu_blocks', 'a CPU')
+    assert choose('auto', 'cpu', True, 8, 8) == ('xla', 'on one CPU blocks are computed in float32, not bfloat16')
   assert choose('splash', 'cpu', False, 8, 4)[0] == 'splash'
   assert choose('xla', 'tpu', True, 8, 8)[0] == 'xla'
   assert choose('auto', 'tpu', True, 1, 8) == ('xla', 'decoding token by token')

@@ -101,7 +101,12 @@ def sum_all(diagonals: Ref, vector: Ref) -> None:
     vector[:, pl.ds(here, LANES)] = sums[:, :LANES]
 
 
-def window(first: Any, rows: int, columns: int, c: int) -> Any:
+def window(
+    first: Any,
+    rows: int,
+    columns: int,
+    c: int,
+) -> Any:
   """Lanes of skewed rows where rows c .. c + 127 of a block are, of whose vector `first` is the first element.
 
   Element (r, x) of the block is element first + rows + x - r of the vector.
@@ -201,7 +206,12 @@ def _is_same(row_ids: Ref, column_ids: Ref, n: int) -> jax.Array:
   return _wide(row_ids[n], columns) == column_ids[n:n + 1]
 
 
-def _slots(rows: int, columns: int, ahead: jax.Array, queries_are_rows: bool) -> tuple[jax.Array, jax.Array]:
+def _slots(
+    rows: int,
+    columns: int,
+    ahead: jax.Array,
+    queries_are_rows: bool,
+) -> tuple[jax.Array, jax.Array]:
   """(slots of the queries, of the keys) of a pair of blocks, counted from column 0; see `_logits`."""
   row_number = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
   row = _wide(row_number + ahead, columns)
@@ -221,7 +231,12 @@ def _is_near(form: Form, query: jax.Array, key: jax.Array) -> jax.Array:
   return functools.reduce(operator.and_, conditions)
 
 
-def sees(form: Form, first_query: Any, first_key: Any, has_prefix: bool) -> Any:
+def sees(
+    form: Form,
+    first_query: Any,
+    first_key: Any,
+    has_prefix: bool,
+) -> Any:
   """Whether some query of a block may see some key of another.
 
   Args:
@@ -321,7 +336,12 @@ def forward(*refs: Ref, form: Form) -> None:
     r.lse[...] = (r.top[...] + jnp.log(share)).T[:1]
 
 
-def _add_values(form: Form, r: ForwardRefs, first: jax.Array, ahead: jax.Array) -> None:
+def _add_values(
+    form: Form,
+    r: ForwardRefs,
+    first: jax.Array,
+    ahead: jax.Array,
+) -> None:
   """Adds to the values of a block of queries those of a block of keys; first, ahead: see `_logits`."""
   s = _logits(form, r.q, r.k, r.skewed, first, r.ids, r.key_ids, ahead, queries_are_rows=True)
   before = r.top[...]
@@ -421,7 +441,13 @@ def backward(*refs: Ref, form: Form) -> None:
     sum_all(r.diagonals, r.dbias)
 
 
-def _add_gradients(form: Form, r: BackwardRefs, i: jax.Array, first: jax.Array, ahead: jax.Array) -> None:
+def _add_gradients(
+    form: Form,
+    r: BackwardRefs,
+    i: jax.Array,
+    first: jax.Array,
+    ahead: jax.Array,
+) -> None:
   """Adds the gradients of a pair of blocks, queries of block i; first, ahead: see `_logits`."""
   s = _logits(form, r.k, r.q, r.skewed, first, r.ids, r.query_ids, ahead, queries_are_rows=False)
   p = jnp.exp(s - r.lse[...])
@@ -443,7 +469,12 @@ def _clear(diagonals: Ref) -> None:
     diagonals[:, pl.ds(here, LANES)] = zeros
 
 
-def _add_diagonals(form: Form, ds: jax.Array, diagonals: Ref, first: jax.Array) -> None:
+def _add_diagonals(
+    form: Form,
+    ds: jax.Array,
+    diagonals: Ref,
+    first: jax.Array,
+) -> None:
   """Adds gradients of logits, fp32 [keys, queries] of a pair of blocks, to where their distances are."""
   for x in range(-form.block_k + LANES, form.block_q, LANES):
     # Squares of 128 x 128 that go to the same lanes are summed before: memory is written a few times less.

@@ -223,7 +223,12 @@ def _is_seen_whole(queries: Span, keys: Span, reach: Reach) -> bool:
   return sees_first and sees_last
 
 
-def visits(T: int, S: int, reach: Reach, is_balanced: bool = False) -> tuple[int, int, int]:
+def visits(
+    T: int,
+    S: int,
+    reach: Reach,
+    is_balanced: bool = False,
+) -> tuple[int, int, int]:
   """(block of queries, block of keys, pairs of blocks) of a device that has T queries and all S keys.
 
   Of the devices that a row is spread over, the one that sees most: the pairs are those of its forward pass,
@@ -244,7 +249,13 @@ def visits(T: int, S: int, reach: Reach, is_balanced: bool = False) -> tuple[int
   return block_q, block_k, pairs
 
 
-def _pairs(slots_T: np.ndarray, keys: int, block_q: int, block_k: int, reach: Reach) -> int:
+def _pairs(
+    slots_T: np.ndarray,
+    keys: int,
+    block_q: int,
+    block_k: int,
+    reach: Reach,
+) -> int:
   """Pairs of blocks of which one sees the other in part, of queries at these slots."""
   pairs = 0
   for block in slots_T.reshape(-1, block_q):
@@ -331,7 +342,14 @@ def padded(x: jax.Array, value: int = 0) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
-def _kernel(reach: Reach, cut: Cut, S: int, heads: int, interpret: bool, softcap: float) -> Any:
+def _kernel(
+    reach: Reach,
+    cut: Cut,
+    S: int,
+    heads: int,
+    interpret: bool,
+    softcap: float,
+) -> Any:
   """The library's kernel for the mask of the queries of all devices on S keys."""
   T = cut.tokens * cut.pieces
   shards = cut.devices
