@@ -371,6 +371,8 @@ SMALL = dict(source='python_docs', validation='hash', validation_fraction=0.05, 
 SMALL_PAIRS = dict(SMALL, source='python_functions', inputs='summarize: {source}', targets='{docstring}')
 SMALL_TOKENS = 8 * 64 * 20  # of 20 steps of 8 rows of 64 tokens
 SMALL_WINDOW = 16  # tokens, fewer than a row has
+SMALL_EXPERTS = 8
+SMALL_WIDTH = 256  # of an expert, where it has one of its own
 
 
 def smoke(c: Config) -> Config:
@@ -381,7 +383,7 @@ def smoke(c: Config) -> Config:
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
   c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='', adapt=base().adapt)
-  c.mesh.update(slice=1, data=1, fsdp=-1, fsdp_outer=1, context=1, tensor=1)
+  c.mesh.update(slice=1, data=1, fsdp=-1, fsdp_outer=1, expert=1, context=1, tensor=1)
   c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
   c.stop.update(tokens=SMALL_TOKENS, target='', patience=0, wall_time=0.0)
@@ -400,7 +402,11 @@ def _shrink_model(model: Section) -> None:
   model.update(
       vocab_size=0,
       d_model=64,
-      num_layers=max(2, len(model.layers)),
+      num_layers=max(2, len(model.layers), model.dense_first + model.sparse_every),
+      experts=min(model.experts, SMALL_EXPERTS),
+      experts_per_token=min(model.experts_per_token, 2),
+      expert_d_ff=min(model.expert_d_ff, SMALL_WIDTH),
+      expert_capacity=min(model.expert_capacity, SMALL_WINDOW),
       num_encoder_layers=0,
       window=min(model.window, SMALL_WINDOW),
       window_after=min(model.window_after, SMALL_WINDOW),

@@ -52,6 +52,7 @@ class Family:
     original_positions: rows of before scaling, where it has a key of its own for them; 0: it does not.
     represents: keys of config.model that its config.json can say by several keys of its own (`single_families.py`).
     is_nested: whether each stack has a config of its own in config.json (`nested.py`).
+    other_names: {another name of a key of its config.json: that key}.
     whole_heads: whether transformers refuses a d_model that num_heads does not divide, whatever the head size.
   """
   architecture: str
@@ -69,6 +70,7 @@ class Family:
   any_head_dim: bool = False
   any_rope_fraction: bool = False
   rope_fraction: float = 1.0
+  other_names: dict[str, str] = dataclasses.field(default_factory=dict)
   whole_heads: bool = True
   theta: float = 10_000.0
   theta_key: str = 'rope_theta'
@@ -99,7 +101,7 @@ class Family:
 BLOCKS_THAT_OURS_LACK = dict(
     t5gemma2="each layer of its decoder reads the decoder's own tokens and the encoder's output in one attention, with "
     'one softmax and the same matrices for both, and our decoders have two attentions',
-    gpt_oss='its MLPs are mixtures of experts',
+    gpt_oss='its experts have biases and a clipped activation, and ours have neither',
 )
 SIZES = dict(
     hidden_size='d_model',
@@ -196,6 +198,15 @@ def _like_llama(
   )
 
 
+# Where config.json says nothing of it.
+SPARSE: Keys = dict(expert_capacity=0, router_bias=False)
+UNSHARED: Keys = dict(SPARSE, shared_experts=0, shared_gate=False)
+ALL_SPARSE: Keys = dict(UNSHARED, sparse_every=1, dense_first=0)
+ANY_SOFTMAX = ('softmax', 'softmax_normalized')
+SOME_SPARSE = ('sparse_every', 'dense_first')
+CHOSEN: dict[str, str] = dict(num_experts='experts', num_experts_per_tok='experts_per_token')
+OF_QWEN_MOE: dict[str, str] = dict(CHOSEN, moe_intermediate_size='expert_d_ff')
+
 GEMMA = dict(block='sandwich', norm='rmsnorm_unit', embed_scale='sqrt_d_model')
 OF_GEMMA: Keys = dict(
     activation='hidden_activation',
@@ -255,6 +266,38 @@ T5 = Family(
     only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
     copies={'encoder.embed_tokens.weight': 'shared.weight', 'decoder.embed_tokens.weight': 'shared.weight',
             'lm_head.weight': 'shared.weight'})
+
+SWITCH = Family(
+    'SwitchTransformersForConditionalGeneration',
+    dict(T5.ours, shared_experts=0, shared_gate=False, router='softmax', router_bias=False, experts_per_token=1,
+         sparse_every=(1, 2), dense_first=0),
+    dict(
+        d_model='d_model',
+        num_layers='num_encoder_layers',
+        num_decoder_layers='num_layers',
+        num_heads='num_heads',
+        d_kv='head_dim',
+        d_ff='expert_d_ff',
+        vocab_size='vocab_size',
+        n_positions='max_positions',
+        tie_word_embeddings='tie_embeddings',
+        layer_norm_epsilon='norm_eps',
+        dropout_rate='dropout',
+        dense_act_fn='activation',
+        num_experts='experts',
+    ),
+    UNGATED, tables.SWITCH, any_head_dim=True, whole_heads=False, represents=('d_ff', 'expert_capacity'),
+    unused=T5.unused, copies=T5.copies,
+    defaults=dict(
+        num_decoder_layers=None,
+        n_positions=512,
+        tie_word_embeddings=True,
+        layer_norm_epsilon=1e-6,
+        dropout_rate=0.1,
+        dense_act_fn='relu',
+        num_experts=8,
+    ),
+    only=dict(T5.only, router_bias=False, router_dtype='float32'))
 
 OF_T5GEMMA: Keys = dict(
     OF_GEMMA,
@@ -327,6 +370,27 @@ FAMILIES: dict[str, Family] = dict(
     olmo3=_like_llama('Olmo3ForCausalLM', dict(block='output_norm', qk_norm='all'), tables.OLMO2, has_head_dim=False,
                       represents=(*LOCAL, 'local_rope_theta'), rope_by_layer=True, theta=5e5,
                       defaults=dict(rms_norm_eps=1e-5), only=dict(attention_bias=False)),
+    mixtral=_like_llama('MixtralForCausalLM', dict(ALL_SPARSE, router='softmax_normalized'), tables.MIXTRAL,
+                        keys=dict(num_local_experts='experts', num_experts_per_tok='experts_per_token',
+                                  intermediate_size='expert_d_ff'),
+                        represents=(*LOCAL, 'd_ff'), theta=1e6,
+                        defaults=dict(rms_norm_eps=1e-5, num_key_value_heads=8, max_position_embeddings=131_072,
+                                      num_local_experts=8, num_experts_per_tok=2)),
+    qwen2_moe=_like_llama('Qwen2MoeForCausalLM', dict(SPARSE, router=ANY_SOFTMAX, shared_gate=True, qkv_bias=True),
+                          tables.QWEN2_MOE, keys=OF_QWEN_MOE, represents=(*LOCAL, *SOME_SPARSE, 'shared_experts'),
+                          has_head_dim=False, only=dict(qkv_bias=True),
+                          defaults=dict(num_key_value_heads=16, max_position_embeddings=32_768, num_experts=60,
+                                        num_experts_per_tok=4, moe_intermediate_size=1408)),
+    qwen3_moe=_like_llama('Qwen3MoeForCausalLM', dict(UNSHARED, router=ANY_SOFTMAX, qk_norm='head'), tables.QWEN3_MOE,
+                          keys=OF_QWEN_MOE, represents=(*LOCAL, *SOME_SPARSE), only=dict(attention_bias=False),
+                          other_names=dict(num_local_experts='num_experts'),
+                          defaults=dict(num_key_value_heads=4, max_position_embeddings=32_768, num_experts=128,
+                                        num_experts_per_tok=8, moe_intermediate_size=768)),
+    olmoe=_like_llama('OlmoeForCausalLM', dict(ALL_SPARSE, router=ANY_SOFTMAX, qk_norm='all'), tables.OLMOE,
+                      keys=dict(CHOSEN, intermediate_size='expert_d_ff'), represents=('d_ff',), has_head_dim=False,
+                      only=dict(attention_bias=False, clip_qkv=None),
+                      defaults=dict(rms_norm_eps=1e-5, max_position_embeddings=4096, num_experts=64,
+                                    num_experts_per_tok=8)),
     gemma2=_like_llama('Gemma2ForCausalLM', GEMMA, tables.GEMMA2, **OF_GEMMA),
     gemma3_text=_like_llama('Gemma3ForCausalLM', dict(GEMMA, qk_norm='head'), tables.GEMMA3, **dict(
         OF_GEMMA, represents=(*OF_GEMMA['represents'], 'local_rope_theta'), rope_by_layer=True, theta=1e6,
@@ -419,6 +483,7 @@ FAMILIES: dict[str, Family] = dict(
                   classifier_activation='gelu'),
         copies={'decoder.weight': 'model.embeddings.tok_embeddings.weight'}),
     t5=T5,
+    switch_transformers=SWITCH,
     bart=BART,
     mbart=dataclasses.replace(BART, architecture='MBartForConditionalGeneration', table=tables.MBART,
                               ours=dict(BART.ours, block='pre_norm')),

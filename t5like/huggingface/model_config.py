@@ -3,11 +3,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from t5like import choices
+from t5like.config.expert_rules import OF_EXPERTS
 from t5like.config.values import DEFAULTS, either, show
 from t5like.errors import ConfigError
 from t5like.files import schema
 from t5like.files.schema import Anything, Either, Flag, List, Maybe, Object, Real, Text, Whole
-from t5like.huggingface import layer_kinds, nested, rotary
+from t5like.huggingface import layer_kinds, nested, rotary, sparse_layers
 from t5like.huggingface.families import BLOCKS_THAT_OURS_LACK, FAMILIES, FREE, PLAIN, Family
 from t5like.huggingface.single_families import READERS, WRITERS
 from t5like.nearest import suggestion
@@ -33,7 +34,10 @@ BOUNDS = dict(
     dropout=Real(0, 1, below=True),
     logit_softcap=Maybe(Real(0, 1e6)),
     attention_softcap=Maybe(Real(0, 1e6)),
-    activation=Text(100))
+    activation=Text(100),
+    experts=Whole(1, 1 << 16),
+    experts_per_token=Whole(1, 1 << 16),
+    expert_d_ff=Whole(1, 1 << 24))
 TOKEN = Maybe(Either((Whole(-1, 1 << 24), List(Whole(0, 1 << 24), most=1000))))
 # Keys of all families: unknown ones may hold anything.
 KNOWN: dict[str, schema.Shape] = dict(
@@ -51,13 +55,21 @@ KNOWN: dict[str, schema.Shape] = dict(
     partial_rotary_factor=rotary.FRACTION,
     original_max_position_embeddings=Maybe(Whole(1, 1 << 24)),
     query_pre_attn_scalar=Real(0, 1e9, above=True),
-    sliding_window=Maybe(Whole(1, 1 << 24)),
+    sliding_window=Maybe(Whole(0, 1 << 24)),  # 0 too, for a Qwen 2 without one
     use_sliding_window=Flag(),
     max_window_layers=Whole(0, 10_000),
     sliding_window_pattern=Whole(1, 10_000),
     layer_types=Maybe(List(Text(100), most=10_000)),
     no_rope_layers=Maybe(List(Whole(0, 1), most=10_000)),
     no_rope_layer_interval=Whole(1, 10_000),
+    decoder_sparse_step=Whole(1, 10_000),
+    mlp_only_layers=Maybe(List(Whole(0, 10_000), most=10_000)),
+    shared_expert_intermediate_size=Whole(1, 1 << 24),
+    norm_topk_prob=Flag(),
+    num_sparse_encoder_layers=Whole(0, 10_000),
+    num_sparse_decoder_layers=Whole(0, 10_000),
+    expert_capacity=Whole(1, 1 << 31),
+    router_jitter_noise=Real(0, 1, below=True),
     use_parallel_residual=Flag(),
     scale_embedding=Flag(),
     decoder_attention_heads=Whole(1, 1 << 16),
@@ -81,6 +93,7 @@ def to_model(hf: Values) -> Values:
   if family.is_nested:
     hf = nested.flatten(kind, hf)
     check_types(hf)
+  hf = _renamed(family, hf)
   _check_only(kind, hf)
   _check_sizes(family, hf)
   missing = [key for key in family.keys if key not in hf and key not in family.defaults]
@@ -115,6 +128,15 @@ def _kind(hf: Values) -> str:
     raise ConfigError(f'model_type={show(kind)} in config.json is none that can be read{guess}. '
                       f'There is {either(FAMILIES)}.')
   return kind
+
+
+def _renamed(family: Family, hf: Values) -> Values:
+  """The values of a config.json, those under other names under the names that a family has for them."""
+  renamed = dict(hf)
+  for other, name in family.other_names.items():
+    if other in renamed:
+      renamed.setdefault(name, renamed[other])
+  return renamed
 
 
 def _check_only(kind: str, hf: Values) -> None:
@@ -153,7 +175,7 @@ def check_types(hf: Values, shapes: Mapping[str, schema.Shape] = KNOWN) -> None:
 def _complete(kind: str, hf: Values, values: Values) -> None:
   """Adds to the values of config.model what its own numbers and several keys of config.json together say."""
   _translate_activation(kind, values)
-  values['d_ff'] = values['d_ff'] or 4 * values['d_model']
+  values['d_ff'] = values.get('d_ff') or values.get('expert_d_ff') or 4 * values['d_model']
   values['num_layers'] = values['num_layers'] or values['num_encoder_layers']
   values.setdefault('num_encoder_layers', values['num_layers'])
   values['num_kv_heads'] = values.get('num_kv_heads') or values['num_heads']
@@ -194,6 +216,7 @@ def _check(kind: str, values: Values) -> None:
   if values['num_heads'] % values['num_kv_heads']:
     raise ConfigError(f'num_key_value_heads={values["num_kv_heads"]} in config.json does not divide the '
                       f'{values["num_heads"]} heads of queries.')
+  sparse_layers.check(FAMILIES[kind].theirs, values)
 
 
 # --- From ours to theirs --------------------------------------------------------------------------
@@ -216,6 +239,8 @@ def settled(model: Model) -> Values:
     values['query_scale'] = 0.0
   if values['encoder_window'] == values['window']:
     values['encoder_window'] = 0
+  if model['experts']:
+    values.update(sparse_layers.settled(model))
   if values['window_after'] == (values['encoder_window'] or values['window']):
     values['window_after'] = 0
   return values
@@ -226,6 +251,8 @@ def differing(a: Model, b: Model) -> list[str]:
   a = settled(a)
   b = settled(b)
   without_effect = {*FREE, *unread(b)}
+  if not a['experts']:
+    without_effect |= {*OF_EXPERTS}
   return [key for key in b if key in a and a[key] != b[key] and key not in without_effect]
 
 
@@ -249,6 +276,10 @@ def unread(model: Model) -> set[str]:
     keys.add('window_after')
   if model['query_scale']:
     keys.add('scale_attention')
+  if not model['experts']:
+    keys |= {*OF_EXPERTS}
+  elif sparse_layers.all_sparse(model):
+    keys.add('d_ff')
   return keys
 
 
@@ -308,6 +339,8 @@ def _allowed_values(family: Family, model: Model) -> dict[str, tuple[Any, ...]]:
     allowed[key] = _allowed(values)
   if allowed['use_bias'] == (True,):
     allowed['use_bias'] = (True, False)
+  if 'experts' in family.representable and not model['experts']:
+    allowed['experts'] = (family.defaults[family.theirs['experts']],)
   if not family.grouped:
     allowed['num_kv_heads'] = (model['num_heads'],)
   if not family.any_head_dim:

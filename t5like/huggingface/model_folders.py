@@ -139,12 +139,11 @@ def _tensors(kind: str, model: Tree, params: Tree) -> dict[str, np.ndarray]:
 
 
 def _tensors_of(line: Line, params: Tree, count: int, sizes: Mapping[str, int]) -> list[np.ndarray]:
-  """What a line of one part holds, one array for each of so many layers."""
+  """What a line of one part holds, an array for each of so many names."""
   array = _fused(params, line)
   if array is None:  # a bias
     return [np.zeros(shape_of(line.axes, sizes), np.float32)] * count
-  layers = array if line.stack else [array]
-  return [to_theirs(layer, line.dims, line.axes, sizes) for layer in layers]
+  return [to_theirs(one, line.own_dims, line.axes, sizes) for one in line.unstacked(array)]
 
 
 def _fused(params: Tree, line: Line) -> np.ndarray | None:

@@ -339,17 +339,13 @@ def leaves(opened: OpenModel, vocab_size: int) -> Iterator[tuple[str, np.ndarray
     layers_of_part: list[list[np.ndarray]] = [[] for _ in line.parts]
     for name in line.names(model):
       for part, layers, x in zip(line.parts, layers_of_part, line.split(opened.tensor(name), sizes)):
-        layers.append(to_ours(x, part.dims, part.axes, sizes))
+        layers.append(to_ours(x, part.own_dims, part.axes, sizes))
     for part, layers in zip(line.parts, layers_of_part):
-      yield from _leaves_of(part, layers, missing)
+      yield from _leaves_of(part, part.stacked(layers, sizes), missing)
 
 
-def _leaves_of(line: Line, layers: list[np.ndarray], missing: int) -> Iterator[tuple[str, np.ndarray]]:
+def _leaves_of(line: Line, array: np.ndarray, missing: int) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (path, array) of what a line of one part holds; `missing`: rows of the vocabulary to be added."""
-  if line.stack:
-    array = np.stack(layers, -1 - len(line.dims))
-  else:
-    array = np.ascontiguousarray(layers[0])
   if missing and 'V' in line.dims:
     added = [(0, 0)] * array.ndim
     added[line.dims.index('V') - len(line.dims)] = (0, missing)

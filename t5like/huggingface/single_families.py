@@ -8,7 +8,7 @@ from typing import Any
 
 from t5like import choices
 from t5like.errors import ConfigError
-from t5like.huggingface import layer_kinds
+from t5like.huggingface import layer_kinds, sparse_layers
 
 Values = dict[str, Any]  # of config.model, or of a config.json
 Model = Mapping[str, Any]  # config.model, every size known
@@ -118,6 +118,55 @@ def _write_qwen(model: Model) -> Values:
   return dict(layer_kinds.write(model), use_sliding_window=has_window, max_window_layers=model['num_layers'])
 
 
+def _read_qwen2_moe(hf: Values, values: Values) -> None:
+  """Of the first `max_window_layers`, every second layer has the window, as transformers 5 reads it."""
+  window = None
+  if hf.get('use_sliding_window', False):
+    window = hf.get('sliding_window', 4096)
+  last = hf.get('max_window_layers', 28)
+  default = []
+  for layer in range(values['num_layers']):
+    is_even = layer % 2 == 0
+    has_window = is_even and layer < last
+    default.append(layer_kinds.WINDOWED[has_window])
+  layer_kinds.read(hf, values, default, window)
+  sparse_layers.read_qwen(hf, values)
+  sparse_layers.read_shared(hf, values)
+
+
+def _write_qwen2_moe(model: Model) -> Values:
+  return dict(
+      _write_qwen(model),
+      **sparse_layers.write_qwen(model),
+      **sparse_layers.write_shared(model),
+  )
+
+
+def _read_qwen3_moe(hf: Values, values: Values) -> None:
+  """All layers have the window, or none."""
+  window = None
+  if hf.get('use_sliding_window', False):
+    window = hf.get('sliding_window', 4096)
+  layer_kinds.read({}, values, [LOCAL], window)
+  sparse_layers.read_qwen(hf, values)
+
+
+def _write_qwen3_moe(model: Model) -> Values:
+  has_window = model['window'] > 0
+  return dict(
+      _write_mistral(model),
+      use_sliding_window=has_window,
+      **sparse_layers.write_qwen(model),
+  )
+
+
+def _read_switch(hf: Values, values: Values) -> None:
+  values['head'] = 'linear'
+  if values['tie_embeddings']:
+    values['head'] = 'scaled'
+  sparse_layers.read_switch(hf, values)
+
+
 def _read_smollm3(hf: Values, values: Values) -> None:
   """Layers without rotary positions have the window, if there is one."""
   interval = hf.get('no_rope_layer_interval', 4)
@@ -200,6 +249,11 @@ READERS: dict[str, Callable[[Values, Values], None]] = dict(
     mistral=_read_mistral,
     qwen2=_read_qwen,
     qwen3=_read_qwen,
+    mixtral=_read_phi3,
+    olmoe=sparse_layers.read_router,
+    qwen2_moe=_read_qwen2_moe,
+    qwen3_moe=_read_qwen3_moe,
+    switch_transformers=_read_switch,
     smollm3=_read_smollm3,
     olmo3=_read_olmo3,
     gemma2=_read_gemma2,
@@ -219,6 +273,11 @@ WRITERS: dict[str, Callable[[Model], Values]] = dict(
     mistral=_write_mistral,
     qwen2=_write_qwen,
     qwen3=_write_qwen,
+    mixtral=_write_mistral,
+    olmoe=sparse_layers.write_router,
+    qwen2_moe=_write_qwen2_moe,
+    qwen3_moe=_write_qwen3_moe,
+    switch_transformers=sparse_layers.write_switch,
     smollm3=_write_smollm3,
     olmo3=layer_kinds.write,
     gemma2=_write_gemma,

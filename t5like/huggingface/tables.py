@@ -1,10 +1,13 @@
 """Names and layouts of the weights of each family of Hugging Face models, beside ours.
 
 A table has a line per parameter: when it is there (- always, g with a gated activation, p with a plain
-one, u when embeddings are untied, r in all layers but the first), our path, our dimensions, their name, their
-dimensions. Letters are those of `t5like/sharding.py` and of `ModelConfig.size`; letters without a space between them
-are one axis of theirs; {stack} in a name is the layer of that stack (a key of STACKS), and our arrays have a leading
-axis L for it. So 'NH D' is a matrix [N * H, D].
+one, u when embeddings are untied, r in all layers but the first, x in layers with experts, d in those without), our
+path, our dimensions, their name, their dimensions. Letters are those of `t5like/sharding.py` and of `ModelConfig.size`;
+letters without a space between them are one axis of theirs; {stack} in a name is the layer of that stack (a key of
+STACKS), and our arrays have a leading axis L for it. So 'NH D' is a matrix [N * H, D].
+
+Of experts, f is the width of one and s that of those that all tokens pass, F of ours both; {expert} in a name is the
+number of an expert, and our arrays have the axis X for it. 1 is an axis of length 1 that ours do not have.
 
 Several of ours may lie in one of theirs. Of equal ones, the axis 3 says which of q, k, v, all of them `*` in our path.
 Others lie one after the other along an axis: then + stands between our paths, between our dimensions, and between the
@@ -32,17 +35,37 @@ LLAMA = '''
 u head/out/w                   DV   lm_head.weight                                V D
 '''
 
+SPARSE_LLAMA = re.sub('^- stack/blocks/mlp/', 'd stack/blocks/mlp/', LLAMA, flags=re.MULTILINE)
+EXPERTS = '''
+x stack/blocks/experts/router/w DX  model.layers.{stack}.mlp.gate.weight             X D
+x stack/blocks/experts/gate/w XDf  model.layers.{stack}.mlp.experts.{expert}.gate_proj.weight f D
+x stack/blocks/experts/up/w   XDf  model.layers.{stack}.mlp.experts.{expert}.up_proj.weight f D
+x stack/blocks/experts/down/w XfD  model.layers.{stack}.mlp.experts.{expert}.down_proj.weight D f
+'''
+MIXTRAL = SPARSE_LLAMA + EXPERTS.replace('.mlp.', '.block_sparse_moe.').replace('gate_proj', 'w1').replace(
+    'up_proj', 'w3').replace('down_proj', 'w2')
+
 # OLMo 2 norms what comes out of attention and MLP, under names that Llama has for something else.
-OLMO2 = LLAMA.replace('post_attention_layernorm', 'post_feedforward_layernorm').replace(
-    'input_layernorm', 'post_attention_layernorm') + '''
+OLMO2_BLOCKS = LLAMA.replace('post_attention_layernorm', 'post_feedforward_layernorm').replace(
+    'input_layernorm', 'post_attention_layernorm')
+NORMS_OF_ALL_HEADS = '''
 - stack/blocks/attention/q_norm/scale NH model.layers.{stack}.self_attn.q_norm.weight  NH
 - stack/blocks/attention/k_norm/scale KH model.layers.{stack}.self_attn.k_norm.weight  KH
 '''
+OLMO2 = OLMO2_BLOCKS + NORMS_OF_ALL_HEADS
+OLMOE = SPARSE_LLAMA + EXPERTS + NORMS_OF_ALL_HEADS
 
-QWEN2 = LLAMA + '''
+BIASES_OF_QKV = '''
 - stack/blocks/attention/q/b   NH   model.layers.{stack}.self_attn.q_proj.bias    NH
 - stack/blocks/attention/k/b   KH   model.layers.{stack}.self_attn.k_proj.bias    KH
 - stack/blocks/attention/v/b   KH   model.layers.{stack}.self_attn.v_proj.bias    KH
+'''
+QWEN2 = LLAMA + BIASES_OF_QKV
+QWEN2_MOE = SPARSE_LLAMA + EXPERTS + BIASES_OF_QKV + '''
+x stack/blocks/experts/shared/gate/w Ds model.layers.{stack}.mlp.shared_expert.gate_proj.weight s D
+x stack/blocks/experts/shared/up/w   Ds model.layers.{stack}.mlp.shared_expert.up_proj.weight s D
+x stack/blocks/experts/shared/down/w sD model.layers.{stack}.mlp.shared_expert.down_proj.weight D s
+x stack/blocks/experts/shared_scale  D  model.layers.{stack}.mlp.shared_expert_gate.weight 1 D
 '''
 
 NORMS_OF_HEADS = '''
@@ -50,6 +73,7 @@ NORMS_OF_HEADS = '''
 - stack/blocks/attention/k_norm/scale H model.layers.{stack}.self_attn.k_norm.weight H
 '''
 QWEN3 = LLAMA + NORMS_OF_HEADS
+QWEN3_MOE = SPARSE_LLAMA + EXPERTS + NORMS_OF_HEADS
 
 # Phi-3 has one matrix for q, k and v, and one for gate and up.
 SPLIT = re.compile(r'.*(attention/[qkv]/w|mlp/(gate|up)/w).*\n')
@@ -212,19 +236,33 @@ p SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.DenseReluDense.wi
 - SIDE/blocks/mlp_norm/scale   D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
 - SIDE/norm/scale              D    SIDE.final_layer_norm.weight                  D
 '''
+SWITCH_REST = '''
+- SIDE/relative/w              N_   SIDE.block.0.layer.0.SelfAttention.relative_attention_bias.weight _ N
+d SIDE/blocks/mlp/up/w         DF   SIDE.block.{SIDE}.layer.AT.mlp.wi.weight          F D
+d SIDE/blocks/mlp/down/w       FD   SIDE.block.{SIDE}.layer.AT.mlp.wo.weight          D F
+x SIDE/blocks/experts/router/w DX   SIDE.block.{SIDE}.layer.AT.mlp.router.classifier.weight X D
+x SIDE/blocks/experts/up/w     XDf  SIDE.block.{SIDE}.layer.AT.mlp.experts.expert_{expert}.wi.weight f D
+x SIDE/blocks/experts/down/w   XfD  SIDE.block.{SIDE}.layer.AT.mlp.experts.expert_{expert}.wo.weight D f
+- SIDE/blocks/mlp_norm/scale   D    SIDE.block.{SIDE}.layer.AT.layer_norm.weight      D
+- SIDE/norm/scale              D    SIDE.final_layer_norm.weight                  D
+'''
 
 
-def _t5(side: str, mlp_at: str) -> str:
-  """The lines of a stack; `mlp_at`: number of the MLP among the parts of a block."""
+def _t5(rest: str) -> str:
+  """The whole table; `rest`: what a stack has beside attention, AT being the number of the MLP in a block."""
   attention = T5_ATTENTION.replace('OURS', 'attention').replace('AT', '0').replace('THEIRS', 'SelfAttention')
-  return (attention + T5_REST.replace('AT', mlp_at)).replace('SIDE', side)
+  cross = T5_ATTENTION.replace('OURS', 'cross').replace('AT', '1').replace('THEIRS', 'EncDecAttention')
+  encoder = attention + rest.replace('AT', '1')
+  decoder = attention + rest.replace('AT', '2') + cross
+  return T5_OUTSIDE + encoder.replace('SIDE', 'encoder') + decoder.replace('SIDE', 'decoder')
 
 
-T5 = '''
+T5_OUTSIDE = '''
 - embed/w                      VD   shared.weight                                 V D
 u head/out/w                   DV   lm_head.weight                                V D
-''' + _t5('encoder', '1') + _t5('decoder', '2') + T5_ATTENTION.replace('OURS', 'cross').replace('AT', '1').replace(
-    'THEIRS', 'EncDecAttention').replace('SIDE', 'decoder')
+'''
+T5 = _t5(T5_REST)
+SWITCH = _t5(SWITCH_REST)
 
 # umT5 has a table of distances in each layer.
 RELATIVE = re.compile(r'(encoder|decoder)/relative/w (.*) (encoder|decoder)\.block\.0\.')

@@ -236,7 +236,11 @@ def test_padding_rows_are_zeros_and_change_nothing(tmp_path):
     ('gemma2', 'layer_types', ['chunked_attention'] * 3), ('electra', 'embedding_size', 20),
     ('bart', 'decoder_ffn_dim', 60), ('mbart', 'decoder_attention_heads', 4), ('bart', 'tie_word_embeddings', False),
     ('camembert', 'pad_token_id', 0), ('mt5', 'relative_attention_max_distance', 64),
-    ('llama', 'partial_rotary_factor', 0.5),
+    ('llama', 'partial_rotary_factor', 0.5), ('mixtral', 'num_experts_per_tok', 6), ('olmoe', 'clip_qkv', 8.0),
+    ('olmoe', 'num_experts', 50_000), ('qwen2_moe', 'mlp_only_layers', [2, 0, 1]), ('qwen2_moe', 'qkv_bias', False),
+    ('qwen3_moe', 'mlp_only_layers', [1]),
+    ('qwen2_moe', 'shared_expert_intermediate_size', 30), ('switch', 'router_bias', True),
+    ('switch', 'num_sparse_encoder_layers', 5), ('switch', 'router_dtype', 'bfloat16'),
     ('llama', 'model_type', 'lama'), ('llama', 'quantization_config', dict(bits=4)), ('olmo2', 'attention_bias', True),
     ('gpt2', 'scale_attn_by_inverse_layer_idx', True), ('gpt2', 'add_cross_attention', True),
     ('gpt_neox', 'attention_bias', False), ('gpt_neox', 'rotary_pct', 0.26), ('bert', 'is_decoder', True),
@@ -250,7 +254,7 @@ def test_what_ours_cannot_do_is_an_error_with_its_key(name, key, value):
     model_config.to_model(config)
 
 
-@pytest.mark.parametrize('kind, words', [('t5gemma2', 'one softmax'), ('gpt_oss', 'mixtures of experts')])
+@pytest.mark.parametrize('kind, words', [('t5gemma2', 'one softmax'), ('gpt_oss', 'clipped activation')])
 def test_blocks_that_ours_lack_are_named(kind, words):
   with pytest.raises(ConfigError, match=f"model_type='{kind}' in config.json cannot be read: .*{words}"):
     model_config.to_model(dict(ABOUT['t5gemma']['config'], model_type=kind))
@@ -317,6 +321,7 @@ GEMMA = dict(block='sandwich', norm='rmsnorm_unit', embed_scale='sqrt_d_model', 
 BART = dict(name='encoder_decoder', norm='layernorm', norm_eps=1e-5, use_bias=True, block='post_norm', embed_norm=True,
             encoder_embed='own_positions', position='learned_from_2', tie_embeddings=True, activation='gelu',
             num_kv_heads=4)
+EXPERTS = dict(experts=8, experts_per_token=2, expert_d_ff=24)
 FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     llama=dict(),
     olmo2=dict(block='output_norm', qk_norm='all'),
@@ -337,6 +342,13 @@ FAMILY_OF = dict(  # changes of tiny.MODEL that make it of each family
     gemma2=dict(GEMMA, layers=('local', 'global'), window=5, query_scale=10 ** -0.5, attention_softcap=5.0),
     gemma3_text=dict(GEMMA, qk_norm='head', layers=('local', 'global'), window=5, local_rope_theta=1e3,
                      logit_softcap=3.0),
+    mixtral=dict(EXPERTS),
+    qwen2_moe=dict(EXPERTS, qkv_bias=True, shared_experts=2, shared_gate=True, sparse_every=2, dense_first=1),
+    qwen3_moe=dict(EXPERTS, qk_norm='head', head_dim=10, router='softmax', layers=('local',), window=5),
+    olmoe=dict(EXPERTS, qk_norm='all', router='softmax'),
+    switch_transformers=dict(EXPERTS, name='encoder_decoder', position='relative', scale_attention=False,
+                             num_kv_heads=4, activation='relu', experts_per_token=1, sparse_every=2, router='softmax',
+                             expert_capacity=5, expert_d_ff=64, d_ff=64),
     phi3=dict(rope_fraction=0.5),
     t5gemma=dict(GEMMA, name='encoder_decoder', encoder_embed='own', tie_embeddings=True, layers=('local', 'global'),
                  window=5, encoder_window=6),
@@ -371,6 +383,15 @@ def test_export_refuses_keys_that_it_does_not_know(kind, monkeypatch):
     (dict(FAMILY_OF['gpt_neox'], rope_scaling=dict(name='linear', factor=2.0)), 'model.rope_scaling'),
     (dict(FAMILY_OF['gpt2'], layers=('local',), window=5), 'model.layers=.*; model.window=5'),
     (dict(FAMILY_OF['t5'], layers=('local',), window=5), 'model.layers=.*; model.window=5'),
+    (dict(FAMILY_OF['mixtral'], router_bias=True), 'is mixtral, but for model.router_bias=True, [^;]*False.$'),
+    (dict(FAMILY_OF['mixtral'], sparse_every=2), 'is mixtral, but for model.sparse_every=2, [^;]*1.$'),
+    (dict(FAMILY_OF['mixtral'], router='sigmoid'), "is mixtral, but for model.router='sigmoid', [^;]*normalized'.$"),
+    (dict(FAMILY_OF['olmoe'], shared_experts=1), 'is olmoe, but for model.shared_experts=1, [^;]*0.$'),
+    (dict(FAMILY_OF['qwen3_moe'], expert_capacity=5), 'is qwen3_moe, but for model.expert_capacity=5, [^;]*0.$'),
+    (dict(FAMILY_OF['qwen2_moe'], shared_gate=False), 'is qwen2_moe, but for model.shared_gate=False, [^;]*True.$'),
+    (dict(FAMILY_OF['switch_transformers'], experts_per_token=2), 'is switch_t.*, but for [^;]*_per_token=2, [^;]*1.$'),
+    (dict(FAMILY_OF['switch_transformers'], sparse_every=3), 'is switch_t.*, but for [^;]*_every=3, [^;]*1 or 2.$'),
+    (dict(FAMILY_OF['switch_transformers'], d_ff=50), 'is switch_t.*, but for model.d_ff=50, [^;]*64.$'),
 ])
 def test_what_the_nearest_family_cannot_say_is_named(changes, words):
   with pytest.raises(ConfigError, match=f'no Hugging Face family.*{words}'):
@@ -395,8 +416,12 @@ def of_families(draw):
       tie_embeddings=family.ours.get('tie_embeddings', False) or draw(st.booleans()))
   if 'norm_eps' in family.ours:
     changes['norm_eps'] = family.ours['norm_eps']
-  if kind in ('t5', 'umt5'):
+  if kind in ('t5', 'umt5', 'switch_transformers'):
     changes.update(head='scaled' if changes['tie_embeddings'] else 'linear', num_encoder_layers=draw(st.integers(1, 9)))
+  if 'experts' in FAMILY_OF[kind]:
+    changes.update(draw(of_experts(kind)))
+    if changes.get('expert_d_ff'):
+      changes['d_ff'] = changes['expert_d_ff']
   if position.rotary:
     changes['rope_theta'] = draw(st.sampled_from([1e4, 5e5]))
   if family.scalings and draw(st.booleans()):
@@ -408,7 +433,7 @@ def of_families(draw):
   if kind == 't5gemma':
     has_window = changes['window'] > 0
     changes.update(encoder_window=changes['window'] + has_window, num_encoder_layers=draw(st.integers(1, 9)))
-  if kind in ('mistral', 'phi3'):
+  if kind in ('mistral', 'mixtral', 'phi3', 'qwen3_moe'):
     changes.update(layers=('local',), window=draw(st.integers(1, 99)))
   if family.rope_by_layer:
     changes['local_rope_theta'] = draw(st.sampled_from([0.0, 1e4, 1e3]))
@@ -418,10 +443,28 @@ def of_families(draw):
   return kind, dict(dataclasses.asdict(tiny.MODEL), **{**FAMILY_OF[kind], **changes})
 
 
+@st.composite
+def of_experts(draw, kind):
+  """Keys about experts that a family can represent."""
+  family = FAMILIES[kind]
+  changes = dict(experts=draw(st.integers(2, 9)))
+  if isinstance(family.ours.get('router'), tuple):
+    changes['router'] = draw(st.sampled_from(family.ours['router']))
+  if 'sparse_every' in family.represents:
+    changes.update(num_layers=draw(st.integers(6, 9)), sparse_every=draw(st.integers(1, 3)),
+                   dense_first=draw(st.integers(0, 3)))
+  if 'expert_capacity' in family.represents:
+    width = draw(st.integers(1, 99))
+    changes.update(expert_capacity=draw(st.sampled_from([0, 1, 64])), expert_d_ff=width,
+                   sparse_every=draw(st.integers(1, 2)), num_layers=draw(st.integers(2, 9)),
+                   num_encoder_layers=draw(st.integers(2, 9)))
+  return changes
+
+
 KINDS_OF_LAYERS = dict(
     qwen2=('global', 'local'), qwen3=('global', 'local'), smollm3=tuple(choices.LAYERS), olmo3=('global', 'local'),
-    gemma2=('global', 'local'), gemma3_text=('global', 'local'), modernbert=('global', 'local'),
-    t5gemma=('global', 'local'))
+    qwen2_moe=('global', 'local'), gemma2=('global', 'local'), gemma3_text=('global', 'local'),
+    modernbert=('global', 'local'), t5gemma=('global', 'local'))
 NUMBERS = dict(
     factor=[2.0, 8], original_positions=[16, 4096], low_freq_factor=[1.0], high_freq_factor=[4.0],
     attention_factor=[0.0, 1.25], beta_fast=[32.0, 16.0], beta_slow=[1.0, 2.0], mscale=[0.0, 0.7],
@@ -485,6 +528,15 @@ def start(config, vocabulary=None, **axes):
     params = model_folders.initial(config, abstract, vocabulary)
   assert jax.tree.all(jax.tree.map(lambda x, like: x.sharding == like.sharding, params, abstract))
   return params
+
+
+@pytest.mark.parametrize('theirs, ours', [(0, 8), (8, 0)])
+def test_weights_with_and_without_experts_do_not_begin_each_other(theirs, ours):
+  models = {0: dict(qk_norm='all'), 8: FAMILY_OF['olmoe']}
+  here, there = (run_config({**models[count]}, 'somewhere') for count in (ours, theirs))
+  with pytest.raises(ConfigError, match=f'another model: model.experts is {theirs} there, {ours} here. To begin with '
+                     f'it, add --config.model.experts={theirs}.$'):
+    model_folders.check_fits(here, there.model.to_dict())
 
 
 def test_begins_with_a_folder_on_any_mesh(tmp_path):

@@ -22,6 +22,11 @@ BART = dict(vocab_size=101, d_model=36, encoder_layers=3, decoder_layers=2, enco
             decoder_attention_heads=3, encoder_ffn_dim=50, decoder_ffn_dim=50, max_position_embeddings=40)
 T5GEMMA = dict(GROUPED, num_hidden_layers=3, sliding_window=4, query_pre_attn_scalar=10, attn_logit_softcapping=3.0,
                final_logit_softcapping=7.0)
+# Widths of experts are multiples of 4: torch's grouped product takes no others.
+CHOSEN = dict(num_hidden_layers=3, num_experts=5, num_experts_per_tok=2)
+QWEN_MOE = dict(CHOSEN, moe_intermediate_size=12)
+SWITCH = dict(vocab_size=101, d_model=36, d_kv=8, d_ff=50, num_layers=4, num_decoder_layers=3, num_heads=3,
+              num_sparse_encoder_layers=2, num_sparse_decoder_layers=1, num_experts=3)
 
 # name: (name of the config's class without 'Config', of the model's class, arguments of the config)
 CASES = dict(
@@ -72,6 +77,13 @@ CASES = dict(
     phi3_part=('Phi3', 'Phi3ForCausalLM', dict(
         GROUPED_BY_WIDTH, pad_token_id=None, rope_parameters=dict(
             rope_type='default', rope_theta=1e4, partial_rotary_factor=0.75))),
+    mixtral=('Mixtral', 'MixtralForCausalLM', dict(GROUPED, num_local_experts=5, intermediate_size=52)),
+    qwen2_moe=('Qwen2Moe', 'Qwen2MoeForCausalLM', dict(
+        {**NARROW, **QWEN_MOE}, shared_expert_intermediate_size=24, decoder_sparse_step=2)),
+    qwen3_moe=('Qwen3Moe', 'Qwen3MoeForCausalLM', dict(
+        {**GROUPED, **QWEN_MOE}, mlp_only_layers=[0], norm_topk_prob=True, use_sliding_window=True, sliding_window=4)),
+    olmoe=('Olmoe', 'OlmoeForCausalLM', dict(
+        {**NARROW, **CHOSEN}, intermediate_size=52, pad_token_id=None)),
     gpt2=('GPT2', 'GPT2LMHeadModel', dict(vocab_size=101, n_embd=36, n_layer=2, n_head=3, n_positions=40)),
     gpt2_wide=('GPT2', 'GPT2LMHeadModel', dict(
         vocab_size=101, n_embd=36, n_layer=2, n_head=3, n_positions=40, n_inner=50, activation_function='gelu',
@@ -93,17 +105,26 @@ CASES = dict(
         encoder=T5GEMMA, decoder=dict(T5GEMMA, num_hidden_layers=2), vocab_size=101)),
     t5=('T5', 'T5ForConditionalGeneration', T5),
     t5_shallow=('T5', 'T5ForConditionalGeneration', dict(T5, num_layers=3, num_decoder_layers=1)),  # as ByT5
+    switch=('SwitchTransformers', 'SwitchTransformersForConditionalGeneration', SWITCH),
+    switch_capacity=('SwitchTransformers', 'SwitchTransformersForConditionalGeneration', dict(
+        SWITCH, num_layers=2, num_decoder_layers=2, num_sparse_decoder_layers=2, expert_capacity=2)),
     mt5=('MT5', 'MT5ForConditionalGeneration', T5),
     bart=('Bart', 'BartForConditionalGeneration', BART),
     mbart=('MBart', 'MBartForConditionalGeneration', dict(BART, scale_embedding=True, activation_function='relu')),
     umt5=('UMT5', 'UMT5ForConditionalGeneration', T5),
     t5_v1_1=('T5', 'T5ForConditionalGeneration', dict(T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
 )
+# Cases whose files have arrays of their own for what is one array in memory.
+SEPARATE = {'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe'}
+# Cases in which experts take so few tokens of a row that texts side by side in one differ from texts alone.
+BY_ROW = {'switch_capacity'}
 UNTIED = ('t5_v1_1', 'mt5')  # cases whose files have an output matrix of its own, which transformers adopts then
 # model_type of an export where another family comes first that computes the same.
 EXPORTED_AS = dict(mistral_global='llama', mt5='t5', xlm_roberta='roberta', camembert='roberta', electra='bert',
                    phi3='mistral')
 RENAMED = {'electra', 'phi3'}  # whose weights that family has by other names
+# Cases whose products are of other arrays there and back, or of so few rows that torch rounds by where arrays lie.
+ROUNDED = {*RENAMED, 'switch', 'switch_capacity'}
 # Cases whose rotary rates depend on the longest row of a batch, so that a text's numbers do too.
 BY_LONGEST_ROW = {'llama_dynamic', 'llama_longrope', 'phi3'}
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tests.parity import cases
 
@@ -24,6 +25,8 @@ def build(name, seed=0):
   config, model, arguments = cases.CASES[name]
   torch.manual_seed(0)
   model = getattr(transformers, model)(getattr(transformers, f'{config}Config')(**arguments)).eval()
+  if name in cases.SEPARATE:
+    return _by_files(model, seed)
   tied = set(model.all_tied_weights_keys)
   if name in cases.UNTIED:  # transformers ties until a file says otherwise
     model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
@@ -35,6 +38,17 @@ def build(name, seed=0):
       if key in made:
         x.copy_(made[key])
   return model
+
+
+def _by_files(model, seed):
+  """The model, its weights made by the names that files have."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    path = pathlib.Path(folder) / 'model.safetensors'
+    with safe_open(path, framework='numpy') as f:
+      shapes = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
+    save_file(cases.weights(shapes, seed), path, metadata=dict(format='pt'))
+    return type(model).from_pretrained(folder).eval()
 
 
 def theirs(model, inputs, decoder_inputs=None, mask=None):

@@ -109,7 +109,8 @@ def test_greedy(pair):
 
 @pytest.mark.parametrize('name', [
     'llama31', 'llama_dynamic', 'llama_longrope', 'mistral', 'qwen2_window', 'qwen3', 'smollm3', 'smollm3_window',
-    'olmo3', 'gemma2', 'gemma3', 'phi3_part', 'mt5', 'umt5', 'bart', 'mbart'])
+    'olmo3', 'gemma2', 'gemma3', 'phi3_part', 'mixtral', 'qwen2_moe',
+    'qwen3_moe', 'olmoe', 'switch', 'switch_capacity', 'mt5', 'umt5', 'bart', 'mbart'])
 def test_greedy_beyond_windows(name, tmp_path_factory):
   """Prompts of several lengths in one batch, each as transformers answers it alone, and as whole rows say."""
   theirs, ours, params, mesh = loaded(name, tmp_path_factory)

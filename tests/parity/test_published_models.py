@@ -24,6 +24,9 @@ SMOLLM2 = dict(LLAMA, vocab_size=49_152, tie_word_embeddings=True)
 QWEN3 = dict(vocab_size=151_936, num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0)
 OLMO = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11_008, rms_norm_eps=1e-6,
             rope_theta=500_000.0)
+SWITCH = dict(d_ff=3072, num_sparse_encoder_layers=6, num_sparse_decoder_layers=6)
+DROPLESS = dict(expert_capacity='no token is dropped here')
+KINDS = dict(decoder='CausalLM', encoder='MaskedLM', encoder_decoder='Seq2SeqLM')
 PUBLISHED = {
     'llama2:7b': ('meta-llama/Llama-2-7b-hf', 'llama', dict(LLAMA), {}),
     'llama2:70b': ('meta-llama/Llama-2-70b-hf', 'llama', dict(
@@ -44,6 +47,12 @@ PUBLISHED = {
         tie_word_embeddings=True), dict(rope_theta=LONGER)),
     'qwen3:8b': ('Qwen/Qwen3-8B', 'qwen3', dict(QWEN3, num_hidden_layers=36, intermediate_size=12_288),
                  dict(rope_theta=LONGER)),
+    'mixtral_8x7b': ('mistralai/Mixtral-8x7B-v0.1', 'mixtral', {}, {}),
+    'olmoe_1b_7b': ('allenai/OLMoE-1B-7B-0924', 'olmoe', dict(intermediate_size=1024), {}),
+    'qwen3_30b_a3b': ('Qwen/Qwen3-30B-A3B', 'qwen3_moe', dict(
+        num_hidden_layers=48, head_dim=128, norm_topk_prob=True, rope_theta=1_000_000.0), dict(rope_theta=LONGER)),
+    'switch_base:8': ('google/switch-base-8', 'switch_transformers', SWITCH, DROPLESS),
+    'switch_base:128': ('google/switch-base-128', 'switch_transformers', dict(SWITCH, num_experts=128), DROPLESS),
     'gemma2_2b': ('google/gemma-2-2b', 'gemma2', dict(), {}),
     'olmo2_1b': ('allenai/OLMo-2-0425-1B', 'olmo2', dict(
         OLMO, vocab_size=100_352, hidden_size=2048, num_hidden_layers=16, num_attention_heads=16,
@@ -81,7 +90,7 @@ def theirs(name):
 def test_as_many_parameters(name):
   """On torch's meta device, on which arrays have shapes alone."""
   with torch.device('meta'):
-    kind = 'MaskedLM' if ours(name).model.name == 'encoder' else 'CausalLM'
+    kind = KINDS[ours(name).model.name]
     model = getattr(transformers, f'AutoModelFor{kind}').from_config(theirs(name))
   model.tie_weights()
   config = ours(name)
