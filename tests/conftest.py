@@ -92,3 +92,11 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return None
   file = collection_path.relative_to(ROOT).as_posix()
   return None if may_be_selected(file, config.option.markexpr) else True
+
+
+@pytest.fixture(scope='module')
+def compile_once():
+  """Runs of a file share their programs, and with those of other files: for `pytest.mark.usefixtures`."""
+  from tests import compiled_once
+  with compiled_once.programs():
+    yield

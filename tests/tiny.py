@@ -35,7 +35,7 @@ def config(folder, steps=6, **sections):
                  dtype='float32')
   c.batch_size = 16
   c.optimizer.learning_rate = 1e-2
-  c.schedule.warmup_steps = 2
+  c.schedule.update(name='constant', warmup_steps=2)  # of any number of steps: one program
   c.stop.tokens = steps * 16 * 32
   c.log.update(every=1, trackers=())
   c.evaluate.update(every=4, batches=2)

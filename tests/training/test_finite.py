@@ -19,6 +19,8 @@ from t5like.training import dispatch, loop, validation
 from t5like.training.progress import Progress
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def run(config, workdir):
   return loop.train(config, workdir, 'test', jax.devices()[:1])

@@ -14,6 +14,8 @@ from t5like.training import actions, hooks, loop, recovery, saving, validation
 from t5like.training.trainer import Trainer
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def run(config, workdir):
   return loop.train(config, workdir, 'test', jax.devices()[:1])

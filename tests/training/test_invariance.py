@@ -9,6 +9,8 @@ from t5like.training import loop
 from t5like.training.trainer import Trainer
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def losses(config, workdir, devices=1):
   loop.train(config, workdir, 'test', jax.devices()[:devices])

@@ -21,6 +21,8 @@ from t5like.training import dispatch, loop, saving, signals, validation
 from tests import tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def run(config, workdir, **options):
   return loop.train(config, workdir, 'test', jax.devices()[:1], **options)

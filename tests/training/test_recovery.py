@@ -18,6 +18,8 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import dispatch, loop, saving, validation
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

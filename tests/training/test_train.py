@@ -27,6 +27,8 @@ from t5like.training.watchdog import Watchdog
 from tests import tiny
 from tests.conftest import COMPILED_FAST, ROOT
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def run(config, workdir):
   return loop.train(config, workdir, 'test', jax.devices()[:1])
