@@ -54,8 +54,6 @@ def programs() -> Iterator[None]:
     total_steps = decisive_steps(config, total_steps)
     key = (json.dumps(config.to_dict(), sort_keys=True), total_steps, mesh)
     if key not in steps:
-      import os
-      if 'SHOW' in os.environ: open('/tmp/suitework/keys','a').write(repr(key[:2])+chr(10))
       steps[key] = build_step(config, model, total_steps, mesh)
     return steps[key]
 

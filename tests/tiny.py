@@ -2,9 +2,15 @@
 import json
 import random
 
-from t5like import config as config_lib
+import jax
+
+from t5like import config as config_lib, sharding
+from t5like.batches import pipeline
 from t5like.config import base
 from t5like.model.transformer import ModelConfig
+from t5like.prepared import opening
+from t5like.training import plan as plan_lib, resume
+from t5like.training.trainer import Trainer, fetch
 
 WORDS = 'the a of to in is it for on as with that this from by are be was not have'.split()
 
@@ -54,3 +60,24 @@ def metrics(workdir):
   """The lines of metrics.jsonl of training steps and of validations."""
   lines = [json.loads(l) for l in (workdir / 'metrics.jsonl').read_text().splitlines()]
   return [l for l in lines if 'loss' in l], [l for l in lines if 'validation/nll' in l]
+
+
+def losses(config, devices=1):
+  """Of the steps of a run, which has neither files nor validations and so compiles nothing else."""
+  store = opening.open_data(config)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+  with jax.set_mesh(mesh):
+    plan = plan_lib.make(config, store.vocabulary, mesh)
+    state, progress = resume.start(plan, store, NoCheckpoints(), 'none', [], lambda line: None)
+    trainer = Trainer(plan, state)
+    rows = pipeline.TrainRows(store, plan.config)
+    with pipeline.train_batches(rows, plan.config) as batches:
+      return [fetch(trainer.step(trainer.place(next(batches))))['loss'] for _ in range(plan.steps_left(progress))]
+
+
+class NoCheckpoints:
+  """Those of a folder without a run."""
+  steps = ()
+
+  def restore(self, *_):
+    return None

@@ -23,6 +23,7 @@ WHY = {
     signal.SIGHUP: 'The terminal was closed (SIGHUP)',
 }
 TOGETHER = 0.5  # seconds: what comes within is one signal that was delivered twice, by a terminal and by a launcher
+AGAIN = 0.1  # seconds after which the main thread is interrupted again
 
 
 class Asked(BaseException):
@@ -47,10 +48,13 @@ class Signals:
     self.handlers: dict[int, Any] = {}  # those to be restored
     self.pipe: tuple[int, int] | None = None  # descriptors to read and to write
     self.before = -1  # the wakeup descriptor to be restored
+    self.main_thread = 0  # its number
+    self.is_noticed = False  # whether the main thread has noticed the second Ctrl-C, or has ended by itself
 
   def __enter__(self) -> 'Signals':
     if threading.current_thread() is not threading.main_thread():
       return self
+    self.main_thread = threading.get_ident()
     for number in WHY:
       if _is_ours(number):
         self.handlers[number] = signal.signal(number, self._in_main_thread)
@@ -63,6 +67,7 @@ class Signals:
   def __exit__(self, *_: Any) -> None:
     if not self.pipe:
       return
+    self.is_noticed = True
     signal.set_wakeup_fd(self.before)
     for number, handler in self.handlers.items():
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -71,6 +76,7 @@ class Signals:
 
   def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
     if self.at_once:
+      self.is_noticed = True
       raise KeyboardInterrupt
 
   def _read(self, descriptor: int) -> None:
@@ -94,7 +100,11 @@ class Signals:
     self.at_once = True
     if self.leave:
       self.leave()
-    os.kill(os.getpid(), signal.SIGINT)  # the main thread may have seen this one already, before `at_once`
+    # The main thread may have seen this one already, before `at_once`. And a signal that comes just before the thread
+    # begins to sleep or to wait for a device does not end that.
+    while not self.is_noticed:
+      signal.pthread_kill(self.main_thread, signal.SIGINT)
+      time.sleep(AGAIN)
 
   def _first(self, number: int) -> None:
     self.since = time.monotonic()

@@ -12,44 +12,47 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 
-def losses(config, workdir, devices=1):
-  loop.train(config, workdir, 'test', jax.devices()[:devices])
-  return [round(line['loss'], 5) for line in tiny.metrics(workdir)[0]]
-
-
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
   """Losses of the plain run: one device, one micro-batch, one reading thread, scan, no remat."""
   folder = tmp_path_factory.mktemp('plain')
-  result = losses(tiny.config(folder), folder / 'run')
+  result = tiny.losses(tiny.config(folder))
   assert len(result) == 6 and result[-1] < result[0]
   return result
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=lambda m: 'x'.join(map(str, m)))
+def slow(*values):
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1), *slow((1, 8, 1), (2, 2, 2))], ids=lambda m: 'x'.join(map(str, m)))
 def test_meshes(mesh, plain, tmp_path):
   data, fsdp, tensor = mesh
   c = tiny.config(tmp_path, mesh=dict(data=data, fsdp=fsdp, tensor=tensor))
-  np.testing.assert_allclose(losses(c, tmp_path / 'run', 8), plain, atol=1.01e-5)
+  np.testing.assert_allclose(tiny.losses(c, 8), plain, atol=1.01e-5)
 
 
 @pytest.mark.parametrize('change', [
-    dict(microbatches=2), dict(microbatches=4), dict(data=dict(workers=1)), dict(data=dict(workers=4)),
-    dict(model=dict(scan_layers=False)), dict(model=dict(remat='full')), dict(model=dict(remat='minimal')),
-    dict(model=dict(remat='weights'), mesh=dict(data=2, fsdp=2, context=2)),
-    dict(model=dict(remat='attention'), mesh=dict(fsdp=4, fsdp_outer=2)),
+    # Each axis of the mesh, each remat and each way to cut a batch at least once, most beside others.
+    dict(data=dict(workers=4)), dict(model=dict(scan_layers=False)), dict(loss=dict(chunks=4)),
+    dict(model=dict(attention='splash')), dict(microbatches=4),
     dict(model=dict(remat='weights'), mesh=dict(data=2, fsdp=2, fsdp_outer=2), microbatches=2),
     dict(model=dict(remat='up'), mesh=dict(fsdp=2, fsdp_outer=2, context=2)),
-    dict(mesh=dict(fsdp=2, fsdp_outer=2, tensor=2)),
-    dict(loss=dict(chunks=4)), dict(model=dict(attention='splash')),
     dict(model=dict(attention='splash', remat='minimal'), mesh=dict(data=2, fsdp=2, tensor=2)),
-    dict(mesh=dict(slice=2, data=1, fsdp=1, context=2, tensor=2)), dict(mesh=dict(fsdp=2, context=4), microbatches=2,
-                                                                         loss=dict(chunks=4)),
-    dict(model=dict(remat='full'), microbatches=2, mesh=dict(data=2, fsdp=2, tensor=2)),
-], ids=str)
+    dict(model=dict(remat='attention'), mesh=dict(slice=2, data=1, fsdp=1, context=2, tensor=2)),
+    dict(model=dict(remat='full'), mesh=dict(fsdp=2, context=4), microbatches=2, loss=dict(chunks=4)),
+    *slow(
+        dict(microbatches=2), dict(data=dict(workers=1)), dict(model=dict(remat='full')),
+        dict(model=dict(remat='minimal')),
+        dict(model=dict(remat='weights'), mesh=dict(data=2, fsdp=2, context=2)),
+        dict(model=dict(remat='attention'), mesh=dict(fsdp=4, fsdp_outer=2)),
+        dict(mesh=dict(fsdp=2, fsdp_outer=2, tensor=2)),
+        dict(mesh=dict(slice=2, data=1, fsdp=1, context=2, tensor=2)),
+        dict(mesh=dict(fsdp=2, context=4), microbatches=2, loss=dict(chunks=4)),
+        dict(model=dict(remat='full'), microbatches=2, mesh=dict(data=2, fsdp=2, tensor=2)))], ids=str)
 def test_ways_to_compute(change, plain, tmp_path):
   devices = 8 if 'mesh' in change else 1
-  got = losses(tiny.config(tmp_path, **change), tmp_path / 'run', devices)
+  got = tiny.losses(tiny.config(tmp_path, **change), devices)
   np.testing.assert_allclose(got, plain, atol=1.01e-5)
 
 
@@ -62,11 +65,11 @@ def test_every_mesh_of_eight(fsdp, tensor, microbatches, plain, tmp_path):
   data = max(1, 8 // (fsdp * tensor))
   mesh, devices = dict(data=data, fsdp=min(fsdp, 8 // tensor), tensor=tensor), 8
   c = tiny.config(tmp_path, mesh=mesh, microbatches=microbatches, model=dict(remat='minimal'))
-  np.testing.assert_allclose(losses(c, tmp_path / 'run', devices), plain, atol=1.01e-5)
+  np.testing.assert_allclose(tiny.losses(c, devices), plain, atol=1.01e-5)
 
 
 def test_other_seeds_and_data_orders_differ(plain, tmp_path):
-  assert losses(tiny.config(tmp_path, seed=1), tmp_path / 'run')[0] != plain[0]
+  assert tiny.losses(tiny.config(tmp_path, seed=1))[0] != plain[0]
 
 
 def final_state(config, workdir):
@@ -134,7 +137,7 @@ OTHERS = dict(
                            position='learned', tie_embeddings=True, num_types=2, vocab_size=304),
                 objective=dict(name='masked_lm')),
     spans=dict(model=dict(name='encoder_decoder', position='relative', scale_attention=False, init='t5', vocab_size=304,
-                          num_encoder_layers=3),
+                          num_encoder_layers=1),
                objective=dict(name='span_corruption'), data=dict(packing='best_fit')),
     denoisers=dict(model=dict(vocab_size=304), objective=dict(name='ul2'), data=dict(seq_len=48)))
 
@@ -143,12 +146,12 @@ OTHERS = dict(
 def test_every_architecture_on_any_machine(kind, tmp_path):
   """One device and a mesh of eight with micro-batches, remat, unrolled layers and chunked logits agree."""
   c = tiny.config(tmp_path, steps=4, vocabulary=dict(sentinels=40), **OTHERS[kind])
-  plain = losses(c, tmp_path / 'plain')
+  plain = tiny.losses(c)
   c.mesh.update(data=2, fsdp=2, tensor=2)
   c.microbatches = 2
   c.model.update(remat='minimal', scan_layers=False)
   c.loss.chunks = 0 if kind == 'spans' else 2 if kind == 'denoisers' else 1
-  np.testing.assert_allclose(losses(c, tmp_path / 'mesh', 8), plain, atol=2e-5)
+  np.testing.assert_allclose(tiny.losses(c, 8), plain, atol=2e-5)
   assert len(plain) >= 3 and plain[-1] < plain[0]
 
 
@@ -162,10 +165,10 @@ def test_the_kernel_for_relative_bias_trains_alike(kind, mesh, tmp_path):
   prefixes = dict(plain, objective=dict(name='prefix_lm'))
   c = tiny.config(tmp_path, steps=3, vocabulary=dict(sentinels=40), evaluate=dict(every=0, batches=1),
                   **dict(spans=OTHERS['spans'], decoder=plain, prefixes=prefixes)[kind])
-  want = losses(c, tmp_path / 'xla')
+  want = tiny.losses(c)
   c.model.update(attention='splash', remat='minimal')
   c.mesh.update(mesh)
-  np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8 if mesh else 1), want, atol=1.01e-5)
+  np.testing.assert_allclose(tiny.losses(c, 8 if mesh else 1), want, atol=1.01e-5)
 
 
 LONG = dict(  # masked: 10 predictions in a row of 64, which four devices do not cut evenly
@@ -182,10 +185,10 @@ def test_rows_that_are_cut_train_alike_with_the_kernels_of_tpus(kind, context, t
   sections = dict(LONG[kind])
   sections['data'] = dict(dict(seq_len=64), **sections.get('data', {}))
   c = tiny.config(tmp_path, steps=6, vocabulary=dict(sentinels=40), evaluate=dict(every=0, batches=1), **sections)
-  plain = losses(c, tmp_path / 'plain')
+  plain = tiny.losses(c)
   c.model.update(attention='splash', remat='minimal')
   c.mesh.update(fsdp=8 // context // 2, context=context, tensor=2)
-  np.testing.assert_allclose(losses(c, tmp_path / 'kernel', 8), plain, atol=2e-5)
+  np.testing.assert_allclose(tiny.losses(c, 8), plain, atol=2e-5)
   assert len(plain) >= 3 and plain[-1] < plain[0]
 
 
@@ -195,10 +198,10 @@ def test_encdec_tiny_trains_alike_with_the_kernel(tmp_path):
   c = get_config('smoke')
   c.data.directory, c.stop.tokens, c.sample.prompts = str(tmp_path / 'prepared'), 5 * 8 * 64, ()
   c.evaluate.update(every=0, batches=1)
-  want = losses(c, tmp_path / 'xla')
+  want = tiny.losses(c)
   c.model.attention = 'splash'
   assert len(want) == 5
-  np.testing.assert_allclose(losses(c, tmp_path / 'kernel'), want, atol=1.01e-5)
+  np.testing.assert_allclose(tiny.losses(c), want, atol=1.01e-5)
 
 
 def test_an_encoder_decoder_resumes_bit_for_bit(tmp_path, monkeypatch):
