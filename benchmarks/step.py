@@ -27,7 +27,7 @@ import optax
 
 from benchmarks import plain_jax, step_peers
 from t5like import config as config_lib, sharding
-from t5like.batches import pipeline
+from t5like.batches import frames, pipeline
 from t5like.model import models
 from t5like.observe import metrics
 from t5like.prepared import opening
@@ -53,7 +53,7 @@ def random_batch(config, rows):
       elif key != 'prefix':
         x[:] = 1
     return batch
-  return fill(pipeline.frame_of(config).blank(rows))
+  return fill(frames.frame_of(config).blank(rows))
 
 
 def timed(run):

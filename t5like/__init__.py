@@ -73,13 +73,19 @@ def train(
   return loop.train(config, str(workdir), pathlib.Path(str(workdir)).name, devices, watch=watch)
 
 
-def load(workdir: str | pathlib.Path, step: int | None = None, devices: Sequence[Any] | None = None) -> Loaded:
+def load(
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    devices: Sequence[Any] | None = None,
+    ema: bool = False,
+) -> Loaded:
   """A trained model, ready to use.
 
   Args:
     workdir: of a run, local or gs://. (`python main.py import` makes one from a Hugging Face model.)
     step: of the checkpoint; the newest by default.
     devices: over which parameters and rows are spread; one of this machine by default.
+    ema: the moving average of the parameters (optimizer.ema) instead of them.
 
   Returns:
     A `t5like.decoding.trained_model.Loaded` with `config`, `mesh`, `model`, `params`, `vocabulary`, `step`: give it to
@@ -93,7 +99,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, devices: Sequence
   from t5like.files import paths
   hardware.prepare_process()
   from t5like.decoding import trained_model
-  return trained_model.load(paths.expand(str(workdir)), step, devices)
+  return trained_model.load(paths.expand(str(workdir)), step, devices, ema)
 
 
 def generate(

@@ -64,7 +64,10 @@ def _config_of_run(flags: Any) -> Config:
   if not flags.workdir:
     raise ConfigError('--workdir is missing: the folder of a trained model, such as runs/decoder_tiny.')
   step = getattr(flags, 'step', 0)  # not every command has --step
-  return workdir_lib.check_trained(flags.workdir, step)
+  config = workdir_lib.check_trained(flags.workdir, step)
+  if getattr(flags, 'ema', False):
+    workdir_lib.check_ema(config)
+  return config
 
 
 def _start_processes(flags: Any) -> None:
@@ -127,20 +130,22 @@ def _leave() -> None:
 
 def _prepare(config: Config, flags: Any) -> None:
   writing.steady_streams()
-  from t5like.batches import pipeline
+  from t5like.batches.train_rows import TrainRows
+  from t5like.config import stages
   from t5like.prepared import opening, prepare
   _check(config, flags.workdir)
   prepare.prepare(config)
   # Rows of whole documents need a plan, which is kept beside the tokens: better made now than on a pod.
-  steps = config_lib.derived(config)['steps']
-  rows = pipeline.TrainRows(opening.open_data(config), config)
-  print(f'All {steps:,} steps of this config:')
-  for line in rows.describe(steps * config.batch_size):
+  listed = stages.of(config)
+  last = stages.course(listed)[-1]
+  rows = TrainRows(opening.open_data(config), config)
+  print(f'All {last.stop:,} steps of this config:')
+  for line in rows.describe(last.row + last.steps * listed[-1].config.batch_size):
     print(f'  {line}')
 
 
 def _preflight(config: Config, flags: Any) -> None:
-  from t5like.preflight import page, prediction, search, topologies
+  from t5like.preflight import page, search, staged, topologies
   if not flags.topology:
     raise ConfigError('--topology is missing: which TPUs, such as v5e-256, 2xv5e-256 (two slices) or v5p:4x4x8.')
   topology = topologies.parse(flags.topology)
@@ -153,7 +158,7 @@ def _preflight(config: Config, flags: Any) -> None:
       page.show_search(candidates)
     _, report = candidates[0]
   else:
-    report = prediction.predict(config, topology, flags.full)
+    report = staged.predict(config, topology, flags.full)
   if flags.json:
     print(plain_json.dumps(report, indent=1))
   else:
@@ -168,7 +173,8 @@ def _inspect(config: Config, flags: Any) -> None:
   if flags.batch:
     bad_batches.read(flags.batch)
   elif flags.row is not None:
-    inspect.check_row(config, flags.row)
+    _, stage = inspect.stage_of(config, flags.step)
+    inspect.check_row(stage.config, flags.row)
   _check(config, flags.workdir)
   data = opening.open_data(config)
   if flags.batch:
@@ -202,7 +208,7 @@ def _generate(flags: Any, overrides: tuple[str, ...]) -> None:
   from t5like.decoding import trained_model
   from t5like.observe import metrics
   devices = jax.local_devices() if flags.input else None
-  model = trained_model.load(flags.workdir, flags.step or None, devices)
+  model = trained_model.load(flags.workdir, flags.step or None, devices, flags.ema)
   if flags.input:
     count = prompt_files.answer_file(model, flags.input, flags.output, **options)
     print(f'{flags.output} holds all {count:,} answers.')
@@ -228,7 +234,8 @@ def _check_generate_flags(flags: Any) -> None:
 def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
   _config_of_run(flags)
   from t5like.evals import evaluate, plan, results
-  output = flags.output or f'{flags.workdir}/evaluation.json'
+  name = 'evaluation_ema' if flags.ema else 'evaluation'
+  output = flags.output or f'{flags.workdir}/{name}.json'
   results.check(output)
   tasks = plan.make(flags.tasks, flags.shots, flags.limit, flags.harness_path)
   if tasks.hopeless:
@@ -241,7 +248,7 @@ def _evaluate(flags: Any, overrides: tuple[str, ...]) -> None:
   say = print if is_first else _ignore
   for name, problem in tasks.problems.items():
     say(f'WARNING: {name} will be left out. {problem}')
-  run = t5like.load(flags.workdir, flags.step or None, jax.devices())
+  run = t5like.load(flags.workdir, flags.step or None, jax.devices(), flags.ema)
   say(f'{flags.workdir}, step {run.step:,}')
   subject = evaluate.Subject(
       run.model,
@@ -308,7 +315,7 @@ def _average(flags: Any, overrides: tuple[str, ...]) -> None:
   _config_of_run(flags)
   steps = [_step(text) for text in flags.checkpoints]
   from t5like.training import averaging
-  averaging.average(flags.workdir, flags.out, steps, flags.weights)
+  averaging.average(flags.workdir, flags.out, steps, flags.weights, ema=flags.ema)
   print(f'{flags.out} is ready: python main.py evaluate --workdir={shlex.quote(flags.out)}')
 
 
@@ -337,7 +344,7 @@ def _export(flags: Any, overrides: tuple[str, ...]) -> None:
   config = _config_of_run(flags)
   from t5like.huggingface import runs
   runs.check_export(config, flags.out)
-  for note in runs.export_run(flags.workdir, flags.out):
+  for note in runs.export_run(flags.workdir, flags.out, flags.ema):
     print(f'Note: {note}')
   print(f'{flags.out} is ready: AutoTokenizer.from_pretrained and AutoModel...from_pretrained read it.')
 
@@ -413,8 +420,28 @@ def _print_derived(
     if isinstance(value, int):
       text = f'{value:,} ({metrics.short(value)})'
     console.print(f'{key:32} {text}', markup=False)
+  _print_stages(console, config)
   if not config.model.vocab_size:
     console.print('Parameters and FLOPs need model.vocab_size, which the vocabulary will set.')
+
+
+def _print_stages(console: Any, config: Config) -> None:
+  """The stages of a config that has any, with their steps."""
+  from t5like.config import stages
+  listed = stages.of(config)
+  if len(listed) == 1:
+    return
+  console.print('\nStages', style='bold underline')
+  before = listed[0]
+  for stretch in stages.course(listed):
+    stage = listed[stretch.stage]
+    size = f'{stage.config.batch_size} x {stage.config.data.seq_len}'
+    place = f'{stretch.tokens:,} tokens, row {stretch.row:,}'
+    text = f'steps {stretch.step:,} to {stretch.stop:,} of {size}, from {place}'
+    if stage.where:
+      text = f'{text}: {stages.in_words(stage.changes, before.config)}'
+    console.print(f'{stage.where or "at first":32} {text}', markup=False)
+    before = stage
 
 
 def _count_trained(parameters: Parameters) -> int:

@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from t5like.batches import bad_batches, pipeline
+from t5like.batches.train_rows import TrainRows
+from t5like.config import stages
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.objectives import lengths
@@ -43,18 +45,27 @@ def show(
     ConfigError: the batch does not have that row.
   """
   console = console or _terminal()
+  stretch, stage = stage_of(config, step)
   if row is not None:
-    check_row(config, row)
-  size = config.batch_size
+    check_row(stage.config, row)
+  size = stage.config.batch_size
   skipped = lengths.skipped(config.data.skip_rows)
-  start = step * size
+  start = stretch.row + (step - stretch.step) * size
   indices = []
   for k in _shown(rows, size, row):
     indices.append(pipeline.after(skipped, 0, start + k))
-  train = pipeline.TrainRows(store, config)
+  train = TrainRows(store, config)
+  firsts = []
+  for other in stages.course(stages.of(config)):
+    first = pipeline.after(skipped, 0, other.row)
+    firsts.append(first)
+  train.place(firsts)
+  part = train.stage(indices[0])
   batch = train.batch(indices)
   first = pipeline.after(skipped, 0, start)
   last = pipeline.after(skipped, 0, start + size - 1)
+  if stage.where:
+    console.print(f'{stage.where} has begun: {stage.changes}', markup=False)
   console.print(f'Step {step:,}: rows {first:,} to {last:,} of the endless sequence, '
                 f'{len(indices)} shown. Colours distinguish segments. So far:')
   for line in train.describe(indices[-1] + 1):
@@ -62,13 +73,26 @@ def show(
   _show_special(console, store.vocabulary)
   for i, index in enumerate(indices):
     component, number, epoch = train.component(index)
-    name = train.names[component]
+    name = part.names[component]
     label = f'row {index:,}'
     if name:
       label += f', {name}'
     console.rule(f'{label}: number {number:,} of epoch {epoch}')
-    _show_documents(console, train.parts[component], number)
+    _show_documents(console, part.parts[component], number)
     _show_row(console, store.vocabulary, _row(batch, i))
+
+
+def stage_of(config: Config, step: int) -> tuple[stages.Stretch, stages.Stage]:
+  """The stage that a step, from 0, belongs to; steps after the end of a run are of the last one."""
+  listed = stages.of(config)
+  stretches = stages.course(listed)
+  current = stretches[0]
+  for stretch in stretches:
+    has_begun = stretch.step <= step
+    begins = stretch.tokens < config.stop.tokens
+    if has_begun and begins:
+      current = stretch
+  return current, listed[current.stage]
 
 
 def _terminal() -> Console:

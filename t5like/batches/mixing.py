@@ -1,5 +1,4 @@
 """Which component of a mixture each row belongs to: exact shares everywhere, any row at once."""
-import bisect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +13,6 @@ SMALLEST = 1 / WINDOW ** 2  # shares are multiples of this
 STRIDE = 377  # of the starting points of rounds; 377 / 1000 is near the golden ratio's, without a common divisor
 
 Weights = npt.ArrayLike  # numbers from 0, of each component
-Stage = tuple[int, Weights]  # its first row, and the weights from there on
 Documents = Sequence[int]  # how many each dataset has for training
 
 
@@ -41,44 +39,7 @@ RATES = choices.implement('data.mixture_rates', choices.MIXTURE_RATES, _RATES)
 
 
 class Mixture:
-  """Rows 0, 1, .. dealt out to components whose weights may change at certain rows. Pickles small."""
-
-  def __init__(self, stages: Sequence[Stage]):
-    """`stages`: pairs (first row, weight of each component), the first row of the first being 0."""
-    self._firsts: list[int] = []
-    self._dealers: list[_Dealer] = []
-    self._before: list[np.ndarray] = []  # rows of each component before each stage: int64 [components]
-    for first, weights in stages:
-      if self._firsts:
-        before = self.counts(first)
-      else:
-        before = np.zeros_like(weights, np.int64)
-      self._firsts.append(first)
-      self._dealers.append(_Dealer(weights))
-      self._before.append(before)
-
-  def __getitem__(self, row: int) -> tuple[int, int]:
-    """(component, how many rows of that component come before), ints, of a row."""
-    stage = self._stage(row)
-    row_of_stage = row - self._firsts[stage]
-    component, rank = self._dealers[stage].deal(row_of_stage)
-    rows_before = self._before[stage]
-    return component, rank + int(rows_before[component])
-
-  def counts(self, rows: int) -> np.ndarray:
-    """How many of the first `rows` rows each component has: int64 [components]."""
-    stage = self._stage(rows)
-    rows_of_stage = rows - self._firsts[stage]
-    counts = self._dealers[stage].counts(rows_of_stage)
-    return self._before[stage] + counts
-
-  def _stage(self, row: int) -> int:
-    """The newest stage that has begun by a row."""
-    return bisect.bisect_right(self._firsts, row) - 1
-
-
-class _Dealer:
-  """Rows by constant weights.
+  """Rows 0, 1, .. dealt out to components by constant weights. Pickles small.
 
   In each round of WINDOW rows, most places belong to the same component as in the round before. Where
   shares are no multiples of 1 / WINDOW, some places change hands: a component that has one more row
@@ -119,8 +80,8 @@ class _Dealer:
     of_whole_cycles = 2 * there_and_back * self._counts
     return of_whole_cycles + before, self._rounds[number], place
 
-  def deal(self, row: int) -> tuple[int, int]:
-    """(component, how many rows of that component come before) of a row."""
+  def __getitem__(self, row: int) -> tuple[int, int]:
+    """(component, how many rows of that component come before), ints, of a row."""
     before, components, place = self._place(row)
     component = int(components[place])
     is_same = components[:place] == component

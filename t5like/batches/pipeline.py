@@ -7,25 +7,25 @@ of all rows in every epoch, for any i at once. The batch of a step is the batch_
 `examples_seen` on, but for windows of rows that are skipped, whoever reads it: hosts, worker processes
 and restarts cannot change it, and the only state to keep is the integer `examples_seen`.
 """
+import bisect
 import contextlib
 import dataclasses
 import itertools
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
-from t5like.batches import mixing
+from t5like.batches import frames
 from t5like.batches.rows import Rows
+from t5like.batches.train_rows import TrainRows
 from t5like.config_type import Config
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
 from t5like.objectives.functions import Batch
-from t5like.objectives.spec import Lengths
 from t5like.prepared import parts
 from t5like.prepared.store import Store, Stores
 
@@ -69,196 +69,20 @@ def to_skip(
   return lengths.merged([*recorded, *ahead])
 
 
-# --- Frames -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """What batches of a config are like, whatever component their rows are of.
-
-  Attributes:
-    lengths: widths of rows.
-    has_prefix: whether batches say which inputs see each other.
-  """
-  lengths: Lengths
-  has_prefix: bool
-
-  def blank(self, rows: int) -> Batch:
-    """A batch of padding."""
-    shape_BS = (rows, self.lengths.inputs)
-    shape_BT = (rows, self.lengths.targets)
-    shape_BP = (rows, self.lengths.predicted)
-    batch: Batch = dict(
-        inputs=np.zeros(shape_BT, np.int32),
-        targets=np.zeros(shape_BP, np.int32),
-        weights=np.zeros(shape_BP, np.float32),
-        positions=np.zeros(shape_BT, np.int32),
-        segments=np.zeros(shape_BT, np.int32),
-    )
-    if self.lengths.predictions:
-      batch['predict'] = np.zeros(shape_BP, np.int32)
-    if self.has_prefix:
-      batch['prefix'] = np.zeros(shape_BT, bool)
-    if self.lengths.inputs:
-      batch['encoder'] = dict(
-          inputs=np.zeros(shape_BS, np.int32),
-          positions=np.zeros(shape_BS, np.int32),
-          segments=np.zeros(shape_BS, np.int32),
-      )
-    return batch
-
-  def holds(self, batch: Batch) -> bool:
-    """Whether a batch is as wide as this; its encoder's rows always are."""
-    frame = self.blank(0)
-    if set(frame) != set(batch):
-      return False
-    frame.pop('encoder', None)
-    for key, array in frame.items():
-      if batch[key].shape[1] != array.shape[1]:
-        return False
-    return True
-
-
-def frame_of(config: Config) -> Frame:
-  """The Frame of all batches of a config."""
-  return _frame(lengths.components(config))
-
-
-def _frame(components: Sequence[lengths.Component]) -> Frame:
-  has_prefix = any(component.has_prefix for component in components)
-  return Frame(lengths.longest(components), has_prefix)
-
-
-def _put(out: Batch, made: Batch, rows: Iterable[int]) -> None:
-  """Copies a batch into `rows` of one that is as wide or wider."""
-  for key, value in made.items():
-    if isinstance(value, dict):
-      _put(out[key], value, rows)
-      continue
-    width = value.shape[1]
-    out[key][list(rows), :width] = value
-
-
 # --- Training ---------------------------------------------------------------------------------------
 
 
-class TrainRows:
-  """Random access to batches of rows of the endless training sequence.
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+  """Batches of one size.
 
-  Attributes:
-    parts: the Rows of each component.
-    orders: of each component, Grain's order of its rows, without end.
-    names: of components.
-    mixture: which component rows belong to; None if there is only one.
+  batches: how many.
+  size: rows of each.
+  mine: which rows of each batch are this host's (sharding.rows_of_host).
   """
-
-  def __init__(self, store: Store | Stores, config: Config):
-    """`store`: what `opening.open_data` returns."""
-    components = lengths.components(config)
-    self.parts: list[Rows] = []
-    self.orders: list[Any] = []
-    for k, component in enumerate(components):
-      rows = Rows(store, component, 'train', config.seed, k)
-      seed = _seed_of_order(config.seed, k)
-      in_order = grain.MapDataset.range(len(rows)).seed(seed)
-      self.parts.append(rows)
-      self.orders.append(in_order.shuffle().repeat())
-    self.names = [component.name for component in components]
-    self.frame = _frame(components)
-    self.mixture: mixing.Mixture | None = None
-    if len(components) > 1:
-      self.mixture = mixing.Mixture(self._stages(config))
-
-  def _stages(self, config: Config) -> list[mixing.Stage]:
-    """[(first row, weights)]: see data.mixture_rates and data.stages of the config."""
-    data = config.data
-    documents = []
-    for part in self.parts:
-      split = part.store.manifest['splits']['train']
-      documents.append(split['documents'])
-    rates = mixing.RATES[data.mixture_rates]
-    scale = rates(documents, data)
-    stages = []
-    for tokens, weights in lengths.stages(config):
-      first_row = -(-tokens // data.seq_len)
-      scaled = np.array(weights) * scale
-      stages.append((first_row, scaled))
-    return stages
-
-  def describe(self, rows: int) -> Iterator[str]:
-    """What the first `rows` rows are made of, a line per component."""
-    counts = self.counts(rows)
-    for part, name, count in zip(self.parts, self.names, counts):
-      line = f'{count / len(part):.3g} epochs of {len(part):,} rows from {part.store.folder}'
-      if name:
-        line = f'{name}: {count / rows:.1%} of rows, {line}'
-      if not part.is_windows:
-        shares = [f'{share:.1%}' for share in part.plan.fill]
-        line += f', of whose positions text takes {" and ".join(shares)}'
-      if 'validation' not in part.store.splits:
-        line += ', which has no text to validate on'
-      yield line
-
-  def counts(self, rows: int) -> list[int]:
-    """How many of the first `rows` rows each component has, in the order of `names`."""
-    if self.mixture is None:
-      return [rows]
-    return self.mixture.counts(rows).tolist()
-
-  def used(self, examples_seen: int, skipped: Windows) -> dict[str, int]:
-    """{'rows/NAME': rows of that component that training has read}; {} if there is only one component."""
-    if self.mixture is None:
-      return {}
-    counts = self.mixture.counts(examples_seen)
-    for start, stop in skipped:
-      if start < examples_seen:
-        before = self.mixture.counts(start)
-        behind = self.mixture.counts(min(stop, examples_seen))
-        counts = counts - (behind - before)
-    return {f'rows/{name}': count for name, count in zip(self.names, counts.tolist())}
-
-  def component(self, i: int) -> tuple[int, int, int]:
-    """(component, its row, epoch) of row i."""
-    k = 0
-    rank = i
-    if self.mixture is not None:
-      k, rank = self.mixture[i]
-    number = int(self.orders[k][rank])
-    epoch = rank // len(self.parts[k])
-    return k, number, epoch
-
-  def batch(self, rows: Iterable[int]) -> Batch:
-    """Batch of `rows` of the sequence: numpy arrays."""
-    numbers: list[list[int]] = [[] for _ in self.parts]  # of each component: its rows
-    epochs: list[list[int]] = [[] for _ in self.parts]
-    places: list[list[int]] = [[] for _ in self.parts]  # where they are in the batch
-    size = 0
-    for place, i in enumerate(rows):
-      k, number, epoch = self.component(i)
-      numbers[k].append(number)
-      epochs[k].append(epoch)
-      places[k].append(place)
-      size += 1
-    out = None
-    for k, part in enumerate(self.parts):
-      if not places[k]:
-        continue
-      made = part.batch(numbers[k], epochs[k])
-      if len(places[k]) == size and self.frame.holds(made):
-        return made
-      if out is None:
-        out = self.frame.blank(size)
-      _put(out, made, places[k])
-    return out or self.frame.blank(0)
-
-
-def _seed_of_order(seed: int, component: int) -> int:
-  """The seed of the order of a component's rows; that of the first, which usually is the only one, is the run's."""
-  if component == 0:
-    return seed
-  sequence = np.random.SeedSequence([seed, component])
-  (own_seed,) = sequence.generate_state(1)
-  return int(own_seed)
+  batches: int
+  size: int
+  mine: Sequence[int]
 
 
 class _HostBatches:
@@ -267,23 +91,29 @@ class _HostBatches:
   def __init__(
       self,
       rows: TrainRows,
-      batch_size: int,
+      stretches: Sequence[Stretch],
       examples_seen: int,
       skipped: Windows,
-      mine: Iterable[int],
   ):
     self.rows = rows
-    self.batch_size = batch_size
+    self.stretches = stretches
     self.seen = examples_seen
     self.skipped = skipped
-    self.mine = mine
+    self._batches_before = [0]  # each stretch
+    self._rows_before = [0]
+    for stretch in stretches[:-1]:
+      self._batches_before.append(self._batches_before[-1] + stretch.batches)
+      self._rows_before.append(self._rows_before[-1] + stretch.batches * stretch.size)
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> Batch:
-    start = index * self.batch_size
-    rows = [after(self.skipped, self.seen, start + n) for n in self.mine]
+    number = bisect.bisect_right(self._batches_before, index) - 1
+    stretch = self.stretches[number]
+    batch_of_stretch = index - self._batches_before[number]
+    start = self._rows_before[number] + batch_of_stretch * stretch.size
+    rows = [after(self.skipped, self.seen, start + n) for n in stretch.mine]
     return self.rows.batch(rows)
 
 
@@ -294,6 +124,7 @@ def train_batches(
     examples_seen: int = 0,
     mine: Sequence[int] | None = None,
     skipped: Windows = (),
+    stretches: Sequence[Stretch] = (),
 ) -> Iterator[Iterator[Batch]]:
   """Iterator of this host's part of each batch, read ahead by a thread (or worker processes).
 
@@ -305,16 +136,14 @@ def train_batches(
     examples_seen: the row that it begins with.
     mine: which rows of each batch are this host's (sharding.rows_of_host), by default all.
     skipped: windows of rows to leave out (see `after`).
+    stretches: batches of one size, then those of another; the last ones are without end. By default all are of
+      config.batch_size.
   """
   if mine is None:
     mine = range(config.batch_size)
-  source = _HostBatches(
-      rows,
-      config.batch_size,
-      examples_seen,
-      skipped,
-      mine,
-  )
+  if not stretches:
+    stretches = [Stretch(sys.maxsize, config.batch_size, mine)]
+  source = _HostBatches(rows, stretches, examples_seen, skipped)
   read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
   dataset = grain.MapDataset.source(source).to_iter_dataset(read)
   if config.data.workers:
@@ -386,7 +215,7 @@ def evaluation_batches(
   if mine is None:
     mine = range(config.batch_size)
   components = lengths.components(config)
-  frame = _frame(components)
+  frame = frames.frame(components)
   for k, component in enumerate(components):
     if split not in store.of(component).splits:
       continue
@@ -398,7 +227,7 @@ def evaluation_batches(
       if numbers:
         first_epoch = [0] * len(numbers)
         made = rows.batch(numbers, first_epoch)
-        _put(out, made, range(len(numbers)))
+        frames.put(out, made, range(len(numbers)))
       yield component.name, out
 
 

@@ -40,6 +40,7 @@ FLAGS = {
     'print_config': Flag('yes', False),
     'debug': Flag('yes', False),
     'step': Flag('whole', 0, low=0),
+    'ema': Flag('yes', False),
     'rows': Flag('whole', 2, low=1),
     'batch': Flag('text', value='FILE'),
     'row': Flag('whole', low=0),
@@ -88,6 +89,7 @@ CLUSTER = dict(
     num_processes='With --coordinator: the number of processes.',
     process_id='With --coordinator: the number of this process, from 0.')
 CHECKPOINT = 'The step of the checkpoint; 0: the newest.'
+AVERAGED = 'Of the moving average of the parameters, which runs with optimizer.ema keep.'
 
 COMMANDS = {
     'train': Command(
@@ -136,6 +138,7 @@ COMMANDS = {
         flags=dict(
             workdir=RUN,
             step=CHECKPOINT,
+            ema=AVERAGED,
             prompt='Text to continue; may be given several times.',
             input='JSONL with a prompt on each line, to be answered in --output.',
             output='The file of answers to --input, as JSONL.',
@@ -152,11 +155,12 @@ COMMANDS = {
         flags=dict(
             workdir=RUN,
             step=CHECKPOINT,
+            ema=AVERAGED,
             tasks='Built-in tasks, paths of task files, harness:NAME. Default: all that are built in.',
             shots='Worked examples before each question; -1: as many as the task says.',
             limit='At most this many questions of each task; 0: all.',
             harness_path='A folder with task files of lm-evaluation-harness.',
-            output='JSON with the results. Default: WORKDIR/evaluation.json.',
+            output='JSON with the results. Default: WORKDIR/evaluation.json, with --ema evaluation_ema.json.',
             **CLUSTER)),
     'report': Command(
         does='Shows where the time of a run went, and writes a page with all its curves.',
@@ -171,6 +175,7 @@ COMMANDS = {
         flags=dict(
             workdir=RUN,
             out='A new folder for the run.',
+            ema=AVERAGED,
             checkpoints='Steps of the checkpoints. Default: all that the run has.',
             weights='uniform: the mean; linear, sqrt or cosine: like such a decay of the learning rate; ema.')),
     'compare': Command(
@@ -185,6 +190,7 @@ COMMANDS = {
         example='--workdir=runs/decoder_tiny --out=exported',
         flags=dict(
             workdir=RUN,
+            ema=AVERAGED,
             out='A new folder.')),
     'import': Command(
         does='Makes a run from a Hugging Face model.',

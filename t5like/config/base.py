@@ -62,6 +62,14 @@ def base() -> Config:
       warm_up_steps=0,  # first steps in which only what is fresh is trained
       warm_up=(),  # what else is, by patterns as those of optimizer.freeze: ('embed',)
   )
+  # A run to continue in another workdir: the workdir of that run, for its newest checkpoint, or one of its checkpoints
+  # (WORKDIR/checkpoints/STEP). Parameters, optimizer, step, tokens and place in the data are those of the checkpoint,
+  # the schedule, stages and what else a resumed run may change those of this config; init_from does not count then
+  c.branch_from = ''
+  # What changes at a number of tokens, for the rest of the run or until another stage changes it again:
+  # ({'tokens': '9B', 'data.seq_len': 4096, 'batch_size': 256, 'data.mixture.books.weight': 3.0}, {'tokens': ..}); a
+  # stage begins with the first step that begins at or beyond its tokens (docs/annealing.md)
+  c.stages = ()
   # keys, split by commas, that may differ from the run being resumed, or go back to defaults after init_from
   c.allow_changed = ''
 
@@ -276,6 +284,9 @@ def base() -> Config:
       weight_decay=0.1,  # per step, times the learning rate; adafactor takes it in `extra` only
       decay_mask='(^|/)w$',  # regex: parameters that decay; not biases and norms
       clip_norm=1.0,  # largest global norm of the gradient; 0: no clipping
+      # what a moving average of the parameters keeps of itself in a step, such as 0.999; it is validated and saved
+      # beside them (docs/annealing.md); 0: there is none
+      ema=0.0,
       # Parameters that stay as they are, by patterns of their paths (t5like/config/trainable.py):
       # ('embed', 'stack/blocks[:4]') the table and the first four layers,
       # ('*', '!head', '!*norm*') all but the head and norms
@@ -382,7 +393,8 @@ def smoke(c: Config) -> Config:
   _shrink_data(c.data, objective.given)
   if c.vocabulary.name == 'sentencepiece':
     c.vocabulary.update(path='', size=640, sentinels=32, train_characters=200_000)
-  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='', adapt=base().adapt)
+  c.update(batch_size=8, microbatches=min(c.microbatches, 2), params_expected=0, init_from='', branch_from='',
+           adapt=base().adapt)
   c.mesh.update(slice=1, data=1, fsdp=-1, fsdp_outer=1, expert=1, context=1, tensor=1)
   c.compile.options = {}
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, 2)
@@ -394,7 +406,35 @@ def smoke(c: Config) -> Config:
   c.sample.update(prompts=(objective.example,), tokens=16)
   if choices.ARCHITECTURES[c.model.name].decoder_only:
     c.sample.prompts = ('',)
+  _shrink_stages(c)
   return c
+
+
+SMALL_VALUES: dict[str, int] = {  # the most that stages change keys to
+    'data.target_len': 64,
+    'batch_size': 8,
+    'microbatches': 2,
+    'model.window': SMALL_WINDOW,
+    'model.window_after': SMALL_WINDOW,
+    'model.encoder_window': SMALL_WINDOW + 1,
+    'schedule.warmup_steps': 2,
+}
+
+
+def _shrink_stages(c: Config) -> None:
+  """Stages spread evenly over the run; rows of the k-th one that changes their length have 64 (k + 1) tokens."""
+  listed = []
+  length = c.data.seq_len
+  for number, stage in enumerate(c.stages, 1):
+    small = dict(stage, tokens=SMALL_TOKENS * number // (len(c.stages) + 1))
+    for key, most in SMALL_VALUES.items():
+      if key in small:
+        small[key] = min(small[key], most)
+    if 'data.seq_len' in small:
+      length += 64
+      small['data.seq_len'] = length
+    listed.append(small)
+  c.stages = tuple(listed)
 
 
 def _shrink_model(model: Section) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import ml_collections
 
-from t5like.config.rules import check, made_of, wrong_types, wrong_values
+from t5like.config.rules import check, wrong_types, wrong_values
 from t5like.config.values import (
   DEFAULTS,
   ROOT,
@@ -28,6 +28,7 @@ from t5like.config.values import (
   either,
   flatten,
   literal,
+  made_of,
   needs,
   normal,
   parse,

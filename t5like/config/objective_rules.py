@@ -39,7 +39,7 @@ def check_mixture(mixture: dict[str, Any]) -> tuple[list[tuple[str, Flat]], list
     if not isinstance(changes, dict):
       problems.append(f'{where}={show(changes)}: write dict(weight=2.0, data=dict(source=..)).')
       continue
-    if not _is_weight(changes.get('weight', 1)):
+    if not is_weight(changes.get('weight', 1)):
       problems.append(f'{where}.weight={show(changes["weight"])}: must be a number, 0 or above.')
     flat: Flat = {}
     for section, values in changes.items():
@@ -66,7 +66,8 @@ def _take_section(flat: Flat, where: str, section: str, values: Any) -> Iterator
       flat[key] = value
 
 
-def _is_weight(value: Any) -> bool:
+def is_weight(value: Any) -> bool:
+  """Whether a value can be the weight of a component."""
   return _is_number(value) and 0 <= value < HEAVIEST
 
 
@@ -87,7 +88,7 @@ def check_stages(flat: Flat) -> Iterator[str]:
     if not _is_stage(stage):
       yield f"{where}={show(stage)}: write dict(tokens='10B', weights=dict(web=0.5))."
       return
-    tokens = _tokens(stage['tokens'])
+    tokens = whole_tokens(stage['tokens'])
     if tokens is None:
       yield f"{where}.tokens={show(stage['tokens'])}: needs a whole number above 0, such as 10_000_000 or '10M'."
       return
@@ -103,7 +104,7 @@ def _is_stage(stage: Any) -> bool:
   return isinstance(stage, dict) and set(stage) == {'tokens', 'weights'} and isinstance(stage['weights'], dict)
 
 
-def _tokens(value: Any) -> int | None:
+def whole_tokens(value: Any) -> int | None:
   """The whole number above 0 that a value or a text is; None if it is none."""
   if isinstance(value, str):
     value = lengths.whole_number(value)
@@ -117,7 +118,7 @@ def _weights_of_stage(where: str, weights: dict[str, Any], components: set[str])
     if component not in components:
       meant = suggestion(component, components, 'Did you mean {!r}?') or f'There is {either(sorted(components))}.'
       yield f'{where}.weights.{component}: is no component of data.mixture. {meant}'
-    elif not _is_weight(weight):
+    elif not is_weight(weight):
       yield f'{where}.weights.{component}={show(weight)}: must be a number, 0 or above.'
 
 
@@ -147,8 +148,12 @@ def check_objectives(config: Config) -> Iterator[str]:
   if problems:
     yield from problems
     return
-  if 'validation' in config.data.mixture.to_dict():
-    yield 'data.mixture.validation: this name is taken. Give the component another.'
+  taken = ['validation']
+  if config.optimizer.ema:
+    taken.append('ema')
+  for name in taken:
+    if name in config.data.mixture.to_dict():
+      yield f'data.mixture.{name}: this name is taken. Give the component another.'
   shapes = lengths.shapes(config)
   yield from _chunks(config, shapes)
   yield from _positions(config, shapes)

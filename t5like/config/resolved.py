@@ -2,6 +2,7 @@
 from typing import Any, NamedTuple
 
 from t5like import choices
+from t5like.config import stages
 from t5like.config.values import up
 from t5like.config_type import Config, Section
 from t5like.objectives import lengths
@@ -68,25 +69,30 @@ def phases(schedule: Section, steps: int) -> Phases:
 
 
 def derived(config: Config) -> dict[str, Any]:
-  """Numbers that follow from a config.
+  """Numbers that follow from a config. Those of a step, a row and a schedule are of its first stage.
 
   Returns:
     tokens_per_step: of the inputs.
     steps: of the run.
     tokens: of those steps, so stop.tokens or a little more.
     microbatch_size: rows.
-    warmup_share: of the steps.
+    warmup_share: of the steps of the schedule.
     decay_steps: 0 unless the schedule ends in a decay.
     targets_per_row: decoder or masked positions.
   """
   shapes = lengths.shapes(config)
-  per_step = config.batch_size * config.data.seq_len
-  steps = -(-config.stop.tokens // per_step)
+  listed = stages.of(config)
+  stretches = stages.course(listed)
+  last = stretches[-1]
+  first_steps = [stretch.step for stretch in stretches]
+  _, steps = stages.spans(listed, first_steps, last.stop)[0]
   warmup, decay = phases(config.schedule, steps)
+  first_stage = listed[0]
+  last_stage = listed[-1]
   return dict(
-      tokens_per_step=per_step,
-      steps=steps,
-      tokens=steps * per_step,
+      tokens_per_step=first_stage.tokens_per_step,
+      steps=last.stop,
+      tokens=last.tokens + last.steps * last_stage.tokens_per_step,
       microbatch_size=config.batch_size // config.microbatches,
       warmup_share=warmup / max(1, steps),
       decay_steps=decay,

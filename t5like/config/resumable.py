@@ -9,9 +9,11 @@ from t5like.config_type import Config
 from t5like.errors import ConfigError
 
 # Prefixes of keys that may differ from the run being resumed: they change neither what the
-# parameters are nor which rows of text come next, or are meant to be turned while training.
-ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stop evaluate checkpoint
-  log guard watchdog sample mesh reference params_expected init_from allow_changed data.workers data.prefetch
+# parameters are nor which rows of text come next, or are meant to be turned while training. Of stages, only those that
+# have not begun (`stages.check_begun`).
+ALLOWED = tuple('''batch_size microbatches optimizer.learning_rate schedule stages stop evaluate checkpoint
+  log guard watchdog sample mesh reference params_expected init_from branch_from
+  allow_changed data.workers data.prefetch
   data.directory data.cache data.tfds_dir data.prepare_workers data.skip_rows data.max_bad_records data.empty
   model.remat model.scan_layers model.attention
   model.context_attention loss.chunks compile'''.split())
@@ -21,7 +23,7 @@ OF_PARAMETERS = tuple(f'model.{key}' for key in '''name vocab_size d_model num_l
   num_kv_heads head_dim d_ff activation block norm use_bias qkv_bias embed_norm position max_positions num_types
   tie_embeddings head qk_norm attention_sinks encoder_embed experts expert_d_ff
   shared_experts shared_gate sparse_every dense_first router_bias lora_rank lora_projections'''.split())
-OF_THE_OPTIMIZER = ('optimizer.name', 'optimizer.extra', 'optimizer.freeze')
+OF_THE_OPTIMIZER = ('optimizer.name', 'optimizer.extra', 'optimizer.freeze', 'optimizer.ema')
 # What is prepared; a checkpoint knows it by one fingerprint, which `allow_changed=data` lets go.
 OF_THE_DATASET = (*(f'data.{key}' for key in OF_A_DATASET if key not in ('packing', 'document_mask')), 'data.mixture')
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5like import choices
+from t5like.config import stages
 from t5like.config.adaptation import check_adapt
 from t5like.config.data_rules import check_data, check_vocabulary
 from t5like.config.expert_rules import check_experts
@@ -17,9 +18,10 @@ from t5like.config.trainable import check_trainable
 from t5like.config.values import (
   DEFAULTS,
   Flat,
-  base,
   either,
   fits,
+  kind_of,
+  made_of,
   needs,
   normal,
   show,
@@ -93,7 +95,7 @@ RANGES = {key: interval for interval, keys in {
     '(0, inf)': '''data.mixture_temperature optimizer.learning_rate model.norm_eps model.rope_theta
       model.lora_alpha''',
     '[-1, inf)': 'evaluate.shots',
-    '[0, 1)': 'model.router_jitter model.dropout loss.label_smoothing optimizer.b1 optimizer.b2',
+    '[0, 1)': 'model.router_jitter model.dropout loss.label_smoothing optimizer.b1 optimizer.b2 optimizer.ema',
     '[0, 1]': 'schedule.final_scale schedule.decay_fraction',
     '(0, 1]': 'sample.top_p model.rope_fraction',
     '(0, 1)': 'objective.noise_density',
@@ -142,29 +144,35 @@ _check_tables()
 
 def check(flat: Flat, where: str) -> Config:
   """The config of a flat dict. Raises ConfigError with all that is wrong with it; `where`: what errors call it."""
+  problems = _problems(flat) or list(_of_stages(flat))
+  if problems:
+    raise ConfigError(_listed(problems, where))
+  return made_of(flat)
+
+
+def _problems(flat: Flat) -> list[str]:
+  """What is wrong with a flat config but for its stages; turns tokens of data.stages into whole numbers."""
   problems = [*_single(flat), *_missing(flat)]
   if not problems:
     problems = list(_mixture(flat))
   if problems:
-    raise ConfigError(_listed(problems, where))
+    return problems
   config = made_of(flat)
   for rule in RULES:
     problems += rule(config)
+  return problems
+
+
+def _of_stages(flat: Flat) -> Iterator[str]:
+  """What is wrong with the stages of a flat config that is right without them: each is a config by itself."""
+  entries, problems = stages.read(flat)
+  yield from problems
   if problems:
-    raise ConfigError(_listed(problems, where))
-  return config
-
-
-def made_of(flat: Flat) -> Config:
-  """A locked config of these values; keys that `flat` lacks have their defaults."""
-  config = base().unlock()
-  for key, value in flat.items():
-    section, _, name = key.rpartition('.')
-    if section:
-      config[section][name] = value
-    else:
-      config[name] = value
-  return config.lock()
+    return
+  flat['stages'] = stages.written(entries)
+  for entry, changed in zip(entries, stages.flats(flat, entries)):
+    for problem in _problems(changed):
+      yield stages.placed(entry, problem)
 
 
 def _listed(problems: list[str], where: str) -> str:
@@ -185,7 +193,7 @@ def wrong_values(flat: Flat) -> Iterator[str]:
 def wrong_types(flat: Flat) -> Iterator[str]:
   """Sentences on keys that are known and hold values of another type than theirs."""
   for key, value in flat.items():
-    if key in DEFAULTS and not fits(normal(key, value), type(DEFAULTS[key])):
+    if key in DEFAULTS and not fits(normal(key, value), kind_of(key)):
       yield f'{key}={show(value)}: needs {needs(key)}.'
 
 
@@ -203,7 +211,7 @@ def _single(flat: Flat) -> Iterator[str]:
 def _wrong(key: str, value: Any) -> str:
   """What is wrong with the value of a key, '' if nothing is."""
   default = DEFAULTS[key]
-  if not fits(value, type(default)):
+  if not fits(value, kind_of(key)):
     return f'needs {needs(key)}.'
   if key in CHOICES:
     return _no_choice(key, value)

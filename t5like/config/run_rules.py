@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 
 from t5like import choices
+from t5like.config import stages
 from t5like.config.optimizer_rules import NOTES
-from t5like.config.resolved import derived, phases
+from t5like.config.resolved import phases
 from t5like.config.resumable import permitted
 from t5like.config.values import DEFAULTS, either, parse, show, unknown, up
 from t5like.config_type import Config
@@ -87,16 +88,30 @@ def warnings(config: Config) -> Iterator[str]:
     yield f'optimizer.name={name!r}: {NOTES[name]}.'
   yield from _never_ends_early(config)
   yield from _quantized(config)
-  steps = derived(config)['steps']
-  schedule = config.schedule
+  listed = stages.of(config)
+  stretches = stages.course(listed)
+  for stage in listed[1:]:
+    if stage.tokens >= config.stop.tokens:
+      yield f'{stage.where}.tokens={stage.tokens:,}: this run ends before, at stop.tokens={config.stop.tokens:,}.'
+  first_steps = [stretch.step for stretch in stretches]
+  spans = stages.spans(listed, first_steps, stretches[-1].stop)
+  for stage, stretch, (_, steps) in zip(listed, stretches, spans):
+    if stage.begins_schedule and stretch.steps:
+      yield from _shortened(stage, steps)
+
+
+def _shortened(stage: stages.Stage, steps: int) -> Iterator[str]:
+  """The phases of the schedule that a stage begins which do not fit into its steps."""
+  schedule = stage.config.schedule
+  prefix = f'{stage.where}.' * bool(stage.where)
   warmup, decay = phases(schedule, steps)
   if warmup < schedule.warmup_steps:
-    yield (f'schedule.warmup_steps={schedule.warmup_steps:,} is more than the {steps:,} steps of this run leave room '
-           f'for: it warms up for {warmup:,}.')
+    yield (f'{prefix}schedule.warmup_steps={schedule.warmup_steps:,} is more than the {steps:,} steps of this run '
+           f'leave room for: it warms up for {warmup:,}.')
   wanted = round(schedule.decay_fraction * steps)
   if 0 < decay < wanted:
-    yield (f'schedule.decay_fraction={schedule.decay_fraction:g} is {wanted:,} of {steps:,} steps, more than the '
-           f'warm-up leaves: the decay takes {decay:,}.')
+    yield (f'{prefix}schedule.decay_fraction={schedule.decay_fraction:g} is {wanted:,} of {steps:,} steps, more than '
+           f'the warm-up leaves: the decay takes {decay:,}.')
 
 
 def _quantized(config: Config) -> Iterator[str]:

@@ -39,8 +39,10 @@ NEEDS = {
     str: 'text',
     tuple: "a tuple of texts, such as ('a', 'b')",
     dict: "a dict of named arguments, such as {'momentum': 0.9}",
+    list: "a tuple of dicts, such as ({'tokens': '10B', 'batch_size': 256},)",
 }
 NEEDS_DURATION = 'seconds, or a duration such as 30s, 90min, 2h or 1d'
+TABLES = ('stages',)  # keys whose values are tuples of dicts
 NUMBERS_OF_STEPS = ('steps', 'num_steps', 'train_steps', 'total_steps', 'max_steps')  # of other programs
 
 Flat = dict[str, Any]  # {'seed': 0, 'data.source': ...}
@@ -103,6 +105,25 @@ def _depth_above(value: Any, levels: int) -> bool:
 DEFAULTS = flatten(base())
 
 
+def made_of(flat: Flat) -> Config:
+  """A locked config of these values; keys that `flat` lacks have their defaults."""
+  config = base().unlock()
+  for key, value in flat.items():
+    section, _, name = key.rpartition('.')
+    if section:
+      config[section][name] = value
+    else:
+      config[name] = value
+  return config.lock()
+
+
+def kind_of(key: str) -> type:
+  """The type of a key's values, by which the tables below go; `list` stands for tuples of dicts."""
+  if key in TABLES:
+    return list
+  return type(DEFAULTS.get(key))
+
+
 # --- Values that people write ---------------------------------------------------------------------
 
 
@@ -110,7 +131,7 @@ def parse(key: str, text: str) -> Any:
   """The value of `key` that a text stands for; None when it stands for none."""
   if key in DURATIONS:
     return _parse_duration(text)
-  return PARSERS[type(DEFAULTS[key])](text)
+  return PARSERS[kind_of(key)](text)
 
 
 def _parse_truth(text: str) -> bool | None:
@@ -155,6 +176,13 @@ def _parse_tuple(text: str) -> tuple[str, ...] | None:
   return value if fits(value, tuple) else None
 
 
+def _parse_table(text: str) -> tuple[dict[str, Any], ...] | None:
+  value = literal(text.strip())
+  if isinstance(value, dict):
+    value = (value,)
+  return value if fits(value, list) else None
+
+
 def _parse_dict(text: str) -> dict[str, Any] | None:
   value = literal(text.strip())
   return value if fits(value, dict) else None
@@ -167,6 +195,7 @@ PARSERS: dict[type, Callable[[str], Any]] = {
     str: _parse_text,
     tuple: _parse_tuple,
     dict: _parse_dict,
+    list: _parse_table,
 }
 
 
@@ -190,7 +219,7 @@ def tuples(value: Any) -> Any:
 
 def normal(key: str, value: Any) -> Any:
   """A config file's value in its key's own type, where nothing is lost by it."""
-  kind = type(DEFAULTS.get(key))
+  kind = kind_of(key)
   if isinstance(value, str) and kind in (int, float):
     number = parse(key, value)
     return value if number is None else number
@@ -198,7 +227,7 @@ def normal(key: str, value: Any) -> Any:
     return float(value)
   if kind is int and isinstance(value, float) and value.is_integer():
     return int(value)
-  if kind in (tuple, dict):
+  if kind in (tuple, dict, list):
     return tuples(value)
   return value
 
@@ -232,13 +261,24 @@ def _is_texts(value: Any) -> bool:
   return isinstance(value, tuple) and all(map(_is_text, value))
 
 
+def _is_table(value: Any) -> bool:
+  """Whether a value is a tuple of dicts that JSON can hold."""
+  if not isinstance(value, tuple):
+    return False
+  return all(isinstance(entry, dict) and _can_be_stored(entry) for entry in value)
+
+
 def _is_arguments(value: Any) -> bool:
   """Whether a value is a dict of named arguments that JSON can hold."""
+  return _can_be_stored(value) and isinstance(value, dict) and all(map(_is_name, value))
+
+
+def _can_be_stored(value: Any) -> bool:
   try:
     json.dumps(value, allow_nan=False)
   except (TypeError, ValueError, RecursionError):
     return False
-  return isinstance(value, dict) and all(map(_is_name, value))
+  return True
 
 
 def _is_name(value: Any) -> bool:
@@ -252,6 +292,7 @@ FITTING: dict[type, Callable[[Any], bool]] = {
     str: _is_text,
     tuple: _is_texts,
     dict: _is_arguments,
+    list: _is_table,
 }
 
 
@@ -262,7 +303,7 @@ def needs(key: str) -> str:
   """What values of a key must be."""
   if key in DURATIONS:
     return NEEDS_DURATION
-  return NEEDS[type(DEFAULTS[key])]
+  return NEEDS[kind_of(key)]
 
 
 def show(value: Any) -> str:

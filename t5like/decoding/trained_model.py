@@ -12,7 +12,7 @@ from t5like.errors import CheckpointError, ConfigError
 from t5like.model import models, transformer
 from t5like.model.transformer import Model
 from t5like.objectives import lengths
-from t5like.storage import workdir as workdir_lib
+from t5like.storage import stored_config, workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.vocabulary import loading as vocabulary_lib
 from t5like.vocabulary.kinds import Vocabulary
@@ -23,7 +23,7 @@ class Loaded:
   """A model with its parameters: `generate` text, or call `model.apply(params, batch)` under `mesh`.
 
   Attributes:
-    config: of the run, every size known, without adapters (LoRA).
+    config: of the run, or of its stage that the checkpoint is in, every size known, without adapters (LoRA).
     mesh: that the parameters lie on.
     model: a `t5like.model.transformer` model.
     params: nested dict of jax.Array.
@@ -71,6 +71,7 @@ def load(
     workdir: Any,
     step: int | None = None,
     devices: Sequence[Any] | None = None,
+    ema: bool = False,
 ) -> Loaded:
   """A trained model from a checkpoint, its adapters (LoRA) merged into the weights.
 
@@ -78,12 +79,15 @@ def load(
     workdir: of the run.
     step: of the checkpoint; None: the newest.
     devices: parameters and rows are spread over them; None: one device of this machine.
+    ema: the moving average of the parameters (optimizer.ema) takes their place.
 
   Raises:
-    ConfigError: when there is no run.
+    ConfigError: when there is no run, or it has no moving average.
     CheckpointError: when it has no such checkpoint, or one that cannot be read.
   """
-  config = workdir_lib.read_config(workdir)
+  config = stored_config.read(workdir, step)
+  if ema:
+    workdir_lib.check_ema(config)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
   config = models.with_vocabulary(config, vocabulary)
   mesh = sharding.make_mesh(dict(fsdp=-1), devices or jax.local_devices()[:1])
@@ -95,7 +99,7 @@ def load(
       return trained.init(jax.random.key(0))
 
     abstract = sharding.abstract(init, mesh)
-    stored = checkpoints.params(step, abstract)
+    stored = checkpoints.params(step, abstract, ema)
     config, params = models.merged(config, stored)
     model = transformer.build(transformer.ModelConfig.of(config.model))
     return Loaded(config, mesh, model, params, vocabulary, step)

@@ -28,7 +28,7 @@ from t5like.huggingface.tables import STACKS
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
 from t5like.parameters import Param
-from t5like.storage import workdir as workdir_lib
+from t5like.storage import stored_config, workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.vocabulary import loading as vocabulary_lib, matching, requirements
 from t5like.vocabulary.kinds import Vocabulary
@@ -98,8 +98,9 @@ def open_source(key: str, value: str, special: Tree) -> Iterator[Source]:
 
 def _run(key: str, value: str, workdir: Any, step: int | None) -> Source:
   """Of a checkpoint of a run, the newest if `step` is None; adapters (LoRA) are merged."""
-  theirs = workdir_lib.read_config(workdir)
+  workdir_lib.read_config(workdir)
   step = workdir_lib.check_checkpoint(key, str(workdir), step)
+  theirs = stored_config.read(workdir, step)
   path = workdir_lib.vocabulary_path(workdir)
   vocabulary = None
   sized = config_lib.resolve(theirs)

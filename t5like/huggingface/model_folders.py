@@ -26,7 +26,7 @@ from t5like.huggingface.model_weights import leaves, library, open_model
 from t5like.huggingface.weight_table import Line, check_parameters, lines, places, shape_of, sizes_of, to_theirs
 from t5like.model import models, transformer
 from t5like.optim.optimizers import path_name
-from t5like.storage import workdir as workdir_lib
+from t5like.storage import stored_config, workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.vocabulary import loading as vocabulary_lib, tokenizer_export
 from t5like.vocabulary.kinds import Vocabulary
@@ -266,7 +266,7 @@ def _from_run(
     say: Callable[[str], None],
 ) -> Tree:
   """Parameters of a run's checkpoint, the newest if `step` is None."""
-  theirs: Any = workdir_lib.read_config(workdir)
+  theirs: Any = stored_config.read(workdir, step)
   path = workdir_lib.vocabulary_path(workdir)
   their_vocabulary = vocabulary_lib.load(theirs.vocabulary, path)
   sized: Any = models.with_vocabulary(theirs, their_vocabulary)

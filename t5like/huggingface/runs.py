@@ -45,9 +45,9 @@ def check_export(config: Config, out: str) -> None:
   model_config.family_of(model)
 
 
-def export_run(workdir: str, out: str) -> list[str]:
-  """Writes the newest checkpoint of a run to the new folder `out`; returns notes for people."""
-  run = trained_model.load(workdir)
+def export_run(workdir: str, out: str, ema: bool = False) -> list[str]:
+  """Writes the newest checkpoint of a run, or its moving average, to the new folder `out`; returns notes for people."""
+  run = trained_model.load(workdir, ema=ema)
   model = run.config.model.to_dict()
   weight_table.check_parameters(weight_table.family_of_any(model), model, run.model.parameters)
   notes = model_folders.write(out, model, run.params, run.vocabulary, style=run.style, length=run.config.data.seq_len)

@@ -54,20 +54,15 @@ class Component:
     return isinstance(layout, Pair) or layout.has_prefix
 
 
-def components(config: Config, weights: Mapping[str, float] | None = None) -> list[Component]:
-  """All components of a config, a plain one being its own only component.
+def components(config: Config) -> list[Component]:
+  """All components of a config, a plain one being its own only component; its stages do not count.
 
-  Args:
-    config: the whole config.
-    weights: weights of components of data.mixture that take the place of the config's.
-
-  Raises:
-    ConfigError: for wrong values of objective.denoisers.
+  ConfigError for wrong values of objective.denoisers.
   """
   listed = []
-  for dataset in _datasets(config, weights or {}):
+  for dataset in _datasets(config):
     listed += _by_objectives(dataset)
-  total = sum(_weights(listed)) or 1  # all 0 is refused by objective_rules
+  total = sum(component.weight for component in listed) or 1  # all 0 is refused by objective_rules
   normalized = []
   for component in listed:
     share = component.weight / total
@@ -75,15 +70,14 @@ def components(config: Config, weights: Mapping[str, float] | None = None) -> li
   return normalized
 
 
-def _datasets(config: Config, weights: Mapping[str, float]) -> list[Component]:
+def _datasets(config: Config) -> list[Component]:
   """A Component for each dataset of a config, whose objective may still be a mixture."""
   mixture = config.data.mixture.to_dict()
   if not mixture:
     return [Component('', 1.0, config)]
   datasets = []
   for name, changes in mixture.items():
-    own_weight = changes.get('weight', 1)
-    weight = float(weights.get(name, own_weight))
+    weight = float(changes.get('weight', 1))
     own_config = _changed(config, changes)
     datasets.append(Component(name, weight, own_config))
   return datasets
@@ -104,33 +98,6 @@ def _by_objectives(dataset: Component) -> list[Component]:
     config = _changed(dataset.config, dict(objective=part.changes))
     listed.append(Component(name, weight, config, part.mode))
   return listed
-
-
-def stages(config: Config) -> list[tuple[int, list[float]]]:
-  """[(tokens, [weight of each component])]: from so many tokens on, these are the weights. Raises ConfigError."""
-  changes: list[tuple[int, dict[str, float]]] = []
-  for name, stage in config.data.stages.to_dict().items():
-    tokens = whole_number(str(stage['tokens']))
-    if tokens is None:
-      raise ConfigError(f'data.stages.{name}.tokens={stage["tokens"]!r}: needs a whole number.')
-    changes.append((tokens, stage['weights']))
-  changes.sort(key=_start)
-  at_first = components(config)
-  listed = [(0, _weights(at_first))]
-  changed: dict[str, float] = {}
-  for tokens, weights in changes:
-    changed.update(weights)
-    from_there = components(config, changed)
-    listed.append((tokens, _weights(from_there)))
-  return listed
-
-
-def _start(change: tuple[int, Any]) -> int:
-  return change[0]
-
-
-def _weights(listed: Iterable[Component]) -> list[float]:
-  return [component.weight for component in listed]
 
 
 def skipped(text: str) -> list[Window]:
@@ -188,6 +155,7 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
   """A copy without mixtures of datasets, whose sections data and objective are changed."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
+    config.stages = ()
     config.data.mixture = {}
     config.data.stages = {}
     for name in ('data', 'objective'):

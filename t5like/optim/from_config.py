@@ -1,7 +1,7 @@
 """Schedules and optimizers from a config: by name, ours or optax's; what is frozen, and rates of single parameters."""
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ def schedule(
     spec: Section,
     learning_rate: float,
     total_steps: int,
+    first_step: int = 0,
 ) -> Callable[[Any], jax.Array]:
   """Function of the step (int, from 0) that gives the learning rate, fp32 [].
 
@@ -41,7 +42,8 @@ def schedule(
   Args:
     spec: config.schedule.
     learning_rate: the peak.
-    total_steps: of the run.
+    total_steps: from its first step on.
+    first_step: of the run, at which it begins; it is not called before.
   """
   phases = resolved.phases(spec, total_steps)
   entry = rate_schedules.SCHEDULES[spec.name]
@@ -59,6 +61,8 @@ def schedule(
   warmup_steps = max(1.0, span.warmup)
 
   def value(step: Any) -> jax.Array:
+    if first_step:
+      step = step - first_step
     step = jnp.asarray(step, jnp.float32)
     rate = learning_rate * shape(step, span, jnp)
     warmup = jnp.minimum(1, (step + 1) / warmup_steps)
@@ -267,13 +271,19 @@ def rates(spec: Section, parameters: Mapping[str, Param]) -> dict[str, np.ndarra
   return arrays
 
 
-def at_rates(tx: Transform, rates: Rates) -> Transform:
-  """tx with the updates of each parameter (and layer) times its rate; no state for what is wholly frozen."""
+def at_rates(tx: Transform, rates: Rates, stateful: Set[str] | None = None) -> Transform:
+  """tx with the updates of each parameter (and layer) times its rate; no state for what is wholly frozen.
+
+  Args:
+    tx: of all parameters.
+    rates: of each.
+    stateful: paths of those that have state though they may be frozen, all that are trained among them; None: those.
+  """
   are_alike = all((rate == 1).all() for rate in rates.values())
   if are_alike:
     return tx
   inner = optax.with_extra_args_support(tx)
-  trained = {path for path, rate in rates.items() if rate.any()}
+  trained = stateful or trained_paths(rates)
 
   def init(params: Any) -> Any:
     return inner.init(_part(params, trained))
@@ -310,6 +320,25 @@ def at_rates(tx: Transform, rates: Rates) -> Transform:
     return map_with_path(times_rate, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def trained_paths(rates: Rates) -> set[str]:
+  """Paths of the parameters that are not wholly frozen."""
+  return {path for path, rate in rates.items() if rate.any()}
+
+
+def stateful_paths(specs: Iterable[Section], parameters: Mapping[str, Param]) -> frozenset[str]:
+  """Paths of the parameters that any of several stages trains: the optimizer has state of them in all.
+
+  Args:
+    specs: config.optimizer of each.
+    parameters: `model.parameters`.
+  """
+  paths: set[str] = set()
+  for spec in specs:
+    of_stage = rates(spec, parameters)
+    paths |= trained_paths(of_stage)
+  return frozenset(paths)
 
 
 def _part(tree: Any, paths: Collection[str]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m t5like.preflight.compile_ahead JOB FOLDER
 
-JOB is the text of a dict for JSON: config, topology, options (of the compiler). FOLDER gets facts.json before
-the compiler starts, the compiler's dumps of its schedule while it works, and at the end done.json, or
+JOB is the text of a dict for JSON: config, stage (its number), topology, options (of the compiler). FOLDER gets
+facts.json before the compiler starts, the compiler's dumps of its schedule while it works, and at the end done.json, or
 error.json. Wrong programs may end the process without a word, and preflight ends it when the schedule is there.
 """
 import json
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from t5like.config_type import Config
+from t5like.config_type import Config, Section
 from t5like.files import plain_json
 
 QUIET = {
@@ -31,12 +31,17 @@ DUMPS = {
 }
 
 
-def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+def lower(
+    config: Config,
+    devices: Sequence[Any],
+    optimizers: Sequence[Section] = (),
+) -> tuple[Any, dict[str, Any]]:
   """Lowers the train step.
 
   Args:
-    config: resolved.
+    config: resolved, without stages.
     devices: real or not.
+    optimizers: config.optimizer of all stages of the run, where it has any.
 
   Returns:
     (`jax.stages.Lowered`, facts of the step as a dict for JSON).
@@ -46,16 +51,22 @@ def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
   from t5like import config as config_lib, sharding
   from t5like.model import flops, models
   from t5like.objectives import lengths
+  from t5like.optim import from_config
   from t5like.parameters import LOOKED_UP
   from t5like.training import build, step as step_lib
   mesh = sharding.make_mesh(config.mesh, devices)
   with jax.set_mesh(mesh):
     model, count = models.build_model(config)
     steps: Any = config_lib.derived(config)['steps']
-    tx, step, *_ = build.build_step(config, model, steps, mesh)
+    stateful = None
+    if optimizers:
+      stateful = from_config.stateful_paths(optimizers, model.parameters)
+    tx, step, *_ = build.build_step(config, model, steps, mesh, stateful=stateful)
     train_step: Any = step  # a jitted function
-    state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed), mesh)
-    batch = _abstract_batch(config, mesh)
+    ema = config.optimizer.ema
+    state = sharding.abstract(lambda: step_lib.init_state(model, tx, config.seed, ema=ema), mesh)
+    of_optimizer = [value for name, value in state.items() if name in ('opt_state', 'ema')]
+    batch = build.abstract_batch(config, mesh)
     shapes = lengths.shapes(config)
     looked_up = [parameter.size for parameter in model.parameters.values() if parameter.role in LOOKED_UP]
     facts = dict(
@@ -66,7 +77,7 @@ def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         attention_per_row=flops.attention(model.config, shapes),
         bytes=dict(
             parameters=_bytes_per_device(state['params']),
-            optimizer=_bytes_per_device(state['opt_state']),
+            optimizer=_bytes_per_device(of_optimizer),
             batch=_bytes_per_device(batch),
         ),
         checkpoint_bytes=_bytes(state),
@@ -75,24 +86,6 @@ def lower(config: Config, devices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         tables=sum(looked_up),
     )
     return train_step.lower(state, batch), facts
-
-
-def _abstract_batch(config: Config, mesh: Any) -> Any:
-  """Shapes, dtypes and shardings of a batch."""
-  import jax
-
-  from t5like import sharding
-  from t5like.batches import pipeline
-  pieces = mesh.shape['context']
-
-  def spread(x: Any) -> jax.ShapeDtypeStruct:
-    shape = (config.batch_size, *x.shape[1:])
-    spec = sharding.row_spec(x, pieces)
-    by_rows = jax.sharding.NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows)
-
-  frame = pipeline.frame_of(config)
-  return jax.tree.map(spread, frame.blank(rows=1))
 
 
 def _attention_kernel(config: Config) -> Any:
@@ -154,12 +147,17 @@ def _compile(job: dict[str, Any], folder: pathlib.Path) -> None:
   from jax.experimental import topologies as jax_topologies
 
   from t5like import config as config_lib
+  from t5like.config import stages
   from t5like.preflight import topologies
   jax.config.update('jax_enable_compilation_cache', False)
   topology = topologies.parse(job['topology'])
   described = jax_topologies.get_topology_desc(platform='tpu', **topology.arguments())
-  config = config_lib.resolve(config_lib.from_json(job['config']))
-  lowered, facts = lower(config, list(described.devices))
+  listed = stages.of(config_lib.from_json(job['config']))
+  config = config_lib.resolve(listed[job['stage']].config)
+  optimizers = []
+  if len(listed) > 1:
+    optimizers = [stage.config.optimizer for stage in listed]
+  lowered, facts = lower(config, list(described.devices), optimizers)
   seconds = time.monotonic() - started
   _write(folder / 'facts.json', dict(facts, lowering=seconds))
   options = {

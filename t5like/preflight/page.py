@@ -32,6 +32,7 @@ def show(
                 f'{report["hosts"]} hosts, mesh {mesh}', style='bold')
   _show_memory(console, report)
   _show_replicated(console, report)
+  _show_stages(console, report)
   accuracy = 'none here'
   if report['fits']:
     accuracy = report['accuracy']
@@ -67,6 +68,18 @@ def _show_memory(console: Console, report: Report) -> None:
     buffers = '; '.join(report['largest'])
     console.print(f'Largest buffers: {buffers}. Smaller with an earlier model.remat (full keeps least), a larger '
                   'microbatches, a smaller batch_size, or more chips.')
+
+
+def _show_stages(console: Console, report: Report) -> None:
+  """The stages of a run that has any; what is above and below is of the largest, times are of all."""
+  if 'stages' not in report:
+    return
+  console.print('\nMemory above is that of the stage that needs most; the step below is the mean of all.')
+  for line in report['stages']:
+    text = f'{line["steps"]:,} steps of {line["batch_size"]} x {line["seq_len"]}, {_gib(line["hbm_used"])}'
+    if 'hours' in line:
+      text = f'{text}, {_ms(line["step_seconds"])} a step, {line["hours"]:.1f} hours'
+    console.print(f'  {line["where"]}: {text}', markup=False)
 
 
 def _show_replicated(console: Console, report: Report) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from t5like import config as config_lib
+from t5like.config import stages
 from t5like.config.values import ROOT
 from t5like.config_type import Config, Section
 from t5like.errors import ConfigError
@@ -46,6 +47,7 @@ def predict(
     topology: Topology,
     full: bool = False,
     readings: Readings | None = None,
+    stage: int = 0,
 ) -> Report:
   """What is known of a step.
 
@@ -54,6 +56,7 @@ def predict(
     topology: where it is to run.
     full: all of the compilation, which finds kernels that need too much VMEM.
     readings: other prices of kernels, whose seconds are in 'readings' of the result.
+    stage: number of the stage of the run whose step it is.
 
   Returns:
     A dict for JSON; `fits` is False where HBM is too small, and then there is no time.
@@ -63,18 +66,19 @@ def predict(
   """
   if not importlib.util.find_spec('libtpu'):
     raise ConfigError("preflight needs the TPU compiler, which runs on any Linux machine: pip install -e '.[tpu]'")
-  resolved = config_lib.resolve(config)
+  resolved = config_lib.resolve(stages.after(config, stage))
   if not resolved.model.vocab_size:
     raise ConfigError('model.vocab_size=0: preflight has no data to count the vocabulary of. Set model.vocab_size.')
-  job = plain_json.dumps({
-      'config': config_lib.to_json(config),
-      'topology': topology.name,
-      'options': config.compile.options.to_dict(),
-  })
+  job = dict(
+      config=config_lib.to_json(config),
+      topology=topology.name,
+      options=resolved.compile.options.to_dict(),
+      stage=stage,
+  )
   with tempfile.TemporaryDirectory(prefix='t5like-preflight-') as name:
     folder = pathlib.Path(name)
     started = time.monotonic()
-    error = _compile(job, folder, full)
+    error = _compile(plain_json.dumps(job), folder, full)
     seconds = time.monotonic() - started
     facts = _read_json(folder / 'facts.json') or {}
     if error and not _is_out_of_memory(error):
@@ -84,21 +88,27 @@ def predict(
         chips=topology.chips,
         hosts=topology.hosts,
         slices=topology.slices,
-        config_batch=config.batch_size,
+        config_batch=resolved.batch_size,
         compile_seconds=round(seconds, 1),
         full=full,
         libtpu=importlib.metadata.version('libtpu'),
         jax=importlib.metadata.version('jax'),
         **facts,
     )
-    done = _read_json(folder / 'done.json')
-    if done:
-      report.update(compilers_flops=done['flops'])
+    report.update(_counted(folder))
     program = _Program(folder / 'dump', resolved, topology, facts)
     report.update(program.memory(error))
     if not error:
       report.update(program.speed(readings or {}))
     return report
+
+
+def _counted(folder: pathlib.Path) -> Report:
+  """FLOPs as the compiler counts them, where it came to its end."""
+  done = _read_json(folder / 'done.json')
+  if not done:
+    return {}
+  return dict(compilers_flops=done['flops'])
 
 
 # --- Compiling ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from t5like import choices
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.files import plain_json
-from t5like.preflight import prediction
+from t5like.preflight import staged
 from t5like.preflight.prediction import GIB, Report
 from t5like.preflight.topologies import Topology
 
@@ -177,7 +177,7 @@ class _Search:
   def attempt(self, overrides: Overrides, full: bool = False) -> Report | str:
     """Its report, or the text of its error."""
     try:
-      return prediction.predict(changed(self.config, overrides), self.topology, full)
+      return staged.predict(changed(self.config, overrides), self.topology, full)
     except ConfigError as e:
       return str(e)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from t5like.config import stages
 from t5like.config_type import Config
 from t5like.files import mirror, paths
 from t5like.objectives import lengths
@@ -111,8 +112,11 @@ def _essence(data: Config) -> dict[str, Any]:
 
 
 def datasets(config: Config) -> dict[str, Config]:
-  """{component name: config of its dataset}, each with the vocabulary that all of them share."""
-  configs = {component.name: component.config for component in lengths.components(config)}
+  """{component name: config of its dataset} of all stages, each with the vocabulary that all of them share."""
+  configs: dict[str, Config] = {}
+  for stage in stages.of(config):
+    for component in lengths.components(stage.config):
+      configs.setdefault(component.name, component.config)
   distinct = {_to_json(_essence(c.data)) for c in configs.values()}
   spec = config.vocabulary
   is_shared = len(distinct) > 1 and not spec.path and spec.name != 'bytes'

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from t5like.config import stages
 from t5like.config_type import Config
 from t5like.errors import DataError
 from t5like.prepared import datasets, manifests, prepare, store as store_lib
@@ -31,7 +32,8 @@ def open_data(
     raise DataError(
         f'{store.folder} holds no validation text, so the model cannot be validated. Delete that folder, and prepare '
         "keeps a document for it; or give data.validation files of their own, or set it to 'tail'.")
-  check_vocabulary(config, store.vocabulary)
+  for stage in stages.of(config):
+    check_vocabulary(stage.config, store.vocabulary)
   return store
 
 

@@ -4,9 +4,10 @@ A run starts from, in this order:
   1. the newest checkpoint in workdir/checkpoints that can be read;
   2. fresh parameters.
 
-A checkpoint of step n holds `params`, `opt_state` and `train` (step and guard counters), each readable
-alone, and `meta`: JSON with the config, the data's fingerprint, `tokens` and `examples_seen`. It
-exists once Orbax has written its commit file; `training/saving.py` saves only steps known to be finite.
+A checkpoint of step n holds `params`, `opt_state`, `train` (step and guard counters) and, of runs with optimizer.ema,
+`ema` (averaged parameters), each readable alone, and `meta`: JSON with the config, the data's fingerprint, `tokens` and
+`examples_seen`. It exists once Orbax has written its commit file; `training/saving.py` saves only steps known to be
+finite.
 """
 import contextlib
 import ctypes
@@ -43,6 +44,7 @@ FACTS = dict(
     examples_seen=Whole(),
     rewinds=Whole(),
     skipped=List(List(Whole(), 2, 2)),
+    stages=List(List(Whole(), 2, 2)),
     validation=Maybe(VALIDATION),
     stopper=STOPPER,
     config=Text(),
@@ -51,6 +53,7 @@ FACTS = dict(
     checksums=Object())
 META = Object(FACTS, ('checksums',))
 REMINDER = 300.0  # seconds between warnings that saves still fail
+EMA = 'ema'  # the part of averaged parameters, of runs that keep them
 READS = 10  # that the arrays of a checkpoint are restored in: read together, many of them are in host memory twice
 State = dict[str, Any]  # params, opt_state, step, guard: arrays, or jax.ShapeDtypeStruct with shardings
 Meta = dict[str, Any]
@@ -126,11 +129,17 @@ def _without_digest(meta: Meta) -> Meta:
 def _parts_of(state: State) -> dict[str, Any]:
   """{part of a checkpoint: its tree} of a state."""
   train = dict(step=state['step'], guard=state['guard'])
-  return dict(params=state['params'], opt_state=state['opt_state'], train=train)
+  parts = dict(params=state['params'], opt_state=state['opt_state'], train=train)
+  if EMA in state:
+    parts[EMA] = state[EMA]
+  return parts
 
 
 def _state_of(parts: dict[str, Any]) -> State:
-  return dict(params=parts['params'], opt_state=parts['opt_state'], **parts['train'])
+  state = dict(params=parts['params'], opt_state=parts['opt_state'], **parts['train'])
+  if EMA in parts:
+    state[EMA] = parts[EMA]
+  return state
 
 
 def _trim() -> None:
@@ -402,12 +411,13 @@ class Checkpoints:
     return meta
 
   @_translated
-  def params(self, step: int, abstract: Any) -> Any:
-    """Parameters alone, in the shapes, dtypes and shardings of `abstract`."""
-    parts = self._orbax.load_checkpointables(step, dict(params=abstract, meta=None))
+  def params(self, step: int, abstract: Any, ema: bool = False) -> Any:
+    """Parameters alone, or those of the moving average, in the shapes, dtypes and shardings of `abstract`."""
+    name = EMA if ema else 'params'
+    parts = self._orbax.load_checkpointables(step, {name: abstract, 'meta': None})
     meta = self._intact(parts['meta'])
-    params = parts['params']
-    _check(dict(params=params), meta)
+    params = parts[name]
+    _check({name: params}, meta)
     return params
 
   def restore(

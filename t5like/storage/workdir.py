@@ -176,6 +176,13 @@ def check_trained(workdir: str, step: int = 0) -> Any:
   return config
 
 
+def check_ema(config: Config) -> None:
+  """ConfigError for a run without a moving average of its parameters."""
+  if not config.optimizer.ema:
+    raise ConfigError('--ema: this run has no moving average of its parameters, for optimizer.ema=0. Leave it out, or '
+                      'average checkpoints by main.py average.')
+
+
 def run_of(folder: Any) -> tuple[Any, int | None] | None:
   """(workdir, step) of a run that a folder is, None being its newest checkpoint, or of one of its checkpoints.
 
@@ -187,6 +194,15 @@ def run_of(folder: Any) -> tuple[Any, int | None] | None:
   if (folder / 'checkpoints').exists():
     return folder, None
   return None
+
+
+def trunk(branch_from: str) -> tuple[Any, int | None]:
+  """(workdir, step) of a checkpoint that branch_from names, None: the newest. ConfigError where there is no run."""
+  run = run_of(epath.Path(paths.expand(branch_from)))
+  if run is None:
+    raise ConfigError(f'branch_from={show(branch_from)}: this is no run. Give the workdir of one, or one of its '
+                      'checkpoints (WORKDIR/checkpoints/STEP). To begin with weights alone, use init_from.')
+  return run
 
 
 def vocabulary_path(workdir: Any) -> Any:
@@ -206,7 +222,10 @@ def check_config(workdir: Any, config: Config) -> list[tuple[str, Any, Any]]:
   path = epath.Path(workdir) / 'config.json'
   text = _read(path)
   if text is None:
-    check_beginning(config.init_from)
+    if config.branch_from:
+      check_beginning(config.branch_from, 'branch_from')
+    else:
+      check_beginning(config.init_from)
     return []
   place = str(path)
   before = config_lib.from_json(text, place)

@@ -21,7 +21,7 @@ from t5like.errors import CheckpointError, ConfigError
 from t5like.model import models
 from t5like.nearest import suggestion
 from t5like.storage import workdir as workdir_lib
-from t5like.storage.checkpoint import Checkpoints
+from t5like.storage.checkpoint import EMA as EMA_PART, Checkpoints
 from t5like.training import build, step as step_lib
 from t5like.vocabulary import loading as vocabulary_lib
 
@@ -74,6 +74,7 @@ def average(
     steps: Sequence[int] = (),
     name: str = 'uniform',
     say: Callable[[str], None] = print,
+    ema: bool = False,
 ) -> dict[int, float]:
   """Writes a run whose only checkpoint has averaged parameters.
 
@@ -86,6 +87,7 @@ def average(
     steps: of the checkpoints; none: all that the run has.
     name: of WEIGHTS.
     say: called with lines for people.
+    ema: of each checkpoint, the moving average of optimizer.ema takes the place of the parameters.
 
   Returns:
     {step: its weight}.
@@ -95,6 +97,8 @@ def average(
     CheckpointError: for a checkpoint that is missing or damaged, or where there is only one.
   """
   config = workdir_lib.read_config(workdir)
+  if ema:
+    workdir_lib.check_ema(config)
   chosen = _chosen(workdir, steps, name)
   vocabulary = vocabulary_lib.load(config.vocabulary, workdir_lib.vocabulary_path(workdir))
   mesh = sharding.make_mesh(dict(fsdp=-1), jax.local_devices())
@@ -103,7 +107,7 @@ def average(
     ends.enter_context(jax.set_mesh(mesh))
     checkpoints = ends.enter_context(Checkpoints(workdir))
     state, meta = _newest(models.with_vocabulary(config, vocabulary), checkpoints, max(chosen), mesh)
-    state['params'] = _averaged(checkpoints, chosen, state['params'], say)
+    state['params'] = _averaged(checkpoints, chosen, state[EMA_PART if ema else 'params'], say, ema)
     facts = dict(meta, validation=None, averaged={str(step): weight for step, weight in chosen.items()})
     workdir_lib.write_vocabulary(new, vocabulary)
     workdir_lib.write_config(new, config)
@@ -139,7 +143,7 @@ def _newest(
   tx, _ = build.build_optimizer(config, model, total_steps=1)  # the state of any schedule is the same
 
   def initial_state() -> dict[str, Any]:
-    return step_lib.init_state(model, tx, config.seed)
+    return step_lib.init_state(model, tx, config.seed, ema=config.optimizer.ema)
 
   abstract = sharding.abstract(initial_state, mesh)
   restored = checkpoints.restore(abstract, counts=lambda other, meta: other == step)
@@ -153,6 +157,7 @@ def _averaged(
     chosen: dict[int, float],
     newest: Any,
     say: Callable[[str], None],
+    ema: bool,
 ) -> Any:
   """Parameters summed one checkpoint after the other, in float32."""
 
@@ -166,7 +171,7 @@ def _averaged(
   for step, weight in chosen.items():
     params = newest  # of the last step, read with its optimizer
     if step != last:
-      params = checkpoints.params(step, abstract)
+      params = checkpoints.params(step, abstract, ema)
     total = add(total, params, jnp.float32(weight))
     say(f'step {step:,}: {weight:.4f}')
   return total

@@ -1,5 +1,5 @@
 """From a config and its model to the optimizer and the compiled steps."""
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from t5like import sharding
+from t5like.batches import frames
 from t5like.config.values import show
 from t5like.config_type import Config
 from t5like.errors import ConfigError
@@ -65,17 +66,34 @@ def build_optimizer(
     config: Config,
     model: Model,
     total_steps: int,
+    first_step: int = 0,
+    stateful: Set[str] | None = None,
 ) -> tuple[optax.GradientTransformation, dict[str, np.ndarray]]:
-  """(tx, rates) of a resolved config whose schedule ends at total_steps; rates: of each parameter, `optim.rates`."""
-  learning_rate = from_config.schedule(config.schedule, config.optimizer.learning_rate, total_steps)
+  """(tx, rates) of a resolved config; rates: of each parameter, `optim.rates`.
+
+  Args:
+    config: resolved.
+    model: of it.
+    total_steps: of its schedule.
+    first_step: of the run, at which the schedule begins.
+    stateful: see `from_config.at_rates`.
+  """
+  learning_rate = from_config.schedule(config.schedule, config.optimizer.learning_rate, total_steps, first_step)
   rates = from_config.rates(config.optimizer, model.parameters)
   tx = from_config.build(config.optimizer, learning_rate, model.parameters)
-  return from_config.at_rates(tx, rates), rates
+  return from_config.at_rates(tx, rates, stateful), rates
 
 
-def build_step(config: Config, model: Model, total_steps: int, mesh: jax.sharding.Mesh) -> Steps:
-  """The steps of a config whose schedule ends at total_steps; they are compiled when first called."""
-  tx, rates = build_optimizer(config, model, total_steps)
+def build_step(
+    config: Config,
+    model: Model,
+    total_steps: int,
+    mesh: jax.sharding.Mesh,
+    first_step: int = 0,
+    stateful: Set[str] | None = None,
+) -> Steps:
+  """The steps of a resolved config on a mesh, other arguments as of `build_optimizer`; compiled when first called."""
+  tx, rates = build_optimizer(config, model, total_steps, first_step, stateful)
   chunks = _chunks(config, mesh)
   sums = loss_lib.make_sums(model, config.loss, chunks)
   trained_sums = from_config.without_frozen(sums, rates)
@@ -88,6 +106,7 @@ def build_step(config: Config, model: Model, total_steps: int, mesh: jax.shardin
       spike_loss=config.guard.spike_loss,
       spike_norm=config.guard.spike_norm,
       hold=warm_up.make_hold(config, model.parameters),
+      ema=config.optimizer.ema,
   )
   options = config.compile.options.to_dict() or None
   count = histograms.make(gradients, model.parameters)
@@ -97,6 +116,19 @@ def build_step(config: Config, model: Model, total_steps: int, mesh: jax.shardin
       eval_step=jax.jit(sums),
       histograms=jax.jit(count),
   )
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Any:
+  """Shapes, dtypes and shardings of the batches of a config, which steps are compiled for."""
+  pieces = mesh.shape['context']
+
+  def spread(x: np.ndarray) -> jax.ShapeDtypeStruct:
+    shape = (config.batch_size, *x.shape[1:])
+    spec = sharding.row_spec(x, pieces)
+    by_rows = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows)
+
+  return jax.tree.map(spread, frames.frame_of(config).blank(rows=1))
 
 
 def _chunks(config: Config, mesh: jax.sharding.Mesh) -> int:

@@ -50,7 +50,8 @@ class Turn:
 class Hook:
   """Work beside the steps. It owns its state; it reads the parts of the run and calls them.
 
-  Methods are called in this order: `reset`, `start`, then for each step `before_step`, `measured` (of the previous
+  Methods are called in this order: `reset`, `start`, then for each step `before_stage` (where one begins),
+  `before_step`, `measured` (of the previous
   step, whose metrics arrive while the newest one is computed) and, when it is due, `pause` and `act`; at last `leave`
   or `finish`, then `close`. After a rewind it begins again with `reset`.
   """
@@ -65,6 +66,9 @@ class Hook:
 
   def start(self, turn: Turn) -> Turn | None:
     """Before the first step, and before the first after a rewind. May raise signals.Asked."""
+
+  def before_stage(self, progress: Progress) -> None:
+    """Before another stage begins: all steps so far are measured, and the parts of the run still are of theirs."""
 
   def before_step(self, step: int) -> None:
     """Before this step is dispatched."""
@@ -207,6 +211,11 @@ class Hooks:
     """See Hook.reset."""
     for hook in self:
       hook.reset(progress)
+
+  def before_stage(self, progress: Progress) -> None:
+    """See Hook.before_stage."""
+    for hook in self:
+      hook.before_stage(progress)
 
   def before_step(self, step: int) -> None:
     """See Hook.before_step."""

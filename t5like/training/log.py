@@ -55,6 +55,9 @@ class Log(Hook):
       self.first_step = None
       self.rate.start()
 
+  def before_stage(self, progress: Progress) -> None:
+    self._write()
+
   def pause(self) -> None:
     self.rate.pause()
 
@@ -110,6 +113,8 @@ class Log(Hook):
     usual = {name: means[name] for name in MEANS}
     others = {name: value for name, value in means.items() if name not in MEANS}
     line: dict[str, float] = dict(tokens=progress.tokens, examples_seen=progress.examples_seen)
+    if len(self.parts.stages.course.stages) > 1:
+      line['stage'] = len(progress.stages)
     line |= self.parts.rows.used(progress.examples_seen, progress.skipped)
     line |= usual
     line |= speed

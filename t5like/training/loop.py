@@ -6,13 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
 from t5like import sharding
 from t5like.batches import pipeline
+from t5like.config import stages
 from t5like.config_type import Config
-from t5like.errors import BadSteps, Failure
+from t5like.errors import BadSteps, ConfigError, Failure
 from t5like.observe import profiling
 from t5like.prepared import opening
-from t5like.training import actions, build, endings, preconditions, recovery, saving, signals
+from t5like.training import actions, build, course, endings, preconditions, recovery, saving, signals
 from t5like.training.dispatch import Dispatcher
 from t5like.training.hooks import Hooks, Turn
 from t5like.training.parts import Parts, Request, open_parts
@@ -49,8 +52,8 @@ def train(
   """
   profiling.compile_cache(config.compile.cache)
   mesh = sharding.make_mesh(config.mesh, devices)
-  build.rows_per_device(config, mesh)  # before data is prepared for a batch that cannot be divided
-  build.check_compile_options(config, mesh.local_devices[0])
+  for stage in stages.of(config):  # before data is prepared for a batch that cannot be divided
+    _check_stage(stage, mesh)
   store = opening.open_data(config)
   preconditions.check_prompts(config, store.vocabulary)
   request = Request(config, workdir, name, profile_steps, watch, leave)
@@ -70,6 +73,15 @@ def train(
         if saved:
           parts.output.say(saved)
         raise
+
+
+def _check_stage(stage: stages.Stage, mesh: jax.sharding.Mesh) -> None:
+  """ConfigError for a batch that the devices cannot divide, and for options that their compiler refuses."""
+  try:
+    build.rows_per_device(stage.config, mesh)
+    build.check_compile_options(stage.config, mesh.local_devices[0])
+  except ConfigError as error:
+    raise course.placed(stage, error) from error
 
 
 class Run:
@@ -106,17 +118,20 @@ class Run:
     parts.output.rewind(self.progress.step)
 
   def _steps(self) -> str:
-    plan = self.parts.plan
+    parts = self.parts
     first_step = self.progress.step + 1
     reason = self._unless_asked(self._start)
     if reason:
       return reason
     with self._batches() as batches:
-      while plan.steps_left(self.progress):
+      while parts.plan.steps_left(self.progress):
+        self._begin_stages()
         self.hooks.before_step(self.progress.step + 1)
         self.progress, batch = self.dispatcher.step(batches, self.progress)
         is_first = self.progress.step == first_step  # which compiled: its time is reported by itself
         self.dispatcher.collect(but=0 if is_first else 1)
+        if is_first:
+          parts.stages.prepare()
         ending = self._ending()
         reason = self._unless_asked(self._between_steps, batch, ending)
         if ending:
@@ -128,11 +143,26 @@ class Run:
 
   def _batches(self) -> contextlib.AbstractContextManager[Iterator[Batch]]:
     """This host's rows of the batches after `self.progress`."""
-    plan = self.parts.plan
+    parts = self.parts
     progress = self.progress
-    rows_of_host = sharding.rows_of_host(plan.mesh, plan.config.batch_size)
+    stretches = parts.stages.stretches()
     return pipeline.train_batches(
-        self.parts.rows, plan.config, progress.examples_seen, rows_of_host, progress.skipped)
+        parts.rows,
+        parts.plan.config,
+        progress.examples_seen,
+        skipped=progress.skipped,
+        stretches=stretches,
+    )
+
+  def _begin_stages(self) -> None:
+    """Begins the stages that are due."""
+    parts = self.parts
+    if not parts.stages.is_next_due(self.progress):
+      return
+    self.dispatcher.collect()
+    self.hooks.before_stage(self.progress)
+    self.progress = parts.stages.begin(self.progress)
+    parts.stages.prepare()
 
   def _start(self) -> str | None:
     self.parts.phases.alive('start')

@@ -6,21 +6,23 @@ from typing import Any
 
 import jax
 
-from t5like.batches import pipeline
+from t5like.batches.train_rows import TrainRows
 from t5like.config_type import Config
 from t5like.files import writing
 from t5like.observe import environment, metrics
 from t5like.observe.ledger import Ledger
 from t5like.storage.checkpoint import Checkpoints
 from t5like.storage.lease import Lease
-from t5like.training import plan as plan_lib, preemption, resume, stop
+from t5like.training import course as course_lib, preemption, resume, stop
+from t5like.training.course import Course
 from t5like.training.output import Output, Watch
 from t5like.training.phases import Phases
 from t5like.training.plan import Plan
 from t5like.training.progress import Progress
 from t5like.training.recovery import Rewinds
 from t5like.training.signals import Signals
-from t5like.training.trainer import Trainer
+from t5like.training.stages import Stages
+from t5like.training.trainer import State, Trainer
 from t5like.training.watchdog import Watchdog
 
 SAVES = 3  # saves that have to fail, one after the other, before a run ends,
@@ -46,10 +48,10 @@ class Parts:
   peak_flops, peak_source: of all devices, a second, and where the number is from.
   """
   request: Request
-  plan: Plan
   store: Any
-  rows: pipeline.TrainRows
+  rows: TrainRows
   trainer: Trainer
+  stages: Stages
   checkpoints: Checkpoints
   rewinds: Rewinds
   lease: Lease | None
@@ -61,12 +63,17 @@ class Parts:
   peak_flops: float
   peak_source: str
 
+  @property
+  def plan(self) -> Plan:
+    """Of the stage that the run is in."""
+    return self.trainer.plan
+
   def restore(self) -> Progress:
     """Replaces the trainer's state by that of the newest checkpoint that counts; returns its progress."""
     self.trainer.reset(None)  # frees memory for the next state
     self.phases.enter('init', 'start')
     state, progress = resume.start(
-        self.plan,
+        self.stages.course,
         self.store,
         self.checkpoints,
         self.request.workdir,
@@ -74,11 +81,12 @@ class Parts:
         self.output.say,
     )
     self.trainer.reset(state)
+    self.stages.resume(progress)
     return progress
 
   def introduction(self, progress: Progress) -> Iterator[str]:
     """Lines that report what the run is going to do."""
-    yield from resume.introduction(self.plan, self.trainer.params, progress, self.rows)
+    yield from resume.introduction(self.stages.course, self.trainer.params, progress, self.rows)
     places = [str(self.request.workdir), *self.plan.config.log.trackers]
     yield f'Checkpoints and numbers: {", ".join(places)}'
     yield f'MFU counts 6 N + attention (PaLM), of {self.peak_source}'
@@ -104,11 +112,11 @@ def open_parts(
   """
   config = request.config
   workdir = request.workdir
-  is_main = jax.process_index() == 0
   watchdog = _open_watchdog(config, mesh, ends)
   lease = _open_lease(workdir, ends)
   ends.enter_context(jax.set_mesh(mesh))
   checkpoints = ends.enter_context(_open_checkpoints(config, workdir))
+  is_main = jax.process_index() == 0
   screen = metrics.Screen(request.name, config.stop.tokens, quiet=not is_main)
   ends.callback(screen.close)
   signals = Signals(screen.say, request.leave)
@@ -117,21 +125,20 @@ def open_parts(
   phases = Phases(ledger, watchdog, signals)
   deadline = stop.Deadline(config.stop.wall_time)
   rewinds = Rewinds(workdir, config.guard.rewinds, writes, screen.say)
-  plan = plan_lib.make(config, store.vocabulary, mesh)
-  rows = pipeline.TrainRows(store, plan.config)
-  state, progress = resume.start(plan, store, checkpoints, workdir, rewinds.records, screen.say)
-  plan = plan.continued(progress)
-  trainer = Trainer(plan, state)
-  peak_flops, peak_source = metrics.peak_flops(mesh, plan.config.model.dtype)
+  course = course_lib.make(config, store.vocabulary, mesh)
+  state, progress = resume.start(course, store, checkpoints, workdir, rewinds.records, screen.say)
+  stages = _open_stages(course, state, progress, store, screen.say, phases)
+  plan = stages.trainer.plan
   output = Output(plan, workdir, screen, writes, request.watch)
   output.begin(progress.step, store.vocabulary)
+  peak_flops, peak_source = metrics.peak_flops(mesh, plan.config.model.dtype)
   ledger.start(progress.step, **environment.describe(mesh))
-  parts = Parts(
+  return Parts(
       request=request,
-      plan=plan,
       store=store,
-      rows=rows,
-      trainer=trainer,
+      rows=stages.rows,
+      trainer=stages.trainer,
+      stages=stages,
       checkpoints=checkpoints,
       rewinds=rewinds,
       lease=lease,
@@ -142,8 +149,25 @@ def open_parts(
       output=output,
       peak_flops=peak_flops,
       peak_source=peak_source,
-  )
-  return parts, progress
+  ), progress
+
+
+def _open_stages(
+    course: Course,
+    state: State,
+    progress: Progress,
+    store: Any,
+    say: Callable[[str], None],
+    phases: Phases,
+) -> Stages:
+  """The stages of a run at a place in it, with its trainer and its rows."""
+  course = course.continued(progress)
+  plan = course.plan(progress)
+  rows = TrainRows(store, plan.requested)
+  trainer = Trainer(plan, state)
+  stages = Stages(course, rows, trainer, say, phases)
+  stages.resume(progress)
+  return stages
 
 
 def _open_watchdog(

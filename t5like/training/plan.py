@@ -1,4 +1,4 @@
-"""The plan of a run: all that follows from its config, computed once and constant while it trains."""
+"""The plan of a run, or of one of its stages: all that follows from its config, constant while it trains."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from t5like.batches import frames
 from t5like.config_type import Config
 from t5like.model import models
 from t5like.objectives import lengths
@@ -13,6 +14,8 @@ from t5like.objectives.lengths import Lengths
 from t5like.optim import from_config
 from t5like.training.progress import Progress
 from t5like.vocabulary.kinds import Vocabulary
+
+OF_THE_STEPS = ('model', 'loss', 'optimizer', 'schedule', 'adapt', 'guard', 'compile')  # sections that they read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +30,10 @@ class Plan:
   shapes: tokens of a row, by part.
   tokens_per_step: tokens that one step adds towards stop.tokens.
   flops_per_token: FLOPs of forward and backward pass, the backward pass only for what has gradients.
-  total_steps: the step at which the schedule of the learning rate ends.
+  total_steps: how many steps the schedule of the learning rate has.
+  first_step: at which it begins.
+  stage: number of the stage, from 0.
+  stateful: paths of the parameters that the optimizer keeps state of; None: of those that it trains.
   """
   requested: Any
   config: Config
@@ -38,24 +44,41 @@ class Plan:
   tokens_per_step: int
   flops_per_token: float
   total_steps: int
+  first_step: int = 0
+  stage: int = 0
+  stateful: frozenset[str] | None = None
 
   @functools.cached_property
   def learning_rate(self) -> Callable[[int], jax.Array]:
     """Function of the step, from 0."""
-    return from_config.schedule(self.config.schedule, self.config.optimizer.learning_rate, self.total_steps)
+    config = self.config
+    return from_config.schedule(config.schedule, config.optimizer.learning_rate, self.total_steps, self.first_step)
+
+  @functools.cached_property
+  def program(self) -> str:
+    """All that the compiled steps depend on but for the mesh: plans that have the same can share them."""
+    config = self.config
+    sections = [config[name].to_dict() for name in OF_THE_STEPS]
+    frame = frames.frame_of(config)
+    stateful = sorted(self.stateful or ())
+    numbers = (
+        config.seed,
+        config.batch_size,
+        config.microbatches,
+        self.total_steps,
+        self.first_step,
+    )
+    return repr((sections, numbers, self.shapes, frame, stateful))
 
   def steps_left(self, progress: Progress) -> int:
     """Steps until stop.tokens is reached; the last one may exceed it."""
     missing = self.config.stop.tokens - progress.tokens
     return max(0, -(-missing // self.tokens_per_step))
 
-  def continued(self, progress: Progress) -> 'Plan':
-    """The plan of a run that resumes from `progress`, whose steps so far may have been of another size."""
-    return dataclasses.replace(self, total_steps=progress.step + self.steps_left(progress))
-
 
 def make(config: Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Plan:
-  """The plan of a run that starts at step 0. ConfigError as of `models.with_vocabulary` and `models.build_model`.
+  """The plan of a run without stages that starts at step 0. ConfigError as of `models.with_vocabulary` and
+  `models.build_model`.
 
   Args:
     config: validated, as the user wrote it.

@@ -7,12 +7,13 @@ these are read. Modules with JAX are imported in the functions that need them: m
 import pathlib
 import tempfile
 import uuid
+from collections.abc import Callable
 
 from etils import epath
 
 from t5like import choices, config as config_lib
 from t5like.choices import SOURCES
-from t5like.config import adaptation, task_files as task_lib
+from t5like.config import adaptation, stages, task_files as task_lib
 from t5like.config.values import base, show
 from t5like.config_type import Config, Section
 from t5like.errors import CheckpointError, ConfigError, DataError, Failure
@@ -23,11 +24,11 @@ from t5like.objectives.prompts import STYLES
 from t5like.observe import trackers
 from t5like.prepared import datasets, examples, manifests, parts
 from t5like.sources import registry
-from t5like.storage import workdir as workdir_lib
+from t5like.storage import stored_config, workdir as workdir_lib
 from t5like.vocabulary import kinds, loading as vocabulary_lib, requirements
 
-FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'adapt.encoder', 'vocabulary.path',
-           'compile.cache')
+FOLDERS = ('data.directory', 'data.cache', 'data.tfds_dir', 'init_from', 'branch_from', 'adapt.encoder',
+           'vocabulary.path', 'compile.cache')
 PEEK = 3  # records of a source that are read
 EXTRA_ID = '<extra_id_'
 MUCH = 16 << 20  # bytes; larger files are not opened for a check
@@ -48,7 +49,7 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
     check_workdir(workdir, config)
     resumes = workdir_lib.is_there('--workdir', f'{workdir}/config.json')
   for rule in OF_THE_MACHINE:
-    if resumes and rule is _init_from:
+    if resumes and rule in (_init_from, _branch_from):
       continue  # a run that resumes has its own weights
     try:
       rule(config)
@@ -56,11 +57,24 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
       if here:
         raise
       notes.append(f'On this machine: {error}')
-  for rule in OF_THE_CONFIG:
-    rule(config)
+  for stage in stages.of(config):
+    for rule in OF_THE_CONFIG:
+      _of_stage(rule, stage)
   if create:
     _probe(workdir)
   return notes
+
+
+def _of_stage(rule: Callable[[Config], None], stage: stages.Stage) -> None:
+  """A rule of the config of a stage, which its errors name."""
+  try:
+    rule(stage.config)
+  except ConfigError as error:
+    if not stage.where:
+      raise
+    kind = type(error)
+    keys = ', '.join(stage.changes)
+    raise kind(f'{stage.where} ({keys}): {error}') from error
 
 
 # --- Of the config alone ----------------------------------------------------------------------------
@@ -87,8 +101,8 @@ def _shares(config: Config) -> None:
   if not data.mixture or choices.MIXTURE_RATES[data.mixture_rates].by_examples:
     return
   from t5like.batches import mixing
-  for _, weights in lengths.stages(config):
-    mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)
+  weights = [component.weight for component in lengths.components(config)]
+  mixing.apportion(weights, mixing.WINDOW * mixing.WINDOW)
 
 
 def _vocabulary(config: Config) -> None:
@@ -163,7 +177,7 @@ def _trackers(config: Config) -> None:
 
 def _init_from(config: Config) -> None:
   """Initial weights that do not exist, or that are of another model."""
-  if not config.init_from:
+  if not config.init_from or config.branch_from:
     return
   if adaptation.is_on(config.adapt):
     from t5like.huggingface import adapted
@@ -178,11 +192,23 @@ def _init_from(config: Config) -> None:
     _init_from_model(config, folder)
 
 
+def _branch_from(config: Config) -> None:
+  """A run to branch from that does not exist, or whose config differs by more than a resumed run may change."""
+  if not config.branch_from:
+    return
+  workdir_lib.check_beginning(config.branch_from, 'branch_from')
+  run, step = workdir_lib.trunk(config.branch_from)
+  before = workdir_lib.read_config(run)
+  workdir_lib.check_checkpoint('branch_from', str(run), step)
+  config_lib.check_resumable(before, config, f'branch_from={config.branch_from}')
+
+
 def _init_from_run(config: Config, run: epath.Path, step: int | None) -> None:
   """Weights of a run of ours; step: of the checkpoint, None: the newest."""
   from t5like.huggingface import model_folders
-  run_config = workdir_lib.read_config(run)
+  workdir_lib.read_config(run)
   workdir_lib.check_checkpoint('init_from', str(run), step)
+  run_config = stored_config.read(run, step)
   ours = config_lib.resolve(config)
   theirs = config_lib.resolve(run_config).model.to_dict()
   if not ours.model.vocab_size or not theirs['vocab_size']:
@@ -309,4 +335,4 @@ def _check_writable(name: str, folder: pathlib.Path) -> None:
 
 
 OF_THE_CONFIG = (_parameters, _shares, _vocabulary)
-OF_THE_MACHINE = (_folders, _vocabulary_file, _trackers, _data, _tasks, _init_from)
+OF_THE_MACHINE = (_folders, _vocabulary_file, _trackers, _data, _tasks, _init_from, _branch_from)

@@ -132,7 +132,7 @@ def check_model(trainer: Trainer, phases: Phases, step: int) -> None:
 
 def compare_devices(state: State, mesh: jax.sharding.Mesh, step: int) -> None:
   """NumericsError when replicas of the state differ."""
-  arrays: dict[str, Any] = {name: state[name] for name in ('params', 'opt_state')}
+  arrays: dict[str, Any] = {name: state[name] for name in ('params', 'opt_state', 'ema') if name in state}
   differing = checksums.differing_replicas(arrays, mesh)
   if not differing:
     return

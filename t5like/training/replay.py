@@ -11,12 +11,14 @@ import jax
 
 from t5like import sharding
 from t5like.batches import pipeline
+from t5like.batches.train_rows import TrainRows
 from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError, NumericsError
 from t5like.prepared import opening
 from t5like.storage import checksums, rewinds, workdir as workdir_lib
 from t5like.storage.checkpoint import Checkpoints
-from t5like.training import plan as plan_lib, resume
+from t5like.training import course as course_lib, resume
+from t5like.training.stages import Stages
 from t5like.training.trainer import Trainer, fetch
 from t5like.training.watchdog import Watchdog
 
@@ -80,23 +82,33 @@ def _observe(
     checkpoints = ends.enter_context(Checkpoints(workdir))
     if not checkpoints.steps:
       raise CheckpointError(f'--workdir={workdir} does not have a checkpoint yet.')
-    plan = plan_lib.make(config, store.vocabulary, mesh)
+    course = course_lib.make(config, store.vocabulary, mesh)
     records = rewinds.read_rewinds(workdir)
-    state, progress = resume.start(plan, store, checkpoints, workdir, records, say)
-    trainer = Trainer(plan.continued(progress), state)
+    state, progress = resume.start(course, store, checkpoints, workdir, records, say)
+    trainer = Trainer(course.plan(progress), state)
     del state  # the first step takes its memory
-    rows = pipeline.TrainRows(store, plan.config)
-    rows_of_host = sharding.rows_of_host(mesh, plan.config.batch_size)
+    rows = TrainRows(store, config)
+    stages = Stages(course, rows, trainer, say=say)
+    stages.resume(progress)
+    start = progress.step
     observations = []
     with pipeline.train_batches(
-        rows, plan.config, progress.examples_seen, rows_of_host, progress.skipped) as batches:
+        rows,
+        trainer.plan.config,
+        progress.examples_seen,
+        skipped=progress.skipped,
+        stretches=stages.stretches(),
+    ) as batches:
       for _ in range(steps):
+        if stages.is_next_due(progress):
+          progress = stages.begin(progress)
+        progress = progress.after_step(trainer.plan.tokens_per_step, 0)
         batch = trainer.place(next(batches))
         metrics = fetch(trainer.step(batch))
         sums = checksums.of_tree(trainer.state)
         observations.append({**metrics, **sums})
         watchdog.arm('step')
-    return progress.step, observations
+    return start, observations
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -56,6 +56,13 @@ class Save(Hook):
     self.is_late = False
     self.last_was_bad = False
 
+  def start(self, turn: Turn) -> None:
+    """A branch keeps the checkpoint that it begins with: the run that it is of may delete its own."""
+    progress = turn.progress
+    is_branch = bool(self.parts.plan.requested.branch_from) and not self.parts.checkpoints.steps
+    if is_branch and progress.step:
+      self.save(progress)
+
   def measured(self, step: Step) -> None:
     self.last_was_bad = bool(step.metrics['bad_in_a_row'])
 

@@ -15,7 +15,7 @@ from t5like.model.transformer import Model
 from t5like.optim import guard as guard_lib, warm_up
 from t5like.optim.warm_up import Hold
 
-State = dict[str, Any]  # params, opt_state, step, guard
+State = dict[str, Any]  # params, opt_state, step, guard; ema: averaged parameters, of runs that keep them
 Params = dict[str, Any]  # nested dicts of arrays
 Batch = dict[str, Any]  # arrays [B, ..], and dicts of them
 Sums = dict[str, jax.Array]  # see model/loss.py
@@ -30,17 +30,24 @@ def init_state(
     tx: optax.GradientTransformation,
     seed: int,
     params: Params | None = None,
+    ema: float = 0.0,
 ) -> State:
-  """{params, opt_state, step, guard}: all that a step reads and writes, all arrays; `params` random if None."""
+  """{params, opt_state, step, guard}: all that a step reads and writes, all arrays; `params` random if None.
+
+  Where `ema`, config.optimizer.ema, is not 0, there is `ema` too: parameters averaged over steps, at first the same.
+  """
   if params is None:
     key = jax.random.key(seed)
     params = model.init(key)
-  return dict(
+  state = dict(
       params=params,
       opt_state=tx.init(params),
       step=jnp.int32(0),
       guard=guard_lib.start(),
   )
+  if ema:
+    state['ema'] = jax.tree.map(jnp.copy, params)
+  return state
 
 
 def make_gradients(sums: SumsFunction, microbatches: int = 1) -> Gradients:
@@ -92,6 +99,7 @@ def make_train_step(
     spike_loss: float = 0.0,
     spike_norm: float = 0.0,
     hold: Hold = warm_up.hold_nothing,
+    ema: float = 0.0,
 ) -> TrainStep:
   """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -107,12 +115,12 @@ def make_train_step(
     spike_loss: see guard.judge.
     spike_norm: see guard.judge.
     hold: of `warm_up.make_hold`: what the first steps do not train.
+    ema: config.optimizer.ema: what averaged parameters keep of themselves in a step; 0: there are none.
   """
   optimizer = optax.with_extra_args_support(tx)
 
   def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     params = state['params']
-    opt_state = state['opt_state']
     root = jax.random.key(seed)
     key = jax.random.fold_in(root, state['step'])
     grads, sums = gradients(params, batch, key)
@@ -123,7 +131,7 @@ def make_train_step(
       grads = _clipped(grads, grad_norm, count, clip_norm)
       # Read without a sign, the 32 bits of the step last twice as long.
       step = state['step'].astype(jnp.uint32)
-      updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
+      updates, new_opt_state = optimizer.update(grads, state['opt_state'], params, step=step)
       updates = hold(updates, state['step'])  # what decays moves without a gradient
       update_norm = optax.global_norm(updates)
       new_params = optax.apply_updates(params, updates)
@@ -133,16 +141,30 @@ def make_train_step(
       finite = jnp.isfinite(sums['loss']) & norms_finite
       loss = sums['loss'] / count
       good, guard = guard_lib.judge(state['guard'], finite, loss, grad_norm, spike_loss, spike_norm)
-      new_state = dict(
-          params=_new_if(good, new_params, params),
-          opt_state=_new_if(good, new_opt_state, opt_state),
-          step=state['step'] + 1,
-          guard=guard,
-      )
+      new = dict(params=new_params, opt_state=new_opt_state)
+      if ema:
+        new['ema'] = _averaged(state['ema'], new_params, ema, state['step'])
+      new_state = {name: _new_if(good, tree, state[name]) for name, tree in new.items()}
+      new_state.update(step=state['step'] + 1, guard=guard)
     norms = dict(grad_norm=grad_norm, update_norm=update_norm, param_norm=param_norm)
     return new_state, _means(sums, count) | norms | side_values.means(sums) | guard_lib.counters(guard)
 
   return train_step
+
+
+def _averaged(average: Params, params: Any, ema: float, step: jax.Array) -> Params:
+  """The moving average after one more step, whose first parameters have no more weight than later ones.
+
+  In step n, from 0, it keeps min(ema, (1 + n) / (10 + n)) of itself, as TensorFlow's ExponentialMovingAverage does.
+  """
+  n = step.astype(jnp.float32)
+  kept = jnp.minimum(ema, (1 + n) / (10 + n))
+
+  def moved(x: jax.Array, y: jax.Array) -> jax.Array:
+    share = (1 - kept).astype(x.dtype)
+    return x + share * (y - x)
+
+  return jax.tree.map(moved, average, params)
 
 
 def _new_if(good: jax.Array, new: Any, old: Any) -> Any:

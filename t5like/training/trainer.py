@@ -27,18 +27,38 @@ class Trainer:
 
   def __init__(self, plan: Plan, state: State):
     """The steps are compiled when first called; `state`, on the mesh, is the trainer's from now on."""
+    self._steps: dict[str, build.Steps] = {}  # by Plan.program
+    self.follow(plan)
+    self.reset(state)
+
+  def follow(self, plan: Plan) -> None:
+    """Trains by this plan from now on, of another stage of the run; the state stays."""
     self.plan = plan
-    steps = build.build_step(plan.config, plan.model, plan.total_steps, plan.mesh)
+    steps = self.steps_of(plan)
     self.train_step = steps.train_step
     self.eval_step = steps.eval_step
     self._count = steps.histograms
-    self.reset(state)
+    self._good_rows: Batch | None = None  # this host's rows of the newest step that counts; of this plan's shapes
+    self._is_checked = False  # whether the parameters as they are now gave a loss that is finite
+
+  def steps_of(self, plan: Plan) -> build.Steps:
+    """The steps of a plan, which may be another than it trains by; plans with the same program share them."""
+    if plan.program not in self._steps:
+      self._steps[plan.program] = build.build_step(
+          plan.config,
+          plan.model,
+          plan.total_steps,
+          plan.mesh,
+          plan.first_step,
+          plan.stateful,
+      )
+    return self._steps[plan.program]
 
   def reset(self, state: State | None) -> None:
     """Replaces the state; None frees the memory for one that is read later."""
     self._state = state
-    self._good_rows: Batch | None = None  # this host's rows of the newest step that counts
-    self._is_checked = False  # whether the parameters as they are now gave a loss that is finite
+    self._good_rows = None
+    self._is_checked = False
 
   @property
   def state(self) -> State:
@@ -56,6 +76,13 @@ class Trainer:
     """The parameters, a nested dict of arrays."""
     return self.state['params']
 
+  @property
+  def averaged(self) -> dict[str, Any] | None:
+    """The moving average of the parameters, of runs that keep one (optimizer.ema)."""
+    if 'ema' not in self.state:
+      return None
+    return self.state['ema']
+
   def place(self, rows: Batch) -> Batch:
     """This host's rows of a batch (numpy, of `sharding.rows_of_host`) as global arrays [B, ...] on the mesh."""
     return sharding.to_global(self.plan.mesh, rows)
@@ -70,9 +97,11 @@ class Trainer:
     self._is_checked = False
     return metrics
 
-  def evaluate(self, batch: Batch) -> Metrics:
-    """Sums over a global batch, on the devices: loss, nll, hits, weights."""
-    return self.eval_step(self.params, batch)
+  def evaluate(self, batch: Batch, params: dict[str, Any] | None = None) -> Metrics:
+    """Sums over a global batch, on the devices: loss, nll, hits, weights; of other parameters, if given."""
+    if params is None:
+      params = self.params
+    return self.eval_step(params, batch)
 
   def histograms(self, batch: Batch) -> dict[str, Any]:
     """Counts of parameters and of their gradients on a global batch, on the host (see histograms.named)."""

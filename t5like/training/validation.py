@@ -16,6 +16,7 @@ from t5like.training.hooks import Hook, Turn
 from t5like.training.progress import Progress
 from t5like.training.trainer import Trainer
 
+EMA = 'ema'  # what comes before names of metrics of the moving average
 SUMS = ('nll', 'hits', 'weights')
 OF_A_DATASET = ('nll', 'perplexity', 'accuracy', 'tokens')
 
@@ -29,12 +30,28 @@ def measure(store: Any, trainer: Trainer, alive: Callable[[], None]) -> dict[str
     alive: called after each batch.
 
   Returns:
-    {nll (nats), perplexity, accuracy, bits_per_byte, ...}; of the datasets of a mixture also as 'NAME/nll'.
+    {nll (nats), perplexity, accuracy, bits_per_byte, ...}; of the datasets of a mixture also as 'NAME/nll', of the
+    moving average of parameters (optimizer.ema) as 'ema/nll'.
   """
+  values = _measured(store, trainer, trainer.params, alive)
+  if trainer.averaged is not None:
+    of_average = _measured(store, trainer, trainer.averaged, alive)
+    for key in OF_A_DATASET:
+      values[f'{EMA}/{key}'] = of_average[key]
+  return values
+
+
+def _measured(
+    store: Any,
+    trainer: Trainer,
+    params: Any,
+    alive: Callable[[], None],
+) -> dict[str, float]:
+  """Metrics of the validation set, those of the datasets of a mixture too; arguments as of `measure`."""
   config = trainer.plan.config
   whole = collections.Counter()
   by_dataset = collections.defaultdict(collections.Counter)
-  for dataset, sums in _sums_of_batches(store, trainer, alive):
+  for dataset, sums in _sums_of_batches(store, trainer, params, alive):
     for key in SUMS:
       value = sums[key].item()
       whole[key] += value
@@ -52,6 +69,7 @@ def measure(store: Any, trainer: Trainer, alive: Callable[[], None]) -> dict[str
 def _sums_of_batches(
     store: Any,
     trainer: Trainer,
+    params: Any,
     alive: Callable[[], None],
 ) -> list[tuple[str, dict[str, Any]]]:
   """[(name of the dataset, sums)] of all batches, numpy; fetched once all are dispatched."""
@@ -61,7 +79,7 @@ def _sums_of_batches(
   on_devices = []
   for dataset, rows in batches:
     batch = trainer.place(rows)
-    sums = trainer.evaluate(batch)
+    sums = trainer.evaluate(batch, params)
     on_devices.append((dataset, sums))
     alive()
   return jax.device_get(on_devices)

@@ -18,7 +18,7 @@ def sequence(mixture, start, stop):
 def test_every_window_has_its_quota_to_a_row(weights, start):
   """Of any 1,000 rows in a row, wherever they begin, and over the turns of the cycle."""
   quota = 1000 * np.array(weights) / sum(weights)
-  mixture = mixing.Mixture([(0, weights)])
+  mixture = mixing.Mixture(weights)
   for begin in (start, 10 ** 6 - 1500, 2 * 10 ** 6 - 1500):
     dealt = sequence(mixture, begin, begin + 3000)
     for k, share in enumerate(quota):
@@ -29,7 +29,7 @@ def test_every_window_has_its_quota_to_a_row(weights, start):
 @settings(max_examples=25, deadline=None)
 @given(WEIGHTS, st.integers(0, 5 * 10 ** 6))
 def test_ranks_count_up_from_nothing(weights, start):
-  mixture = mixing.Mixture([(0, weights)])
+  mixture = mixing.Mixture(weights)
   ranks = mixture.counts(start).tolist()
   assert sum(ranks) == start
   exact = start * np.array(weights) / sum(weights)
@@ -43,12 +43,12 @@ def test_ranks_count_up_from_nothing(weights, start):
 
 def test_shares_are_exact_in_the_long_run():
   weights = [1, 1.618, 0.01, 0.0003]
-  counts = mixing.Mixture([(0, weights)]).counts(10 ** 12) / 10 ** 12
+  counts = mixing.Mixture(weights).counts(10 ** 12) / 10 ** 12
   np.testing.assert_allclose(counts, np.array(weights) / sum(weights), atol=1e-6)
 
 
 def test_weights_that_are_thousandths_repeat_every_thousand_rows():
-  mixture = mixing.Mixture([(0, [700, 250, 50])])
+  mixture = mixing.Mixture([700, 250, 50])
   dealt = sequence(mixture, 0, 5000)
   assert all((dealt[i:i + 1000] == dealt[:1000]).all() for i in range(0, 5000, 1000))
   assert np.bincount(dealt[:1000]).tolist() == [700, 250, 50]
@@ -56,22 +56,9 @@ def test_weights_that_are_thousandths_repeat_every_thousand_rows():
   assert gaps.min() >= 18 and gaps.max() <= 22  # evenly spread, too
 
 
-def test_stages_go_on_with_each_component_where_it_was():
-  mixture = mixing.Mixture([(0, [1, 1, 0]), (1234, [1, 0, 3]), (5000, [0, 0, 1])])
-  dealt = [mixture[i] for i in range(6000)]
-  assert np.bincount([k for k, _ in dealt[:1234]], minlength=3).tolist() == [617, 617, 0]
-  later = np.bincount([k for k, _ in dealt[1234:5000]], minlength=3)
-  assert np.abs(later - [941.5, 0, 2824.5]).max() <= 1
-  assert {k for k, _ in dealt[5000:]} == {2}
-  for k in range(3):
-    ranks = [rank for component, rank in dealt if component == k]
-    assert ranks == list(range(len(ranks)))
-  assert mixture.counts(5500).tolist() == np.bincount([k for k, _ in dealt[:5500]]).tolist()
-
-
 def test_shares_that_are_too_small():
   with pytest.raises(ConfigError, match='component 2 of 2 would have a share of 1e-07 of all rows'):
-    mixing.Mixture([(0, [1, 1e-7])])
+    mixing.Mixture([1, 1e-7])
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(100_000, 10 ** 6))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from t5like.batches import pipeline, plans
+from t5like.config import stages
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
 from t5like.prepared import opening
@@ -176,7 +177,7 @@ def test_rates_by_examples_are_t5s(cap, temperature, tmp_path):
   rows = pipeline.TrainRows(store, config)
   sizes = [store.of(c).manifest['splits']['train']['documents'] for c in lengths.components(config)]
   rates = np.array([min(n, cap or n) ** (1 / temperature) for n in sizes])
-  np.testing.assert_allclose(np.array(rows.counts(10 ** 6)) / 10 ** 6, rates / rates.sum(), atol=1e-5)
+  np.testing.assert_allclose(np.array(list(rows.counts(10 ** 6).values())) / 10 ** 6, rates / rates.sum(), atol=1e-5)
 
 
 def test_stages_change_weights_at_a_token_count_and_are_logged(tmp_path):
@@ -189,6 +190,51 @@ def test_stages_change_weights_at_a_token_count_and_are_logged(tmp_path):
   assert used[:4] == [(16, 0), (32, 0), (48, 0), (52, 12)] and sum(used[-1]) == 96
   lines = list(pipeline.TrainRows(store, config).describe(96))
   assert lines[0].startswith('big: 62.5% of rows') and lines[1].startswith('late: 37.5% of rows')
+
+
+@pytest.mark.parametrize('packing', ['concat_split', 'best_fit'])
+def test_rows_of_stages_are_those_of_plain_runs_one_after_the_other(packing, tmp_path):
+  """The same rows where their length stays; where it changes, from the same place of the epoch on."""
+  listed = ({'tokens': 5 * 16 * 32 - 3, 'objective.name': 'prefix_lm'},
+            {'tokens': 8 * 16 * 32, 'data.seq_len': 64, 'batch_size': 8})
+  c = tiny.config(tmp_path, steps=12, stages=listed, data=dict(packing=packing))
+  store = opening.open_data(c, say=lambda _: None)
+  parts = stages.of(c)
+  firsts = [0, 5 * 16, 8 * 16]
+  rows = pipeline.TrainRows(store, c)
+  sizes = [pipeline.Stretch(*numbers) for numbers in ((5, 16, range(16)), (3, 16, range(16)), (9, 8, range(8)))]
+  with pipeline.train_batches(rows, c, stretches=sizes) as batches:
+    staged = [leaves(next(batches)) for _ in range(12)]
+  plain = [pipeline.TrainRows(store, stage.config) for stage in parts]
+  at = -(-firsts[2] * len(plain[2].parts[0]) // len(plain[1].parts[0]))
+  expected = [plain[0].batch(range(i, i + 16)) for i in range(0, 80, 16)]
+  expected += [plain[1].batch(range(i, i + 16)) for i in range(80, 128, 16)]
+  expected += [plain[2].batch(range(at + i, at + i + 8)) for i in range(0, 32, 8)]
+  equal(staged, flat(expected))
+  assert rows.used(140, []) == {} and abs(at - 64) <= 4 and rows.stage(127) is not rows.stage(128)
+
+
+def test_stages_continue_with_each_component_where_it_was(tmp_path):
+  c, store = mixed(tmp_path, dict(a=60, b=60, c=60))
+  for name, weight in zip('abc', (1, 1, 0)):
+    c.data.mixture[name].weight = weight
+  with c.unlocked():
+    c.stages = ({'tokens': 1234 * 32, 'data.mixture.b.weight': 0, 'data.mixture.c.weight': 3},
+                {'tokens': 5000 * 32, 'data.mixture.a.weight': 0})
+    c.update(batch_size=1)
+    c.stop.tokens = 10 ** 6
+  rows = pipeline.TrainRows(store, c)
+  dealt = [rows.component(i) for i in range(6000)]
+  assert np.bincount([k for k, _, _ in dealt[:1234]], minlength=3).tolist() == [617, 617, 0]
+  later = np.bincount([k for k, _, _ in dealt[1234:5000]], minlength=3)
+  assert np.abs(later - [941.5, 0, 2824.5]).max() <= 1 and {k for k, _, _ in dealt[5000:]} == {2}
+  for k, part in enumerate(rows.parts):
+    own = [(number, epoch) for component, number, epoch in dealt if component == k]
+    assert [epoch for _, epoch in own] == [rank // len(part) for rank in range(len(own))]
+    assert sorted(number for number, _ in own[:len(part)]) == list(range(len(part)))
+  counts = np.bincount([k for k, _, _ in dealt[:5500]])
+  assert rows.counts(5500) == dict(zip('abc', counts.tolist()))
+  assert sum(rows.used(5500, [(1200, 1300)]).values()) == 5400
 
 
 def test_windows_of_a_real_mixture(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from t5like import config as config_lib
-from t5like.config import base
+from t5like.config import base, stages
 from t5like.errors import ConfigError
 from t5like.objectives import lengths, spans, table
 
@@ -133,10 +133,15 @@ def test_every_problem_names_a_key_and_a_remedy():
 MIXED = dict(mixture=dict(web=dict(weight=3), code=dict()))
 
 
+def weights(c):
+  """[(tokens, weights of the components)] of stages."""
+  return [(stage.tokens, [part.weight for part in lengths.components(stage.config)]) for stage in stages.of(c)]
+
+
 def test_stages_of_a_mixture():
   ok = config(data=dict(MIXED, stages=dict(end=dict(tokens='2M', weights=dict(code=0)),
                                            start=dict(tokens=1000, weights=dict(web=1)))))
-  assert lengths.stages(ok) == [(0, [0.25, 0.75]), (1000, [0.5, 0.5]), (2_000_000, [0.0, 1.0])]
+  assert weights(ok) == [(0, [0.25, 0.75]), (1000, [0.5, 0.5]), (2_000_000, [0.0, 1.0])]
   stage = lambda **changes: dict(MIXED, stages=dict(end=dict(dict(tokens='1M', weights=dict(web=1)), **changes)))
   refused("data.stages.end.tokens='soon'", 'needs a whole number above 0', data=stage(tokens='soon'))
   refused('data.stages.end.weights.wep: is no component', "Did you mean 'web'?", data=stage(weights=dict(wep=1)))
@@ -152,7 +157,7 @@ def test_stages_of_a_mixture():
 def test_stages_of_denoisers_keep_their_shares():
   c = config(data=dict(MIXED, stages=dict(end=dict(tokens=10, weights=dict(code=1, web=1)))), model=T5,
              objective=dict(name='ul2'), vocabulary=dict(sentinels=128))
-  (_, before), (_, after) = lengths.stages(c)
+  (_, before), (_, after) = weights(c)
   assert len(before) == 14 and abs(sum(before[:7]) - 0.25) < 1e-9 and abs(sum(after[:7]) - 0.5) < 1e-9
   assert [round(x / before[0], 6) for x in before[:7]] == [round(x / after[0], 6) for x in after[:7]]
 

@@ -3,7 +3,7 @@ import pytest
 
 from t5like import config as config_lib
 from t5like.errors import ConfigError
-from t5like.preflight import compared, prediction, search, topologies
+from t5like.preflight import compared, page, prediction, search, staged, topologies
 from tests.conftest import ROOT
 
 
@@ -54,6 +54,25 @@ def test_the_front_of_a_search_is_not_beaten():
   report = lambda seconds, used: dict(step_seconds=seconds, hbm=dict(used=used))
   found = [(k, report(*x)) for k, x in enumerate([(1, 9), (2, 10), (3, 5), (4, 6), (5, 1)])]
   assert [k for k, _ in search.front(found)] == [0, 2, 4]
+
+
+def test_a_run_with_stages_needs_the_memory_of_the_largest_and_the_time_of_all(monkeypatch, capsys):
+  def predict(config, topology, full=False, stage=0):
+    mfu = dict(mfu=0.5, mfu_causal=0.4, tokens_per_second=1e6, host_tokens_per_second=1e5)
+    return dict(mfu, fits=stage < most, step_seconds=(1.0, 2.0, 4.0)[stage], hbm=dict(used=(3, 5, 4)[stage]), chips=16)
+  monkeypatch.setattr(prediction, 'predict', predict)
+  config = config_lib.load(f'{ROOT}/configs/decoder_tiny.py:smoke', [
+      "stages=({'tokens': 3072, 'data.seq_len': 128}, {'tokens': 5120, 'batch_size': 4})"])
+  most = 3
+  report = staged.predict(config, topologies.parse('v5e-16'))
+  assert [line['steps'] for line in report['stages']] == [6, 2, 10]
+  assert report['hbm']['used'] == 5 and report['steps'] == 18 and report['hours'] * 3600 == pytest.approx(6 + 4 + 40)
+  assert report['chip_hours'] == 16 * report['hours'] and report['mfu'] == pytest.approx(0.5)
+  page._show_stages(page._console(), report)
+  assert 'stages[1]: 10 steps of 4 x 128' in capsys.readouterr().out
+  most = 2
+  report = staged.predict(config, topologies.parse('v5e-16'))
+  assert not report['fits'] and 'hours' not in report
 
 
 def test_a_search_finds_what_only_all_changes_together_give(monkeypatch):

@@ -129,7 +129,7 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
   import numpy as np
 
   from t5like import sharding
-  from t5like.batches import pipeline
+  from t5like.batches import frames
   from t5like.decoding import sampling
   from t5like.evals import score
   from t5like.model import models
@@ -141,7 +141,7 @@ def test_what_is_run_beside_the_train_step(architecture, kernel):
   def on(mesh, batch):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(
         mesh, sharding.row_spec(x, mesh.shape['context']))), batch)
-  rows = pipeline.frame_of(resolved).blank(16)
+  rows = frames.frame_of(resolved).blank(16)
   with jax.set_mesh(mesh):
     model, _ = models.build_model(resolved)
     eval_step = build.build_step(resolved, model, 100, mesh)[2]

@@ -47,7 +47,7 @@ OTHER = {
     'model.experts': 4, 'model.experts_per_token': None, 'model.expert_d_ff': None, 'model.expert_capacity': None,
     'model.shared_experts': None, 'model.shared_gate': None, 'model.sparse_every': None, 'model.dense_first': None,
     'model.router': None, 'model.router_balance': None, 'model.router_bias': None, 'model.router_z_loss': None,
-    'model.router_jitter': None, 'optimizer.router_bias_rate': 1e-2,
+    'model.router_jitter': None, 'optimizer.router_bias_rate': 1e-2, 'optimizer.ema': 0.99,
 }
 
 
@@ -66,7 +66,7 @@ def state_of(config):
     model, _ = models.build_model(config)
     tx = from_config.at_rates(from_config.build(config.optimizer, lambda step: 0.0 * step, model.parameters),
                         from_config.rates(config.optimizer, model.parameters))
-    state = jax.eval_shape(lambda: step_lib.init_state(model, tx, 0))
+    state = jax.eval_shape(lambda: step_lib.init_state(model, tx, 0, ema=config.optimizer.ema))
   return {from_config.path_name(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
