@@ -16,7 +16,8 @@ from t5like.config_type import Config
 from t5like.training import build, resume
 
 # Of no effect on steps: without them a config is good for `build_step`, and who reads one gets an AttributeError.
-SECTIONS = ('allow_changed', 'checkpoint', 'evaluate', 'log', 'params_expected', 'sample', 'stop', 'watchdog')
+SECTIONS = ('allow_changed', 'checkpoint', 'evaluate', 'init_from', 'log', 'params_expected', 'sample', 'stop',
+            'watchdog')
 KEYS = dict(data=('source', 'directory', 'skip_rows', 'workers', 'prefetch', 'validation_fraction'),
             guard=('max_bad_steps', 'rewinds', 'compare_every'))
 OF_STATES = ('model', 'optimizer', 'seed')

@@ -17,6 +17,8 @@ from t5like.training import loop
 from t5like.training.trainer import Trainer
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 ARRAYS = dict(w=np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), flags=np.array([True, False]),
               b=np.arange(32).astype(jnp.bfloat16), step=np.int32(7))
 
@@ -54,7 +56,7 @@ def test_places_count():
   assert len(sums) == 5
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(8))
 def test_a_device_that_differs_is_named(seed):
   rng = random.Random(seed)
   spec, sizes = rng.choice([(P(), dict(data=4, fsdp=1, tensor=1)), (P('fsdp'), dict(data=4, fsdp=2, tensor=1)),
@@ -89,13 +91,13 @@ def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
       saved[step] = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
   files = sorted(f for f in (whole / '8').rglob('*') if f.is_file() and f.stat().st_size)
   rng, fell_back = random.Random(0), 0
-  for trial in range(15):
+  for trial in range(8):
     damaged = tmp_path / f'damaged-{trial}'
     shutil.copytree(whole, damaged / 'checkpoints')
     file = damaged / 'checkpoints' / rng.choice(files).relative_to(whole)
     content = bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    file.write_bytes(content[:rng.randrange(len(content))] if trial % 5 == 4 else content)
+    file.write_bytes(content[:rng.randrange(len(content))] if trial % 4 == 3 else content)
     said = []
     with jax.set_mesh(mesh), Checkpoints(damaged) as checkpoints:
       state, meta = checkpoints.restore(abstract, said.append)
@@ -103,7 +105,7 @@ def test_flipped_bits_in_a_checkpoint_are_never_read(tmp_path):
     assert bool(said) == (meta['step'] == 4)
     fell_back += meta['step'] == 4
     shutil.rmtree(damaged)
-  assert fell_back >= 5
+  assert fell_back >= 3
 
 
 def test_training_ends_when_a_device_differs(tmp_path, monkeypatch):

@@ -14,13 +14,14 @@ from t5like.training import averaging, loop
 from tests import tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A run with checkpoints of the steps 2, 4, 6 and 8."""
   folder = tmp_path_factory.mktemp('run')
-  config = tiny.config(folder, steps=8, checkpoint=dict(every=2, keep=4),
-                       schedule=dict(name='constant', warmup_steps=1))
+  config = tiny.config(folder, steps=8, checkpoint=dict(every=2, keep=4))
   loop.train(config, folder / 'run', 'test', jax.devices()[:1])
   return folder / 'run'
 
@@ -69,8 +70,7 @@ def test_every_command_reads_it(run, tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'step 6: 0.5000' in done.stdout and sorted(path.name for path in run.iterdir()) == before
   assert trained_model.load(out).generate(['the '], tokens=3, temperature=0.0)
-  config = tiny.config(run.parent, steps=10, checkpoint=dict(every=2, keep=4),
-                       schedule=dict(name='constant', warmup_steps=1))
+  config = tiny.config(run.parent, steps=10, checkpoint=dict(every=2, keep=4))
   result = loop.train(config, out, 'test', jax.devices()[:1])  # resumes from step 8
   assert result['step'] == 10
   steps, _ = tiny.metrics(out)

@@ -11,6 +11,8 @@ from t5like.model import transformer
 from t5like.training import loop, preconditions
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 TOKENS = 512  # of a step
 LLAMA3 = dict(name='llama3', factor=2.0, original_positions=32, low_freq_factor=1.0, high_freq_factor=4.0)
 CHANGES = dict(  # a value of each key, and what has to go with it

@@ -19,6 +19,8 @@ from t5like.training.stop import Patience
 from t5like.training.trainer import Trainer, fetch
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 @pytest.fixture
 def alone(tmp_path):
