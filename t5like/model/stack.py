@@ -110,9 +110,9 @@ class Stack(nnx.Module):
     self.blocks = jax.vmap(make)(keys_L)
     declare(self.blocks, of_layers)
     if self.is_mixed:
-      for has_experts, name in FEED_FORWARD.items():
+      for has_experts, part in FEED_FORWARD.items():
         owners = tuple(of_layer == has_experts for of_layer in sparse)
-        setattr(self.blocks, name, self._feed_forward(keys_L, owners, has_experts))
+        setattr(self.blocks, part, self._feed_forward(keys_L, owners, has_experts))
     self.has_bare_first = choices.BLOCKS[c.block].bare_first
     if self.has_bare_first:
       owners = tuple(n > 0 for n in range(self.num_layers))

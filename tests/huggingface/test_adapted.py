@@ -137,6 +137,31 @@ def test_every_parameter_has_an_origin_that_exists_and_fits(tmp_path, pair, head
   assert fresh == expected
 
 
+STACKS_OF = dict(decoder={'stack'}, encoder_decoder={'encoder', 'decoder'})
+
+
+@pytest.mark.parametrize('pair', [('decoder', 'encoder_decoder'), ('encoder_decoder', 'decoder')], ids='-'.join)
+def test_experts_in_some_layers_come_from_experts(tmp_path, pair):
+  """By shapes alone; weights of a model without experts are refused, for that reason alone."""
+  source, name = pair
+  experts = dict(experts=4, sparse_every=2)
+  sections = settings(name, **experts)
+  c = config_lib.resolve(tiny.config(tmp_path, init_from='runs/x', adapt=dict(source=source), **sections))
+  parameters = adapted._declared(c.model.to_dict())
+  assert {param.stack for param in parameters.values() if param.is_stacked} == STACKS_OF[name]
+  origins = adaptation.origins(c, parameters)
+
+  def check(**theirs):
+    config = config_lib.resolve(tiny.config(tmp_path, **settings(source, **theirs)))
+    model = dict(config.model.to_dict(), vocab_size=c.model.vocab_size)
+    held = adapted.Source('init_from', 'runs/x', model, {}, None, tuple)
+    adapted.check_fits(c, held, parameters, adapted._located(origins, held))
+
+  check(**experts)
+  with pytest.raises(ConfigError, match='taken from: model.experts is 0 there, 4 here. Width'):
+    check()
+
+
 def test_transferred_arrays_are_bit_equal(runs):
   """Each direction, array by array, beside the tables of choices: spelt out."""
   with jax.set_mesh(one_device()):

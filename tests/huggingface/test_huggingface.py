@@ -579,6 +579,7 @@ def widened(name, path, size, vocabulary, style):
 @pytest.mark.parametrize('name,style,kind,prompt', [
     ('llama', 'document', dict(), 'def '),
     ('t5_v1_1', 'encoder', dict(name='sentencepiece', size=500, sentinels=12), 'a <extra_id_0>'),
+    ('qwen2_moe', 'document', dict(), 'def '),
     ('bert', 'fill_row', dict(name='characters', sentinels=2), 'de<mask> x')])
 def test_import_generate_and_export(name, style, kind, prompt, tmp_path):
   vocabulary = vocabulary_of(tmp_path / 'vocabulary', **kind)
