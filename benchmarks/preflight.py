@@ -68,6 +68,7 @@ FASTEST = (
     Row('yardstick_llama:70b', 'v5p-512', 1024, 22_731.0, (ATTENTION,), 'attention', 22_698.0),
     Row('t5_1_1:xl', 'v5e-256', 2048, 0.0, (OUTER, WEIGHTS, RSF), 'fsdp_outer=2, weights, RSF', 394.7),
     Row('t5_1_1:xxl', 'v5p-256', 2048, 0.0, (WEIGHTS,), 'weights', 1024.0),
+    Row('bert:large_512', 'v5e-64', 1024, 0.0, (), 'minimal'),
 )
 
 

@@ -44,7 +44,7 @@ IMPLEMENTED_IN = {
     'model.remat': 'model.stack',
     'model.quantization': 'model.eight_bit',
     'model.router': 'model.router',
-    'model.attention': 'model.attention_kernels',
+    'model.attention': 'model.attention_choice',
     'model.context_attention': 'model.attention_rows',
     'adapt.tokens': 'huggingface.adapted',
     'log.trackers': 'observe.trackers',

@@ -60,7 +60,7 @@ from t5like import sharding
 from t5like.config import files
 from t5like.errors import ConfigError
 from t5like.huggingface import model_config
-from t5like.model import attention_kernels, flops, transformer
+from t5like.model import attention_choice, attention_kernels, flops, transformer
 from t5like.objectives.spec import Lengths
 from tests import tiny
 
@@ -90,7 +90,7 @@ for position in ('rope', 'relative'):
 for platform in ('tpu', 'gpu'):
   for bias in (False, True):
     spec = attention_kernels.spec_of(c, True, T, T, bias=bias)
-    assert attention_kernels.choose_kernel('auto', platform, spec) == ('xla', 'only it implements chunk here')
+    assert attention_choice.choose_kernel('auto', platform, spec) == ('xla', 'only it implements chunk here')
 try:
   model_config.family_of(dict(vars(dataclasses.replace(tiny.MODEL, chunk=C))))
   raise AssertionError('it was exported')

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from t5like import choices, parameters
 from t5like.choices import LayerKind
 from t5like.model import attention_rows, context
+from t5like.model.attention_choice import choose_kernel
 from t5like.model.attention_kernels import (
     KERNELS,
     AttentionSpec,
     Call,
+    Dropout,
     Info,
-    choose_kernel,
     spec_of,
     visible,
 )
@@ -68,6 +70,19 @@ def bias_for(kernel: str, bias: jax.Array, queries: Cut, S: int) -> jax.Array:
   return everywhere(bias_NTS, 'NT_')
 
 
+class Drop(NamedTuple):
+  """Dropout of probabilities: a key of jax.random, and how."""
+  key: jax.Array
+  how: Dropout
+
+  def kept(self, q_BTNH: jax.Array, S: int) -> jax.Array:
+    """By what probabilities, [B, N, T or 1, S], are multiplied."""
+    B, T, N, _ = q_BTNH.shape
+    if self.how.alike:
+      T = 1
+    return keep_share((B, N, T, S), self.how.rate, self.key, in_use('BNT_'))
+
+
 def dot_product(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -77,7 +92,7 @@ def dot_product(
     spec: AttentionSpec,
     scale: float | None = None,
     bias: jax.Array | None = None,
-    keep_BNTS: jax.Array | None = None,
+    drop: Drop | None = None,
     kernel: str = 'auto',
     sinks_N: jax.Array | None = None,
     context_attention: str = 'auto',
@@ -96,7 +111,7 @@ def dot_product(
     scale: of logits; None: 1 / sqrt(H).
     bias: T + S values of each head by distance, query t having element t - s + S for key s, or what `bias_for` makes of
       them.
-    keep_BNTS: multiplies probabilities (dropout).
+    drop: how probabilities are dropped; None: they are not.
     kernel: model.attention, see `choose_kernel`.
     sinks_N: logits that join the softmax, fp32; None: there are none.
     context_attention: model.context_attention, see `attention_rows.choose`.
@@ -105,7 +120,7 @@ def dot_product(
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
   has_prefix = 'prefix' in names
-  spec = _of_arrays(spec, q_BTNH, has_prefix, bias, keep_BNTS, sinks_N)
+  spec = _of_arrays(spec, q_BTNH, has_prefix, bias, drop, sinks_N)
   chosen, _ = choose_kernel(kernel, platform(), spec)
   call = Call(
       spec,
@@ -113,8 +128,9 @@ def dot_product(
       queries=context.cut_of(query, T),
       keys=context.cut_of(key, S),
       interpret=platform() != 'tpu',
+      drop=drop and drop.how,
   )
-  extras, extra_specs = _extras(chosen, bias, keep_BNTS, sinks_N, call.queries, S)
+  extras, extra_specs = _extras(chosen, q_BTNH, bias, drop, sinks_N, call.queries, S)
   query = _picked(query, names)
   key = _picked(key, names)
   way = attention_rows.choose(context_attention, chosen, call, k_BSKH)
@@ -170,7 +186,7 @@ def _of_arrays(
     q_BTNH: jax.Array,
     has_prefix: bool,
     bias: jax.Array | None,
-    keep_BNTS: jax.Array | None,
+    drop: Drop | None,
     sinks_N: jax.Array | None,
 ) -> AttentionSpec:
   """A spec with what arrays say."""
@@ -180,20 +196,21 @@ def _of_arrays(
       dtype=str(q_BTNH.dtype),
       prefix=has_prefix and spec.causal,
       bias=bias is not None,
-      dropout=keep_BNTS is not None,
+      dropout=drop is not None,
       sinks=sinks_N is not None,
   )
 
 
 def _extras(
     kernel: str,
+    q_BTNH: jax.Array,
     bias: jax.Array | None,
-    keep_BNTS: jax.Array | None,
+    drop: Drop | None,
     sinks_N: jax.Array | None,
     queries: Cut,
     S: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(arrays `bias`, `keep` and `sinks` where there are any, how they are spread), as a kernel takes them."""
+  """(arrays `bias`, `keep` or `seed`, and `sinks` where there are any, how they are spread), as a kernel takes them."""
   extras: dict[str, Any] = {}
   specs: dict[str, Any] = {}
   if bias is not None:
@@ -202,8 +219,12 @@ def _extras(
       specs['bias'] = in_use('NR')
     else:
       specs['bias'] = in_use('NT_')
-  if keep_BNTS is not None:
-    extras['keep'] = keep_BNTS
+  if drop is not None and KERNELS[kernel].drops_by_seed:
+    bits = jax.random.bits(drop.key, (), jnp.uint32)
+    extras['seed'] = jax.lax.bitcast_convert_type(bits, jnp.int32)
+    specs['seed'] = P()
+  elif drop is not None:
+    extras['keep'] = drop.kept(q_BTNH, S)
     specs['keep'] = in_use('BNT_')
   if sinks_N is not None:
     extras['sinks'] = sinks_N
@@ -416,7 +437,7 @@ class Attention(nnx.Module):
     if decoding:
       out_BTNH = cached(q_BTNH, k, v, query, key, spec, scale, bias, sinks_N)
       return self.o(out_BTNH, matrices.o)
-    keep_BNTS = self._keep(q_BTNH, k, random)
+    drop = self._drop(random)
     q_BTNH = checkpoint_name(q_BTNH, 'qkv')
     kernel = self.c.attention
     context_attention = self.c.context_attention
@@ -429,7 +450,7 @@ class Attention(nnx.Module):
         spec,
         scale,
         bias,
-        keep_BNTS,
+        drop,
         kernel,
         sinks_N,
         context_attention,
@@ -441,16 +462,10 @@ class Attention(nnx.Module):
     assert rotate is not None, 'choices.implement compares schemes with their facts'
     return rotate(x_BTNH, positions_BT, self.c, kind)
 
-  def _keep(self, q_BTNH: jax.Array, k_BSKH: jax.Array, random: jax.Array | None) -> jax.Array | None:
-    """By what probabilities, [B, N, T or 1, S], are multiplied; None: nothing is dropped."""
+  def _drop(self, random: jax.Array | None) -> Drop | None:
+    """How probabilities are dropped; None: they are not."""
     rate = self.c.dropout
     if random is None or not rate:
       return None
-    B, T, N, _ = q_BTNH.shape
-    S = k_BSKH.shape[1]
     style = choices.DROPOUT_STYLES[self.c.dropout_style]
-    rows = T
-    if style.shared:
-      rows = 1
-    shape = (B, N, rows, S)
-    return keep_share(shape, rate, random, in_use('BNT_'))
+    return Drop(random, Dropout(rate, style.shared))

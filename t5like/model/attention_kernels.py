@@ -1,4 +1,4 @@
-"""Attention kernels: what each can compute, which one is chosen, and how it is called.
+"""Attention kernels: what each can compute, and how it is called; attention_choice.py chooses one.
 
 A kernel lists the features of an AttentionSpec that it implements. One that it does not list it does not have: so a
 new feature makes all kernels decline until somebody has taught them, rather than be left out of what they compute.
@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from t5like import choices
 from t5like.model.context import Cut
 from t5like.model.kernels import cpu_blocks, cudnn, relative_bias_rows, splash, xla
-from t5like.sharding import on_one_cpu
+from t5like.model.kernels.relative_bias_attention import Drop
+from t5like.sharding import ROWS, on_one_cpu
 
 Window = tuple[int, int]
 Info = Mapping[str, jax.Array]  # positions, segments and perhaps prefix of queries or keys
-Extras = Mapping[str, Any]  # arrays `bias`, `sinks` and `keep` where there are any; `prepared`: what `prepare` made
+Extras = Mapping[str, Any]  # arrays `bias`, `sinks`, `keep` or `seed` where there are any; `prepared`: of `prepare`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,13 @@ def spec_of(
 
 
 @dataclasses.dataclass(frozen=True)
+class Dropout:
+  """rate: share of probabilities that are dropped; alike: all queries of a row drop the same keys."""
+  rate: float
+  alike: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
   """One call on one device: what is the same for all its tokens.
 
@@ -111,12 +120,14 @@ class Call:
   scale: of logits.
   queries, keys: how the mesh cuts rows of them.
   interpret: not on a TPU.
+  drop: how probabilities are dropped; None: they are not.
   """
   spec: AttentionSpec
   scale: float
   queries: Cut
   keys: Cut
   interpret: bool
+  drop: Dropout | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +141,7 @@ class Kernel:
   prepare: (Call, q_BTNH, k_BSKH, has_prefix) -> (what all devices need for `run`, its specs for `shard_map`).
   reasons: why it declines certain features, in words; otherwise they are only named.
   bias_by_distance: it takes the bias as [N, T + S] values by distance rather than [N, T, S].
+  drops_by_seed: it drops probabilities by their places and a seed (kernels/dropped.py), rather than by an array `keep`.
   checks_layouts: `shard_map` can check the layout of its result.
   names_context: what its backward pass needs beside queries, keys and values is named 'context' inside of it, for
     model.remat; of others the result is.
@@ -140,6 +152,7 @@ class Kernel:
   prepare: Callable[..., tuple[Any, Any]] | None = None
   reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
   bias_by_distance: bool = False
+  drops_by_seed: bool = False
   checks_layouts: bool = False
   names_context: bool = False
 
@@ -211,7 +224,7 @@ def _lacks_nothing(spec: AttentionSpec, platform: str) -> str:
 
 
 def _needs_bias(spec: AttentionSpec, platform: str) -> str:
-  if spec.bias:
+  if spec.bias or spec.dropout:
     return ''
   return 'the kernel with a bias needs one'
 
@@ -269,12 +282,15 @@ def _run_relative_bias(
     extras: Extras,
 ) -> jax.Array:
   spec = call.spec
+  drop = None
+  if spec.dropout:
+    drop = _drop_here(call.drop, extras['seed'], q_BTNH)
   return relative_bias_rows.attention(
       call.queries,
       q_BTNH,
       k_BSKH,
       v_BSKH,
-      extras['bias'],
+      extras.get('bias'),
       query,
       key,
       spec.causal,
@@ -282,7 +298,19 @@ def _run_relative_bias(
       softcap=spec.softcap,
       interpret=call.interpret,
       window=spec.window,
+      drop=drop,
   )
+
+
+def _drop_here(dropout: Dropout | None, seed: jax.Array, q_BTNH: jax.Array) -> Drop:
+  """What is dropped of the rows and heads of this device, whose first are so many in the whole batch."""
+  assert dropout is not None, 'a spec with dropout has a rate'
+  B, _, N, _ = q_BTNH.shape
+  first_row = jax.lax.axis_index(ROWS) * B
+  first_head = jax.lax.axis_index('tensor') * N
+  first_key = jnp.zeros_like(seed)
+  origin = jnp.stack([seed, first_row, first_head, first_key])
+  return Drop(dropout.rate, dropout.alike, origin)
 
 
 def _run_cudnn(
@@ -388,17 +416,21 @@ KERNELS = dict(
         names_context=True,
     ),
     relative_bias=Kernel(
-        features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
+        features=frozenset({'prefix', 'bias', 'dropout', 'window', 'softcap'}),
         lacks=_needs_bias,
         run=_run_relative_bias,
         bias_by_distance=True,
+        drops_by_seed=True,
         names_context=True,
     ),
     cudnn=Kernel(
         features=frozenset({'prefix', 'window'}),
         lacks=_cudnn_lacks,
         run=_run_cudnn,
-        reasons=dict(bias='on GPUs only it adds a bias by distance'),
+        reasons=dict(
+            bias='on GPUs only it adds a bias by distance',
+            dropout='on GPUs only it drops attention probabilities',
+        ),
     ),
     cpu_blocks=Kernel(
         features=frozenset({'prefix', 'bias', 'window', 'softcap'}),
@@ -406,95 +438,3 @@ KERNELS = dict(
         run=_run_blocks,
     ),
 )
-# Why XLA computes a feature that no other kernel has.
-ONLY_XLA = dict(
-    dropout='only it drops attention probabilities',
-    decoding='decoding token by token',
-)
-Tried = tuple[tuple[str, ...], str]  # kernels to be tried before XLA, why these
-OF_PLATFORMS: dict[str, Tried] = dict(
-    tpu=(('splash', 'relative_bias'), 'a TPU'),
-    gpu=(('cudnn',), 'a GPU'),
-    cpu=(('cpu_blocks',), 'a CPU'),
-)
-
-
-def _auto(platform: str) -> Tried:
-  return OF_PLATFORMS[platform]
-
-
-def _xla(platform: str) -> Tried:
-  return (), 'model.attention asks for it'
-
-
-def _splash(platform: str) -> Tried:
-  return ('splash', 'relative_bias'), 'model.attention asks for it'
-
-
-def _cudnn(platform: str) -> Tried:
-  return ('cudnn',), 'a GPU'
-
-
-# model.attention -> (platform -> what is tried).
-REQUESTS = choices.implement('model.attention', choices.ATTENTION, dict(
-    auto=_auto,
-    xla=_xla,
-    splash=_splash,
-    cudnn=_cudnn,
-))
-
-
-def choose_kernel(request: str, platform: str, spec: AttentionSpec) -> tuple[str, str]:
-  """Which of KERNELS attention runs, and why.
-
-  Args:
-    request: model.attention.
-    platform: 'tpu', 'gpu' or 'cpu'.
-    spec: what has to be computed.
-
-  Returns:
-    (name, reason): XLA where no kernel that is asked for implements all of it, and then the reason is why.
-
-  Raises:
-    NotImplementedError: XLA does not implement it either.
-  """
-  for feature in spec.features:
-    if feature not in KERNELS['xla'].features:
-      value = getattr(spec, feature)
-      raise NotImplementedError(
-          f'attention with {feature}={value!r}: no kernel of t5like/model/attention_kernels.py is known to '
-          'implement it.')
-  tried, reason = REQUESTS[request](platform)
-  if request != 'xla':
-    only_xla = _why_only_xla(spec)
-    if only_xla:
-      return 'xla', only_xla
-  declined = ''
-  for name in tried:
-    why_not = KERNELS[name].declines(spec, platform)
-    if not why_not:
-      return name, reason
-    if not declined:
-      declined = why_not
-  return 'xla', declined or reason
-
-
-def _why_only_xla(spec: AttentionSpec) -> str:
-  """Why no other kernel, on any platform, computes this, or ''."""
-  known = _features_of_others()
-  for feature in spec.features:
-    if feature in known:
-      continue
-    if feature in ONLY_XLA:
-      return ONLY_XLA[feature]
-    return f'only it implements {feature} here'
-  return ''
-
-
-def _features_of_others() -> set[str]:
-  """What any kernel but XLA implements."""
-  known: set[str] = set()
-  for name, kernel in KERNELS.items():
-    if name != 'xla':
-      known |= kernel.features
-  return known

@@ -58,9 +58,7 @@ class Collector:
     if not isinstance(result, With):
       return result
     for name, value in result.values.items():
-      sums = value
-      if isinstance(value, Value):
-        sums = _summed(value, self.segments_BT)
+      sums = _summed(value, self.segments_BT) if isinstance(value, Value) else value
       self.sums = added(self.sums, {name: sums})
     return result.output
 

@@ -11,7 +11,8 @@ from flax import nnx
 from t5like import choices
 from t5like.model import context, side_values
 from t5like.model.attention import bias_for
-from t5like.model.attention_kernels import Info, choose_kernel, spec_of
+from t5like.model.attention_choice import choose_kernel
+from t5like.model.attention_kernels import Info, spec_of
 from t5like.model.block import FEED_FORWARD, Block, LayerCache, Slot, View, feed_forward, relative_bias
 from t5like.model.config import ModelConfig
 from t5like.model.initial import declare, place

@@ -91,7 +91,7 @@ def lower(
 def _attention_kernel(config: Config) -> Any:
   """(name, reason) of the kernel of a decoder, or of the only stack."""
   from t5like import choices, sharding
-  from t5like.model import attention_kernels
+  from t5like.model import attention_choice, attention_kernels
   from t5like.objectives import lengths
   length = lengths.shapes(config).targets
   spec = attention_kernels.spec_of(
@@ -102,7 +102,7 @@ def _attention_kernel(config: Config) -> Any:
       bias=choices.POSITIONS[config.model.position].biased,
       dropout=bool(config.model.dropout),
   )
-  return attention_kernels.choose_kernel(config.model.attention, sharding.platform(), spec)
+  return attention_choice.choose_kernel(config.model.attention, sharding.platform(), spec)
 
 
 def _bytes(tree: Any) -> int:

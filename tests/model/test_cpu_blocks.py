@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from t5like import sharding
-from t5like.model import attention_kernels
+from t5like.model import attention_choice, attention_kernels
 from t5like.model.attention_kernels import AttentionSpec
 from t5like.model.kernels import cpu_blocks
 from tests.model.test_kernels import example
@@ -103,7 +103,7 @@ def test_several_devices_and_accelerators_are_left_alone(monkeypatch):
   with jax.set_mesh(mesh):
     assert not sharding.on_one_cpu()
     spec = AttentionSpec(True, 8, 8, dtype='float32')
-    assert attention_kernels.choose_kernel('auto', 'cpu', spec) == ('xla', 'blocks are for one CPU')
+    assert attention_choice.choose_kernel('auto', 'cpu', spec) == ('xla', 'blocks are for one CPU')
   mesh = sharding.make_mesh(dict(fsdp=1), jax.devices()[:1])
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   with jax.set_mesh(mesh):

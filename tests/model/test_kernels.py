@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import PartitionSpec as P
 
 from t5like import choices, sharding
-from t5like.model import attention, attention_kernels
+from t5like.model import attention, attention_choice, attention_kernels
 from t5like.model.kernels import cudnn, relative_bias_attention, splash
 
 
@@ -175,7 +175,7 @@ def test_blocks_divide_and_are_smaller_under_a_causal_mask():
 
 
 def choose(request, platform, causal, T, S, **features):
-  return attention_kernels.choose_kernel(request, platform, attention_kernels.AttentionSpec(causal, T, S, **features))
+  return attention_choice.choose_kernel(request, platform, attention_kernels.AttentionSpec(causal, T, S, **features))
 
 
 def test_which_kernel_is_chosen():
@@ -191,7 +191,9 @@ def test_which_kernel_is_chosen():
   assert choose('splash', 'cpu', True, 100, 100, bias=True)[0] == 'relative_bias'
   assert choose('auto', 'tpu', True, 2 ** 17, 2 ** 17, bias=True)[0] == 'relative_bias'
   assert choose('auto', 'gpu', True, 8, 8, bias=True) == ('xla', 'on GPUs only it adds a bias by distance')
-  assert choose('auto', 'tpu', False, 8, 8, dropout=True)[0] == 'xla'
+  assert choose('auto', 'tpu', False, 8, 8, dropout=True)[0] == 'relative_bias'
+  assert choose('auto', 'tpu', True, 8, 8, dropout=True, sinks=True)[0] == 'xla'
+  assert choose('auto', 'gpu', False, 8, 8, dropout=True) == ('xla', 'on GPUs only it drops attention probabilities')
 
 
 def test_a_feature_that_kernels_do_not_list_is_declined():
@@ -200,10 +202,10 @@ def test_a_feature_that_kernels_do_not_list_is_declined():
   Chunked = dataclasses.make_dataclass('Chunked', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
   requests = [(request, platform) for request in choices.ATTENTION for platform in ('tpu', 'gpu', 'cpu')]
   for request, platform in requests:
-    without = attention_kernels.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=0))
+    without = attention_choice.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=0))
     assert without == choose(request, platform, True, 8, 8)
     with pytest.raises(NotImplementedError, match='attention with chunk=4: no kernel'):
-      attention_kernels.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=4))
+      attention_choice.choose_kernel(request, platform, Chunked(True, 8, 8, chunk=4))
   for name, kernel in attention_kernels.KERNELS.items():
     assert 'chunk' in kernel.declines(Chunked(True, 8, 8, chunk=4), 'tpu'), name
 
@@ -216,7 +218,7 @@ def test_a_feature_that_xla_alone_implements(monkeypatch, request_):
   Chunked = dataclasses.make_dataclass('Chunked', fields, bases=(attention_kernels.AttentionSpec,), frozen=True)
   for platform in ('tpu', 'gpu', 'cpu'):
     for bias in (False, True):
-      name, reason = attention_kernels.choose_kernel(request_, platform, Chunked(True, 8, 8, bias=bias, chunk=4))
+      name, reason = attention_choice.choose_kernel(request_, platform, Chunked(True, 8, 8, bias=bias, chunk=4))
       assert name == 'xla' and (request_ == 'xla' or reason == 'only it implements chunk here')
 
 

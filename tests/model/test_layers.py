@@ -1,6 +1,7 @@
 """Each layer against the same thing written again in numpy, or against golden values of the sources."""
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from t5like import sharding
 from t5like.model import layers, positions as positions_lib
 from t5like.model.attention import GLOBAL, Attention, dot_product
-from t5like.model.attention_kernels import AttentionSpec, make_mask
+from t5like.model.attention_kernels import AttentionSpec, Dropout, make_mask
 from t5like.model.block import Block, View
 from t5like.model.kernels.relative_bias_attention import expand
 from t5like.sharding import einsum
@@ -302,6 +303,15 @@ def test_masks(see):
   assert not mask[1, :, 4].any()  # nobody sees padding
 
 
+class Given(NamedTuple):
+  """Dropout whose mask is known."""
+  keep: np.ndarray
+  how: Dropout = Dropout(0.5, alike=False)
+
+  def kept(self, q_BTNH, S):
+    return place(self.keep, 'BNT_')
+
+
 @pytest.mark.parametrize('case, K', [('causal', 1), ('causal', 2), ('causal', 4), ('prefix', 2), ('both', 2),
                                      ('bias', 2), ('unscaled', 2), ('dropout', 1), ('all', 4)])
 def test_dot_product(case, K):
@@ -319,7 +329,7 @@ def test_dot_product(case, K):
   def run(q, k, v, rows, bias, keep):
     rows, spec = sharding.spread_rows(rows), AttentionSpec(case != 'both', 5, 5)
     return dot_product(place(q, 'BTNH'), place(k, 'BSKH'), place(v, 'BSKH'), rows, rows, spec, scale,
-                       None if bias is None else place(bias, 'NR'), None if keep is None else place(keep, 'BNT_'))
+                       None if bias is None else place(bias, 'NR'), None if keep is None else Given(keep))
   got = np.asarray(jax.jit(run)(q, k, v, rows, bias, keep))
   np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
   np.testing.assert_allclose(got[1, :4], expected[1, :4], atol=1e-5)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from t5like.model.kernels import relative_bias_attention as kernel, relative_bias_blocks as blocks
+from t5like.model.kernels import (
+    relative_bias_attention as kernel,
+    relative_bias_blocks as blocks,
+    relative_bias_diagonals as diagonals,
+    relative_bias_pieces as pieces,
+)
 from t5like.model.positions import RelativeBias
 
 SMALL = (128, 128)
@@ -140,10 +145,10 @@ def test_rows_too_long_for_one_call_at_a_slot_that_only_the_device_knows(monkeyp
 
 
 def test_pieces_are_even_and_whole():
-  assert kernel._spans(32_768, 32_768, 1024) == [(0, 32_768)]
-  assert kernel._spans(33_792, 32_768, 1024) == [(0, 17_408), (17_408, 16_384)]
+  assert pieces.spans(32_768, 32_768, 1024) == [(0, 32_768)]
+  assert pieces.spans(33_792, 32_768, 1024) == [(0, 17_408), (17_408, 16_384)]
   for length in range(128, 4096, 128):
-    spans = kernel._spans(length, 1000, 128)
+    spans = pieces.spans(length, 1000, 128)
     assert [at for at, _ in spans] == [sum(n for _, n in spans[:i]) for i in range(len(spans))]
     assert sum(n for _, n in spans) == length and all(n % 128 == 0 and n <= 1024 for _, n in spans)
 
@@ -184,14 +189,14 @@ def test_gradient_of_the_table_by_finite_differences():
 def test_a_row_becomes_a_diagonal_block_and_back():
   rng = np.random.default_rng(0)
   vector = rng.normal(size=(1, 640)).astype(np.float32)
-  rows = jax.jit(blocks.skew)(vector)
+  rows = jax.jit(diagonals.skew)(vector)
   np.testing.assert_array_equal(rows, np.stack([np.roll(vector[0], r) for r in range(128)]))
   r, x = np.indices((256, 384))
   block = np.concatenate([rows[:, 256 - c:256 - c + 384] for c in (0, 128)])
   np.testing.assert_array_equal(block, vector[0, 256 + x - r])
   x = rng.normal(size=(128, 640)).astype(np.float32)
   turned = sum(np.roll(x[r], -r) for r in range(128))
-  np.testing.assert_allclose(jax.jit(blocks.unskewed_sum)(x)[0], turned, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(diagonals.unskewed_sum)(x)[0], turned, atol=1e-4)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([128, 256]), st.sampled_from([128, 384]), st.booleans(),

@@ -30,7 +30,8 @@ KERNELS = {  # keys of `model`, and the kernel that they ask for
     'relative_bias_ring': (dict(position='relative', context_attention='ring'), 'relative_bias'),
     'xla': (dict(position='rope', attention='xla'), 'xla'),
     'xla_bias': (dict(position='relative', attention='xla'), 'xla'),
-    'xla_dropout': (dict(position='relative', dropout=0.1), 'xla'),
+    'dropout': (dict(position='rope', dropout=0.1), 'relative_bias'),
+    'relative_bias_dropout': (dict(position='relative', dropout=0.1), 'relative_bias'),
 }
 MESHES = {  # axes, and slices of v5e
     'fsdp': (dict(fsdp=4), 'v5e-4'),
@@ -81,11 +82,12 @@ def test_it_is_lowered(architecture, kernel, mesh):
   lowered, facts = compile_ahead.lower(config_lib.resolve(config(architecture, kernel, axes)), devices(slices))
   text = lowered.as_text()
   has_splash, has_bias = 'splash_mha' in text, 'relative_bias_' in text
+  drops = kernel.endswith('dropout')
   assert facts['kernel'][0] == KERNELS[kernel][1]
   # Cross-attention has no bias: splash, unless it drops probabilities or is told to be XLA's.
-  is_bias = kernel.startswith('relative_bias')
+  is_bias = KERNELS[kernel][1] == 'relative_bias'
   assert has_bias == is_bias
-  assert has_splash == (kernel.startswith('splash') or is_bias and architecture == 'encoder_decoder')
+  assert has_splash == (kernel.startswith('splash') or is_bias and not drops and architecture == 'encoder_decoder')
 
 
 @pytest.fixture(scope='module')

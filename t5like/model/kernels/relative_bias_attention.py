@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from t5like.model.kernels import relative_bias_blocks as blocks, relative_bias_calls as calls
-from t5like.model.kernels.relative_bias_blocks import LANES, NOBODY, Form
+from t5like.model.kernels.relative_bias_blocks import NOBODY, Form
 from t5like.model.kernels.relative_bias_calls import MIB, Arrays, Attended, visits, vmem, work
+from t5like.model.kernels.relative_bias_diagonals import LANES
+from t5like.model.kernels.relative_bias_pieces import Piece, Span, spans, spans_of_size
 
 LARGEST = 1024  # blocks of queries or keys
 SMALLER = 512
@@ -52,8 +54,9 @@ def reference(
     softcap: float = 0.0,
     start: Any = 0,
     window: tuple[int, int] | None = None,
+    kept_BNTS: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """What `attention` computes, in [T, S] arrays of fp32."""
+  """What `attention` computes, in [T, S] arrays of fp32; kept_BNTS: what probabilities are multiplied by."""
   B, T, N, H = q_BTNH.shape
   _, S, K, _ = k_BSKH.shape
   group = N // K
@@ -64,7 +67,10 @@ def reference(
     logits = softcap * jnp.tanh(logits / softcap)
   is_seen = _is_seen(query, key, causal, start, window)[:, None, None]
   p = jax.nn.softmax(jnp.where(is_seen, logits, blocks.MASKED))
-  p = jnp.where(is_seen, p, 0).astype(v_BSKH.dtype)
+  p = jnp.where(is_seen, p, 0)
+  if isinstance(kept_BNTS, jax.Array):
+    p *= kept_BNTS.reshape(p.shape)
+  p = p.astype(v_BSKH.dtype)
   return jnp.einsum('BKGTS,BSKH->BTKGH', p, v_BSKH).reshape(q_BTNH.shape)
 
 
@@ -92,6 +98,18 @@ def without_padding(segments: jax.Array) -> jax.Array:
   return jnp.where(segments > 0, segments, NOBODY)
 
 
+class Drop(NamedTuple):
+  """Which probabilities are dropped, see dropped.py.
+
+  rate: share of them.
+  alike: all queries of a row drop the same keys.
+  origin: int [4]: seed; numbers of the first row, head and key in the whole batch.
+  """
+  rate: float
+  alike: bool
+  origin: jax.Array
+
+
 class Starts(NamedTuple):
   """At which slots the first query of a call is on the devices that a row is spread over.
 
@@ -106,7 +124,7 @@ def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    bias_NR: jax.Array,
+    bias_NR: jax.Array | None,
     query: Tokens,
     key: Tokens,
     causal: bool,
@@ -117,6 +135,7 @@ def attention(
     block_sizes: tuple[int, int] | None = None,
     window: tuple[int, int] | None = None,
     starts: Starts | None = None,
+    drop: Drop | None = None,
 ) -> jax.Array:
   """softmax(scale q k + bias) v, [B, T, N, H], queries that see no key getting 0.
 
@@ -124,7 +143,7 @@ def attention(
     q_BTNH: queries.
     k_BSKH: keys; N / K heads of queries share them and the values.
     v_BSKH: values.
-    bias_NR: fp32, N x (T + S) values, of which query t gets element t - s + S for key s.
+    bias_NR: fp32, N x (T + S) values, of which query t gets element t - s + S for key s; None: there is no bias.
     query: of the queries' tokens: `segments` (int, 0 is padding; tokens of the same see each other) and perhaps
       `prefix` (bool: see each other under `causal`, too).
     key: the same of the keys' tokens.
@@ -136,6 +155,7 @@ def attention(
     block_sizes: (of queries, of keys), multiples of 128; None: chosen.
     window: (keys before its own slot, keys after it) that a query sees at most; None: all.
     starts: of all devices, where `start` is traced: what the kernel says that it computes; None: all pairs of blocks.
+    drop: which probabilities are dropped; None: none.
   """
   T = q_BTNH.shape[1]
   S = k_BSKH.shape[1]
@@ -144,7 +164,14 @@ def attention(
   queries = round_up(T, block_q)
   keys = round_up(S, block_k)
   form = Form(causal, float(scale), float(softcap), block_q, block_k, queries, keys, interpret, before, after)
-  arrays = _padded(form, q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, start)
+  if bias_NR is None:
+    form = dataclasses.replace(form, biased=False)
+    bias_NR = jnp.zeros((q_BTNH.shape[2], T + S), jnp.float32)
+  origin = jnp.zeros((4,), jnp.int32)
+  if drop is not None:
+    form = dataclasses.replace(form, rate=drop.rate, alike=drop.alike)
+    origin = drop.origin
+  arrays = _padded(form, q_BTNH, k_BSKH, v_BSKH, bias_NR, query, key, start, origin)
   first = None
   if isinstance(start, int):
     first = start
@@ -172,6 +199,7 @@ def _padded(
     query: Tokens,
     key: Tokens,
     start: Any,
+    origin: jax.Array,
 ) -> Arrays:
   """What `attention` is given, as the kernels of a form read it."""
   more_queries = form.queries - q_BTNH.shape[1]
@@ -186,6 +214,7 @@ def _padded(
       query_ids=ids_of(query, more_queries, 0, has_prefix),
       key_ids=ids_of(key, more_keys, NOBODY, has_prefix),
       start=jnp.full((1,), start, jnp.int32),
+      origin=origin,
   )
 
 
@@ -236,77 +265,11 @@ def ids_of(tokens: Tokens, padding: int, nobody: int, has_prefix: bool) -> jax.A
 # --- Pieces ---------------------------------------------------------------------------------------
 
 
-class Span(NamedTuple):
-  """A part of a length."""
-  start: int
-  size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-  """The queries and keys of one call."""
-  queries: Span
-  keys: Span
-
-  @property
-  def ahead(self) -> int:
-    """Slots from its first key to its first query."""
-    return self.queries.start - self.keys.start
-
-  def form(self, form: Form) -> Form:
-    """Of its call."""
-    return dataclasses.replace(form, queries=self.queries.size, keys=self.keys.size)
-
-  def first(self, first: int | None) -> int | None:
-    """The slot of its first query from its first key, from that of all; None: not known while tracing."""
-    if first is None:
-      return None
-    return first + self.ahead
-
-  def is_seen(self, form: Form, first: int | None, ids: jax.Array) -> bool:
-    """Whether some of its queries may see some of its keys, as far as is known while tracing."""
-    if first is None:
-      return True
-    whole = dataclasses.replace(form, block_q=self.queries.size, block_k=self.keys.size)
-    return blocks.sees(whole, first + self.queries.start, self.keys.start, has_prefix=ids.shape[1] > 1)
-
-  def distances(self, form: Form) -> slice:
-    """Which values by distance its queries and keys have between them."""
-    start = self.ahead + form.keys - self.keys.size
-    return slice(start, start + self.queries.size + self.keys.size)
-
-  def of_queries(self, x: jax.Array, axis: int) -> jax.Array:
-    return _cut(x, self.queries, axis)
-
-  def of_keys(self, x: jax.Array) -> jax.Array:
-    return _cut(x, self.keys, 2)
-
-
-def _cut(x: jax.Array, span: Span, axis: int) -> jax.Array:
-  return jax.lax.slice_in_dim(x, span.start, span.start + span.size, axis=axis)
-
-
 def _longest() -> int:
   """Most queries, and most keys, of one call of a kernel."""
   if vmem() > 32 * MIB:
     return LONGEST
   return LONGEST // 4
-
-
-def _spans(length: int, most: int, block: int) -> list[Span]:
-  """What cuts a length, a multiple of `block`, into the fewest even pieces of at most `most`."""
-  count = -(-length // max(most, block))
-  size = round_up(-(-length // count), block)
-  return _spans_of_size(length, size)
-
-
-def _spans_of_size(length: int, size: int) -> list[Span]:
-  """All of this size, but the last, which may be smaller."""
-  spans = []
-  for start in range(0, length, size):
-    rest = length - start
-    spans.append(Span(start, min(size, rest)))
-  return spans
 
 
 def _piece(form: Form, H: int) -> int:
@@ -338,10 +301,10 @@ def _attend_forward(form, first, *arrays):
 
 def forward_in_pieces(form: Form, first: int | None, arrays: Arrays) -> Attended:
   """From calls of at most LONGEST queries and keys each; most often that is one call."""
-  key_spans = _spans(form.keys, _longest(), form.block_k)
+  key_spans = spans(form.keys, _longest(), form.block_k)
   outs = []
   sums = []
-  for queries in _spans(form.queries, _longest(), form.block_q):
+  for queries in spans(form.queries, _longest(), form.block_q):
     out_BNTH, lse_BN1T = _forward_of_queries(form, first, arrays, queries, key_spans)
     outs.append(out_BNTH.astype(arrays.q_BNTH.dtype))
     sums.append(lse_BN1T)
@@ -390,6 +353,7 @@ def _arrays_of(piece: Piece, form: Form, arrays: Arrays) -> Arrays:
       query_ids=piece.of_queries(arrays.query_ids, 2),
       key_ids=piece.of_keys(arrays.key_ids),
       start=arrays.start + piece.ahead,
+      origin=arrays.origin.at[3].add(piece.keys.start),
   )
 
 
@@ -412,7 +376,7 @@ def _attend_backward(form, first, saved, do_BNTH):
   arrays = Arrays(*arrays)
   di_BNT = jnp.einsum('BNTH,BNTH->BNT', out_BNTH, do_BNTH, preferred_element_type=jnp.float32)
   gradients = backward_in_pieces(form, first, arrays, do_BNTH, lse_BN1T, di_BNT[:, :, None])
-  return *gradients, None, None, None
+  return *gradients, None, None, None, None
 
 
 def backward_in_pieces(
@@ -435,10 +399,10 @@ def backward_in_pieces(
   """
   k_BKSH = arrays.k_BKSH
   dbias = jnp.zeros_like(arrays.bias_NR)
-  key_spans = _spans(form.keys, _longest(), form.block_k)
+  key_spans = spans(form.keys, _longest(), form.block_k)
   most_keys = key_spans[0].size
   length = _piece(dataclasses.replace(form, keys=most_keys), k_BKSH.shape[-1])
-  query_spans = _spans_of_size(form.queries, length)
+  query_spans = spans_of_size(form.queries, length)
   dq_parts: list[Any] = [0] * len(query_spans)
   dk_parts = []
   dv_parts = []

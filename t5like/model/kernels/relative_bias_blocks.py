@@ -3,9 +3,8 @@
 Forward blocks of logits are [queries, keys], backward ones [keys, queries]: what changes at every visit is then
 always a row in memory, and never a column. "rows" and "columns" below are those of a block.
 
-A vector of values by distance becomes 128 rows, each one lane further to the right than the last, once for a head.
-All blocks on all diagonals are in them: rows 128 .. 255 of a block are the same 128 rows read 128 lanes to the left,
-which costs nothing. Sums along diagonals, which the gradient needs, are the same steps backwards.
+The bias of a block comes from a vector of values by distance, by relative_bias_diagonals.py; which probabilities are
+dropped is said by dropped.py.
 """
 import dataclasses
 import functools
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-SUBLANES = 8
-LANES = 128
+from t5like.model.kernels import dropped, relative_bias_diagonals as diagonals
+from t5like.model.kernels.relative_bias_diagonals import LANES, window
+
 MASKED = -1e30
 EMPTY = -0.5e30  # where maxima begin: of queries that see nothing all weights are exp(MASKED - EMPTY) = 0
 NOBODY = -1  # segment of keys that no query is in
@@ -42,77 +42,10 @@ class Form:
   interpret: bool
   before: int | None = None  # keys before its own slot that a query sees at most; None: all
   after: int | None = None  # keys after it, as far as the mask lets it see those
+  rate: float = 0.0  # of probabilities that are dropped
+  alike: bool = False  # all queries of a row drop the same keys
+  biased: bool = True  # else the bias is not read, and its gradient is 0
   share: float = 1.0  # of the pairs of blocks that a call visits, those that it computes; for the cost that it states
-
-
-# --- Vectors and diagonals ------------------------------------------------------------------------
-
-
-def skew(row_1W: jax.Array) -> jax.Array:
-  """[128, W]: row r is row_1W rotated right by r lanes, W a multiple of 128.
-
-  8 rows, the sublanes of a register, by rotating by 1, 2 and 4 lanes those whose number has that bit; the others by
-  rotating all 8 by 8, 16, .. 120 lanes. Every TPU can do that (v4 has no rotation that differs by sublane).
-  """
-  W = row_1W.shape[1]
-  x_8W = jnp.broadcast_to(row_1W, (SUBLANES, W))
-  number_8W = jax.lax.broadcasted_iota(jnp.int32, x_8W.shape, 0)
-  for step in (1, 2, 4):
-    has_bit = number_8W & step != 0
-    x_8W = jnp.where(has_bit, pltpu.roll(x_8W, step, 1), x_8W)
-  rows = [x_8W]
-  for first in range(SUBLANES, LANES, SUBLANES):
-    rows.append(pltpu.roll(x_8W, first, 1))
-  return jnp.concatenate(rows, 0)
-
-
-def unskewed_sum(x_128W: jax.Array) -> jax.Array:
-  """[1, W]: the sum of 128 rows, row r rotated left by r lanes; the transpose of `skew`."""
-  W = x_128W.shape[1]
-  first_rows = x_128W[:SUBLANES]
-  others = 0
-  for first in range(SUBLANES, LANES, SUBLANES):
-    rows = x_128W[first:first + SUBLANES]
-    others += pltpu.roll(rows, W - first, 1)
-  x_8W = first_rows + others
-  number_8W = jax.lax.broadcasted_iota(jnp.int32, x_8W.shape, 0)
-  for step in (1, 2, 4):
-    has_bit = number_8W & step != 0
-    x_8W = jnp.where(has_bit, pltpu.roll(x_8W, W - step, 1), x_8W)
-  return jnp.sum(x_8W, 0, keepdims=True)
-
-
-def skew_all(vector: Ref, skewed: Ref) -> None:
-  """Fills `skewed` [128, R] with the rows of `vector` [1, R], lane x of row r being its element x - r, x >= 128."""
-  @pl.loop(1, skewed.shape[1] // LANES)
-  def _(p):
-    before = pl.multiple_of((p - 1) * LANES, LANES)
-    rows = skew(vector[:, pl.ds(before, 2 * LANES)])[:, LANES:]
-    here = pl.multiple_of(p * LANES, LANES)
-    skewed[:, pl.ds(here, LANES)] = rows
-
-
-def sum_all(diagonals: Ref, vector: Ref) -> None:
-  """Transpose of `skew_all`: the sums of elements x + r of rows r of `diagonals` [128, R + 128], to `vector` [1, R]."""
-  @pl.loop(0, vector.shape[1] // LANES)
-  def _(p):
-    here = pl.multiple_of(p * LANES, LANES)
-    sums = unskewed_sum(diagonals[:, pl.ds(here, 2 * LANES)])
-    vector[:, pl.ds(here, LANES)] = sums[:, :LANES]
-
-
-def window(
-    first: Any,
-    rows: int,
-    columns: int,
-    c: int,
-) -> Any:
-  """Lanes of skewed rows where rows c .. c + 127 of a block are, of whose vector `first` is the first element.
-
-  Element (r, x) of the block is element first + rows + x - r of the vector.
-  """
-  start = pl.multiple_of(first + (rows - c), LANES)
-  return pl.ds(start, columns)
 
 
 # --- A pair of blocks -----------------------------------------------------------------------------
@@ -177,7 +110,8 @@ def _logits(
   rows, columns = s.shape
   if form.scale != 1:
     s *= form.scale
-  s += _bias(skewed, first, rows, columns)
+  if form.biased:
+    s += _bias(skewed, first, rows, columns)
   if form.softcap:
     s = form.softcap * jnp.tanh(s / form.softcap)
   is_seen = _is_same(row_ids, column_ids, 0)
@@ -231,6 +165,61 @@ def _is_near(form: Form, query: jax.Array, key: jax.Array) -> jax.Array:
   return functools.reduce(operator.and_, conditions)
 
 
+class Place(NamedTuple):
+  """Where in the whole batch a call is: the number of its row and head (dropped.py), the slot of its first key."""
+  of_head: Any
+  first_key: Any
+
+
+def _place(form: Form, origin: Ref) -> Place | None:
+  """The Place of a visit; origin: see Arrays. None: nothing is dropped."""
+  if not form.rate:
+    return None
+  row = origin[1] + pl.program_id(0)
+  head = origin[2] + pl.program_id(1)
+  return Place(dropped.of_head(origin[0], row, head), origin[3])
+
+
+def _kept(
+    form: Form,
+    place: Place,
+    first_row: jax.Array,
+    first_column: jax.Array,
+    shape: tuple[int, ...],
+    queries_are_rows: bool,
+) -> jax.Array:
+  """[rows, columns] fp32: what probabilities of a pair of blocks are multiplied by.
+
+  Args:
+    form: of the kernel.
+    place: of the blocks.
+    first_row: slot of row 0, counted from the first key of the call.
+    first_column: slot of column 0, counted likewise.
+    shape: of the pair.
+    queries_are_rows: else keys are.
+  """
+  rows, columns = shape
+  row_number = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
+  row_slot = row_number + (first_row + place.first_key)
+  column_number = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+  column_slot = column_number + (first_column + place.first_key)
+  if queries_are_rows:
+    row_part = row_slot * _of_queries(form)
+    column_part = column_slot * dropped.KEY
+  else:
+    row_part = row_slot * dropped.KEY
+    column_part = column_slot * _of_queries(form)
+  number = dropped.of_place(place.of_head, _wide(row_part, columns), column_part)
+  return jnp.where(dropped.is_kept(number, form.rate), 1 / (1 - form.rate), 0.0)
+
+
+def _of_queries(form: Form) -> Any:
+  """The factor of the slots of queries in the number of a place."""
+  if form.alike:
+    return np.int32(0)
+  return dropped.QUERY
+
+
 def sees(
     form: Form,
     first_query: Any,
@@ -279,6 +268,7 @@ class ForwardRefs(NamedTuple):
   rows: Ref  # int [visits], block of queries
   cols: Ref  # int [visits], block of keys
   start: Ref  # int [1], slot of the first query
+  origin: Ref  # int [4], see Arrays
   q: Ref  # [block_q, H]
   k: Ref  # [block_k, H]
   v: Ref  # [block_k, H]
@@ -310,10 +300,12 @@ def forward(*refs: Ref, form: Form) -> None:
   j = r.cols[n]
   first_query = r.start[0] + i * form.block_q
   first_key = j * form.block_k
+  place = _place(form, r.origin)
 
-  @pl.when(n == 0)
-  def _():
-    skew_all(r.bias, r.skewed)
+  if form.biased:
+    @pl.when(n == 0)
+    def _():
+      diagonals.skew_all(r.bias, r.skewed)
 
   @pl.when(_begins(r.rows, n, i))
   def _():
@@ -325,8 +317,7 @@ def forward(*refs: Ref, form: Form) -> None:
   @pl.when(sees(form, first_query, first_key, r.query_ids.shape[0] > 1))
   def _():
     first = first_key - (i + 1) * form.block_q + form.queries
-    ahead = first_query - first_key
-    _add_values(form, r, first, ahead)
+    _add_values(form, r, first, first_query, first_key, place)
 
   @pl.when(_ends(r.rows, n, last, i))
   def _():
@@ -340,9 +331,12 @@ def _add_values(
     form: Form,
     r: ForwardRefs,
     first: jax.Array,
-    ahead: jax.Array,
+    first_query: jax.Array,
+    first_key: jax.Array,
+    place: Place | None,
 ) -> None:
-  """Adds to the values of a block of queries those of a block of keys; first, ahead: see `_logits`."""
+  """Adds to the values of a block of queries those of a block of keys; first: see `_logits`, place: see `_place`."""
+  ahead = first_query - first_key
   s = _logits(form, r.q, r.k, r.skewed, first, r.ids, r.key_ids, ahead, queries_are_rows=True)
   before = r.top[...]
   most = jnp.maximum(before, jnp.max(s, 1, keepdims=True))
@@ -350,8 +344,10 @@ def _add_values(
   shrunk = jnp.exp(before - most)
   r.top[...] = most
   r.total[...] = shrunk * r.total[...] + jnp.sum(p, 1, keepdims=True)
-  kept = _wide(shrunk, r.v.shape[1]) * r.weighted[...]
-  r.weighted[...] = kept + _product(p.astype(r.v.dtype), r.v[...], MATRICES)
+  if place is not None:
+    p *= _kept(form, place, first_query, first_key, p.shape, queries_are_rows=True)
+  before = _wide(shrunk, r.v.shape[1]) * r.weighted[...]
+  r.weighted[...] = before + _product(p.astype(r.v.dtype), r.v[...], MATRICES)
 
 
 # --- The backward kernel --------------------------------------------------------------------------
@@ -365,6 +361,7 @@ class BackwardRefs(NamedTuple):
                 # next at which one is, so that none leaves VMEM before that
   begun: Ref  # int [visits], whether this visit is the first to its block of queries
   start: Ref  # int [1], slot of the first query
+  origin: Ref  # int [4], see Arrays
   q: Ref  # [block_q, H]
   k: Ref  # [block_k, H]
   v: Ref  # [block_k, H]
@@ -403,11 +400,13 @@ def backward(*refs: Ref, form: Form) -> None:
   j = r.cols[n]
   first_query = r.start[0] + i * form.block_q
   first_key = j * form.block_k
+  place = _place(form, r.origin)
 
-  @pl.when(n == 0)
-  def _():
-    skew_all(r.bias, r.skewed)
-    _clear(r.diagonals)
+  if form.biased:
+    @pl.when(n == 0)
+    def _():
+      diagonals.skew_all(r.bias, r.skewed)
+      diagonals.clear(r.diagonals)
 
   @pl.when(_begins(r.cols, n, j))
   def _():
@@ -422,8 +421,7 @@ def backward(*refs: Ref, form: Form) -> None:
   @pl.when(sees(form, first_query, first_key, r.query_ids.shape[0] > 1))
   def _():
     first = i * form.block_q - (j + 1) * form.block_k + form.keys
-    ahead = first_key - first_query
-    _add_gradients(form, r, i, first, ahead)
+    _add_gradients(form, r, i, first, first_query, first_key, place)
 
   @pl.when(r.written[n] == i)
   def _():
@@ -438,7 +436,10 @@ def backward(*refs: Ref, form: Form) -> None:
 
   @pl.when(n == last)
   def _():
-    sum_all(r.diagonals, r.dbias)
+    if form.biased:
+      diagonals.sum_all(r.diagonals, r.dbias)
+    else:
+      r.dbias[...] = jnp.zeros_like(r.dbias)
 
 
 def _add_gradients(
@@ -446,41 +447,26 @@ def _add_gradients(
     r: BackwardRefs,
     i: jax.Array,
     first: jax.Array,
-    ahead: jax.Array,
+    first_query: jax.Array,
+    first_key: jax.Array,
+    place: Place | None,
 ) -> None:
-  """Adds the gradients of a pair of blocks, queries of block i; first, ahead: see `_logits`."""
+  """Adds the gradients of a pair of blocks, queries of block i; first: see `_logits`, place: see `_place`."""
+  ahead = first_key - first_query
   s = _logits(form, r.k, r.q, r.skewed, first, r.ids, r.query_ids, ahead, queries_are_rows=False)
   p = jnp.exp(s - r.lse[...])
-  r.dv_sum[...] += _product(p.astype(r.do.dtype), r.do[...], MATRICES)
-  ds = p * (_product(r.v[...], r.do[...], ALONG_ROWS) - r.di[...])
+  dp = _product(r.v[...], r.do[...], ALONG_ROWS)
+  weights = p
+  if place is not None:
+    kept = _kept(form, place, first_key, first_query, p.shape, queries_are_rows=False)
+    weights = p * kept
+    dp *= kept
+  r.dv_sum[...] += _product(weights.astype(r.do.dtype), r.do[...], MATRICES)
+  ds = p * (dp - r.di[...])
   if form.softcap:
     ds *= jnp.where(s > MASKED, 1 - jnp.square(s / form.softcap), 0)
-  _add_diagonals(form, ds, r.diagonals, first)
+  if form.biased:
+    diagonals.add(ds, r.diagonals, first)
   ds = ds.astype(r.q.dtype)
   r.dk_sum[...] += _product(ds, r.q[...], MATRICES)
   r.dq_sum[i] += _product(r.k_HS[...], ds, MATRICES)
-
-
-def _clear(diagonals: Ref) -> None:
-  @pl.loop(0, diagonals.shape[1] // LANES)
-  def _(p):
-    zeros = jnp.zeros((LANES, LANES), jnp.float32)
-    here = pl.multiple_of(p * LANES, LANES)
-    diagonals[:, pl.ds(here, LANES)] = zeros
-
-
-def _add_diagonals(
-    form: Form,
-    ds: jax.Array,
-    diagonals: Ref,
-    first: jax.Array,
-) -> None:
-  """Adds gradients of logits, fp32 [keys, queries] of a pair of blocks, to where their distances are."""
-  for x in range(-form.block_k + LANES, form.block_q, LANES):
-    # Squares of 128 x 128 that go to the same lanes are summed before: memory is written a few times less.
-    squares = []
-    for c in range(0, form.block_k, LANES):
-      column = x + c
-      if 0 <= column < form.block_q:
-        squares.append(ds[c:c + LANES, column:column + LANES])
-    diagonals[:, window(first + x, form.block_k, LANES, 0)] += sum(squares)

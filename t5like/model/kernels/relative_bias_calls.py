@@ -11,7 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from t5like.model.kernels import relative_bias_blocks as blocks
-from t5like.model.kernels.relative_bias_blocks import LANES, Form
+from t5like.model.kernels.relative_bias_blocks import Form
+from t5like.model.kernels.relative_bias_diagonals import LANES
 
 MIB = 2 ** 20
 Shape = tuple[int, ...]
@@ -26,7 +27,8 @@ class Arrays(NamedTuple):
   bias_NR: jax.Array  # fp32, R = T + S
   query_ids: jax.Array  # int [B, 1 or 2, T], segments and, if there are any, prefixes
   key_ids: jax.Array  # int [B, 1 or 2, S]
-  start: jax.Array  # int [1], slot of the first query
+  start: jax.Array  # int [1], slot of the first query, counted from the first key
+  origin: jax.Array  # int [4]: seed of dropout; numbers of the first row, head and key in the whole batch
 
 
 class Attended(NamedTuple):
@@ -161,7 +163,7 @@ def forward(form: Form, first: int | None, arrays: Arrays, dtype: Any) -> Attend
       _name(form, I, 'forward'),
       blocks.forward,
       lists=(rows, cols),
-      start=arrays.start,
+      places=(arrays.start, arrays.origin),
       inputs=[
           Operand(arrays.q_BNTH, query_block, _at_query),
           Operand(arrays.k_BKSH, key_block, at_key),
@@ -228,7 +230,7 @@ def backward(
       _name(form, I, 'backward'),
       blocks.backward,
       lists=(rows, cols, _written(rows), _begun(rows)),
-      start=arrays.start,
+      places=(arrays.start, arrays.origin),
       inputs=_backward_inputs(form, arrays, do_BNTH, lse_BN1T, di_BN1T),
       outputs=[
           Operand(dq, (None, None, form.block_q, H), _at_written),
@@ -321,14 +323,14 @@ def _call(
     name: str,
     kernel: Callable[..., None],
     lists: Sequence[np.ndarray],
-    start: jax.Array,
+    places: Sequence[jax.Array],
     inputs: Sequence[Operand],
     outputs: Sequence[Operand],
     scratch: Sequence[Shape],
     grid: Shape,
     flops: int,
 ) -> Any:
-  """Calls a kernel, a function of refs to lists (int [visits]), start, inputs, outputs and scratch.
+  """Calls a kernel, a function of refs to lists (int [visits]), places, inputs, outputs and scratch.
 
   The grid is (row of the batch, head, visit). Scratch are arrays in VMEM, fp32 but the last, which is int32.
   """
@@ -337,7 +339,7 @@ def _call(
   scratch_shapes.append(pltpu.VMEM(ids, jnp.int32))
   kept = 4 * sum(map(math.prod, scratch))
   grid_spec = pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=len(lists) + 1,
+      num_scalar_prefetch=len(lists) + len(places),
       grid=grid,
       in_specs=_specs(inputs),
       out_specs=_specs(outputs),
@@ -362,7 +364,7 @@ def _call(
       name=name,
   )
   arrays = [operand.array for operand in inputs]
-  return call(*map(jnp.asarray, lists), start, *arrays)
+  return call(*map(jnp.asarray, lists), *places, *arrays)
 
 
 def _specs(operands: Sequence[Operand]) -> list[pl.BlockSpec]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from t5like.model.context import Cut
 from t5like.model.kernels import relative_bias_attention, ring
-from t5like.model.kernels.relative_bias_attention import Starts, ids_of, round_up, share_of, without_padding
+from t5like.model.kernels.relative_bias_attention import Drop, Starts, ids_of, round_up, share_of, without_padding
 from t5like.model.kernels.relative_bias_blocks import NOBODY, Form
 from t5like.model.kernels.relative_bias_calls import Arrays
 from t5like.model.kernels.ring import Attended, Gradients, Lot, Queries, Results
@@ -21,7 +21,7 @@ def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    bias_NR: jax.Array,
+    bias_NR: jax.Array | None,
     query: Tokens,
     key: Tokens,
     causal: bool,
@@ -29,6 +29,7 @@ def attention(
     softcap: float = 0.0,
     interpret: bool = False,
     window: tuple[int, int] | None = None,
+    drop: Drop | None = None,
 ) -> jax.Array:
   """`relative_bias_attention.attention` of the queries of one device and all keys, in order: a call for each piece.
 
@@ -37,10 +38,10 @@ def attention(
     q_BTNH: queries of this device.
     k_BSKH: keys.
     v_BSKH: values.
-    bias_NR: fp32, values by distance of all queries.
+    bias_NR: fp32, values by distance of all queries; None: there is no bias.
     query: of the tokens of q.
     key: of the tokens of k.
-    causal, scale, softcap, interpret, window: as there.
+    causal, scale, softcap, interpret, window, drop: as there.
   """
   starts_of_devices = [cut.starts(device) for device in range(cut.devices)]
   distances = cut.tokens + k_BSKH.shape[1]
@@ -49,11 +50,14 @@ def attention(
     first = number * cut.tokens
     piece = slice(first, first + cut.tokens)
     starts = [of_device[number] for of_device in starts_of_devices]
+    of_piece = None
+    if bias_NR is not None:
+      of_piece = jax.lax.dynamic_slice_in_dim(bias_NR, start, distances, axis=1)
     out_BTNH = relative_bias_attention.attention(
         q_BTNH[:, piece],
         k_BSKH,
         v_BSKH,
-        jax.lax.dynamic_slice_in_dim(bias_NR, start, distances, axis=1),
+        of_piece,
         {name: x_BT[:, piece] for name, x_BT in query.items()},
         key,
         causal,
@@ -63,6 +67,7 @@ def attention(
         interpret=interpret,
         window=window,
         starts=Starts(starts, cut.is_balanced),
+        drop=drop,
     )
     outs.append(out_BTNH)
   if len(outs) == 1:
@@ -244,6 +249,7 @@ class BiasParts:
         query_ids=_padded(self._of_query(queries.ids, pair), 2, more_queries, NOBODY - 2),
         key_ids=_padded(self._of_key(lot.ids, pair), 2, more_keys, NOBODY),
         start=jnp.full((1,), pair.ahead, jnp.int32),
+        origin=jnp.zeros((4,), jnp.int32),
     )
 
   def _with_distances(self, total_NR: jax.Array, dbias_NR: jax.Array, pair: Pair) -> jax.Array:
