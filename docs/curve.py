@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MILLION = 1e6
 sys.path.insert(0, str(ROOT))
 
+from t5like.config import stages  # noqa: E402
 from t5like.storage import workdir as workdir_lib  # noqa: E402 (from a checkout that is not installed)
 
 plt.rcParams.update({'svg.hashsalt': 't5like', 'font.size': 10})  # the same file for the same run
@@ -31,8 +32,9 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
   config, records = workdir_lib.read_config(workdir), read(workdir)
   training = [(r['tokens'] / MILLION, r['nll']) for r in records if 'nll' in r]
   # A validation has the step of the training record before it, and no tokens of its own.
-  per_step = config.batch_size * config.data.seq_len
-  validation = [(r['step'] * per_step / MILLION, r['validation/nll']) for r in records if 'validation/nll' in r]
+  pace = stages.pace(config)
+  validated = [r for r in records if 'validation/nll' in r]
+  validation = [(stages.tokens_after(pace, r['step']) / MILLION, r['validation/nll']) for r in validated]
   figure, axes = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
   axes.plot(*zip(*training), color='#b6bdc6', linewidth=1, label='training')
   axes.plot(*zip(*validation), color='#4c6fd8', linewidth=2, marker='.', label='validation')

@@ -347,6 +347,25 @@ def spans(stages: Sequence[Stage], first_steps: Sequence[int], total_steps: int)
   return listed
 
 
+def pace(config: Config) -> list[tuple[int, int, int]]:
+  """[(steps done, tokens trained on, tokens of each step from there on)] of a run that nothing disturbs."""
+  listed = of(config)
+  pieces = []
+  for stretch in course(listed):
+    stage = listed[stretch.stage]
+    pieces.append((stretch.step, stretch.tokens, stage.tokens_per_step))
+  return pieces
+
+
+def tokens_after(pieces: Sequence[tuple[int, int, int]], step: int) -> int:
+  """Tokens that were trained on after a step, of what `pace` returns."""
+  tokens = 0
+  for first_step, before, per_step in pieces:
+    if first_step <= step:
+      tokens = before + (step - first_step) * per_step
+  return tokens
+
+
 def in_words(changes: Flat, before: Config) -> str:
   """Changes of the config of the stage before, for people."""
   flat = flatten(before)

@@ -14,6 +14,7 @@ from etils import epath
 from scipy import stats
 
 from t5like import config as config_lib
+from t5like.config import stages
 from t5like.errors import ConfigError
 from t5like.observe import metrics, report
 from t5like.storage import workdir as workdir_lib
@@ -78,9 +79,8 @@ def read(folder: str) -> Run:
   config = workdir_lib.read_config(folder)
   keys = {key: repr(value) for key, value, _ in config_lib.describe(config)}
   seed = config.seed
-  per_step = config.batch_size * config.data.seq_len
   lines = report.read_lines(epath.Path(folder) / 'metrics.jsonl', metrics.NUMBERS)
-  points = report.Points(lines, per_step)
+  points = report.Points(lines, stages.pace(config))
   losses: dict[int, float] = {}
   tokens: dict[int, int] = {}
   validations: dict[int, float] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from t5like import config as config_lib
+from t5like.config import stages
 from t5like.config_type import Config
 from t5like.errors import CheckpointError, ConfigError
 from t5like.files import plain_json, schema
@@ -41,6 +42,7 @@ CURVES = (
 FOLDER = pathlib.Path(__file__).parent
 Line = dict[str, Any]  # of metrics.jsonl
 Facts = dict[str, Any]  # the result of `gather`, or a part of it
+Pace = list[tuple[int, int, int]]  # of stages.pace
 Curve = dict[str, list[Any]]  # x: tokens; y; hours since the first line
 
 
@@ -132,8 +134,8 @@ def gather(workdir: str) -> Facts:
   config: Config = workdir_lib.read_config(workdir)
   folder = epath.Path(workdir)
   lines = read_lines(folder / 'metrics.jsonl', metrics.NUMBERS)
-  per_step = config.batch_size * config.data.seq_len
-  points = Points(lines, per_step)
+  pace = stages.pace(config)
+  points = Points(lines, pace)
   samples = read_lines(folder / 'samples.jsonl', metrics.SAMPLE)
   account = ledger.account(ledger.read(workdir))
   return dict(
@@ -141,14 +143,14 @@ def gather(workdir: str) -> Facts:
       made=time.strftime('%Y-%m-%d %H:%M'),
       model=f'{config.model.name}, {config.objective.name}',
       target=config.stop.tokens,
-      per_step=per_step,
+      pace=pace,
       **_progress(workdir, config, lines),
       curves=_curves(points),
       mixture=points.curves('rows/'),
       tasks=_task_curves(points),
       side=_side_curves(points),
       experts=points.curves('side/router/load/'),
-      rewinds=_rewinds(workdir, per_step),
+      rewinds=_rewinds(workdir, pace),
       time=account,
       names=NAMES,
       samples=samples[-SAMPLES:],
@@ -207,10 +209,10 @@ def _side_curves(points: 'Points') -> dict[str, Curve]:
   return curves
 
 
-def _rewinds(workdir: str, per_step: int) -> list[Facts]:
+def _rewinds(workdir: str, pace: Pace) -> list[Facts]:
   entries = []
   for rewind in rewinds.read_rewinds(workdir):
-    tokens = rewind['to_step'] * per_step
+    tokens = stages.tokens_after(pace, rewind['to_step'])
     entries.append(dict(rewind, tokens=tokens))
   return entries
 
@@ -230,12 +232,12 @@ def _config_keys(config: Config) -> dict[str, list[tuple[str, str]]]:
 class Points:
   """Points of curves: where a line of metrics.jsonl lies in tokens and in hours since the first.
 
-  per_step: tokens of a step, for lines that do not have their number.
+  pace: tokens of steps, for lines that do not have their number.
   """
 
-  def __init__(self, lines: list[Line], per_step: int) -> None:
+  def __init__(self, lines: list[Line], pace: Pace) -> None:
     self.lines = lines
-    self.per_step = per_step
+    self.pace = pace
     self.tokens: dict[int, int] = {}  # by step
     for line in with_number(lines, 'tokens'):
       self.tokens[line['step']] = line['tokens']
@@ -272,7 +274,7 @@ class Points:
     step = line['step']
     if step in self.tokens:
       return self.tokens[step]
-    return step * self.per_step
+    return stages.tokens_after(self.pace, step)
 
   def _hours_at(self, line: Line) -> float | None:
     if not is_number(line.get('time')):

@@ -47,6 +47,8 @@ def test_a_stage_begins_with_the_first_step_at_or_beyond_its_tokens():
   assert stages.spans(stages.of(c), [s.step for s in course], 11) == [(0, 7)] * 4 + [(7, 4)]
   numbers = resolved.derived(c)
   assert (numbers['steps'], numbers['tokens'], numbers['tokens_per_step']) == (11, 8192, 1024)
+  pace = stages.pace(c)
+  assert [stages.tokens_after(pace, step) for step in (0, 4, 5, 6, 7, 9)] == [0, 4096, 5120, 5632, 6144, 7168]
   later = stages.course(stages.of(c), begun=1, step=6, tokens=5632, row=100)  # resumed after rows were skipped
   assert later[1:] == [stages.Stretch(s.stage, s.step, s.tokens, s.row + 56, s.steps) for s in course[2:]]
 

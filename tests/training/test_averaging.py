@@ -109,3 +109,31 @@ def test_a_damaged_checkpoint_is_never_averaged(run, tmp_path):
   with pytest.raises(CheckpointError):
     averaging.average(copy, out, say=lambda _: None)
   assert not out.exists()
+
+
+@pytest.mark.slow
+def test_an_average_of_a_constant_run_is_as_good_as_a_decay_from_it(tmp_path):
+  """Warm-up, stable, decay against warm-up, stable, merge at equal tokens, five seeds; both are far better than neither."""
+  steps, stable = 400, 320
+  source = tiny.write_text(tmp_path / 'long.jsonl', 3000)
+  decay = {'tokens': stable * 16 * 32, 'schedule.name': 'linear', 'schedule.final_scale': 0.0}
+
+  def nll(name, seed, **changes):
+    config = tiny.config(
+        tmp_path, steps=steps, seed=seed, data=dict(source=source, validation_fraction=0.05),
+        schedule=dict(name='constant', warmup_steps=20), optimizer=dict(learning_rate=2e-2),
+        evaluate=dict(every=0, batches=0), checkpoint=dict(every=10, keep=9), log=dict(every=100), **changes)
+    return loop.train(config, tmp_path / f'{name}{seed}', name, jax.devices()[:1])['validation']['nll']
+
+  results = []
+  for seed in range(5):
+    constant = nll('constant', seed)
+    trunk = tmp_path / f'constant{seed}'
+    decayed = nll('decayed', seed, stages=(decay,), branch_from=str(trunk / 'checkpoints' / str(stable)))
+    averaging.average(trunk, tmp_path / f'merged{seed}', (), 'linear', say=lambda _: None)
+    results.append((constant, decayed, nll('merged', seed)))  # nothing is left to train
+  constant, decayed, merged = np.array(results).T
+  print(np.round(results, 4))
+  interval = 2.776 * (merged - decayed).std(ddof=1) / np.sqrt(5)  # of the mean difference, 95 %
+  assert abs((merged - decayed).mean()) < max(interval, 0.002)
+  assert (constant - decayed).mean() > 3 * abs((merged - decayed).mean())

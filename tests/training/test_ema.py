@@ -3,11 +3,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5like import config as config_lib
+from t5like import config as config_lib, sharding
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError
+from t5like.model import models
 from t5like.storage.checkpoint import Checkpoints
-from t5like.training import averaging, loop
+from t5like.training import averaging, build, loop, step as step_lib
 from tests import tiny
 
 
@@ -50,6 +51,17 @@ def test_it_is_resumed_to_the_bit(run):
   assert metas[0]['checksums'] == metas[1]['checksums'] and any(key.startswith('ema') for key in metas[0]['checksums'])
   with pytest.raises(ConfigError, match='optimizer.ema decides what state the optimizer keeps'):
     loop.train(config(run, 6, ema=0.0), run / 'parts', 'test', jax.devices()[:1])
+
+
+def test_it_is_sharded_as_parameters_are(tmp_path):
+  c = config_lib.resolve(config(tmp_path, 2))
+  mesh = sharding.make_mesh(dict(dict.fromkeys(sharding.AXES, 1), fsdp=-1), jax.devices())
+  with jax.set_mesh(mesh):
+    model, _ = models.build_model(c)
+    tx, _ = build.build_optimizer(c, model, 2)
+    state = sharding.abstract(lambda: step_lib.init_state(model, tx, 0, ema=c.optimizer.ema), mesh)
+  assert mesh.size > 1 and not state['params']['embed']['w'].sharding.is_fully_replicated
+  assert jax.tree.map(lambda x: x.sharding, state['ema']) == jax.tree.map(lambda x: x.sharding, state['params'])
 
 
 def test_averages_of_checkpoints_are_of_either(run, tmp_path):
