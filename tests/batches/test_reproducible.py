@@ -214,6 +214,22 @@ def test_rows_of_stages_are_those_of_plain_runs_one_after_the_other(packing, tmp
   assert rows.used(140, []) == {} and abs(at - 64) <= 4 and rows.stage(127) is not rows.stage(128)
 
 
+def test_a_stage_of_another_objective_begins_where_its_dataset_is(tmp_path):
+  """Seven denoisers become one: after the epochs that all of them have read together."""
+  plain_from = {'tokens': 100 * 64, 'objective.name': 'span_corruption'}
+  c = tiny.config(tmp_path, objective=dict(name='ul2'), model=dict(T5['model'], vocab_size=384), data=dict(seq_len=64),
+                  stages=(plain_from,), **SENTINELS)
+  with c.unlocked():
+    c.update(batch_size=1)
+    c.stop.tokens = 10 ** 6
+  rows = pipeline.TrainRows(opening.open_data(c, say=lambda _: None), c)
+  denoisers, plain = rows.stages
+  counts = list(rows.counts(100).values())[:len(denoisers.parts)]
+  epochs = sum(count / len(part) for count, part in zip(counts, denoisers.parts))
+  assert len(denoisers.parts) == 7 and sum(counts) == 100 and len(plain.parts) == 1
+  assert plain.ranks == [int(np.ceil(epochs * len(plain.parts[0]) - 1e-9))] and rows.component(100)[2] == int(epochs)
+
+
 def test_stages_continue_with_each_component_where_it_was(tmp_path):
   c, store = mixed(tmp_path, dict(a=60, b=60, c=60))
   for name, weight in zip('abc', (1, 1, 0)):

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_never_averaged(run, tmp_path):
 
 @pytest.mark.slow
 def test_an_average_of_a_constant_run_is_as_good_as_a_decay_from_it(tmp_path):
-  """Warm-up, stable, decay against warm-up, stable, merge at equal tokens, five seeds; both are far better than neither."""
+  """Warm-up, stable, decay against warm-up, stable, merge at equal tokens, five seeds; both far better than neither."""
   steps, stable = 400, 320
   source = tiny.write_text(tmp_path / 'long.jsonl', 3000)
   decay = {'tokens': stable * 16 * 32, 'schedule.name': 'linear', 'schedule.final_scale': 0.0}

@@ -5,11 +5,14 @@ import time
 import jax
 import pytest
 
+from t5like.config import stages as stages_lib
 from t5like.decoding import trained_model
 from t5like.errors import ConfigError, Preempted
 from t5like.observe import ledger
 from t5like.storage.checkpoint import Checkpoints
 from t5like.training import loop, preconditions, stages
+from t5like.training.course import Course
+from t5like.training.progress import Progress
 from tests import tiny
 
 NOT_OF_THE_RUN = ('time', 'tokens_per_second', 'mfu', 'data_wait', 'host_memory')
@@ -109,6 +112,15 @@ def test_what_has_begun_stays_and_what_comes_later_may_change(tmp_path):
   with pytest.raises(ConfigError, match=r"stages\[0\] began at 1,024 tokens .* Stages that have begun stay"):
     run(short(4, dict(stage, tokens=STEP)), tmp_path / 'run')
   assert run(short(4, stage, {'tokens': 3 * STEP, 'batch_size': 8}), tmp_path / 'run')['step'] == 5
+
+
+def test_a_run_of_an_older_version_has_begun_the_stages_that_its_tokens_say(tmp_path):
+  c = tiny.config(tmp_path, steps=8, data=dict(mixture=MIXTURE, stages=dict(
+      later=dict(tokens=5 * STEP, weights=dict(a=2)), end=dict(tokens=2 * STEP, weights=dict(a=0)))))
+  course = Course(stages_lib.of(c), (), ())
+  for tokens, began in ((2 * STEP, ()), (3 * STEP, ((2, 32),)), (6 * STEP, ((2, 32), (5, 80)))):
+    assert course.completed(Progress(tokens=tokens), dict(tokens=tokens)).stages == began
+  assert course.completed(Progress(tokens=6 * STEP), dict(stages=[])).stages == ()
 
 
 def test_a_branch_without_changes_is_the_trunk_to_the_bit(tmp_path):
