@@ -209,27 +209,32 @@ def _sampled(
   """Yields the ids generated so far, a list for each prompt, every few tokens."""
   answers: list[Ids] = [[] for _ in batch.ids]
   seeds = place(prompt_rows.mesh_in_force(), seeds_B)
+  slots = 0
   while len(answers[0]) < tokens:
     before = len(answers[0])
     texts = _texts_so_far(batch, answers)
     longest = max(map(len, texts))
     new = min(tokens - before, batch.context - longest)
     ended = _have_ended(answers, options)
-    state = sampling.start(model, params, batch.place(texts), new)
+    prompt = batch.place(texts)
+    _, P = prompt['inputs'].shape
+    slots = max(slots, P + new)  # one size of caches, so that nothing is compiled again where texts slide
+    state = sampling.start(model, params, prompt, slots - P)
     said = 0
     while said < new:
       n = min(PIECE, new - said)
       piece_BN, state = sampling.more(
           model,
           options,
-          n,
+          PIECE,
           params,
           state,
           key,
           seeds,
           before,
+          n,
       )
-      new_ids = np.asarray(piece_BN).tolist()
+      new_ids = np.asarray(piece_BN)[:, :n].tolist()
       _extend(answers, new_ids, ended, options.eos_id)
       said += n
       yield answers

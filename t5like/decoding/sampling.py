@@ -276,6 +276,7 @@ def more(
     key: Array,
     seeds_B: Array,
     before: Array | int,
+    most: Array | int | None = None,
 ) -> tuple[Array, State]:
   """Makes up to n tokens of each row; stops when all rows have ended.
 
@@ -288,16 +289,19 @@ def more(
     key: see `pick`.
     seeds_B: see `pick`.
     before: tokens of the answers that `start` has read already.
+    most: tokens to make, at most n; other numbers do not compile it again. None: n.
 
   Returns:
     (tokens_BN int32, eos_id from where a row has ended; state).
   """
   B = state['done'].shape[0]
+  if most is None:
+    most = n
 
   def continues(carry: Carry) -> Array:
     i, _, state = carry
     all_done = jnp.all(state['done'])
-    return (i < n) & ~all_done
+    return (i < most) & ~all_done
 
   def one_token(carry: Carry) -> Carry:
     i, tokens_BN, state = carry

@@ -126,11 +126,21 @@ def _untrained(
   """The state before the first step, with the weights of config.init_from if it names any."""
   init_from = plan.config.init_from
   layout = jax.tree.map(lambda x: x.sharding, abstract)
+  options = sharding.options_of_one_run()
   if not init_from:
-    make_state = jax.jit(initial_state, out_shardings=layout)
+    make_state = jax.jit(
+        initial_state,
+        out_shardings=layout,
+        compiler_options=options,
+    )
     return make_state()
   params = adapted.initial(plan.config, abstract['params'], store.vocabulary, say)
-  make_state = jax.jit(initial_state, out_shardings=layout, donate_argnums=0)
+  make_state = jax.jit(
+      initial_state,
+      out_shardings=layout,
+      donate_argnums=0,
+      compiler_options=options,
+  )
   return make_state(params)
 
 
