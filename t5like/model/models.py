@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from t5like import config as config_lib, sharding
+from t5like.config import stages
 from t5like.config_type import Config
 from t5like.errors import ConfigError
 from t5like.model import adapters, flops, transformer
@@ -83,14 +84,33 @@ def no_devices() -> Any:
 
 
 def sizes(config: Config) -> dict[str, int]:
-  """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything."""
+  """Parameters and FLOPs of a resolved config, from shapes alone: no device is asked to do anything.
+
+  FLOPs of a token and a step are those of the first stage, where the config has stages.
+  """
   with no_devices():
     model, count = build_model(config)
     per_row = flops_per_row(config, model)
   row = config.data.seq_len
+  in_all = per_row * config.stop.tokens // row
+  if config.stages or config.data.stages:
+    in_all = _flops_of_stages(config)
   return dict(
       parameters=count,
       flops_per_token=per_row // row,
       flops_per_step=per_row * config.batch_size,
-      flops_in_all=per_row * config.stop.tokens // row,
+      flops_in_all=in_all,
   )
+
+
+def _flops_of_stages(config: Config) -> int:
+  """FLOPs of all rows of a run with stages."""
+  listed = stages.of(config)
+  total = 0
+  with no_devices():
+    for stretch in stages.course(listed):
+      stage = listed[stretch.stage].config
+      model, _ = build_model(stage)
+      rows = stretch.steps * stage.batch_size
+      total += rows * flops_per_row(stage, model)
+  return total

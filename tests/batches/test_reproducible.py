@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from t5like.batches import pipeline, plans
+from t5like.batches import inspect, pipeline, plans
 from t5like.config import stages
 from t5like.errors import ConfigError, DataError
 from t5like.objectives import lengths
@@ -211,6 +211,7 @@ def test_rows_of_stages_are_those_of_plain_runs_one_after_the_other(packing, tmp
   expected += [plain[1].batch(range(i, i + 16)) for i in range(80, 128, 16)]
   expected += [plain[2].batch(range(at + i, at + i + 8)) for i in range(0, 32, 8)]
   equal(staged, flat(expected))
+  assert [inspect.stage_of(c, step)[0].stage for step in (0, 4, 5, 7, 8, 30)] == [0, 0, 1, 1, 2, 2]
   assert rows.used(140, []) == {} and abs(at - 64) <= 4 and rows.stage(127) is not rows.stage(128)
 
 

@@ -7,6 +7,7 @@ from t5like import config as config_lib
 from t5like.config import base, resolved, stages
 from t5like.config.values import DEFAULTS
 from t5like.errors import ConfigError
+from t5like.model import models
 
 MIXTURE = dict(web=dict(weight=3), code=dict())
 
@@ -91,6 +92,15 @@ def test_stages_that_are_none(value, words):
 def test_every_key_of_a_stage_exists():
   for key in stages.MAY_CHANGE:
     assert any(f'{name}.'.startswith(f'{key}.') for name in DEFAULTS), key
+
+
+def test_flops_of_a_run_are_those_of_its_stages():
+  listed = ({'tokens': 4096, 'data.seq_len': 256, 'batch_size': 4, 'optimizer.freeze': ('embed', 'stack/blocks[:2]')},)
+  c, plain = (config(*some, stop=dict(tokens=8192), model=dict(vocab_size=8192, d_model=64)) for some in (listed, ()))
+  c, plain = resolved.resolve(c), resolved.resolve(plain)
+  parts = [models.sizes(stage.config)['flops_per_token'] for stage in stages.of(c)]
+  assert models.sizes(plain)['flops_in_all'] == 8192 * parts[0] and parts[1] != parts[0]
+  assert models.sizes(c)['flops_in_all'] == pytest.approx(4096 * sum(parts), rel=1e-4)
 
 
 def test_stages_of_the_command_line(tmp_path):
