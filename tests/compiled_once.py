@@ -50,12 +50,13 @@ def programs() -> Iterator[None]:
   build_step = build.build_step
   untrained = resume._untrained
 
-  def build_once(config: Config, model: Any, total_steps: int, mesh: jax.sharding.Mesh) -> build.Steps:
+  def build_once(config: Config, model: Any, total_steps: int, mesh: jax.sharding.Mesh, first_step: int = 0,
+                 stateful: Any = None) -> build.Steps:
     config = decisive(config)
     total_steps = decisive_steps(config, total_steps)
-    key = (json.dumps(config.to_dict(), sort_keys=True), total_steps, mesh)
+    key = (json.dumps(config.to_dict(), sort_keys=True), total_steps, mesh, first_step, stateful)
     if key not in steps:
-      steps[key] = build_step(config, model, total_steps, mesh)
+      steps[key] = build_step(config, model, total_steps, mesh, first_step, stateful)
     return steps[key]
 
   def untrained_once(plan: Any, store: Any, initial_state: Any, abstract: Any, say: Any) -> Any:
@@ -63,7 +64,7 @@ def programs() -> Iterator[None]:
       return untrained(plan, store, initial_state, abstract, say)
     sections = plan.config.to_dict()
     of_state = {name: sections[name] for name in OF_STATES}
-    key = (json.dumps(of_state, sort_keys=True), plan.mesh)
+    key = (json.dumps(of_state, sort_keys=True), plan.mesh, plan.stateful)
     if key not in makers:
       layout = jax.tree.map(lambda x: x.sharding, abstract)
       makers[key] = jax.jit(initial_state, out_shardings=layout)
