@@ -9,7 +9,7 @@ from t5like.batches import pipeline
 from t5like.config import base
 from t5like.model.transformer import ModelConfig
 from t5like.prepared import opening
-from t5like.training import plan as plan_lib, resume
+from t5like.training import course as course_lib, resume
 from t5like.training.trainer import Trainer, fetch
 
 WORDS = 'the a of to in is it for on as with that this from by are be was not have'.split()
@@ -67,8 +67,9 @@ def losses(config, devices=1):
   store = opening.open_data(config)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
   with jax.set_mesh(mesh):
-    plan = plan_lib.make(config, store.vocabulary, mesh)
-    state, progress = resume.start(plan, store, NoCheckpoints(), 'none', [], lambda line: None)
+    course = course_lib.make(config, store.vocabulary, mesh)
+    state, progress = resume.start(course, store, NoCheckpoints(), 'none', [], lambda line: None)
+    plan = course.plan(progress)
     trainer = Trainer(plan, state)
     rows = pipeline.TrainRows(store, plan.config)
     with pipeline.train_batches(rows, plan.config) as batches:
