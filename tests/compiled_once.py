@@ -6,18 +6,19 @@ the real functions get a config that holds no more than the key.
 """
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import jax
 import pytest
 
+from t5like import sharding
 from t5like.config_type import Config
 from t5like.training import build, resume
 
 # Of no effect on steps: without them a config is good for `build_step`, and who reads one gets an AttributeError.
-SECTIONS = ('allow_changed', 'checkpoint', 'evaluate', 'init_from', 'log', 'params_expected', 'sample', 'stop',
-            'watchdog')
+SECTIONS = ('allow_changed', 'branch_from', 'checkpoint', 'evaluate', 'init_from', 'log', 'params_expected', 'sample',
+            'stages', 'stop', 'watchdog')
 KEYS = dict(data=('source', 'directory', 'skip_rows', 'workers', 'prefetch', 'validation_fraction'),
             guard=('max_bad_steps', 'rewinds', 'compare_every'))
 OF_STATES = ('model', 'optimizer', 'seed')
@@ -50,10 +51,17 @@ def programs() -> Iterator[None]:
   build_step = build.build_step
   untrained = resume._untrained
 
-  def build_once(config: Config, model: Any, total_steps: int, mesh: jax.sharding.Mesh, first_step: int = 0,
-                 stateful: Any = None) -> build.Steps:
+  def build_once(
+      config: Config,
+      model: Any,
+      total_steps: int,
+      mesh: jax.sharding.Mesh,
+      first_step: int = 0,
+      stateful: Set[str] | None = None,
+  ) -> build.Steps:
     config = decisive(config)
     total_steps = decisive_steps(config, total_steps)
+    stateful = None if stateful is None else frozenset(stateful)
     key = (json.dumps(config.to_dict(), sort_keys=True), total_steps, mesh, first_step, stateful)
     if key not in steps:
       steps[key] = build_step(config, model, total_steps, mesh, first_step, stateful)
@@ -64,10 +72,11 @@ def programs() -> Iterator[None]:
       return untrained(plan, store, initial_state, abstract, say)
     sections = plan.config.to_dict()
     of_state = {name: sections[name] for name in OF_STATES}
-    key = (json.dumps(of_state, sort_keys=True), plan.mesh, plan.stateful)
+    key = (json.dumps(of_state, sort_keys=True), plan.mesh, plan.stateful, repr(abstract))
     if key not in makers:
       layout = jax.tree.map(lambda x: x.sharding, abstract)
-      makers[key] = jax.jit(initial_state, out_shardings=layout)
+      options = sharding.options_of_one_run()
+      makers[key] = jax.jit(initial_state, out_shardings=layout, compiler_options=options)
     return makers[key]()
 
   with pytest.MonkeyPatch.context() as patch:

@@ -69,7 +69,7 @@ def losses(config, devices=1):
   with jax.set_mesh(mesh):
     course = course_lib.make(config, store.vocabulary, mesh)
     state, progress = resume.start(course, store, NoCheckpoints(), 'none', [], lambda line: None)
-    plan = course.plan(progress)
+    plan = course.continued(progress).plan(progress)
     trainer = Trainer(plan, state)
     rows = pipeline.TrainRows(store, plan.config)
     with pipeline.train_batches(rows, plan.config) as batches:
