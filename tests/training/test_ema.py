@@ -11,6 +11,8 @@ from t5like.storage.checkpoint import Checkpoints
 from t5like.training import averaging, build, loop, step as step_lib
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def config(folder, steps, ema=0.25):
   return tiny.config(folder, steps=steps, evaluate=dict(every=2, batches=1), checkpoint=dict(every=1, keep=9),

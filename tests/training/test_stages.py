@@ -18,20 +18,20 @@ from tests import tiny
 NOT_OF_THE_RUN = ('time', 'tokens_per_second', 'mfu', 'data_wait', 'host_memory')
 STEP = 16 * 32  # tokens, at first
 MIXTURE = dict(a=dict(weight=3), b=dict(weight=1, data=dict(max_documents=60)))
-# Boundaries of all kinds, two steps after each other; their tokens are those of the steps so far, or a little less.
+# Boundaries of all kinds; their tokens are those of the steps so far, or a little less.
 KINDS = dict(
-    sizes=({'tokens': 2 * STEP - 7, 'batch_size': 8, 'microbatches': 2},
-           {'tokens': 3 * STEP, 'data.seq_len': 16, 'batch_size': 32, 'microbatches': 1},
-           {'tokens': 5 * STEP - 1, 'data.mixture.a.weight': 1, 'data.mixture.b.weight': 5}),
-    values=({'tokens': 2 * STEP, 'schedule.name': 'linear', 'schedule.final_scale': 0.0,
+    sizes=({'tokens': STEP - 7, 'batch_size': 8, 'microbatches': 2},
+           {'tokens': 2 * STEP, 'data.seq_len': 16, 'batch_size': 32, 'microbatches': 1},
+           {'tokens': 3 * STEP - 1, 'data.mixture.a.weight': 1, 'data.mixture.b.weight': 5}),
+    values=({'tokens': STEP, 'schedule.name': 'linear', 'schedule.final_scale': 0.0,
              'optimizer.learning_rate': 3e-3, 'optimizer.freeze': ('embed', 'stack/blocks[:1]')},
-            {'tokens': 4 * STEP, 'model.rope_theta': 1e5, 'model.dropout': 0.1, 'loss.z_loss': 1e-3,
+            {'tokens': 3 * STEP, 'model.rope_theta': 1e5, 'model.dropout': 0.1, 'loss.z_loss': 1e-3,
              'optimizer.freeze': ()},
-            {'tokens': 5 * STEP, 'objective.name': 'prefix_lm'}))
+            {'tokens': 4 * STEP, 'objective.name': 'prefix_lm'}))
 
 
 def config(folder, kind, **changes):
-  return tiny.config(folder, steps=6, data=dict(mixture=MIXTURE), stages=KINDS[kind], model=dict(d_model=16),
+  return tiny.config(folder, steps=5, data=dict(mixture=MIXTURE), stages=KINDS[kind], model=dict(d_model=16),
                      evaluate=dict(every=2, batches=1), checkpoint=dict(every=0, keep=20), **changes)
 
 
@@ -39,6 +39,7 @@ def run(c, workdir, **options):
   return loop.train(c, workdir, 'test', jax.devices()[:1], **options)
 
 
+@pytest.mark.usefixtures('compile_once')
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_run_that_is_resumed_after_every_step_is_the_run_that_nothing_disturbed(kind, tmp_path):
   whole = run(config(tmp_path, kind), tmp_path / 'whole')
@@ -50,7 +51,7 @@ def test_a_run_that_is_resumed_after_every_step_is_the_run_that_nothing_disturbe
       break
     except Preempted:
       assert starts < 20
-  assert starts == whole['step'] >= 6
+  assert starts == whole['step'] >= 5
   assert (parts['step'], parts['tokens'], parts['validation']) == (whole['step'], whole['tokens'], whole['validation'])
   lines = [tiny.metrics(tmp_path / name) for name in ('whole', 'parts')]
   for of_whole, of_parts in zip(*lines):
@@ -123,16 +124,17 @@ def test_a_run_of_an_older_version_has_begun_the_stages_that_its_tokens_say(tmp_
   assert course.completed(Progress(tokens=6 * STEP), dict(stages=[])).stages == ()
 
 
+@pytest.mark.usefixtures('compile_once')
 def test_a_branch_without_changes_is_the_trunk_to_the_bit(tmp_path):
   """From a checkpoint within a run with stages, after skipped rows; and another decay from the same checkpoint."""
   trunk = config(tmp_path, 'sizes')
   with trunk.unlocked():
-    trunk.checkpoint.every = 4
+    trunk.checkpoint.every = 3
     trunk.data.skip_rows = '20:23'
   whole = run(trunk, tmp_path / 'trunk')
   branch = trunk.copy_and_resolve_references()
   with branch.unlocked():
-    branch.branch_from = str(tmp_path / 'trunk/checkpoints/4')
+    branch.branch_from = str(tmp_path / 'trunk/checkpoints/3')
   assert run(branch, tmp_path / 'branch')['validation'] == whole['validation']
   metas = []
   for name in ('trunk', 'branch'):
@@ -140,11 +142,11 @@ def test_a_branch_without_changes_is_the_trunk_to_the_bit(tmp_path):
       metas.append(checkpoints.meta(whole['step']))
   for key in ('checksums', 'stages', 'tokens', 'examples_seen', 'skipped'):
     assert metas[0][key] == metas[1][key]
-  assert [line['step'] for line in tiny.metrics(tmp_path / 'branch')[0]] == list(range(5, whole['step'] + 1))
+  assert [line['step'] for line in tiny.metrics(tmp_path / 'branch')[0]] == list(range(4, whole['step'] + 1))
   with branch.unlocked():
-    branch.stages = (*branch.stages[:1], {'tokens': 3 * STEP, 'schedule.name': 'linear', 'schedule.final_scale': 0.0})
-    branch.stop.tokens = 5 * STEP
-  assert run(branch, tmp_path / 'decay')['tokens'] == 5 * STEP
+    branch.stages = (*branch.stages[:1], {'tokens': 2 * STEP, 'schedule.name': 'linear', 'schedule.final_scale': 0.0})
+    branch.stop.tokens = 4 * STEP
+  assert run(branch, tmp_path / 'decay')['tokens'] == 4 * STEP
   rates = [line['learning_rate'] for line in tiny.metrics(tmp_path / 'decay')[0]]
   assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0] / 2
   with branch.unlocked():
