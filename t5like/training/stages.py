@@ -37,7 +37,7 @@ class Ahead:
     self._steps = steps
     self._state = jax.tree.map(_abstract, state)
     self._say = say
-    self._programs: list[Any] = []  # as long as they are held, they are found again
+    self._programs: list[Any] = []  # kept until the stage has begun
     self._thread = threading.Thread(
         target=self._compile,
         name='ahead',

@@ -220,7 +220,9 @@ BY_TYPE = {bool: st.booleans(), int: st.integers(1 - 2 ** 63, 2 ** 63 - 1), str:
            float: st.floats(allow_nan=False, allow_infinity=False),
            tuple: st.lists(st.text()).map(tuple),
            dict: st.dictionaries(st.sampled_from('abc'), st.one_of(
-               st.integers(1 - 2 ** 63, 2 ** 63 - 1), st.text(), st.tuples(st.floats(-1, 1), st.booleans())))}
+               st.integers(1 - 2 ** 63, 2 ** 63 - 1), st.text(), st.tuples(st.floats(-1, 1), st.booleans()))),
+           list: st.lists(st.dictionaries(st.sampled_from(['tokens', 'batch_size', 'data.seq_len', 'a.b']), st.one_of(
+               st.integers(-3, 300), st.text(), st.floats(-1, 1), st.tuples(st.text())))).map(tuple)}  # of stages
 NUMBER = r'[0-9]{1,3}(\.[0-9])?(e[0-9]{1,9})?(K|M|B|T|s|min|h|d)?'
 LITERAL = r'[\[({][^\n]{0,9}[\])}]'
 ANYTHING = st.one_of(
@@ -236,7 +238,7 @@ def test_json_round_trip(data):
   c = base().unlock()
   for key in data.draw(st.sets(st.sampled_from(sorted(V.DEFAULTS)), max_size=8)):
     section, _, name = key.rpartition('.')
-    (c[section] if section else c)[name] = data.draw(BY_TYPE[type(V.DEFAULTS[key])])
+    (c[section] if section else c)[name] = data.draw(BY_TYPE[V.kind_of(key)])
   c.lock()
   back = C.from_json(C.to_json(c))
   assert back == c and C.differences(back, c) == []
