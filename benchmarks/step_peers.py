@@ -79,9 +79,9 @@ def answer(side: str, shape: str) -> None:
   """What a process does: a line of facts, then for each line of its input one of seconds."""
   count, versions, step = SIDES[side](shape)
   first = step()  # compiles
-  print(json.dumps(dict(parameters=count, versions=versions, loss=first)), flush=True)
+  print(json.dumps(dict(parameters=count, versions=versions, loss=first), allow_nan=False), flush=True)
   for _ in sys.stdin:
-    print(json.dumps(dict(seconds=_timed(step))), flush=True)
+    print(json.dumps(dict(seconds=_timed(step)), allow_nan=False), flush=True)
 
 
 def _timed(step: Step) -> float:

@@ -16,6 +16,8 @@ from t5like.training import loop
 from tests import tiny
 from tests.evals.test_tasks import written
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 KEY = dict(step=10, shots=-1, limit=0)
 
 

@@ -18,6 +18,8 @@ from tests import tiny
 from tests.conftest import ROOT
 from tests.training.test_recovery import poison
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def strictly(text):
   """json.loads that refuses NaN and Infinity, as other programs do."""

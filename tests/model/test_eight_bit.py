@@ -17,6 +17,8 @@ from t5like.model.gathering import gather_factor
 from t5like.sharding import at_rest, einsum, in_use
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 EQUATIONS = {'BTD,DNH->BTNH': ((3, 8, 32), (32, 4, 8)), 'BTNH,NHD->BTD': ((3, 8, 4, 8), (4, 8, 32)),
              'BTD,DF->BTF': ((3, 8, 32), (32, 24)), 'BTF,FD->BTD': ((3, 8, 24), (24, 32))}
 FORMATS = {'int8': (127.5, lambda x: np.clip(np.round(x), -128, 127)),

@@ -16,6 +16,8 @@ from t5like.training import loop
 from tests import tiny
 from tests.conftest import DEFAULT_EMITTERS
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 EVERY = ('q', 'k', 'v', 'o', 'up', 'gate', 'down')
 ADAPTED = dict(lora_rank=3, lora_alpha=6.0, lora_projections=EVERY)
 

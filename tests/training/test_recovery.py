@@ -16,11 +16,12 @@ from t5like.errors import CheckpointError, ConfigError, DataError, NumericsError
 from t5like.storage import lease, rewinds as rewinds_lib
 from t5like.storage.checkpoint import Checkpoints
 from t5like.training import dispatch, loop, saving, validation
-from tests import tiny
+from tests import forked, tiny
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 ROOT = pathlib.Path(__file__).parents[2]
+_server = forked.Server()
 
 
 def run(config, workdir):
@@ -282,7 +283,7 @@ from t5like.storage import checkpoint
 from t5like.training import loop
 from t5like.batches import pipeline
 from t5like.training.dispatch import Dispatcher
-from tests import tiny
+from tests import forked, tiny
 c = tiny.config(pathlib.Path({str(tmp_path)!r}), steps=20, checkpoint=dict(every=2), evaluate=dict(every=0),
                 watchdog=dict({phase}=2.0))
 real_step, count = Dispatcher.step, []
@@ -294,7 +295,7 @@ def step(self, batches, progress):
 Dispatcher.step = step
 loop.train(c, {str(tmp_path / 'run')!r}, 'test')
 '''
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = _server.run(ROOT, code, ())
   assert done.returncode == 124, done.stderr[-2000:]
   assert f'no progress for 2 s (config key watchdog.{phase})' in done.stderr
   assert 'time.sleep' not in done.stdout and 'File "' in done.stderr
