@@ -1,4 +1,5 @@
 """Stages of a run: resumed anywhere it is the run that nothing disturbed, and the next one is compiled beforehand."""
+import json
 import threading
 import time
 
@@ -7,12 +8,13 @@ import pytest
 
 from t5like.config import stages as stages_lib
 from t5like.decoding import trained_model
-from t5like.errors import ConfigError, Preempted
+from t5like.errors import BadSteps, ConfigError, Preempted
 from t5like.observe import ledger
 from t5like.storage.checkpoint import Checkpoints
 from t5like.training import loop, preconditions, stages
 from t5like.training.course import Course
 from t5like.training.progress import Progress
+from t5like.training.trainer import Trainer
 from tests import tiny
 
 NOT_OF_THE_RUN = ('time', 'tokens_per_second', 'mfu', 'data_wait', 'host_memory')
@@ -158,3 +160,34 @@ def test_a_branch_without_changes_is_the_trunk_to_the_bit(tmp_path):
     branch.branch_from = str(tmp_path)
   with pytest.raises(ConfigError, match='this is no run'):
     preconditions.check(branch, str(tmp_path / 'other'))
+
+
+@pytest.mark.usefixtures('compile_once')
+def test_a_rewind_to_an_earlier_stage_is_a_run_that_skips_its_rows(tmp_path, monkeypatch):
+  """The stage begins again at its tokens, which are other rows then."""
+  c = config(tmp_path, 'sizes', stop=dict(tokens=4 * STEP))
+  with c.unlocked():
+    c.checkpoint.every = 2
+    c.evaluate.every = 0
+    c.stages = ({'tokens': 3 * STEP, 'batch_size': 8, 'data.mixture.a.weight': 1},)
+  judge = Trainer.judge
+  raised = []
+
+  def once(self, values, rows, step):
+    if step == 4 and not raised:
+      raised.append(self.plan.stage)
+      raise BadSteps('told so.')
+    judge(self, values, rows, step)
+
+  monkeypatch.setattr(Trainer, 'judge', once)
+  result = run(c, tmp_path / 'rewound')
+  start, stop = json.loads((tmp_path / 'rewound/rewinds.json').read_text())[0]['rows']
+  assert raised == [1] and start == 32
+  with c.unlocked():
+    c.data.skip_rows = f'{start}:{stop}'
+  assert run(c, tmp_path / 'skipped')['validation'] == result['validation']
+  metas = []
+  for name in ('rewound', 'skipped'):
+    with Checkpoints(tmp_path / name) as checkpoints:
+      metas.append(checkpoints.meta(result['step']))
+  assert metas[0]['checksums'] == metas[1]['checksums'] and metas[0]['stages'] == metas[1]['stages'] == [[3, stop + 16]]
