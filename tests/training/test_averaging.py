@@ -121,7 +121,7 @@ def test_an_average_of_a_constant_run_is_as_good_as_a_decay_from_it(tmp_path):
   def nll(name, seed, **changes):
     config = tiny.config(
         tmp_path, steps=steps, seed=seed, data=dict(source=source, validation_fraction=0.05),
-        schedule=dict(name='constant', warmup_steps=20), optimizer=dict(learning_rate=2e-2),
+        schedule=dict(name='constant', warmup_steps=20), optimizer=dict(learning_rate=3e-2),
         evaluate=dict(every=0, batches=0), checkpoint=dict(every=10, keep=9), log=dict(every=100), **changes)
     return loop.train(config, tmp_path / f'{name}{seed}', name, jax.devices()[:1])['validation']['nll']
 
