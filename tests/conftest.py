@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict broadcasting, and compiled programs shared by all tests."""
 import collections
+import gc
 import importlib
 import importlib.metadata
 import itertools
@@ -92,6 +93,13 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return None
   file = collection_path.relative_to(ROOT).as_posix()
   return None if may_be_selected(file, config.option.markexpr) else True
+
+
+def pytest_collection_finish():
+  """Modules live as long as the process, and tracing makes many objects: less is searched for garbage, less often."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(5_000, 20, 10)
 
 
 @pytest.fixture(scope='module')

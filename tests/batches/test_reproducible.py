@@ -16,6 +16,8 @@ from tests import tiny
 from tests.batches.test_pipeline import equal, first
 from tests.batches.test_rows import PAIRED, SENTINELS, T5, leaves
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 KINDS = dict(
     causal=dict(data=dict(shards=3)),
     span_packed=dict(objective=dict(name='span_corruption'), data=dict(packing='best_fit', shards=2), **T5,

@@ -19,6 +19,8 @@ from t5like.vocabulary import loading, matching
 from tests import tiny
 from tests.config.test_config import message
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 OBJECTIVES = dict(decoder='causal', encoder='masked_lm', encoder_decoder='prefix_lm')
 SENTINELS = dict(sentinels=2)
 
