@@ -17,7 +17,7 @@ TOPOLOGIES = {
     'olmo2_1b:7b': 'v5e-256', 'olmo3_7b:': 'v5e-256', 'smollm2:135m': 'v5e-64', 'smollm2:360m': 'v5e-64',
     'smollm2:1b7': 'v5e-256', 'extend_llama3:16k': 'v5e-256', 'extend_llama3:32k': 'v5e-256',
     'mixtral_8x7b:': 'v5p-256', 'olmoe_1b_7b:': 'v5e-64', 'qwen3_30b_a3b:': 'v5p-256', 'switch_base:8': 'v5e-32',
-    'switch_base:64': 'v5e-64', 'switch_base:128': 'v5e-128', 'switch_base:256': 'v5e-256',
+    'switch_base:64': 'v5e-64', 'switch_base:128': 'v5e-64', 'switch_base:256': 'v5e-64',
     'modernbert_base:': 'v5e-64', 'modernbert_base:large': 'v5e-64', 'modernbert_base:context': 'v5e-8',
     'extend_llama3:64k': 'v5e-256', 'extend_llama3:128k': 'v5e-256', 'extend_llama3:70b_128k': 'v5p-512'}
 
