@@ -38,11 +38,9 @@ class Ahead:
     self._state = jax.tree.map(_abstract, state)
     self._say = say
     self._programs: list[Any] = []  # kept until the stage has begun
-    self._thread = threading.Thread(
-        target=self._compile,
-        name='ahead',
-        daemon=True,
-    )
+    # Not a daemon: the interpreter waits for it before it ends, as a compiler that is interrupted aborts the process.
+    # main.py does not wait where a run is left, as after a signal: it ends the process itself.
+    self._thread = threading.Thread(target=self._compile, name='ahead', daemon=False)
     self._thread.start()
 
   def _compile(self) -> None:

@@ -83,6 +83,7 @@ def test_steps_of_the_next_stage_are_compiled_while_others_run(tmp_path, monkeyp
 
     def __init__(self, plan, *rest):
       super().__init__(plan, *rest)
+      assert not self._thread.daemon, 'a process that ends while a daemon compiles aborts'
       if plan.stage == 1:
         self.wait()
 
@@ -98,7 +99,7 @@ def test_steps_of_the_next_stage_are_compiled_while_others_run(tmp_path, monkeyp
                   stages=({'tokens': 2 * STEP, 'batch_size': 8}, {'tokens': 3 * STEP, 'data.seq_len': 16}))
   run(c, tmp_path / 'run', watch=lambda step, numbers: seen.setdefault(step, compiled.count('MainThread')))
   assert compiled.count('ahead') >= 4  # train and eval steps of two stages
-  assert seen[1] == seen[12] == compiled.count('MainThread') > 0 and max(seen) == 16
+  assert seen[1] == seen[16] > 0 and max(seen) == 16  # what is saved and validated afterwards may compile
   lines = ledger.read(tmp_path / 'run')
   compiling = sum(line['seconds'].get('compile', 0) for line in lines if line['step'] > 4)
   stepping = sum(line['seconds'].get('step', 0) for line in lines if line['step'] > 4)
