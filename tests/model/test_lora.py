@@ -86,7 +86,7 @@ def test_a_weight_gets_alpha_over_rank_times_a_b():
 
 def test_sharded_it_computes_the_same_and_gradients_too():
   found = []
-  for axes in (dict(), dict(fsdp=2, tensor=2), dict(fsdp=2, context=2)):
+  for axes in (dict(), dict(fsdp=2, context=2, tensor=2)):
     with mesh(int(np.prod([1, *axes.values()])), **axes):
       model = model_of(num_kv_heads=4, vocab_size=64, **ADAPTED)
       layout = jax.tree.map(lambda x: x.sharding, sharding.abstract(lambda: model.init(jax.random.key(0)),
