@@ -6,7 +6,7 @@
 
 --compare times whole train steps of a decoder, an encoder-decoder and an encoder of about 10M parameters
 (benchmarks/step_shapes.py, fp32 on CPU) beside the same on torch (benchmarks/torch_models.py), each in a process
-of its own, in turns; --cores uses so many CPU cores. --loop times three ways to train the same 10M decoder (6
+of its own, in turns; --cores uses that many CPU cores. --loop times three ways to train the same 10M decoder (6
 layers, 384 wide, context 256, batch 16) in turns in one process: our whole loop (data, metrics, logging), our
 step alone on a fixed batch, and a decoder in plain JAX (benchmarks/plain_jax.py). Quote the ratios.
 """
@@ -192,12 +192,13 @@ def main(argv):
   flags.DEFINE_string('config', None, 'Config file.')
   flags.DEFINE_bool('compare', False, 'Compare train steps with those of torch.')
   flags.DEFINE_integer('cores', 0, 'CPU cores to use; 0: those that are here.')
+  flags.DEFINE_integer('rounds', ROUNDS, 'Pairs of measurements of --compare.')
   flags.DEFINE_bool('loop', False, 'Compare our loop, our step and plain JAX.')
   flags.FLAGS([a for a in argv if not a.startswith('--config.')])
   if flags.FLAGS.cores:  # before JAX counts them, at its first array
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:flags.FLAGS.cores])
   if flags.FLAGS.compare:
-    return step_peers.compare()
+    return step_peers.compare(flags.FLAGS.rounds)
   if flags.FLAGS.loop:
     return compare_loop()
   if not flags.FLAGS.config:
