@@ -1,12 +1,13 @@
 """The benchmarks run, on sizes that say nothing."""
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from benchmarks import data, eight_bit, plain_jax, step
+from benchmarks import data, eight_bit, oracle, plain_jax, step
 from t5like import sharding
 from t5like.model import loss as loss_lib, transformer
 
@@ -95,3 +96,27 @@ def test_decoding_beside_transformers(monkeypatch, capsys):
     (row,) = decode.compare('tiny', (2,), beams, rounds=1)
     assert row[0] == 2 and min(row[1:]) > 0
   assert capsys.readouterr().out.count('same tokens 100.0%') == 2
+
+
+def test_published_steps_become_configs_of_their_sizes():
+  """Of each generation, by the published number of parameters; what cannot be expressed says why."""
+  sizes = {}
+  reasons = []
+  for row in json.loads(oracle.PUBLISHED.read_text(encoding='utf-8')):
+    if row['status'] == 'inconsistent' or (row['tpu'], row['model']) in sizes:
+      continue
+    try:
+      sizes[row['tpu'], row['model']] = oracle.config_of(row).batch_size
+    except oracle.Inexpressible as error:
+      reasons.append(str(error))
+  assert {tpu for tpu, _ in sizes} == {'v4', 'v5e', 'v5p', 'v6e', '7x'} and len(sizes) >= 30
+  assert any('q_lora_rank' in reason for reason in reasons) and all(reasons)
+
+
+def test_errors_are_those_of_layouts_that_nothing_was_fitted_on(capsys):
+  lines = [dict(tpu='v5e', layout=f'{n}', published=2.0 + n % 2, predicted=1.0) for n in range(40)]
+  lines += [dict(lines[0], layout='0', published=200.0)] * 5  # the same layout again and again counts once
+  oracle.summary(lines)
+  row = next(line for line in capsys.readouterr().out.split('\n') if line.startswith('| v5e'))
+  fitted = sum(oracle.is_fitted(line['layout']) for line in lines[:40])
+  assert 10 < fitted < 30 and f', {fitted} |' in row and '45, 40' in row
