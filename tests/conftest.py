@@ -99,7 +99,26 @@ def pytest_collection_finish():
   """Modules live as long as the process, and tracing makes many objects: less is searched for garbage, less often."""
   gc.collect()
   gc.freeze()
-  gc.set_threshold(5_000, 20, 10)
+  gc.set_threshold(2_000, 10, 10)
+
+
+MOST_MAPS = 20_000  # Linux gives a process 65,530 areas of memory, of which each program that is loaded takes some
+
+
+@pytest.fixture(autouse=True, scope='module')
+def without_programs_of_other_files():
+  """Behind a file's tests, programs are let go before there are so many that the process would be ended."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if not maps.exists() or len(maps.read_bytes().splitlines()) < MOST_MAPS:
+    return
+  import jax
+
+  from tests import compiled_once
+  compiled_once.steps.clear()
+  compiled_once.makers.clear()
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='module')
