@@ -166,7 +166,7 @@ def config_of(row):
 def layout_of(row):
   """What rows of one layout have in common: the same run at another date is no other evidence."""
   keys = ('tpu', 'model', 'chips', 'slices', 'seq_len', 'per_chip_batch', 'precision', 'remat')
-  return '/'.join(str(row[key]) for key in keys) + json.dumps(row['parallelism'], sort_keys=True)
+  return '/'.join(str(row[key]) for key in keys) + json.dumps(row['parallelism'], sort_keys=True, allow_nan=False)
 
 
 def is_fitted(layout):
@@ -212,7 +212,7 @@ def main(argv=None):
       line = predicted(row)
       if flags.results:
         with open(flags.results, 'a', encoding='utf-8') as f:
-          f.write(json.dumps(line) + '\n')
+          f.write(json.dumps(line, allow_nan=False) + '\n')
     line['layout'] = layout_of(row)
     lines.append(line)
     print(shown(line), flush=True)

@@ -68,7 +68,7 @@ def test_a_declaration_of_another_rank_is_refused():
 
 
 @pytest.mark.parametrize('fields, words', [
-    (dict(dims='DF', role='router', kind='matrix'), "no role 'router'"),
+    (dict(dims='DF', role='mixer', kind='matrix'), "no role 'mixer'"),
     (dict(dims='DF', role='up', kind='weight'), "no kind 'weight'"),
     (dict(dims='DD', role='up', kind='matrix'), 'letter of its own'),
     (dict(dims='DF', role='up', kind='matrix', inputs='D', outputs='DF'), 'letter of its own'),
