@@ -15,10 +15,10 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import eight_bit  # noqa: E402
 from t5like import config as config_lib  # noqa: E402
 from t5like.config import base  # noqa: E402
 from t5like.model import models  # noqa: E402
-from t5like.observe import compare  # noqa: E402
 from t5like.training import loop  # noqa: E402
 
 MODELS = dict(causal='decoder', span_corruption='encoder_decoder')
@@ -55,10 +55,8 @@ def row(objective, kind, sizes, nlls, dense):
   numbers = ' '.join(f'{nll:.4f}' for nll in nlls)
   gap = 'reference'
   if kind != 'dense':
-    seeds = range(len(dense))
-    result = compare.difference(seeds, seeds, dense, nlls)
-    half = (result.high - result.low) / 2
-    gap = f'{result.mean:+.4f} ± {half:.4f} ({result.mean / statistics.fmean(dense):+.1%})'
+    mean, half = eight_bit.gap(nlls, dense)
+    gap = f'{mean:+.4f} ± {half:.4f} ({mean / statistics.fmean(dense):+.1%})'
   million = sizes['flops_per_token'] / 1e6
   return f'| {objective} | {kind} | {sizes["parameters"]:,} | {million:.2f} | {numbers} | {gap} |'
 

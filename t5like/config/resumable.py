@@ -53,10 +53,10 @@ def permitted(config: Config) -> list[str]:
 
 def is_permitted(config: Config, key: str) -> bool:
   """Whether `allow_changed` names a key or its section."""
-  return _under(key, permitted(config))
+  return under(key, permitted(config))
 
 
-def _under(key: str, prefixes: Iterable[str]) -> bool:
+def under(key: str, prefixes: Iterable[str]) -> bool:
   return any(f'{key}.'.startswith(f'{prefix}.') for prefix in prefixes)
 
 
@@ -70,7 +70,7 @@ def check_resumable(old: Config, new: Config, where: str) -> list[Difference]:
   refused = []
   lines = [f'{where} holds a run of another config:']
   for key, before, after in changed:
-    if not _under(key, may_change):
+    if not under(key, may_change):
       refused.append(key)
       lines.append(f'{key}: {show(before)} there, {show(after)} now')
   if refused:

@@ -4,13 +4,14 @@
 with its own changes (`of`), and keeps the rules of any config. `course` says which steps, tokens and rows of a run each
 stage has: a stage begins with the first step that begins at or beyond its tokens.
 """
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from t5like.config.objective_rules import OF_A_DATASET, is_weight, whole_tokens
-from t5like.config.resumable import OF_PARAMETERS, OF_THE_OPTIMIZER, is_permitted
+from t5like.config.resumable import OF_PARAMETERS, OF_THE_OPTIMIZER, is_permitted, under
 from t5like.config.values import DEFAULTS, Flat, either, flatten, made_of, normal, show, unknown
 from t5like.config_type import Config
 from t5like.errors import ConfigError
@@ -175,7 +176,7 @@ def _no_key(flat: Flat, key: str, value: Any) -> str:
     return _no_weight(flat, key, value)
   if key not in DEFAULTS:
     return unknown(key, written)
-  if _under(key, MAY_CHANGE):
+  if under(key, MAY_CHANGE):
     return ''
   return f'{written}: cannot change in a stage, because it {_reason(key)}'
 
@@ -208,10 +209,6 @@ def _reason(key: str) -> str:
   return f'belongs to the whole run. A stage can change {either(MAY_CHANGE)}.'
 
 
-def _under(key: str, prefixes: Sequence[str]) -> bool:
-  return any(f'{key}.'.startswith(f'{prefix}.') for prefix in prefixes)
-
-
 def placed(entry: Entry, problem: str) -> str:
   """A problem of the config of a stage, which begins with a key, as one of the whole config."""
   if problem.startswith(tuple(entry.changes)):
@@ -219,9 +216,22 @@ def placed(entry: Entry, problem: str) -> str:
   return f'{entry.where} ({", ".join(entry.changes)}): {problem}'
 
 
+@contextlib.contextmanager
+def named_in_errors(stage: Stage) -> Iterator[None]:
+  """Errors inside that are about the config of a stage name it."""
+  try:
+    yield
+  except ConfigError as error:
+    if not stage.where:
+      raise
+    kind = type(error)
+    keys = ', '.join(stage.changes)
+    raise kind(f'{stage.where} ({keys}): {error}') from error
+
+
 def begins_schedule(changes: Flat) -> bool:
   """Whether changes are of the learning rate."""
-  return any(_under(key, OF_THE_RATE) for key in changes)
+  return any(under(key, OF_THE_RATE) for key in changes)
 
 
 # --- Configs of stages ----------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from t5like.batches import pipeline
 from t5like.config import stages as stages_lib
 from t5like.config.stages import Stage, Stretch
 from t5like.config_type import Config
-from t5like.errors import ConfigError
 from t5like.optim import from_config
 from t5like.training import plan as plan_lib
 from t5like.training.plan import Plan
@@ -93,10 +92,8 @@ def make(config: Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Cou
   stages = stages_lib.of(config)
   plans = []
   for number, stage in enumerate(stages):
-    try:
+    with stages_lib.named_in_errors(stage):
       plan = plan_lib.make(stage.config, vocabulary, mesh)
-    except ConfigError as error:
-      raise placed(stage, error) from error
     plan = dataclasses.replace(plan, requested=config, stage=number)
     plans.append(plan)
   if len(plans) > 1:
@@ -105,12 +102,3 @@ def make(config: Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Cou
     plans = [dataclasses.replace(plan, stateful=stateful) for plan in plans]
   course = Course(stages, tuple(plans), ())
   return course.continued(Progress())
-
-
-def placed(stage: Stage, error: ConfigError) -> ConfigError:
-  """An error about the config of a stage, which names it."""
-  if not stage.where:
-    return error
-  kind = type(error)
-  keys = ', '.join(stage.changes)
-  return kind(f'{stage.where} ({keys}): {error}')

@@ -12,10 +12,10 @@ from t5like import sharding
 from t5like.batches import pipeline
 from t5like.config import stages
 from t5like.config_type import Config
-from t5like.errors import BadSteps, ConfigError, Failure
+from t5like.errors import BadSteps, Failure
 from t5like.observe import profiling
 from t5like.prepared import opening
-from t5like.training import actions, build, course, endings, preconditions, recovery, saving, signals
+from t5like.training import actions, build, endings, preconditions, recovery, saving, signals
 from t5like.training.dispatch import Dispatcher
 from t5like.training.hooks import Hooks, Turn
 from t5like.training.parts import Parts, Request, open_parts
@@ -77,11 +77,9 @@ def train(
 
 def _check_stage(stage: stages.Stage, mesh: jax.sharding.Mesh) -> None:
   """ConfigError for a batch that the devices cannot divide, and for options that their compiler refuses."""
-  try:
+  with stages.named_in_errors(stage):
     build.rows_per_device(stage.config, mesh)
     build.check_compile_options(stage.config, mesh.local_devices[0])
-  except ConfigError as error:
-    raise course.placed(stage, error) from error
 
 
 class Run:

@@ -7,7 +7,6 @@ these are read. Modules with JAX are imported in the functions that need them: m
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Callable
 
 from etils import epath
 
@@ -58,23 +57,12 @@ def check(config: Config, workdir: str = '', here: bool = True, create: bool = F
         raise
       notes.append(f'On this machine: {error}')
   for stage in stages.of(config):
-    for rule in OF_THE_CONFIG:
-      _of_stage(rule, stage)
+    with stages.named_in_errors(stage):
+      for rule in OF_THE_CONFIG:
+        rule(stage.config)
   if create:
     _probe(workdir)
   return notes
-
-
-def _of_stage(rule: Callable[[Config], None], stage: stages.Stage) -> None:
-  """A rule of the config of a stage, which its errors name."""
-  try:
-    rule(stage.config)
-  except ConfigError as error:
-    if not stage.where:
-      raise
-    kind = type(error)
-    keys = ', '.join(stage.changes)
-    raise kind(f'{stage.where} ({keys}): {error}') from error
 
 
 # --- Of the config alone ----------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def config(tmp_path_factory):
 
 
 def test_every_key_that_may_not_change_unasked_is_tried():
-  free = [key for key in DEFAULTS if not resumable._under(key, resumable.ALLOWED)]
+  free = [key for key in DEFAULTS if not resumable.under(key, resumable.ALLOWED)]
   others = {'objective', 'data', 'vocabulary'}  # what is prepared, and sizes of rows: no arrays of the state
   assert {key for key in free if key.partition('.')[0] not in others} <= set(OTHER)
   assert set(OTHER) <= set(DEFAULTS)
